@@ -1,0 +1,35 @@
+"""The science: pure functions on tensors and small frozen dataclasses. No I/O, no framework."""
+
+from prefix_rft.core.advantage import group_advantage
+from prefix_rft.core.batch import Batch
+from prefix_rft.core.method import Method, Selection, Stream
+from prefix_rft.core.objective import (
+    LossOutput,
+    Targets,
+    advantages,
+    loss,
+    prepare,
+    select_prefix,
+)
+from prefix_rft.core.prefix import PrefixSampler, draw_prefix, prefix_length
+from prefix_rft.core.schedules import Schedule
+from prefix_rft.core.select import keep_fraction
+
+__all__ = [
+    "Batch",
+    "LossOutput",
+    "Method",
+    "PrefixSampler",
+    "Schedule",
+    "Selection",
+    "Stream",
+    "Targets",
+    "advantages",
+    "draw_prefix",
+    "group_advantage",
+    "keep_fraction",
+    "loss",
+    "prefix_length",
+    "prepare",
+    "select_prefix",
+]

@@ -1,0 +1,106 @@
+"""The batch contract: every token says where it came from, every row which group it belongs to.
+
+Shape letters: B rows, T tokens. Rows are right-padded; ``logp_BT[b, t]`` is the log-probability of
+``tokens_BT[b, t]`` given everything before it in the row (its prompt included).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rollouts and demonstrations of one optimizer step, or some rows of them.
+
+    Attributes:
+        tokens_BT: token ids, int64.
+        response_mask_BT: bool, every token that may be trained: prefix, continuation, on-policy
+            response, whole demonstration; not the prompt, not padding.
+        prefix_mask_BT: bool, the demonstration part of hybrid rows; inside the response.
+        demo_mask_BT: bool, the tokens of whole-demonstration rows; inside the response.
+        old_logp_BT: log-probabilities under the policy that made the rollouts, prefix tokens
+            included (the policy's own forward, never 0); None where the policy has not moved since,
+            which makes every importance ratio exactly 1.
+        reward_B: reward of the whole row, NaN where it could not be graded.
+        group_B: int64 group ids.
+        ref_logp_BT: log-probabilities under the reference policy, for KL.
+        weight_BT: detached factor on the policy-gradient terms, e.g. sampler/trainer correction.
+        truncated_B: bool, rows that ran into the length limit.
+
+    Raises:
+        ValueError: shapes or dtypes disagree, or masks contradict each other.
+    """
+
+    tokens_BT: Tensor
+    response_mask_BT: Tensor
+    prefix_mask_BT: Tensor
+    demo_mask_BT: Tensor
+    old_logp_BT: Tensor | None
+    reward_B: Tensor
+    group_B: Tensor
+    ref_logp_BT: Tensor | None = None
+    weight_BT: Tensor | None = None
+    truncated_B: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.tokens_BT.ndim != 2:
+            raise ValueError(f"tokens_BT must have shape (B, T), got {tuple(self.tokens_BT.shape)}")
+        B, T = self.tokens_BT.shape
+        for f in fields(self):
+            x = getattr(self, f.name)
+            shape = (B, T) if f.name.endswith("_BT") else (B,)
+            if x is not None and tuple(x.shape) != shape:
+                raise ValueError(f"{f.name} must have shape {shape}, got {tuple(x.shape)}")
+            if x is not None and "mask" in f.name and x.dtype != torch.bool:
+                raise ValueError(f"{f.name} must be bool, got {x.dtype}")
+        both = self.prefix_mask_BT & self.demo_mask_BT
+        outside = (self.prefix_mask_BT | self.demo_mask_BT) & ~self.response_mask_BT
+        if bool(both.any()):
+            raise ValueError("prefix_mask_BT and demo_mask_BT overlap: a token has one origin")
+        if bool(outside.any()):
+            raise ValueError("prefix_mask_BT and demo_mask_BT must lie inside response_mask_BT")
+
+    @property
+    def hybrid_B(self) -> Tensor:
+        """Rows that start from a demonstration prefix of at least one token."""
+        return self.prefix_mask_BT.any(1)
+
+    @property
+    def demo_B(self) -> Tensor:
+        """Rows that are a whole demonstration."""
+        return self.demo_mask_BT.any(1)
+
+    @property
+    def policy_B(self) -> Tensor:
+        """On-policy rows."""
+        return ~self.hybrid_B & ~self.demo_B
+
+    def origin(self, origins: tuple[str, ...]) -> Tensor:
+        """Mask (B, T) of the response tokens with one of these origins."""
+        sampled = self.response_mask_BT & ~self.prefix_mask_BT & ~self.demo_mask_BT
+        masks = {
+            "policy": sampled & self.policy_B[:, None],
+            "continuation": sampled & self.hybrid_B[:, None],
+            "prefix": self.prefix_mask_BT,
+            "demonstration": self.demo_mask_BT,
+        }
+        return torch.stack([masks[o] for o in origins]).any(0)
+
+    def rows_with(self, origins: tuple[str, ...]) -> Tensor:
+        """Mask (B,) of the rows that belong to one of these origins, masked-out rows included."""
+        kinds = {
+            "policy": self.policy_B,
+            "continuation": self.hybrid_B,
+            "prefix": self.hybrid_B,
+            "demonstration": self.demo_B,
+        }
+        return torch.stack([kinds[o] for o in origins]).any(0)
+
+    def rows(self, index: Tensor | slice) -> Batch:
+        """The batch restricted to some rows."""
+        parts = {f.name: x[index] for f in fields(self) if (x := getattr(self, f.name)) is not None}
+        return replace(self, **parts)

@@ -1,0 +1,279 @@
+"""The one objective that all methods share, split so that micro-batches and ranks add up exactly.
+
+``prepare`` looks at a whole optimizer step and fixes everything that carries no gradient:
+advantages, selected tokens, and one scale per stream that holds coefficient and normaliser.
+``loss`` then is a plain sum over whatever rows it is given, so the sum over micro-batches (and
+processes) is the loss of the step, whatever the split.
+
+Shape letters: B rows, T tokens, S streams.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from prefix_rft.core.advantage import group_advantage
+from prefix_rft.core.batch import Batch
+from prefix_rft.core.method import DEFAULT_CONST, ROLLOUT, Method, Stream
+from prefix_rft.core.select import keep_fraction
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What ``prepare`` fixed for a step. Row slices of it go with row slices of the batch.
+
+    Attributes:
+        scale_S: ``c / Z`` of every stream, over the whole step; 0 for an empty stream.
+        acts_SBT: bool, the tokens on which each stream acts.
+        row_count_SB: counted tokens of each row for ``seq_mean_token_mean``, else 1.
+        advantage_SB: advantage of every stream and row.
+        keep_BT: bool, prefix tokens that keep their advantage.
+    """
+
+    scale_S: tuple[float, ...]
+    acts_SBT: Tensor
+    row_count_SB: Tensor
+    advantage_SB: Tensor
+    keep_BT: Tensor
+
+    def rows(self, index: Tensor | slice) -> Targets:
+        """The targets of some rows; scales stay those of the whole step."""
+        return Targets(
+            self.scale_S,
+            self.acts_SBT[:, index],
+            self.row_count_SB[:, index],
+            self.advantage_SB[:, index],
+            self.keep_BT[index],
+        )
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """``loss`` carries the gradient; ``stats`` maps a metric to its detached (sum, count).
+
+    Sums and counts add over micro-batches and processes; ``metrics`` divides them.
+    """
+
+    loss: Tensor
+    stats: dict[str, tuple[Tensor, Tensor]]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Means of the metrics that have a count; one that was never observed is left out."""
+        return {k: (s / n).item() for k, (s, n) in self.stats.items() if n > 0}
+
+
+def advantages(
+    method: Method,
+    reward_B: Tensor,
+    group_B: Tensor,
+    hybrid_B: Tensor,
+    demo_B: Tensor,
+) -> Tensor:
+    """The advantage of every stream and row, shape (S, B).
+
+    Takes whole groups: call it where all rows of a group are known. Whole demonstrations enter a
+    group's baseline only for methods that plan such rows.
+    """
+    everyone = torch.ones_like(hybrid_B) if method.num_demonstrations else ~demo_B
+    reward_B = reward_B if reward_B.device.type == "mps" else reward_B.double()
+    graded = torch.nan_to_num(reward_B, nan=0.0)
+    known = {"reward": graded}
+    for kind, include in (("group", everyone), ("policy_group", ~hybrid_B & ~demo_B)):
+        known[kind] = group_advantage(reward_B, group_B, include, method.baseline)
+    return torch.stack(
+        [
+            known[s.advantage]
+            if isinstance(s.advantage, str)
+            else torch.full_like(graded, s.advantage)
+            for s in method.streams
+        ]
+    )
+
+
+def select_prefix(
+    method: Method, prefix_BT: Tensor, entropy_BT: Tensor | None, step: int
+) -> Tensor:
+    """Prefix tokens that keep their advantage, ranked over the rows given (or within each row)."""
+    if method.selection is None or not bool(prefix_BT.any()):
+        return prefix_BT
+    chosen = method.selection
+    if entropy_BT is None:
+        raise ValueError(f"method '{method.name}' selects prefix tokens by entropy, but got none")
+    return keep_fraction(
+        entropy_BT, prefix_BT, chosen.fraction, chosen.mode, chosen.scope == "row", step
+    )
+
+
+def prepare(
+    method: Method,
+    batch: Batch,
+    entropy_BT: Tensor | None = None,
+    step: int = 0,
+    total_steps: int = 1,
+    *,
+    advantage_SB: Tensor | None = None,
+    keep_BT: Tensor | None = None,
+    all_sum: Callable[[Tensor], Tensor] = lambda x: x,
+) -> Targets:
+    """Fix advantages, selection and weights of one optimizer step.
+
+    Args:
+        method: from ``prefix_rft.methods.load``.
+        batch: all rows of the step that this process holds.
+        entropy_BT: entropies of the policy at the response tokens, for the selection.
+        step: optimizer step, for schedules.
+        total_steps: steps of the run.
+        advantage_SB: from :func:`advantages`, where groups reach beyond this batch.
+        keep_BT: from :func:`select_prefix`, where the ranked pool reaches beyond this batch.
+        all_sum: sums the counts over the processes that share the step.
+    """
+    if advantage_SB is None:
+        advantage_SB = advantages(
+            method, batch.reward_B, batch.group_B, batch.hybrid_B, batch.demo_B
+        )
+    if keep_BT is None:
+        keep_BT = select_prefix(method, batch.prefix_mask_BT, entropy_BT, step)
+
+    by_token = method.aggregation == "token_mean"
+    counted = [batch.origin(s.counted) for s in method.streams]
+    rows = [batch.rows_with(s.counted) for s in method.streams]
+    local = [(c if by_token else r).sum() for c, r in zip(counted, rows, strict=True)]
+    Z_S = all_sum(torch.stack(local)).tolist()
+    if method.aggregation == "sum_over_const":
+        const = DEFAULT_CONST if method.const is None else method.const
+        Z_S = [z * const for z in Z_S]
+    scale_S = tuple(
+        stream.coefficient.over(total_steps)(step) / z if z else 0.0
+        for stream, z in zip(method.streams, Z_S, strict=True)
+    )
+    row_count_SB = torch.stack([c.sum(1).clamp(min=1) for c in counted])
+    if method.aggregation != "seq_mean_token_mean":
+        row_count_SB = torch.ones_like(row_count_SB)
+    acts = [
+        _trained(method, stream, batch, keep_BT) & (advantage_SB[s] != 0)[:, None]
+        for s, stream in enumerate(method.streams)
+    ]
+    return Targets(scale_S, torch.stack(acts), row_count_SB, advantage_SB, keep_BT)
+
+
+def _trained(method: Method, stream: Stream, batch: Batch, keep_BT: Tensor) -> Tensor:
+    """Tokens on which the stream acts: its origins, less what selection and truncation take."""
+    tokens = batch.origin(stream.tokens)
+    if stream.surrogate in ("kl", "entropy"):
+        return tokens
+    tokens = tokens & (keep_BT | ~batch.prefix_mask_BT)
+    if method.truncated == "mask" and batch.truncated_B is not None:
+        sampled = ~batch.prefix_mask_BT & ~batch.demo_mask_BT
+        tokens = tokens & ~(batch.truncated_B[:, None] & sampled)
+    return tokens
+
+
+def loss(
+    method: Method,
+    batch: Batch,
+    logp_BT: Tensor,
+    entropy_BT: Tensor | None = None,
+    step: int = 0,
+    total_steps: int = 1,
+    targets: Targets | None = None,
+) -> LossOutput:
+    """The loss of the rows given, with gradient through ``logp_BT`` (and ``entropy_BT``).
+
+    Without ``targets`` the batch is taken as a whole optimizer step. With the targets of a step
+    (sliced to these rows) the result is these rows' share of the step's loss: shares add up.
+
+    Args:
+        method: from ``prefix_rft.methods.load``.
+        batch: the rows.
+        logp_BT: log-probabilities of ``batch.tokens_BT`` under the policy; values outside the
+            response may be anything, NaN included.
+        entropy_BT: entropies at the same positions, in nats.
+        step: optimizer step, for schedules.
+        total_steps: steps of the run, the horizon of open schedules.
+        targets: of the step that these rows belong to.
+    """
+    if targets is None:
+        targets = prepare(method, batch, entropy_BT, step, total_steps)
+    total = logp_BT.new_zeros(())
+    for s, stream in enumerate(method.streams):
+        # Padding and tokens without advantage never reach an exp: they leave before it, not after.
+        acts_BT = targets.acts_SBT[s]
+        advantage_B1 = targets.advantage_SB[s].to(logp_BT.dtype)[:, None]
+        value_BT = _surrogate(method, stream, batch, logp_BT, entropy_BT, advantage_B1, acts_BT)
+        value_B = value_BT.where(acts_BT, 0.0).sum(1) / targets.row_count_SB[s]
+        total = total - targets.scale_S[s] * value_B.sum()
+    return LossOutput(total, _stats(method, batch, logp_BT, entropy_BT, targets))
+
+
+def _surrogate(
+    method: Method,
+    stream: Stream,
+    batch: Batch,
+    logp_BT: Tensor,
+    entropy_BT: Tensor | None,
+    advantage_B1: Tensor,
+    acts_BT: Tensor,
+) -> Tensor:
+    if stream.surrogate == "entropy":
+        if entropy_BT is None:
+            raise ValueError(f"stream '{stream.name}' of '{method.name}' needs entropies, got none")
+        return entropy_BT
+    logp = logp_BT.where(acts_BT, 0.0)
+    if stream.surrogate == "kl":
+        if batch.ref_logp_BT is None:
+            raise ValueError(f"stream '{stream.name}' of '{method.name}' needs ref_logp_BT")
+        log_ratio = batch.ref_logp_BT.where(acts_BT, 0.0) - logp
+        return -(log_ratio.exp() - log_ratio - 1.0)
+    if stream.surrogate == "logp":
+        value = advantage_B1 * logp
+    else:
+        rho = ratio(batch, logp, acts_BT)
+        bounded = rho if method.delta is None else rho.clamp(max=method.delta)
+        value = bounded * advantage_B1
+        if stream.surrogate == "clip":
+            high = method.epsilon if method.epsilon_high is None else method.epsilon_high
+            value = torch.minimum(value, rho.clamp(1.0 - method.epsilon, 1.0 + high) * advantage_B1)
+    return value if batch.weight_BT is None else value * batch.weight_BT.where(acts_BT, 0.0)
+
+
+def ratio(batch: Batch, logp_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """Importance ratio ``pi / pi_old``; 1 outside the mask, and where there is no old policy."""
+    old = logp_BT.detach() if batch.old_logp_BT is None else batch.old_logp_BT
+    return (logp_BT.where(mask_BT, 0.0) - old.where(mask_BT, 0.0)).exp()
+
+
+@torch.no_grad()
+def _stats(
+    method: Method, batch: Batch, logp_BT: Tensor, entropy_BT: Tensor | None, targets: Targets
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Sums and counts behind the metrics, hybrid and on-policy rows apart."""
+    stats: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def add(name: str, value: Tensor, where: Tensor) -> None:
+        stats[name] = (value.where(where, 0.0).sum(), where.sum())
+
+    graded = ~torch.isnan(batch.reward_B)
+    for name, rows in (
+        ("policy", batch.policy_B), ("prefix", batch.hybrid_B), ("demonstration", batch.demo_B)
+    ):  # fmt: skip
+        add(f"{name}/reward", batch.reward_B, rows & graded)
+    response = batch.response_mask_BT
+    high = method.epsilon if method.epsilon_high is None else method.epsilon_high
+    rho = ratio(batch, logp_BT, response)
+    outside = ((rho < 1.0 - method.epsilon) | (rho > 1.0 + high)).to(logp_BT.dtype)
+    add("clip_ratio/outside_mean", outside, batch.origin(ROLLOUT))
+    for origin in ("policy", "prefix", "continuation", "demonstration"):
+        where = batch.origin((origin,))
+        add(f"{origin}/logp", logp_BT, where)
+        if entropy_BT is not None:
+            add(f"{origin}/entropy", entropy_BT, where)
+    if entropy_BT is not None:
+        add("entropy", entropy_BT, response)
+    stats["prefix/kept"] = (targets.keep_BT.sum(), batch.prefix_mask_BT.sum())
+    stats["prefix/token_share"] = (batch.prefix_mask_BT.sum(), response.sum())
+    return stats

@@ -1,0 +1,58 @@
+"""Find a method by name or import path and check its options."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from prefix_rft.core.errors import choose, refuse_unknown
+from prefix_rft.core.method import Method
+
+BUILT_IN = ("prefix_rft", "dr_grpo", "grpo", "sft")
+
+
+def find(name: str) -> Callable[..., Method]:
+    """The function behind a built-in name, or behind ``package.module:function``.
+
+    Raises:
+        ValueError: no such method; the message names the nearest one.
+    """
+    if name in BUILT_IN:
+        return getattr(importlib.import_module(f"prefix_rft.methods.{name}"), name)
+    module, _, attribute = name.partition(":") if ":" in name else name.rpartition(".")
+    if not module:
+        choose("method", name, BUILT_IN)
+    try:
+        found: Any = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"method '{name}' cannot be imported: {error}") from error
+    if not callable(found):
+        raise ValueError(f"method '{name}' is not a function that returns a Method")
+    return found
+
+
+def options_of(name: str) -> dict[str, Any]:
+    """The options of a method and their defaults."""
+    return {key: p.default for key, p in inspect.signature(find(name)).parameters.items()}
+
+
+def load(name: str, **overrides: Any) -> Method:
+    """The method ``name`` with some of its options overridden.
+
+    Args:
+        name: a built-in name (``prefix_rft``, ``grpo``, ...) or ``package.module:function``.
+        overrides: options of that method.
+
+    Raises:
+        ValueError: unknown method, option or value; the message names the nearest one.
+    """
+    function = find(name)
+    options = options_of(name)
+    refuse_unknown(f"option of method {name}", overrides, options)
+    method = function(**overrides)
+    if not isinstance(method, Method):
+        raise ValueError(f"method '{name}' returned {type(method).__name__}, not a Method")
+    return replace(method, options={**options, **overrides})

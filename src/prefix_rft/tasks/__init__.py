@@ -1,0 +1,1 @@
+"""Bundled procedural tasks: rows, demonstrations and graders that need no download."""
