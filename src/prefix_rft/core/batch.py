@@ -100,7 +100,11 @@ class Batch:
         }
         return torch.stack([kinds[o] for o in origins]).any(0)
 
-    def rows(self, index: Tensor | slice) -> Batch:
-        """The batch restricted to some rows."""
-        parts = {f.name: x[index] for f in fields(self) if (x := getattr(self, f.name)) is not None}
+    def part(self, rows: Tensor | slice, width: int | None = None) -> Batch:
+        """The batch restricted to some rows and to its first ``width`` positions."""
+        parts = {}
+        for f in fields(self):
+            x = getattr(self, f.name)
+            if x is not None:
+                parts[f.name] = x[rows, :width] if f.name.endswith("_BT") else x[rows]
         return replace(self, **parts)

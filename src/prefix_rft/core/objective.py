@@ -18,7 +18,7 @@ from torch import Tensor
 
 from prefix_rft.core.advantage import group_advantage
 from prefix_rft.core.batch import Batch
-from prefix_rft.core.method import DEFAULT_CONST, ROLLOUT, Method, Stream
+from prefix_rft.core.method import DEFAULT_CONST, Method, Stream
 from prefix_rft.core.select import keep_fraction
 
 
@@ -40,14 +40,14 @@ class Targets:
     advantage_SB: Tensor
     keep_BT: Tensor
 
-    def rows(self, index: Tensor | slice) -> Targets:
-        """The targets of some rows; scales stay those of the whole step."""
+    def part(self, rows: Tensor | slice, width: int | None = None) -> Targets:
+        """The targets of some rows and positions; scales stay those of the whole step."""
         return Targets(
             self.scale_S,
-            self.acts_SBT[:, index],
-            self.row_count_SB[:, index],
-            self.advantage_SB[:, index],
-            self.keep_BT[index],
+            self.acts_SBT[:, rows, :width],
+            self.row_count_SB[:, rows],
+            self.advantage_SB[:, rows],
+            self.keep_BT[rows, :width],
         )
 
 
@@ -200,6 +200,7 @@ def loss(
     if targets is None:
         targets = prepare(method, batch, entropy_BT, step, total_steps)
     total = logp_BT.new_zeros(())
+    stats = _stats(batch, logp_BT, entropy_BT, targets)
     for s, stream in enumerate(method.streams):
         # Padding and tokens without advantage never reach an exp: they leave before it, not after.
         acts_BT = targets.acts_SBT[s]
@@ -207,7 +208,9 @@ def loss(
         value_BT = _surrogate(method, stream, batch, logp_BT, entropy_BT, advantage_B1, acts_BT)
         value_B = value_BT.where(acts_BT, 0.0).sum(1) / targets.row_count_SB[s]
         total = total - targets.scale_S[s] * value_B.sum()
-    return LossOutput(total, _stats(method, batch, logp_BT, entropy_BT, targets))
+        if stream.surrogate == "clip":
+            _count_clipped(stats, method, batch, logp_BT, advantage_B1, acts_BT)
+    return LossOutput(total, stats)
 
 
 def _surrogate(
@@ -249,7 +252,7 @@ def ratio(batch: Batch, logp_BT: Tensor, mask_BT: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _stats(
-    method: Method, batch: Batch, logp_BT: Tensor, entropy_BT: Tensor | None, targets: Targets
+    batch: Batch, logp_BT: Tensor, entropy_BT: Tensor | None, targets: Targets
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Sums and counts behind the metrics, hybrid and on-policy rows apart."""
     stats: dict[str, tuple[Tensor, Tensor]] = {}
@@ -263,10 +266,6 @@ def _stats(
     ):  # fmt: skip
         add(f"{name}/reward", batch.reward_B, rows & graded)
     response = batch.response_mask_BT
-    high = method.epsilon if method.epsilon_high is None else method.epsilon_high
-    rho = ratio(batch, logp_BT, response)
-    outside = ((rho < 1.0 - method.epsilon) | (rho > 1.0 + high)).to(logp_BT.dtype)
-    add("clip_ratio/outside_mean", outside, batch.origin(ROLLOUT))
     for origin in ("policy", "prefix", "continuation", "demonstration"):
         where = batch.origin((origin,))
         add(f"{origin}/logp", logp_BT, where)
@@ -277,3 +276,22 @@ def _stats(
     stats["prefix/kept"] = (targets.keep_BT.sum(), batch.prefix_mask_BT.sum())
     stats["prefix/token_share"] = (batch.prefix_mask_BT.sum(), response.sum())
     return stats
+
+
+@torch.no_grad()
+def _count_clipped(
+    stats: dict[str, tuple[Tensor, Tensor]],
+    method: Method,
+    batch: Batch,
+    logp_BT: Tensor,
+    advantage_B1: Tensor,
+    acts_BT: Tensor,
+) -> None:
+    """Add a clip stream's tokens whose gradient the clip removes to ``clip_ratio/region_mean``."""
+    rho = ratio(batch, logp_BT, acts_BT)
+    high = method.epsilon if method.epsilon_high is None else method.epsilon_high
+    clipped = (rho < 1.0 - method.epsilon) & (advantage_B1 < 0)
+    clipped = (clipped | ((rho > 1.0 + high) & (advantage_B1 > 0))) & acts_BT
+    name = "clip_ratio/region_mean"
+    s, n = stats.get(name, (clipped.new_zeros((), dtype=torch.int64),) * 2)
+    stats[name] = (s + clipped.sum(), n + acts_BT.sum())

@@ -1,0 +1,55 @@
+"""Read rows of prompts, demonstrations and whatever the reward wants."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from datasets import Dataset, load_dataset
+from datasets.exceptions import DatasetGenerationError
+
+FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+
+
+class DataError(ValueError):
+    """A data file or a row cannot be used; the message says which, where, and the fix."""
+
+
+def load_rows(path: str | Path, columns: Mapping[str, str] | None = None) -> Dataset:
+    """Rows of a jsonl, json or parquet file, with a ``prompt`` in every row.
+
+    Args:
+        path: the file.
+        columns: ``{name wanted by the library: name in the file}`` for files that call ``prompt``
+            or ``demonstration`` something else.
+
+    Raises:
+        DataError: missing or unreadable file, missing column, a row without prompt.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"data file '{path}' does not exist")
+    if path.suffix not in FORMATS:
+        raise DataError(f"data file '{path}' must end in one of {', '.join(FORMATS)}")
+    try:
+        rows = load_dataset(FORMATS[path.suffix], data_files=str(path), split="train")
+    except (DatasetGenerationError, UnicodeDecodeError) as error:
+        reason = error.__cause__ or error
+        raise DataError(f"data file '{path}' cannot be read: {reason}") from error
+    for wanted, present in (columns or {}).items():
+        if present not in rows.column_names:
+            raise DataError(
+                f"data file '{path}' has no column '{present}' (wanted as '{wanted}'); "
+                f"it has {', '.join(rows.column_names)}"
+            )
+        if wanted != present:
+            rows = rows.rename_column(present, wanted)
+    if "prompt" not in rows.column_names:
+        raise DataError(
+            f"data file '{path}' has no column 'prompt'; it has {', '.join(rows.column_names)} "
+            "(map one with columns: {prompt: NAME})"
+        )
+    for number, prompt in enumerate(rows["prompt"]):
+        if not prompt:
+            raise DataError(f"data file '{path}', row {number + 1}: the prompt is missing or empty")
+    return rows

@@ -1,0 +1,1 @@
+"""Where a method meets a framework. Nothing scientific lives here."""

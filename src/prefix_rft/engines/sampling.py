@@ -1,0 +1,153 @@
+"""Sample continuations with a transformers causal model, without work for rows that are done.
+
+Against ``model.generate``: each distinct context is prefilled once however many rows start from it,
+a row leaves the batch when it ends, and every row has its own budget. The law of each token is the
+same: softmax of logits after temperature, top-k, top-p and min-p.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+from transformers.generation.logits_process import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How to draw a token. ``temperature`` 0 takes the likeliest one."""
+
+    eos_token_ids: tuple[int, ...]
+    pad_token_id: int
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float | None = None
+
+    def warpers(self) -> LogitsProcessorList:
+        """transformers' own warpers, in the order ``generate`` applies them."""
+        chain: list[Any] = []
+        if self.temperature not in (0.0, 1.0):
+            chain.append(TemperatureLogitsWarper(self.temperature))
+        if self.top_k:
+            chain.append(TopKLogitsWarper(self.top_k))
+        if self.top_p < 1.0:
+            chain.append(TopPLogitsWarper(self.top_p))
+        if self.min_p is not None:
+            chain.append(MinPLogitsWarper(self.min_p))
+        return LogitsProcessorList(chain)
+
+
+def supported(model: PreTrainedModel) -> bool:
+    """Whether the model keeps its past in key/value caches whose rows can be selected."""
+    return not model.config.is_encoder_decoder and not getattr(model, "_is_stateful", False)
+
+
+@torch.no_grad()
+def sample(
+    model: PreTrainedModel,
+    contexts: Sequence[Sequence[int]],
+    budgets: Sequence[int],
+    settings: SamplingSettings,
+) -> list[list[int]]:
+    """One continuation for each context, as token ids, EOS included where it was sampled.
+
+    Args:
+        model: causal language model in eval mode; may be a PEFT model.
+        contexts: token ids that each row starts from, none of them empty.
+        budgets: the most tokens that each row may get, at least 1.
+        settings: how to draw a token.
+    """
+    distinct: dict[tuple[int, ...], int] = {}
+    source = [distinct.setdefault(tuple(c), len(distinct)) for c in contexts]
+    device = next(model.parameters()).device
+    rows = torch.arange(len(contexts), device=device)
+    left = torch.tensor(budgets, device=device)
+    eos = torch.tensor(settings.eos_token_ids, device=device)
+    warp = settings.warpers()
+
+    ids, mask = _left_pad(list(distinct), settings.pad_token_id, device)
+    position = (mask.cumsum(1) - 1).clamp(min=0)
+    forward = _Forward(model)
+    logits = forward(ids, mask, position)
+    select = torch.tensor(source, device=device)
+    forward.keep(select)
+    logits, mask, position = logits[select], mask[select], position[select, -1:]
+
+    steps: list[tuple[Tensor, Tensor]] = []
+    while True:
+        token = _draw(warp, logits.float(), settings.temperature)
+        steps.append((rows, token))
+        left = left - 1
+        alive = (left > 0) & ~torch.isin(token, eos)
+        if not bool(alive.any()):
+            break
+        if not bool(alive.all()):
+            keep = alive.nonzero()[:, 0]
+            forward.keep(keep)
+            rows, left, token = rows[keep], left[keep], token[keep]
+            mask, position = mask[keep], position[keep]
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+        position = position + 1
+        logits = forward(token[:, None], mask, position)
+
+    sampled: list[list[int]] = [[] for _ in contexts]
+    for at, token in steps:
+        for row, t in zip(at.tolist(), token.tolist(), strict=True):
+            sampled[row].append(t)
+    return sampled
+
+
+class _Forward:
+    """The model with its cache: logits of the last position."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        base: Any = model.get_base_model() if hasattr(model, "peft_config") else model
+        names = inspect.signature(base.forward).parameters
+        self.model = model
+        self.takes_position = "position_ids" in names
+        self.takes_logits_to_keep = "logits_to_keep" in names
+        self.cache = DynamicCache(config=base.config)
+
+    def __call__(self, ids: Tensor, mask: Tensor, position: Tensor) -> Tensor:
+        extra: dict[str, Any] = {}
+        if self.takes_position:
+            extra["position_ids"] = position
+        if self.takes_logits_to_keep:
+            extra["logits_to_keep"] = 1
+        output = self.model(
+            input_ids=ids, attention_mask=mask, past_key_values=self.cache, use_cache=True, **extra
+        )
+        return output.logits[:, -1]
+
+    def keep(self, rows: Tensor) -> None:
+        """Keep (and repeat) these rows of the cache."""
+        self.cache.batch_select_indices(rows)
+
+
+def _left_pad(
+    rows: Sequence[Sequence[int]], pad: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    width = max(map(len, rows))
+    ids = [[pad] * (width - len(r)) + list(r) for r in rows]
+    mask = [[0] * (width - len(r)) + [1] * len(r) for r in rows]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
+def _draw(warp: LogitsProcessorList, logits: Tensor, temperature: float) -> Tensor:
+    if temperature == 0.0:
+        return logits.argmax(-1)
+    # None of the warpers in use reads the ids.
+    no_ids: Any = None
+    return torch.multinomial(warp(no_ids, logits).softmax(-1), 1)[:, 0]

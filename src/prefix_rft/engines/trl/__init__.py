@@ -1,0 +1,7 @@
+"""The default engine: Prefix-RFT and its family on TRL's trainers."""
+
+from prefix_rft.engines.trl.config import PrefixRFTConfig
+from prefix_rft.engines.trl.sft import DemonstrationTrainer
+from prefix_rft.engines.trl.trainer import PrefixRFTTrainer
+
+__all__ = ["DemonstrationTrainer", "PrefixRFTConfig", "PrefixRFTTrainer"]

@@ -1,0 +1,117 @@
+"""TRL's GRPOConfig with the few keys that Prefix-RFT adds."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from trl import GRPOConfig
+
+from prefix_rft.core import Method
+from prefix_rft.methods import load, options_of
+
+SHARED = ("epsilon", "epsilon_high", "delta", "beta", "entropy_coef")
+"""Options that TRL's config has too, under the same name."""
+
+OWNED = {
+    "loss_type": "the method decides the loss; its normaliser is the method option 'aggregation'",
+    "scale_rewards": "the method decides the advantage; use the method 'grpo' to divide by the std",
+    "importance_sampling_level": "the method decides the importance ratio",
+    "multi_objective_aggregation": "rewards are summed with reward_weights before the baseline",
+    "top_entropy_quantile": "prefix tokens are selected by the method option 'entropy_keep'",
+    "use_adaptive_entropy": "use the method option 'entropy_coef'",
+    "off_policy_mask_threshold": "the method decides which rows are trained",
+    "use_bias_correction_kl": "the method decides the KL term",
+    "mask_truncated_completions": "use the method option truncated: mask",
+}
+"""TRL settings that a method replaces: a value other than TRL's default is refused, not ignored."""
+
+
+@dataclass
+class PrefixRFTConfig(GRPOConfig):
+    """Arguments of :class:`PrefixRFTTrainer`: everything in TRL's ``GRPOConfig``, and these.
+
+    ``epsilon``, ``epsilon_high``, ``delta``, ``beta`` and ``entropy_coef`` keep their TRL names and
+    reach the method; settings that the method replaces (``loss_type``, ``scale_rewards``, ...) are
+    refused unless they are left at TRL's default.
+    """
+
+    method: str = field(
+        default="prefix_rft",
+        metadata={"help": "Built-in method, or package.module:function that returns a Method."},
+    )
+    method_options: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": "Options of the method, e.g. {'entropy_keep': 0.5}; a dict or JSON."},
+    )
+    demonstration_column: str = field(
+        default="demonstration",
+        metadata={"help": "Column with a demonstration (text), or several (list of texts)."},
+    )
+    fast_generation: bool = field(
+        default=True,
+        metadata={
+            "help": "With the plain transformers backend, drop finished rows and prefill each "
+            "distinct context once. Off: model.generate."
+        },
+    )
+    bucket_by_length: bool = field(
+        default=True,
+        metadata={"help": "Sort the rows of an optimizer step by length and trim micro-batches."},
+    )
+    log_rollouts: bool = field(
+        default=False,
+        metadata={"help": "Write every rollout to output_dir/rollouts/step_N.jsonl."},
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.method_options, str):
+            self.method_options = json.loads(self.method_options)
+        defaults = {f.name: f.default for f in fields(GRPOConfig)}
+        for key, reason in OWNED.items():
+            if getattr(self, key) != defaults[key]:
+                raise ValueError(f"{key}={getattr(self, key)!r} has no effect here: {reason}")
+        if self.steps_per_generation % self.gradient_accumulation_steps != 0:  # type: ignore[operator]
+            raise ValueError(
+                f"steps_per_generation ({self.steps_per_generation}) must be a multiple of "
+                f"gradient_accumulation_steps ({self.gradient_accumulation_steps}), so that every "
+                "optimizer step is made of rollouts that are known when it starts"
+            )
+        self.resolve_method()
+
+    def resolve_method(self) -> Method:
+        """The method with the shared options of this config, and those agreed on both sides.
+
+        Raises:
+            ValueError: an unknown method or option, or one set to two values.
+        """
+        given = dict(self.method_options or {})  # type: ignore[arg-type]
+        known = options_of(self.method)
+        defaults = {f.name: f.default for f in fields(GRPOConfig)}
+        for key in SHARED:
+            value = getattr(self, key)
+            if key not in known:
+                if value != defaults[key]:
+                    raise ValueError(f"{key}={value} has no effect: '{self.method}' has no {key}")
+            elif key in given:
+                if value not in (defaults[key], given[key]):
+                    raise ValueError(
+                        f"{key} is {value} in the config and {given[key]} in method_options"
+                    )
+                setattr(self, key, given[key])
+            elif value != defaults[key]:
+                given[key] = value
+            else:
+                setattr(self, key, known[key])
+        method = load(self.method, **given)
+        if method.num_hybrid + method.num_demonstrations > self.num_generations:
+            raise ValueError(
+                f"method '{self.method}' wants {method.num_hybrid} hybrid and "
+                f"{method.num_demonstrations} demonstration rows in groups of "
+                f"num_generations={self.num_generations}"
+            )
+        if method.aggregation == "sum_over_const" and method.const is None:
+            method = replace(method, const=float(self.max_completion_length))  # type: ignore[arg-type]
+        return method

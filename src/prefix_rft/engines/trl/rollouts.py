@@ -1,0 +1,49 @@
+"""One jsonl file of rollouts for each generation: what was sampled, from what, and its verdict."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prefix_rft.engines.trl.plan import RowPlan
+from prefix_rft.engines.trl.window import Rows
+
+if TYPE_CHECKING:
+    from prefix_rft.engines.trl.trainer import PrefixRFTTrainer
+
+
+def write_rollouts(trainer: PrefixRFTTrainer, rows: Rows, plans: list[RowPlan]) -> None:
+    """Write the rollouts of all processes to ``output_dir/rollouts/step_N.jsonl``.
+
+    A line holds ids, the length of the prefix, text, reward (null: could not be graded),
+    advantage of the sampled tokens, and whether the row ran into the length limit.
+    """
+    lines = []
+    decode = trainer.processing_class.decode  # type: ignore[union-attr]
+    for i, plan in enumerate(plans):
+        prompt = rows["prompt_ids"][i][rows["prompt_mask"][i].bool()].tolist()
+        completion = rows["completion_ids"][i][rows["completion_mask"][i].bool()].tolist()
+        reward = rows["row_reward"][i].item()
+        lines.append(
+            {
+                "step": trainer.state.global_step,
+                "example": plan.example,
+                "group": plan.group,
+                "row": plan.row,
+                "prompt_ids": prompt,
+                "completion_ids": completion,
+                "prefix_length": len(plan.prefix),
+                "prompt": decode(prompt),
+                "text": decode(completion),
+                "reward": None if reward != reward else reward,
+                "advantage": rows["row_advantages"][i, 0].item(),
+                "truncated": bool(rows["row_truncated"][i]),
+            }
+        )
+    lines = trainer.gather_list(lines)
+    if trainer.accelerator.is_main_process:
+        folder = Path(trainer.args.output_dir) / "rollouts"
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"step_{trainer.state.global_step:06d}.jsonl"
+        path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))

@@ -1,0 +1,333 @@
+"""``PrefixRFTTrainer``: TRL's GRPOTrainer with demonstrations in the group and our objective.
+
+What is overridden, always around ``super()`` or as a whole, never by copying TRL's code:
+
+- ``_generate_and_score_completions`` plans the rows before and attaches their origin afterwards;
+- ``_generate_single_turn`` puts prefix ids behind the prompt, then in front of the completion;
+- ``_calculate_rewards`` keeps the rewards, which TRL turns into advantages of its own;
+- ``_prepare_inputs`` sorts the rows of each optimizer step by length;
+- ``_compute_loss`` hands log-probs and entropies of TRL's forward to ``core.objective``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor
+from trl import GRPOTrainer
+
+from prefix_rft.core import Method, Targets, advantages, loss, prepare
+from prefix_rft.data import DataError, tokenize_demonstrations
+from prefix_rft.data.demonstrations import EXAMPLE, IDS
+from prefix_rft.engines.sampling import SamplingSettings, sample, supported
+from prefix_rft.engines.trl.config import PrefixRFTConfig
+from prefix_rft.engines.trl.entropy import prefix_entropy, select_in_pool
+from prefix_rft.engines.trl.plan import RowPlan, plan_rows
+from prefix_rft.engines.trl.rollouts import write_rollouts
+from prefix_rft.engines.trl.window import Rows, by_length, join, to_batch, trim
+from prefix_rft.rewards import checked
+
+
+class PrefixRFTTrainer(GRPOTrainer):
+    """Train on demonstrations and verifiable rewards in the same run.
+
+    A drop-in for ``trl.GRPOTrainer``: same arguments, same reward functions, same dataset with a
+    ``prompt`` column, plus a column of demonstrations (text or list of texts, empty where there is
+    none). Rows without a demonstration get a plain on-policy group.
+
+    Raises:
+        ValueError: a setting that the method replaces, or a dataset that it cannot use.
+    """
+
+    _tag_names = ["trl", "grpo", "prefix-rft"]  # noqa: RUF012  (TRL's class attribute)
+    _name = "Prefix-RFT"
+
+    def __init__(
+        self,
+        model: Any,
+        reward_funcs: Any = None,
+        args: PrefixRFTConfig | None = None,
+        *positional: Any,
+        **kwargs: Any,
+    ) -> None:
+        if args is None:
+            raise ValueError("PrefixRFTTrainer needs args=PrefixRFTConfig(output_dir=...)")
+        self.method: Method = args.resolve_method()
+        if not self.method.samples:
+            raise ValueError(
+                f"method '{self.method.name}' never samples: train it with DemonstrationTrainer"
+            )
+        if self.method.num_demonstrations:
+            raise ValueError(
+                f"method '{self.method.name}' puts whole demonstrations in a group, "
+                "which this trainer cannot do yet"
+            )
+        for name in ("tools", "rollout_func", "environment_factory"):
+            if kwargs.get(name) is not None:
+                raise ValueError(f"{name} is not supported: a prefix belongs to a single turn")
+        if reward_funcs is not None:
+            several = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
+            reward_funcs = [
+                f if isinstance(f, (str, torch.nn.Module)) else checked(f) for f in several
+            ]
+        self._plans: list[RowPlan] | None = None
+        self._row_rewards: Tensor | None = None
+        self._targets: Targets | None = None
+        self._window: Any = None
+        self._stats: dict[str, tuple[Tensor, Tensor]] = {}
+        super().__init__(model, reward_funcs, args, *positional, **kwargs)
+        if self._is_vlm:
+            raise ValueError("vision-language models are not supported yet")
+        self._tokenize_train_dataset()
+
+    def _tokenize_train_dataset(self) -> None:
+        with self.accelerator.main_process_first():
+            self.train_dataset, self.demonstrations = tokenize_demonstrations(
+                self.train_dataset,  # type: ignore[arg-type]
+                self.processing_class,  # type: ignore[arg-type]
+                self.max_completion_length,
+                self.args.demonstration_column,
+            )
+        report = self.demonstrations
+        if report is not None and self.method.needs_demonstrations and not report.demonstrations:
+            column = self.args.demonstration_column
+            dropped = f" ({report.dropped_too_long} too long)" if report.dropped_too_long else ""
+            raise DataError(
+                f"method '{self.method.name}' needs demonstrations, but no row has one in column "
+                f"'{column}'{dropped}; name the column with demonstration_column, or use dr_grpo"
+            )
+
+    # ---- rollouts ------------------------------------------------------------------------------
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Rows:  # type: ignore[override]
+        if not self.model.training:  # evaluation never sees a demonstration
+            return super()._generate_and_score_completions(inputs)
+        self._plans = plans = plan_rows(
+            self.method,
+            inputs,
+            num_generations=self.num_generations,
+            offset=self.accelerator.process_index * len(inputs),
+            seed=self.args.seed,
+            step=self.state.global_step,
+            total_steps=self.state.max_steps,
+            max_completion_length=self.max_completion_length,
+        )
+        self._row_rewards = None
+        rows = super()._generate_and_score_completions(inputs)
+        if self._plans is not None or self._row_rewards is None:
+            raise RuntimeError(
+                "this version of TRL did not call _generate_single_turn or _calculate_rewards, "
+                "so no prefix was used; supported: trl>=1.15,<2"
+            )
+        self._attach(rows, plans, self._row_rewards)
+        if self.args.log_rollouts:
+            write_rollouts(self, rows, plans)
+        return rows
+
+    def _generate_single_turn(  # type: ignore[override]
+        self,
+        prompt_ids: list[list[int]],
+        images: Any,
+        fields: Any,
+        *args: Any,
+        **kwargs: Any,
+    ) -> tuple[list[list[int]], list[list[float | None]] | None]:
+        plans, self._plans = self._plans, None
+        prefixes = [p.prefix for p in plans] if plans else [()] * len(prompt_ids)
+        contexts = [[*p, *prefix] for p, prefix in zip(prompt_ids, prefixes, strict=True)]
+        if self._samples_itself():
+            sampled, logps = self._sample(contexts, [len(p) for p in prefixes]), None
+        else:
+            if any(prefixes):
+                # Rows of a group differ now: each one must be sent, not one for the whole group.
+                args, kwargs = _one_generation_each(args, kwargs)
+            sampled, logps = super()._generate_single_turn(
+                contexts, images, fields, *args, **kwargs
+            )
+        budget = self.max_completion_length
+        completions = [[*prefix, *c][:budget] for prefix, c in zip(prefixes, sampled, strict=True)]
+        if logps is not None:
+            # None becomes NaN and then an importance ratio of exactly 1; 0 would be a lie.
+            logps = [
+                [*[None] * len(prefix), *lp][:budget]
+                for prefix, lp in zip(prefixes, logps, strict=True)
+            ]
+        return completions, logps
+
+    def _samples_itself(self) -> bool:
+        """Whether our sampler serves: the plain transformers backend with settings it knows."""
+        args = self.args
+        return (
+            args.fast_generation
+            and not self.use_vllm
+            and not self.use_transformers_continuous_batching
+            and not self.is_deepspeed_enabled
+            and not self.is_fsdp_enabled
+            and not args.generation_kwargs
+            and self.repetition_penalty == 1.0
+            and supported(self.accelerator.unwrap_model(self.model))
+        )
+
+    def _sample(self, contexts: list[list[int]], used: list[int]) -> list[list[int]]:
+        model = self.accelerator.unwrap_model(self.model)
+        settings = SamplingSettings(
+            eos_token_ids=tuple(self.eos_token_ids),
+            pad_token_id=self._tokenizer.pad_token_id,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_p=self.min_p,
+        )
+        budgets = [self.max_completion_length - n for n in used]
+        was_training = model.training
+        model.eval()
+        try:
+            with self.accelerator.autocast():
+                return sample(model, contexts, budgets, settings)
+        finally:
+            model.train(was_training)
+
+    def _calculate_rewards(self, inputs: list[dict[str, Any]], *args: Any, **kwargs: Any) -> Tensor:  # type: ignore[override]
+        visible = [{k: v for k, v in row.items() if k not in (IDS, EXAMPLE)} for row in inputs]
+        rewards_per_func = super()._calculate_rewards(visible, *args, **kwargs)
+        rewards = (rewards_per_func * self.reward_weights.to(rewards_per_func)).nansum(1)
+        rewards[rewards_per_func.isnan().all(1)] = torch.nan
+        self._row_rewards = rewards
+        return rewards_per_func
+
+    def _attach(self, rows: Rows, plans: list[RowPlan], rewards_N: Tensor) -> None:
+        """Add origin, reward, group and advantages to the rows; groups may span processes."""
+        device = rows["completion_ids"].device
+        lengths = torch.tensor([len(p.prefix) for p in plans], device=device)
+        position = torch.arange(rows["completion_ids"].size(1), device=device)
+        rows["prefix_mask"] = position < lengths[:, None]
+        group = torch.tensor([p.group for p in plans], device=device)
+        group_N, length_N = self.accelerator.gather(group), self.accelerator.gather(lengths)
+        hybrid_N = length_N > 0
+        advantage_SN = advantages(
+            self.method, rewards_N, group_N, hybrid_N, torch.zeros_like(hybrid_N)
+        )
+        mine = slice(
+            self.accelerator.process_index * len(plans),
+            (self.accelerator.process_index + 1) * len(plans),
+        )
+        rows["row_reward"], rows["row_group"] = rewards_N[mine], group
+        rows["row_advantages"] = advantage_SN[:, mine].T.contiguous()
+        last = rows["completion_mask"].sum(1).clamp(min=1) - 1
+        end = rows["completion_ids"].gather(1, last[:, None])[:, 0]
+        rows["row_truncated"] = ~torch.isin(end, torch.tensor(self.eos_token_ids, device=device))
+        selection = self.method.selection
+        if selection is not None and selection.source == "rollout":
+            rows["prefix_entropy"] = prefix_entropy(self, rows)
+        self._log_prefixes(length_N[hybrid_N], len(length_N))
+
+    def _log_prefixes(self, lengths: Tensor, rows: int) -> None:
+        if self.method.prefix is None:
+            return
+        low, high = self.method.prefix.interval(self.state.global_step, self.state.max_steps)
+        metrics = {"prefix/low": low, "prefix/high": high, "prefix/row_share": len(lengths) / rows}
+        if len(lengths):
+            metrics["prefix/length"] = lengths.float().mean().item()
+        for name, value in metrics.items():
+            self._metrics["train"][name].append(value)
+
+    # ---- loss ----------------------------------------------------------------------------------
+
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
+        before = self._buffered_inputs
+        inputs = super()._prepare_inputs(generation_batch)
+        if not self.model.training:
+            return inputs
+        if self._buffered_inputs is not before and self.args.bucket_by_length:
+            size = self.args.gradient_accumulation_steps
+            buffered = self._buffered_inputs
+            self._buffered_inputs = [
+                m for s in range(0, len(buffered), size) for m in by_length(buffered[s : s + size])
+            ]
+        return self._buffered_inputs[self._step % self.args.steps_per_generation]
+
+    def _open_window(self) -> None:
+        """Fix targets and normalisers of the optimizer step that begins now."""
+        size = self.args.gradient_accumulation_steps
+        start = self._step % self.args.steps_per_generation
+        rows = join(self._buffered_inputs[start : start + size])
+        self._window = to_batch(rows)
+        self._targets = prepare(
+            self.method,
+            self._window,
+            step=self.state.global_step,
+            total_steps=self.state.max_steps,
+            advantage_SB=rows["row_advantages"].T,
+            keep_BT=select_in_pool(self, rows, start // size),
+            all_sum=lambda x: self.accelerator.reduce(x, reduction="sum"),
+        )
+        self._stats = {}
+
+    def _compute_loss(self, model: Any, inputs: Rows) -> Tensor:
+        if not self.model.training:
+            return super()._compute_loss(model, inputs)
+        if "prefix_mask" not in inputs:
+            raise RuntimeError(
+                "the loss batch has no prefix_mask: this version of TRL built it without "
+                "_generate_and_score_completions; supported: trl>=1.15,<2"
+            )
+        within = self._step % self.args.gradient_accumulation_steps
+        if within == 0:
+            self._open_window()
+        size = len(inputs["completion_ids"])
+        part = slice(within * size, (within + 1) * size)
+        prompt, prompt_mask, completion, completion_mask = trim(inputs)
+        outputs = self._get_per_token_logps_and_entropies(
+            model,
+            torch.cat([prompt, completion], 1),
+            torch.cat([prompt_mask, completion_mask], 1),
+            completion.size(1),
+            compute_entropy=True,
+            compute_aux_loss=self.aux_loss_enabled,
+        )
+        assert self._targets is not None  # noqa: S101  (set by _open_window)
+        out = loss(
+            self.method,
+            self._window.part(part, completion.size(1)),
+            outputs[0],
+            outputs[1],
+            self.state.global_step,
+            self.state.max_steps,
+            self._targets.part(part, completion.size(1)),
+        )
+        self._collect(out.stats)
+        # DDP, FSDP and DeepSpeed average gradients over processes; these are shares of one sum.
+        total = out.loss * self.accelerator.num_processes
+        if self.aux_loss_enabled:
+            steps = self.args.gradient_accumulation_steps
+            total = total + self.router_aux_loss_coef * outputs[2] / steps
+        return total
+
+    def _collect(self, stats: dict[str, tuple[Tensor, Tensor]]) -> None:
+        """Add up sums and counts over the window; log the means once it is complete."""
+        for name, (s, n) in stats.items():
+            old = self._stats.get(name, (0.0, 0.0))
+            self._stats[name] = (old[0] + s.double(), old[1] + n.double())
+        steps = self.args.gradient_accumulation_steps
+        if (self._step + 1) % steps:
+            return
+        names = sorted(self._stats)
+        table = torch.stack([torch.stack(self._stats[n]) for n in names])
+        for name, (s, n) in zip(
+            names, self.accelerator.reduce(table, reduction="sum").tolist(), strict=True
+        ):
+            if n > 0:
+                self._metrics["train"][name].append(s / n)
+
+    def gather_list(self, values: list[Any]) -> list[Any]:
+        """The values of all processes, in process order."""
+        return gather_object(values)
+
+
+def _one_generation_each(args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """The arguments of ``_generate_single_turn`` with ``num_generations`` (its fourth) set to 1."""
+    if args:
+        return (1, *args[1:]), kwargs
+    return args, {**kwargs, "num_generations": 1}

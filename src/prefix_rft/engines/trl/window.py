@@ -1,0 +1,76 @@
+"""The rows of one optimizer step: joined, sorted into micro-batches of like length, trimmed.
+
+TRL keeps a generation as a list of micro-batches, all padded to the longest row. A window is the
+run of micro-batches between two optimizer steps. Reordering rows inside a window changes nothing
+but speed, because the loss does not depend on the split.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prefix_rft.core import Batch
+
+Rows = dict[str, Any]
+
+
+def join(micro_batches: list[Rows]) -> Rows:
+    """One dict of tensors with all rows; scalars are taken from the first micro-batch."""
+    return {
+        key: torch.cat([m[key] for m in micro_batches])
+        if torch.is_tensor(value) and value.ndim
+        else value
+        for key, value in micro_batches[0].items()
+    }
+
+
+def by_length(micro_batches: list[Rows]) -> list[Rows]:
+    """The same rows in as many micro-batches of the same size, each of rows of like length.
+
+    The order of the micro-batches stays random, as that of the rows was.
+    """
+    size = len(micro_batches[0]["completion_ids"])
+    rows = join(micro_batches)
+    order = rows["completion_mask"].sum(1).argsort(stable=True)
+    parts = order.split(size)
+    shuffled = [parts[i] for i in torch.randperm(len(parts)).tolist()]
+    return [
+        {k: v[part] if torch.is_tensor(v) and v.ndim else v for k, v in rows.items()}
+        for part in shuffled
+    ]
+
+
+def trim(rows: Rows) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Prompt ids and mask, completion ids and mask, without all-padding columns."""
+    P = int(rows["prompt_mask"].sum(1).max())
+    C = max(1, int(rows["completion_mask"].sum(1).max()))
+    return (
+        rows["prompt_ids"][:, -P:],
+        rows["prompt_mask"][:, -P:],
+        rows["completion_ids"][:, :C],
+        rows["completion_mask"][:, :C],
+    )
+
+
+def to_batch(rows: Rows) -> Batch:
+    """The core batch of these rows."""
+    prefix = rows["prefix_mask"]
+    weight = rows.get("importance_sampling_ratio")
+    if weight is not None:
+        # The sampler never drew the prefix: its correction is 1, whatever the rest of the row has.
+        weight = weight.expand(prefix.shape).masked_fill(prefix, 1.0)
+    return Batch(
+        tokens_BT=rows["completion_ids"],
+        response_mask_BT=rows["completion_mask"].bool(),
+        prefix_mask_BT=prefix,
+        demo_mask_BT=torch.zeros_like(prefix),
+        old_logp_BT=rows.get("old_per_token_logps"),
+        reward_B=rows["row_reward"],
+        group_B=rows["row_group"],
+        ref_logp_BT=rows.get("ref_per_token_logps"),
+        weight_BT=weight,
+        truncated_B=rows["row_truncated"],
+    )
