@@ -91,7 +91,7 @@ def make_config(folder: Any, **overrides: Any) -> Any:
         "report_to": "none",
         "use_cpu": True,
         "bf16": False,
-        "gradient_checkpointing": False,
+        "activation_checkpointing": False,
         "disable_tqdm": True,
         "seed": 3,
         "max_grad_norm": 1e9,

@@ -6,6 +6,13 @@ import difflib
 from collections.abc import Iterable
 
 
+class UserError(ValueError):
+    """Input that cannot be used; the message says what, where, and the fix.
+
+    The command prints it as one line and exits with code 2.
+    """
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """`` Did you mean 'x'?`` for the closest known name, or the list of all when none is close."""
     known = sorted(known)
@@ -14,15 +21,15 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def choose(what: str, value: object, known: Iterable[str]) -> None:
-    """Raise ValueError unless ``value`` is one of ``known``."""
+    """Raise UserError unless ``value`` is one of ``known``."""
     known = tuple(known)
     if value not in known:
-        raise ValueError(f"unknown {what} {value!r}: {nearest(str(value), known)}")
+        raise UserError(f"unknown {what} {value!r}: {nearest(str(value), known)}")
 
 
 def refuse_unknown(what: str, names: Iterable[str], known: Iterable[str]) -> None:
-    """Raise ValueError for the first of ``names`` that is not among ``known``."""
+    """Raise UserError for the first of ``names`` that is not among ``known``."""
     known = tuple(known)
     for name in names:
         if name not in known:
-            raise ValueError(f"unknown {what} '{name}': {nearest(str(name), known)}")
+            raise UserError(f"unknown {what} '{name}': {nearest(str(name), known)}")

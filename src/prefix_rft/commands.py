@@ -1,0 +1,120 @@
+"""What each command does. Functions here have the commands' names."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from prefix_rft.core import Method, Schedule
+from prefix_rft.core.errors import UserError
+from prefix_rft.methods import BUILT_IN, load
+
+
+def train(args: argparse.Namespace) -> None:
+    """``prefix-rft train``."""
+    from prefix_rft.train import train as run
+
+    run(args.recipe, args.overrides, Console())
+
+
+def eval(args: argparse.Namespace) -> None:
+    """``prefix-rft eval``."""
+    from prefix_rft.data import load_rows
+    from prefix_rft.evaluate import evaluate
+    from prefix_rft.imports import load_function
+    from prefix_rft.run_folder import describe_machine, write_json
+    from prefix_rft.train import load_model
+
+    if args.samples < 1:
+        raise UserError(f"--samples must be at least 1, got {args.samples}")
+    if args.temperature < 0:
+        raise UserError(f"--temperature must be at least 0, got {args.temperature}")
+    reward = load_function(args.reward, Path.cwd())
+    rows = load_rows(args.data)
+    model, tokenizer = load_model(args.model)
+    result = evaluate(
+        model,
+        tokenizer,
+        rows,
+        reward,
+        samples=args.samples,
+        temperature=args.temperature,
+        max_completion_length=args.max_completion_length,
+        seed=args.seed,
+    )
+    console = Console()
+    console.print(
+        f"avg@{result.samples} on {result.problems} problems: {result} (95 % interval), "
+        f"{result.truncated:.1%} truncated",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if args.output:
+        write_json(
+            Path(args.output), {**vars(args), **asdict(result), "machine": describe_machine()}
+        )
+
+
+def methods(args: argparse.Namespace) -> None:
+    """``prefix-rft methods``."""
+    console = Console()
+    if args.name:
+        show_method(console, load(args.name))
+        return
+    table = Table()
+    for column in ("method", "what it does", "source"):
+        table.add_column(column, no_wrap=column == "method")
+    for name in BUILT_IN:
+        method = load(name)
+        table.add_row(name, method.summary, method.source)
+    console.print(table)
+
+
+def show_method(console: Console, method: Method) -> None:
+    """One method's rows, streams and options."""
+    console.print(f"{method.name}: {method.summary}", highlight=False)
+    console.print(f"source: {method.source}", highlight=False)
+    if method.samples:
+        console.print(
+            f"rows of a group: {method.num_hybrid} hybrid, the rest on-policy", highlight=False
+        )
+    else:
+        console.print("rows: whole demonstrations, nothing is sampled", highlight=False)
+    streams = Table(title="streams")
+    for column in ("stream", "tokens", "surrogate", "advantage", "normaliser counts"):
+        streams.add_column(column)
+    for s in method.streams:
+        counted = ", ".join(s.counted)
+        streams.add_row(s.name, ", ".join(s.tokens), s.surrogate, str(s.advantage), counted)
+    console.print(streams)
+    options = Table(title="options")
+    options.add_column("option")
+    options.add_column("default")
+    for name, value in method.options.items():
+        options.add_row(name, describe(value))
+    console.print(options)
+
+
+def describe(value: object) -> str:
+    """An option's default, as a person would write it."""
+    if isinstance(value, Schedule):
+        return f"{value.kind} {value.start} -> {value.end} over the run"
+    return str(value)
+
+
+def task(args: argparse.Namespace) -> None:
+    """``prefix-rft task``."""
+    from prefix_rft.tasks.countdown import write
+
+    folder = Path(args.folder)
+    write(folder, args.train_rows, args.test_rows, args.seed)
+    Console().print(
+        f"wrote train.jsonl, test.jsonl, base/ and recipe.yaml to {folder}\n"
+        f"next: prefix-rft train {folder / 'recipe.yaml'}",
+        highlight=False,
+        soft_wrap=True,
+    )

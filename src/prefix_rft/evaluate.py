@@ -1,0 +1,128 @@
+"""Sample k answers to each held-out problem and say how often they are right. Never a prefix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from datasets import Dataset
+
+from prefix_rft.core.errors import UserError
+from prefix_rft.data.demonstrations import prompt_ids_of
+from prefix_rft.engines.sampling import SamplingSettings, sample
+from prefix_rft.rewards.checked import verify_rewards
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """avg@k with a 95 % interval over problems.
+
+    Attributes:
+        problems: number of problems.
+        samples: k, samples of each.
+        mean: mean reward over all samples, avg@k.
+        low: lower end of the interval.
+        high: upper end.
+        truncated: share of samples that ran into the length limit.
+        per_problem: mean reward of each problem.
+    """
+
+    problems: int
+    samples: int
+    mean: float
+    low: float
+    high: float
+    truncated: float
+    per_problem: list[float]
+
+    def __str__(self) -> str:
+        return f"{self.mean:.1%} [{self.low:.1%}, {self.high:.1%}]"
+
+
+def bootstrap_interval(
+    values: Sequence[float], seed: int = 0, resamples: int = 2000, level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean over problems."""
+    x = torch.tensor(values, dtype=torch.float64)
+    rng = torch.Generator().manual_seed(seed)
+    index = torch.randint(len(x), (resamples, len(x)), generator=rng)
+    means = x[index].mean(1)
+    tail = (1.0 - level) / 2
+    low, high = torch.quantile(means, torch.tensor([tail, 1.0 - tail], dtype=torch.float64))
+    return low.item(), high.item()
+
+
+def evaluate(
+    model: Any,
+    tokenizer: Any,
+    rows: Dataset,
+    reward: Callable[..., Any],
+    *,
+    samples: int = 4,
+    temperature: float = 1.0,
+    max_completion_length: int = 256,
+    seed: int = 0,
+    batch_size: int = 256,
+) -> Evaluation:
+    """Sample ``samples`` completions of each row's prompt and grade them.
+
+    Args:
+        model: causal language model.
+        tokenizer: its tokenizer.
+        rows: dataset with ``prompt`` and the columns that the reward wants.
+        reward: function with TRL's signature; its value counts as correctness.
+        samples: completions of each problem.
+        temperature: 0 is greedy.
+        max_completion_length: in tokens.
+        seed: of the samples; the global random state is left as it was.
+        batch_size: rows sampled at once.
+    """
+    eos = model.generation_config.eos_token_id
+    eos = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
+    settings = SamplingSettings(
+        tuple(dict.fromkeys([tokenizer.eos_token_id, *eos])), tokenizer.pad_token_id, temperature
+    )
+    contexts = [prompt_ids_of(p, tokenizer) for p in rows["prompt"] for _ in range(samples)]
+    if not contexts:
+        raise UserError("there is no problem to evaluate on")
+    sampled: list[list[int]] = []
+    was_training = model.training
+    model.eval()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for start in range(0, len(contexts), batch_size):
+            part = contexts[start : start + batch_size]
+            sampled += sample(model, part, [max_completion_length] * len(part), settings)
+    model.train(was_training)
+
+    texts: list[Any] = tokenizer.batch_decode(sampled, skip_special_tokens=True)
+    prompts = [p for p in rows["prompt"] for _ in range(samples)]
+    if not isinstance(prompts[0], str):
+        texts = [[{"role": "assistant", "content": t}] for t in texts]
+    columns = {
+        name: [value for value in rows[name] for _ in range(samples)]
+        for name in rows.column_names
+        if name not in ("prompt", "completion", "completion_ids")
+    }
+    name = getattr(reward, "__name__", "reward")
+    answer = reward(prompts=prompts, completions=texts, completion_ids=sampled, **columns)
+    rewards = torch.tensor(
+        [torch.nan if r is None else r for r in verify_rewards(name, answer, len(texts))]
+    )
+    per_problem = rewards.view(-1, samples).nanmean(1)
+    per_problem = per_problem[~per_problem.isnan()].tolist()
+    if not per_problem:
+        raise UserError(f"reward function '{name}' could grade none of the completions")
+    low, high = bootstrap_interval(per_problem, seed)
+    ended = sum(ids[-1] in settings.eos_token_ids for ids in sampled)
+    return Evaluation(
+        problems=len(per_problem),
+        samples=samples,
+        mean=sum(per_problem) / len(per_problem),
+        low=low,
+        high=high,
+        truncated=1.0 - ended / len(sampled),
+        per_problem=per_problem,
+    )

@@ -1,0 +1,209 @@
+"""A recipe: what to train, on what, how. YAML with flat keys; an unknown key is an error.
+
+The keys below are ours; every other key is one of TRL's (``learning_rate``, ``temperature``, ...)
+and goes to the trainer's configuration unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from prefix_rft.core.errors import UserError, refuse_unknown
+
+BATCH_KEYS = ("per_device_train_batch_size", "gradient_accumulation_steps", "generation_batch_size")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a recipe says. Paths are relative to the recipe's folder.
+
+    Attributes:
+        model: a folder with a Hugging Face model, or a Hub name.
+        train_data: jsonl, json or parquet file with a ``prompt`` in each row.
+        eval_data: held-out rows for the evaluation at the end.
+        columns: names in the files for ``prompt``, ``demonstration``, ...
+        reward: ``package.module:function`` with TRL's reward signature, or a list of them.
+        method: a method's name, or a mapping with ``name`` and options.
+        name: of the run folder.
+        runs: where run folders go (relative to the working directory).
+        prompts_per_step: prompts in one optimizer step, over all processes.
+        micro_batch_size: rows in one forward on one process; by default at most 32.
+        eval_samples: samples per held-out problem.
+        eval_temperature: of those samples.
+        eval_problems: evaluate on the first N held-out rows; all by default.
+        trainer: TRL's own keys.
+        folder: the recipe's folder.
+    """
+
+    model: str
+    train_data: str
+    eval_data: str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    reward: str | Sequence[str] | None = None
+    method: str | Mapping[str, Any] = "prefix_rft"
+    name: str = "run"
+    runs: str = "runs"
+    prompts_per_step: int = 16
+    micro_batch_size: int | None = None
+    eval_samples: int = 4
+    eval_temperature: float = 1.0
+    eval_problems: int | None = None
+    trainer: Mapping[str, Any] = field(default_factory=dict)
+    folder: Path = Path()
+
+    @property
+    def method_name(self) -> str:
+        """The method's name or import path."""
+        return self.method if isinstance(self.method, str) else str(self.method.get("name", ""))
+
+    @property
+    def method_options(self) -> dict[str, Any]:
+        """The method's options."""
+        if isinstance(self.method, str):
+            return {}
+        return {k: v for k, v in self.method.items() if k != "name"}
+
+    def path(self, value: str) -> Path:
+        """A file named in the recipe."""
+        return self.folder / value
+
+    def model_source(self) -> str:
+        """The model's folder where it exists beside the recipe, else the name as it stands."""
+        local = self.path(self.model)
+        return str(local) if local.is_dir() else self.model
+
+
+def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The mapping in a recipe file with ``key=value`` overrides (dots reach into mappings).
+
+    Raises:
+        UserError: no such file, not YAML, not a mapping, or an override that is not ``key=value``.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"recipe '{path}' does not exist")
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"recipe '{path}'{where} is not valid YAML") from error
+    if not isinstance(data, dict):
+        raise UserError(f"recipe '{path}' must be a mapping of keys to values")
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise UserError(f"'{override}' is not of the form key=value")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UserError(f"the value of '{override}' is not valid YAML") from error
+        _assign(data, key.split("."), value, override)
+    return data
+
+
+def _assign(data: dict[str, Any], keys: list[str], value: Any, override: str) -> None:
+    for key in keys[:-1]:
+        inner = data.get(key)
+        if key == "method" and isinstance(inner, str):
+            inner = data[key] = {"name": inner}
+        if inner is None:
+            inner = data[key] = {}
+        if not isinstance(inner, dict):
+            raise UserError(f"'{override}': '{key}' is not a mapping")
+        data = inner
+    data[keys[-1]] = value
+
+
+def load_recipe(
+    path: str | Path, overrides: Sequence[str] = (), trainer_keys: Sequence[str] | None = None
+) -> Recipe:
+    """The recipe in a file.
+
+    Args:
+        path: YAML file.
+        overrides: ``key=value`` strings.
+        trainer_keys: keys that the trainer's configuration knows; None accepts any.
+
+    Raises:
+        UserError: see :func:`read_recipe`; also a missing or unknown key, or a value of wrong type.
+    """
+    data = read_recipe(path, overrides)
+    own = [f.name for f in fields(Recipe) if f.name not in ("trainer", "folder")]
+    for key in BATCH_KEYS:
+        if key in data:
+            raise UserError(
+                f"recipe key '{key}' is derived: give prompts_per_step and micro_batch_size"
+            )
+    mine = {k: v for k, v in data.items() if k in own}
+    rest = {k: v for k, v in data.items() if k not in own}
+    if trainer_keys is not None:
+        refuse_unknown("recipe key", rest, [*own, *trainer_keys])
+    for key in ("model", "train_data"):
+        if not isinstance(mine.get(key), str):
+            raise UserError(f"recipe '{path}' needs the key '{key}' (a path)")
+    for key in ("prompts_per_step", "micro_batch_size", "eval_samples", "eval_problems"):
+        value = mine.get(key, 1)
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise UserError(
+                f"recipe key '{key}' must be a whole number of at least 1, got {value!r}"
+            )
+    return Recipe(**mine, trainer=rest, folder=Path(path).parent)
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """How the rows of an optimizer step are split."""
+
+    prompts: int
+    generations: int
+    micro_batch_size: int
+    processes: int
+
+    @property
+    def rows(self) -> int:
+        """Rows of one optimizer step over all processes."""
+        return self.prompts * self.generations
+
+    @property
+    def micro_batches(self) -> int:
+        """Forwards of one optimizer step on one process."""
+        return self.rows // (self.micro_batch_size * self.processes)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.prompts} prompts x {self.generations} rows = {self.rows} rows a step, in "
+            f"{self.micro_batches} micro-batches of {self.micro_batch_size} on {self.processes} "
+            f"process{'es' if self.processes > 1 else ''}"
+        )
+
+
+def plan_batches(
+    prompts: int, generations: int, micro_batch_size: int | None, processes: int = 1
+) -> BatchPlan:
+    """Split the rows of a step; by default into the largest micro-batches of at most 32 rows.
+
+    Raises:
+        UserError: the numbers do not divide.
+    """
+    rows = prompts * generations
+    if rows % processes:
+        raise UserError(
+            f"{prompts} prompts x {generations} rows = {rows} do not divide over {processes} "
+            "processes: change prompts_per_step"
+        )
+    local = rows // processes
+    if micro_batch_size is None:
+        micro_batch_size = max(n for n in range(1, min(32, local) + 1) if local % n == 0)
+    if local % micro_batch_size:
+        raise UserError(
+            f"{prompts} prompts x {generations} rows on {processes} process(es) = {local} rows do "
+            f"not divide into micro-batches of {micro_batch_size}: change micro_batch_size or "
+            "prompts_per_step"
+        )
+    return BatchPlan(prompts, generations, micro_batch_size, processes)

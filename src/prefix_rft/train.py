@@ -1,0 +1,197 @@
+"""``prefix-rft train``: from a recipe to a trained, evaluated model in a run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
+
+from prefix_rft.core import Method
+from prefix_rft.core.errors import UserError
+from prefix_rft.data import load_rows
+from prefix_rft.engines.trl import DemonstrationTrainer, PrefixRFTConfig, PrefixRFTTrainer
+from prefix_rft.engines.trl.sft import DemonstrationConfig
+from prefix_rft.evaluate import Evaluation, evaluate
+from prefix_rft.imports import load_function
+from prefix_rft.methods import load
+from prefix_rft.progress import Progress
+from prefix_rft.recipe import BatchPlan, Recipe, load_recipe, plan_batches
+from prefix_rft.run_folder import new_run_folder, write_json, write_start
+
+
+def train(path: str, overrides: Sequence[str], console: Console) -> Path:
+    """Train as the recipe says; returns the run folder.
+
+    Raises:
+        UserError: anything in the recipe, data, model or reward that cannot be used.
+    """
+    recipe = load_recipe(path, overrides)
+    method = load(recipe.method_name, **recipe.method_options)
+    config_class = PrefixRFTConfig if method.samples else DemonstrationConfig
+    keys = [f.name for f in fields(config_class) if f.init]
+    recipe = load_recipe(path, overrides, keys)
+    rewards = reward_functions(recipe, method)
+    rows = load_rows(recipe.path(recipe.train_data), recipe.columns)
+    held_out = None
+    if recipe.eval_data is not None and rewards:
+        held_out = load_rows(recipe.path(recipe.eval_data), recipe.columns)
+        if recipe.eval_problems is not None:
+            held_out = held_out.select(range(min(recipe.eval_problems, len(held_out))))
+    args, plan = trainer_arguments(recipe, method, config_class)
+    model, tokenizer = load_model(recipe.model_source())
+
+    transformers.logging.set_verbosity_error()
+    kwargs: dict[str, Any] = {"train_dataset": rows, "processing_class": tokenizer}
+    folder = Path(args.output_dir)
+    if method.samples:
+        trainer: Any = PrefixRFTTrainer(model, rewards, args, **kwargs)
+    else:
+        trainer = DemonstrationTrainer(model, args, **kwargs)
+    main = trainer.accelerator.is_main_process
+    if main:
+        folder = new_run_folder(folder.parent, folder.name)
+        write_start(folder, resolved(recipe, method, args))
+    trainer.args.output_dir = str(folder)
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(Progress(console, folder))
+    if main:
+        console.print(f"{method.name}: {method.summary}", highlight=False)
+        console.print(f"{len(rows)} rows, {trainer.demonstrations}", highlight=False)
+        console.print(str(plan), highlight=False)
+
+    evaluations: dict[str, Evaluation] = {}
+    if held_out is not None and main:
+        evaluations["base"] = evaluate_model(recipe, args, model, tokenizer, held_out, rewards)
+    trainer.train()
+    trainer.save_model(str(folder / "model"))
+    if held_out is not None and main:
+        trained = trainer.accelerator.unwrap_model(trainer.model)
+        evaluations["trained"] = evaluate_model(recipe, args, trained, tokenizer, held_out, rewards)
+        write_json(folder / "eval.json", {k: asdict(v) for k, v in evaluations.items()})
+    if main:
+        summarise(console, folder, evaluations)
+    return folder
+
+
+def reward_functions(recipe: Recipe, method: Method) -> list[Any]:
+    """The recipe's reward functions.
+
+    Raises:
+        UserError: one cannot be imported, or a method that samples has none.
+    """
+    paths = [recipe.reward] if isinstance(recipe.reward, str) else list(recipe.reward or [])
+    if method.samples and not paths:
+        raise UserError(
+            f"method '{method.name}' needs a reward: add reward: package.module:function"
+        )
+    return [load_function(path, recipe.folder) for path in paths]
+
+
+def trainer_arguments(recipe: Recipe, method: Method, config_class: type) -> tuple[Any, BatchPlan]:
+    """The trainer's configuration, and how the rows of a step are split.
+
+    Raises:
+        UserError: numbers that do not divide, or a value that TRL refuses.
+    """
+    given = dict(recipe.trainer)
+    generations = int(given.get("num_generations", 8)) if method.samples else 1
+    processes = int(torch.distributed.get_world_size()) if torch.distributed.is_initialized() else 1
+    processes = max(processes, int(__import__("os").environ.get("WORLD_SIZE", "1")))
+    plan = plan_batches(recipe.prompts_per_step, generations, recipe.micro_batch_size, processes)
+    defaults: dict[str, Any] = {
+        "logging_steps": 1,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        "lr_scheduler_type": "constant",
+    }
+    if method.samples:
+        defaults |= {"num_generations": generations, "log_rollouts": True}
+    if not torch.accelerator.is_available():
+        defaults |= {"use_cpu": True, "bf16": False, "activation_checkpointing": False}
+    derived = {
+        "output_dir": str(Path(recipe.runs) / recipe.name),
+        "per_device_train_batch_size": plan.micro_batch_size,
+        "gradient_accumulation_steps": plan.micro_batches,
+        "method": recipe.method_name,
+        "method_options": recipe.method_options,
+    }
+    try:
+        return config_class(**{**defaults, **given, **derived}), plan
+    except UserError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise UserError(f"the recipe's trainer settings are refused: {error}") from error
+
+
+def load_model(source: str) -> tuple[Any, Any]:
+    """Model and tokenizer, from safetensors, without running code that comes with them.
+
+    Raises:
+        UserError: there is none at ``source``.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            source, trust_remote_code=False, use_safetensors=True, dtype="auto"
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"model '{source}' cannot be loaded: {reason}") from error
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return model, tokenizer
+
+
+def evaluate_model(
+    recipe: Recipe, args: Any, model: Any, tokenizer: Any, rows: Any, rewards: list[Any]
+) -> Evaluation:
+    """Held-out avg@k of the first reward function."""
+    return evaluate(
+        model,
+        tokenizer,
+        rows,
+        rewards[0],
+        samples=recipe.eval_samples,
+        temperature=recipe.eval_temperature,
+        max_completion_length=args.max_completion_length,
+        seed=args.seed,
+    )
+
+
+def resolved(recipe: Recipe, method: Method, args: Any) -> dict[str, Any]:
+    """Everything that decided the run, as plain data."""
+    ours = {k: v for k, v in asdict(recipe).items() if k not in ("trainer", "folder", "method")}
+    options = {k: asdict(v) if hasattr(v, "kind") else v for k, v in method.options.items()}
+    trainer = {k: v for k, v in args.to_dict().items() if "token" not in k and v is not None}
+    return {**ours, "method": {"name": method.name, **options}, "trainer": _plain(trainer)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return value if isinstance(value, (bool, int, float, str, type(None))) else str(value)
+
+
+def summarise(console: Console, folder: Path, evaluations: dict[str, Evaluation]) -> None:
+    """The table at the end, and where the files are."""
+    if evaluations:
+        first = next(iter(evaluations.values()))
+        table = Table(title=f"{first.problems} held-out problems")
+        for column in ("model", f"avg@{first.samples}", "95 % interval", "truncated"):
+            table.add_column(column, justify="left" if column == "model" else "right")
+        for name, e in evaluations.items():
+            interval = f"{e.low:.1%} to {e.high:.1%}"
+            table.add_row(name, f"{e.mean:.1%}", interval, f"{e.truncated:.1%}")
+        console.print(table)
+    console.print(f"model, metrics.jsonl, rollouts and eval.json: {folder}", highlight=False)
