@@ -6,9 +6,9 @@ from typing import Any
 import plain
 import pytest
 import torch
-from tiny import make_config, make_model, make_rows, make_tokenizer, shaped_reward
 
 from prefix_rft import PrefixRFTTrainer
+from tiny import make_config, make_model, make_rows, make_tokenizer, shaped_reward
 
 TEMPERATURE = 0.9
 CONST = 24.0
@@ -91,7 +91,11 @@ def test_several_updates_per_generation(tmp_path: Path, scope: str) -> None:
         model.load_state_dict(first.weights)
         with torch.no_grad():
             old = [plain.logp_and_entropy(model, r, TEMPERATURE)[0] for r in record.rows]
-        pools = {"minibatch": [record.rows], "step": [generation], "row": [[r] for r in record.rows]}
+        pools = {
+            "minibatch": [record.rows],
+            "step": [generation],
+            "row": [[r] for r in record.rows],
+        }
         keep = [k for pool in pools[scope] for k in plain.kept(model, pool, TEMPERATURE, 0.2)]
         offset = number * len(first.rows)
         mine = keep[offset : offset + len(record.rows)] if scope == "step" else keep

@@ -1,0 +1,193 @@
+"""Sampler backends: each row from its own context, prefix ratio exactly 1, exact token ids."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from prefix_rft import PrefixRFTTrainer
+from prefix_rft.engines.sampling import SamplingSettings, sample
+from tiny import make_config, make_model, make_rows, make_tokenizer, shaped_reward
+
+
+class FakeVLLM:
+    """An engine with vLLM's interface: ids in, ids and noisy log-probs out.
+
+    ``server`` keeps one prompt in ``num_generations`` and samples that many from it, as TRL's
+    client does; ``colocate`` samples one continuation for each prompt.
+    """
+
+    def __init__(self, trainer: Any, semantics: str) -> None:
+        self.trainer, self.semantics = trainer, semantics
+        self.contexts: list[list[int]] = []
+        self.sampled: list[list[int]] = []
+
+    def sync_weights(self) -> None:
+        pass
+
+    def generate(
+        self, prompts: Any, images: Any, num_generations: int, profiler: Any = None
+    ) -> Any:
+        n = num_generations if self.semantics == "server" else 1
+        contexts = [p for p in prompts[::n] for _ in range(n)]
+        model = self.trainer.model
+        model.eval()
+        settings = SamplingSettings(tuple(self.trainer.eos_token_ids), 0)
+        ids = sample(model, contexts, [24] * len(contexts), settings)
+        logps = [self.score(model, c, i) for c, i in zip(contexts, ids, strict=True)]
+        model.train()
+        self.contexts, self.sampled = contexts, ids
+        return prompts, ids, logps, None
+
+    @torch.no_grad()
+    def score(self, model: Any, context: list[int], ids: list[int]) -> list[list[float]]:
+        table = model(input_ids=torch.tensor([context + ids])).logits[0].log_softmax(-1)
+        picked = table[len(context) - 1 : -1][range(len(ids)), ids]
+        return [[x + 0.01 * torch.randn(()).item()] for x in picked.tolist()]
+
+
+def vllm_trainer(tmp_path: Path, semantics: str, **overrides: Any) -> Any:
+    tokenizer = make_tokenizer()
+    trainer = PrefixRFTTrainer(
+        make_model(tokenizer),
+        shaped_reward,
+        make_config(tmp_path, max_steps=2, **overrides),
+        train_dataset=make_rows(),
+        processing_class=tokenizer,
+    )
+    trainer.vllm_generation = FakeVLLM(trainer, semantics)
+    trainer.use_vllm = True
+    trainer._last_loaded_step = -1
+    return trainer
+
+
+@pytest.mark.parametrize("semantics", ["colocate", "server"])
+@pytest.mark.parametrize("mode", ["sequence_mask", "token_truncate"])
+def test_vllm_rows_keep_their_context_and_their_prefix(
+    tmp_path: Path, semantics: str, mode: str
+) -> None:
+    trainer = vllm_trainer(tmp_path, semantics, vllm_importance_sampling_mode=mode)
+    seen: list[dict[str, Any]] = []
+    windows: list[Any] = []
+    original, opened = trainer._generate_and_score_completions, trainer._open_window
+    trainer._generate_and_score_completions = lambda x: seen.append(original(x)) or seen[-1]
+    trainer._open_window = lambda: (opened(), windows.append(trainer._window))
+    trainer.train()
+
+    engine = trainer.vllm_generation
+    rows = seen[-1]
+    for i, (context, ids) in enumerate(zip(engine.contexts, engine.sampled, strict=True)):
+        prompt = rows["prompt_ids"][i][rows["prompt_mask"][i].bool()].tolist()
+        completion = rows["completion_ids"][i][rows["completion_mask"][i].bool()].tolist()
+        length = int(rows["prefix_mask"][i].sum())
+        assert context == prompt + completion[:length]
+        assert completion == (completion[:length] + ids)[:24]
+    hybrid = rows["prefix_mask"].any(1)
+    assert hybrid.tolist() == [i % 8 == 0 for i in range(16)]
+    # Unknown sampler log-probs are NaN, not 0; a 0 would make the row's ratio vanish.
+    assert rows["sampling_per_token_logps"][rows["prefix_mask"]].isnan().all()
+    ratio = rows["importance_sampling_ratio"]
+    assert (ratio[hybrid] > 0.5).all()
+    assert not torch.equal(ratio[~hybrid], torch.ones_like(ratio[~hybrid]))
+    batch = windows[-1]
+    assert (batch.weight_BT[batch.prefix_mask_BT] == 1).all()
+    assert (batch.weight_BT[batch.response_mask_BT] > 0).all()
+
+
+class MergingTokenizer:
+    """A byte-pair tokenizer whose decode-encode does not give the ids back."""
+
+    @staticmethod
+    def make() -> PreTrainedTokenizerFast:
+        pieces = ["<pad>", "<eos>", *"0123456789+-*=;#q:? \n.", "1+", "=1", "+1", ";1", "1;"]
+        vocab = {p: i for i, p in enumerate(pieces)}
+        merges = [("1", "+"), ("=", "1"), ("+", "1"), (";", "1"), ("1", ";")]
+        tokenizer = Tokenizer(models.BPE(vocab, merges))
+        tokenizer.pre_tokenizer = pre_tokenizers.Split("|", "isolated")
+        tokenizer.decoder = decoders.Fuse()
+        return PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", padding_side="left"
+        )
+
+
+def test_trained_ids_are_prompt_demonstration_and_sampled_ids(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = MergingTokenizer.make()
+    data = make_rows(64)
+    calls: list[tuple[list[list[int]], list[list[int]]]] = []
+
+    def spy(model: Any, contexts: Any, budgets: Any, settings: Any) -> list[list[int]]:
+        ids = sample(model, contexts, budgets, settings)
+        calls.append((contexts, ids))
+        return ids
+
+    monkeypatch.setattr("prefix_rft.engines.trl.trainer.sample", spy)
+    trainer = PrefixRFTTrainer(
+        make_model(tokenizer),
+        shaped_reward,
+        make_config(tmp_path, max_steps=4, max_completion_length=40),
+        train_dataset=data,
+        processing_class=tokenizer,
+    )
+    lost = 0
+    original = trainer._generate_and_score_completions
+
+    def check(inputs: Any) -> Any:
+        nonlocal lost
+        rows = original(inputs)
+        contexts, sampled = calls[-1]
+        for i, example in enumerate(inputs):
+            prompt = tokenizer(example["prompt"])["input_ids"]
+            demonstration = tokenizer(example["demonstration"])["input_ids"] + [1]
+            length = int(rows["prefix_mask"][i].sum())
+            completion = rows["completion_ids"][i][rows["completion_mask"][i].bool()].tolist()
+            assert contexts[i] == prompt + demonstration[:length]
+            assert completion == demonstration[:length] + sampled[i]
+            assert (length > 0) == (i % 8 == 0)
+            assert length < len(demonstration)
+            if length:
+                text = tokenizer.decode(completion, skip_special_tokens=True)
+                lost += tokenizer(text)["input_ids"] != [t for t in completion if t > 1]
+        return rows
+
+    trainer._generate_and_score_completions = check
+    trainer.train()
+    assert len(calls) == 4
+    assert lost > 0  # the text round trip really would have changed tokens
+
+
+def test_rows_without_demonstration_are_plain(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    trainer = PrefixRFTTrainer(
+        make_model(tokenizer),
+        shaped_reward,
+        make_config(tmp_path, max_steps=1, per_device_train_batch_size=64),
+        train_dataset=make_rows(8, missing=5),
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    assert trainer.state.log_history[0]["prefix/row_share"] == pytest.approx(3 / 64, abs=1e-4)
+
+
+def test_evaluation_never_sees_a_demonstration(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    trainer = PrefixRFTTrainer(
+        make_model(tokenizer),
+        shaped_reward,
+        make_config(tmp_path, max_steps=1, per_device_eval_batch_size=16),
+        train_dataset=make_rows(),
+        eval_dataset=make_rows(2, seed=5),
+        processing_class=tokenizer,
+    )
+    contexts: list[list[int]] = []
+    original = trainer._sample
+    trainer._sample = lambda c, used: (contexts.extend(c), original(c, used))[1]
+    metrics = trainer.evaluate()
+    prompts = [tokenizer(p)["input_ids"] for p in make_rows(2, seed=5)["prompt"]]
+    assert contexts
+    assert all(c in prompts for c in contexts)
+    assert "eval_reward" in metrics

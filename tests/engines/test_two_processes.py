@@ -1,0 +1,67 @@
+"""Two gloo processes with a group split across them compute what one process would."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import plain
+import pytest
+import torch
+
+from tiny import make_model, make_tokenizer
+
+HERE = Path(__file__).parent
+
+
+def launch(folder: Path, *args: str) -> list[list[dict]]:
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)]),
+    }
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node=2",
+            str(HERE / "two_processes.py"),
+            str(folder),
+            *args,
+        ],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return [torch.load(folder / f"rank{r}.pt", weights_only=True) for r in (0, 1)]
+
+
+@pytest.mark.parametrize(("scope", "source"), [("minibatch", "current"), ("row", "rollout")])
+def test_a_group_across_two_processes(tmp_path: Path, scope: str, source: str) -> None:
+    ranks = launch(tmp_path, scope, source)
+    model = make_model(make_tokenizer())
+    assert len(ranks[0]) == len(ranks[1]) == 3
+    for first, second in zip(*ranks, strict=True):
+        for a, b in zip(first["gradient"], second["gradient"], strict=True):
+            assert torch.equal(a, b)
+        rows = [plain.Row(**r) for r in (*first["rows"], *second["rows"])]
+        assert len(rows) == 8
+        assert {r.group for r in rows} == {0}
+        assert sum(r.prefix > 0 for r in rows) == 1
+        model.load_state_dict(first["weights"])
+        with torch.no_grad():
+            old = [plain.logp_and_entropy(model, r, 0.9)[0] for r in rows]
+        loss, gradient = plain.step(
+            model, rows, old, plain.advantages(rows), temperature=0.9, fraction=0.2, const=24.0
+        )
+        assert plain.relative_error(first["gradient"], gradient) < 1e-5
+        # Each process's loss is its share times the number of processes, which DDP averages.
+        assert (first["loss"] + second["loss"]) / 2 == pytest.approx(loss, rel=1e-5, abs=1e-8)
+    text = (tmp_path / "rollouts/step_000000.jsonl").read_text()
+    lines = [json.loads(x) for x in text.splitlines()]
+    assert [line["row"] for line in lines] == list(range(8))
