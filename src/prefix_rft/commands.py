@@ -27,12 +27,13 @@ def eval(args: argparse.Namespace) -> None:
     from prefix_rft.evaluate import evaluate
     from prefix_rft.imports import load_function
     from prefix_rft.run_folder import describe_machine, write_json
-    from prefix_rft.train import load_model
+    from prefix_rft.train import load_model, quiet
 
     if args.samples < 1:
         raise UserError(f"--samples must be at least 1, got {args.samples}")
     if args.temperature < 0:
         raise UserError(f"--temperature must be at least 0, got {args.temperature}")
+    quiet()
     reward = load_function(args.reward, Path.cwd())
     rows = load_rows(args.data)
     model, tokenizer = load_model(args.model)

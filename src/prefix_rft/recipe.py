@@ -6,6 +6,7 @@ and goes to the trainer's configuration unchanged.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -14,6 +15,17 @@ from typing import Any
 import yaml
 
 from prefix_rft.core.errors import UserError, refuse_unknown
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader, which also reads ``1e-6`` as the number that everyone means by it."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+"),
+    list("-+0123456789."),
+)
 
 BATCH_KEYS = ("per_device_train_batch_size", "gradient_accumulation_steps", "generation_batch_size")
 
@@ -88,7 +100,7 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
     if not path.is_file():
         raise UserError(f"recipe '{path}' does not exist")
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
@@ -100,7 +112,7 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
         if not equals or not key:
             raise UserError(f"'{override}' is not of the form key=value")
         try:
-            value = yaml.safe_load(text)
+            value = yaml.load(text, Loader=_Loader)  # noqa: S506
         except yaml.YAMLError as error:
             raise UserError(f"the value of '{override}' is not valid YAML") from error
         _assign(data, key.split("."), value, override)

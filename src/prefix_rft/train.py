@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 import transformers
 from rich.console import Console
@@ -32,6 +34,7 @@ def train(path: str, overrides: Sequence[str], console: Console) -> Path:
     Raises:
         UserError: anything in the recipe, data, model or reward that cannot be used.
     """
+    quiet()
     recipe = load_recipe(path, overrides)
     method = load(recipe.method_name, **recipe.method_options)
     config_class = PrefixRFTConfig if method.samples else DemonstrationConfig
@@ -47,7 +50,6 @@ def train(path: str, overrides: Sequence[str], console: Console) -> Path:
     args, plan = trainer_arguments(recipe, method, config_class)
     model, tokenizer = load_model(recipe.model_source())
 
-    transformers.logging.set_verbosity_error()
     kwargs: dict[str, Any] = {"train_dataset": rows, "processing_class": tokenizer}
     folder = Path(args.output_dir)
     if method.samples:
@@ -80,6 +82,13 @@ def train(path: str, overrides: Sequence[str], console: Console) -> Path:
     return folder
 
 
+def quiet() -> None:
+    """Silence other libraries' bars and notices: a run has one line of its own."""
+    datasets.disable_progress_bars()
+    transformers.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()
+
+
 def reward_functions(recipe: Recipe, method: Method) -> list[Any]:
     """The recipe's reward functions.
 
@@ -102,8 +111,7 @@ def trainer_arguments(recipe: Recipe, method: Method, config_class: type) -> tup
     """
     given = dict(recipe.trainer)
     generations = int(given.get("num_generations", 8)) if method.samples else 1
-    processes = int(torch.distributed.get_world_size()) if torch.distributed.is_initialized() else 1
-    processes = max(processes, int(__import__("os").environ.get("WORLD_SIZE", "1")))
+    processes = int(os.environ.get("WORLD_SIZE", "1"))  # as torchrun and accelerate set it
     plan = plan_batches(recipe.prompts_per_step, generations, recipe.micro_batch_size, processes)
     defaults: dict[str, Any] = {
         "logging_steps": 1,

@@ -120,9 +120,9 @@ def test_trained_ids_are_prompt_demonstration_and_sampled_ids(
     data = make_rows(64)
     calls: list[tuple[list[list[int]], list[list[int]]]] = []
 
-    def spy(model: Any, contexts: Any, budgets: Any, settings: Any) -> list[list[int]]:
-        ids = sample(model, contexts, budgets, settings)
-        calls.append((contexts, ids))
+    def spy(model: Any, prompts: Any, budgets: Any, settings: Any, prefixes: Any) -> Any:
+        ids = sample(model, prompts, budgets, settings, prefixes)
+        calls.append(([[*p, *x] for p, x in zip(prompts, prefixes, strict=True)], ids))
         return ids
 
     monkeypatch.setattr("prefix_rft.engines.trl.trainer.sample", spy)
@@ -185,7 +185,10 @@ def test_evaluation_never_sees_a_demonstration(tmp_path: Path) -> None:
     )
     contexts: list[list[int]] = []
     original = trainer._sample
-    trainer._sample = lambda c, used: (contexts.extend(c), original(c, used))[1]
+    trainer._sample = lambda p, x: (
+        contexts.extend([*a, *b] for a, b in zip(p, x, strict=True)),
+        original(p, x),
+    )[1]
     metrics = trainer.evaluate()
     prompts = [tokenizer(p)["input_ids"] for p in make_rows(2, seed=5)["prompt"]]
     assert contexts

@@ -1,8 +1,12 @@
 """Sample continuations with a transformers causal model, without work for rows that are done.
 
-Against ``model.generate``: each distinct context is prefilled once however many rows start from it,
+Against ``model.generate``: each distinct prompt is prefilled once however many rows start from it,
 a row leaves the batch when it ends, and every row has its own budget. The law of each token is the
 same: softmax of logits after temperature, top-k, top-p and min-p.
+
+A prefix is fed token by token while the other rows sample. All rows then stand at the same place
+behind their prompts: nothing is padded to the longest prefix, and a hybrid row costs what any row
+of its length costs.
 """
 
 from __future__ import annotations
@@ -57,23 +61,29 @@ def supported(model: PreTrainedModel) -> bool:
 @torch.no_grad()
 def sample(
     model: PreTrainedModel,
-    contexts: Sequence[Sequence[int]],
+    prompts: Sequence[Sequence[int]],
     budgets: Sequence[int],
     settings: SamplingSettings,
+    prefixes: Sequence[Sequence[int]] | None = None,
 ) -> list[list[int]]:
-    """One continuation for each context, as token ids, EOS included where it was sampled.
+    """One continuation for each prompt and prefix: the sampled token ids, EOS included.
 
     Args:
         model: causal language model in eval mode; may be a PEFT model.
-        contexts: token ids that each row starts from, none of them empty.
-        budgets: the most tokens that each row may get, at least 1.
+        prompts: token ids that each row starts from, none of them empty.
+        budgets: the most tokens that each row may sample, at least 1.
         settings: how to draw a token.
+        prefixes: token ids between a row's prompt and what it samples; none by default.
     """
+    prefixes = [()] * len(prompts) if prefixes is None else prefixes
     distinct: dict[tuple[int, ...], int] = {}
-    source = [distinct.setdefault(tuple(c), len(distinct)) for c in contexts]
+    source = [distinct.setdefault(tuple(p), len(distinct)) for p in prompts]
     device = next(model.parameters()).device
-    rows = torch.arange(len(contexts), device=device)
-    left = torch.tensor(budgets, device=device)
+    rows = torch.arange(len(prompts), device=device)
+    given = torch.tensor([len(p) for p in prefixes], device=device)
+    forced, _ = _left_pad([list(p)[::-1] for p in prefixes], settings.pad_token_id, device)
+    forced = forced.flip(1)  # right-padded, one column for each step
+    left = torch.tensor(budgets, device=device) + given
     eos = torch.tensor(settings.eos_token_ids, device=device)
     warp = settings.warpers()
 
@@ -88,25 +98,30 @@ def sample(
     steps: list[tuple[Tensor, Tensor]] = []
     while True:
         token = _draw(warp, logits.float(), settings.temperature)
+        step = len(steps)
+        sampled_here = given <= step
+        if step < forced.size(1):
+            token = torch.where(sampled_here, token, forced[:, step])
         steps.append((rows, token))
         left = left - 1
-        alive = (left > 0) & ~torch.isin(token, eos)
+        alive = (left > 0) & ~(torch.isin(token, eos) & sampled_here)
         if not bool(alive.any()):
             break
         if not bool(alive.all()):
             keep = alive.nonzero()[:, 0]
             forward.keep(keep)
             rows, left, token = rows[keep], left[keep], token[keep]
+            given, forced = given[keep], forced[keep]
             mask, position = mask[keep], position[keep]
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
         position = position + 1
         logits = forward(token[:, None], mask, position)
 
-    sampled: list[list[int]] = [[] for _ in contexts]
+    written: list[list[int]] = [[] for _ in prompts]
     for at, token in steps:
         for row, t in zip(at.tolist(), token.tolist(), strict=True):
-            sampled[row].append(t)
-    return sampled
+            written[row].append(t)
+    return [ids[len(p) :] for ids, p in zip(written, prefixes, strict=True)]
 
 
 class _Forward:

@@ -11,6 +11,7 @@ What is overridden, always around ``super()`` or as a whole, never by copying TR
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -136,10 +137,10 @@ class PrefixRFTTrainer(GRPOTrainer):
     ) -> tuple[list[list[int]], list[list[float | None]] | None]:
         plans, self._plans = self._plans, None
         prefixes = [p.prefix for p in plans] if plans else [()] * len(prompt_ids)
-        contexts = [[*p, *prefix] for p, prefix in zip(prompt_ids, prefixes, strict=True)]
         if self._samples_itself():
-            sampled, logps = self._sample(contexts, [len(p) for p in prefixes]), None
+            sampled, logps = self._sample(prompt_ids, prefixes), None
         else:
+            contexts = [[*p, *prefix] for p, prefix in zip(prompt_ids, prefixes, strict=True)]
             if any(prefixes):
                 # Rows of a group differ now: each one must be sent, not one for the whole group.
                 args, kwargs = _one_generation_each(args, kwargs)
@@ -170,7 +171,9 @@ class PrefixRFTTrainer(GRPOTrainer):
             and supported(self.accelerator.unwrap_model(self.model))
         )
 
-    def _sample(self, contexts: list[list[int]], used: list[int]) -> list[list[int]]:
+    def _sample(
+        self, prompts: list[list[int]], prefixes: Sequence[Sequence[int]]
+    ) -> list[list[int]]:
         model = self.accelerator.unwrap_model(self.model)
         settings = SamplingSettings(
             eos_token_ids=tuple(self.eos_token_ids),
@@ -180,12 +183,12 @@ class PrefixRFTTrainer(GRPOTrainer):
             top_p=self.top_p,
             min_p=self.min_p,
         )
-        budgets = [self.max_completion_length - n for n in used]
+        budgets = [self.max_completion_length - len(p) for p in prefixes]
         was_training = model.training
         model.eval()
         try:
             with self.accelerator.autocast():
-                return sample(model, contexts, budgets, settings)
+                return sample(model, prompts, budgets, settings, prefixes)
         finally:
             model.train(was_training)
 
