@@ -27,6 +27,7 @@ _Loader.add_implicit_resolver(
     list("-+0123456789."),
 )
 
+DEFAULT_METHOD = "prefix_rft"
 BATCH_KEYS = ("per_device_train_batch_size", "gradient_accumulation_steps", "generation_batch_size")
 
 
@@ -57,7 +58,7 @@ class Recipe:
     eval_data: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     reward: str | Sequence[str] | None = None
-    method: str | Mapping[str, Any] = "prefix_rft"
+    method: str | Mapping[str, Any] = DEFAULT_METHOD
     name: str = "run"
     runs: str = "runs"
     prompts_per_step: int = 16
@@ -71,7 +72,9 @@ class Recipe:
     @property
     def method_name(self) -> str:
         """The method's name or import path."""
-        return self.method if isinstance(self.method, str) else str(self.method.get("name", ""))
+        if isinstance(self.method, str):
+            return self.method
+        return str(self.method.get("name", DEFAULT_METHOD))
 
     @property
     def method_options(self) -> dict[str, Any]:

@@ -17,13 +17,15 @@ import yaml
 PACKAGES = ("prefix-rft", "torch", "transformers", "trl", "accelerate", "peft", "datasets", "vllm")
 
 
-def new_run_folder(runs: Path, name: str) -> Path:
-    """``runs/name``, or ``runs/name-2`` and so on: an older run is never written over."""
+def free_run_folder(runs: Path, name: str) -> Path:
+    """``runs/name``, or ``runs/name-2`` and so on: an older run is never written over.
+
+    The folder is not made here; an empty one counts as free.
+    """
     folder, number = runs / name, 1
-    while folder.exists():
+    while folder.exists() and any(folder.iterdir()):
         number += 1
         folder = runs / f"{name}-{number}"
-    folder.mkdir(parents=True)
     return folder
 
 
@@ -69,7 +71,8 @@ def git_state() -> dict[str, Any] | None:
 
 
 def write_start(folder: Path, recipe: dict[str, Any]) -> None:
-    """Write ``recipe.yaml`` (resolved) and ``environment.json``."""
+    """Make the folder; write ``recipe.yaml`` (resolved) and ``environment.json``."""
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
     write_json(folder / "environment.json", {**describe_machine(), "git": git_state()})
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from prefix_rft.imports import load_function
 from prefix_rft.methods import load
 from prefix_rft.progress import Progress
 from prefix_rft.recipe import BatchPlan, Recipe, load_recipe, plan_batches
-from prefix_rft.run_folder import new_run_folder, write_json, write_start
+from prefix_rft.run_folder import free_run_folder, write_json, write_start
 
 
 def train(path: str, overrides: Sequence[str], console: Console) -> Path:
@@ -58,9 +58,7 @@ def train(path: str, overrides: Sequence[str], console: Console) -> Path:
         trainer = DemonstrationTrainer(model, args, **kwargs)
     main = trainer.accelerator.is_main_process
     if main:
-        folder = new_run_folder(folder.parent, folder.name)
         write_start(folder, resolved(recipe, method, args))
-    trainer.args.output_dir = str(folder)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Progress(console, folder))
     if main:
@@ -125,18 +123,39 @@ def trainer_arguments(recipe: Recipe, method: Method, config_class: type) -> tup
     if not torch.accelerator.is_available():
         defaults |= {"use_cpu": True, "bf16": False, "activation_checkpointing": False}
     derived = {
-        "output_dir": str(Path(recipe.runs) / recipe.name),
+        "output_dir": str(free_run_folder(Path(recipe.runs), recipe.name)),
         "per_device_train_batch_size": plan.micro_batch_size,
         "gradient_accumulation_steps": plan.micro_batches,
         "method": recipe.method_name,
         "method_options": recipe.method_options,
     }
+    check_numbers(given, config_class)
     try:
         return config_class(**{**defaults, **given, **derived}), plan
     except UserError:
         raise
     except (ValueError, TypeError) as error:
         raise UserError(f"the recipe's trainer settings are refused: {error}") from error
+
+
+def check_numbers(given: Mapping[str, Any], config_class: type) -> None:
+    """Raise UserError where TRL wants a number or a truth value and the recipe has something else.
+
+    TRL itself would fail much later, or take the text ``no`` for true.
+    """
+    names = {"int": int, "float": (int, float), "bool": bool, "None": type(None)}
+    for f in fields(config_class):
+        kind = f.type if isinstance(f.type, str) else getattr(f.type, "__name__", str(f.type))
+        parts = [p.strip() for p in kind.split("|")]
+        if f.name not in given or not all(p in names for p in parts):
+            continue
+        value = given[f.name]
+        allowed = [t for p in parts for t in (names[p] if p == "float" else (names[p],))]
+        if not isinstance(value, tuple(allowed)) or (
+            isinstance(value, bool) and bool not in allowed
+        ):
+            wanted = " or ".join(p for p in parts if p != "None")
+            raise UserError(f"recipe key '{f.name}' must be of type {wanted}, got {value!r}")
 
 
 def load_model(source: str) -> tuple[Any, Any]:

@@ -8,10 +8,12 @@ from pathlib import Path
 from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
+from prefix_rft.core.errors import UserError
+
 FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """A data file or a row cannot be used; the message says which, where, and the fix."""
 
 

@@ -8,8 +8,10 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from prefix_rft.core.errors import UserError
 
-class RewardError(ValueError):
+
+class RewardError(UserError):
     """A reward function broke its contract."""
 
 

@@ -1,0 +1,266 @@
+"""Input that cannot be used: one clear sentence, exit code 2, no traceback, nothing written."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from prefix_rft.cli import main
+from tiny import make_model, make_rows, make_tokenizer
+
+REWARDS = """
+def good(completions, answer, **kwargs):
+    return [float(a in c) for c, a in zip(completions, answer)]
+def short(completions, **kwargs):
+    return [1.0]
+def nan(completions, **kwargs):
+    return [float("nan")] * len(completions)
+def words(completions, **kwargs):
+    return ["yes"] * len(completions)
+def number(completions, **kwargs):
+    return 1.0
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a model, data, rewards and a recipe that works."""
+    tokenizer = make_tokenizer()
+    make_model(tokenizer).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    make_rows(16).to_json(tmp_path / "train.jsonl")
+    make_rows(4, seed=1).to_json(tmp_path / "test.jsonl")
+    (tmp_path / "my_rewards.py").write_text(REWARDS)
+    write_recipe(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(__import__("sys").modules, "my_rewards", raising=False)
+    monkeypatch.setattr(__import__("sys"), "path", list(__import__("sys").path))
+    return tmp_path
+
+
+def write_recipe(folder: Path, **changes: Any) -> None:
+    recipe = {
+        "model": "base",
+        "train_data": "train.jsonl",
+        "eval_data": "test.jsonl",
+        "reward": "my_rewards:good",
+        "name": "tiny",
+        "prompts_per_step": 2,
+        "max_completion_length": 24,
+        "max_steps": 2,
+        "learning_rate": "1e-3",
+    }
+    recipe = {k: v for k, v in (recipe | changes).items() if v is not None}
+    text = yaml.safe_dump(recipe).replace("'1e-3'", "1e-3")
+    (folder / "recipe.yaml").write_text(text)
+
+
+def write_rows(folder: Path, rows: list[dict[str, Any]]) -> None:
+    (folder / "train.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+
+
+ROW = {"prompt": "q:1+1=?\n", "demonstration": "1+1=2;#2", "answer": "2"}
+
+
+def edit(**changes: Any) -> Callable[[Path], None]:
+    return lambda folder: write_recipe(folder, **changes)
+
+
+CASES: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
+    "unknown method": (edit(method="prefix_rtf"), [], "unknown method 'prefix_rtf': did you mean"),
+    "unknown option": (
+        edit(method={"name": "prefix_rft", "entropy_kep": 0.5}),
+        [],
+        "unknown option of method prefix_rft 'entropy_kep': did you mean 'entropy_keep'?",
+    ),
+    "bad option value": (
+        edit(),
+        ["method.entropy_mode=highest"],
+        "unknown entropy mode 'highest': did you mean 'high'?",
+    ),
+    "unknown key": (edit(learning_rat=1), [], "unknown recipe key 'learning_rat': did you mean"),
+    "option of another method": (
+        edit(method="dr_grpo"),
+        ["method.entropy_keep=0.5"],
+        "unknown option of method dr_grpo 'entropy_keep'",
+    ),
+    "setting that the method owns": (edit(loss_type="grpo"), [], "loss_type='grpo' has no effect"),
+    "no such recipe": (lambda f: (f / "recipe.yaml").unlink(), [], "does not exist"),
+    "not YAML": (lambda f: (f / "recipe.yaml").write_text("a: [1"), [], "is not valid YAML"),
+    "not a mapping": (lambda f: (f / "recipe.yaml").write_text("- 1"), [], "must be a mapping"),
+    "not key=value": (edit(), ["max_steps"], "'max_steps' is not of the form key=value"),
+    "no such data": (edit(train_data="nothing.jsonl"), [], "nothing.jsonl' does not exist"),
+    "data of unknown kind": (
+        lambda f: (write_recipe(f, train_data="x.csv"), (f / "x.csv").write_text("a")),
+        [],
+        "must end in one of .jsonl, .json, .parquet",
+    ),
+    "data that is not JSON": (
+        lambda f: (f / "train.jsonl").write_text('{"prompt": "a"}\n{"prompt"'),
+        [],
+        "train.jsonl' cannot be read",
+    ),
+    "no prompt column": (
+        lambda f: write_rows(f, [{"question": "a"}]),
+        [],
+        "has no column 'prompt'; it has question",
+    ),
+    "a row without prompt": (
+        lambda f: write_rows(f, [ROW, {**ROW, "prompt": None}]),
+        [],
+        "row 2: the prompt is missing or empty",
+    ),
+    "a demonstration of wrong type": (
+        lambda f: (
+            write_rows(f, [ROW, {**ROW, "demonstration": None}, ROW])
+            or write_rows(f, [{**ROW, "demonstration": 3}])
+        ),
+        [],
+        "column 'demonstration': a demonstration must be a text or a list of texts, got int",
+    ),
+    "no demonstration at all": (
+        lambda f: write_rows(f, [{k: v for k, v in ROW.items() if k != "demonstration"}] * 4),
+        [],
+        "needs demonstrations, but no row has one in column 'demonstration'",
+    ),
+    "all demonstrations too long": (
+        lambda f: write_rows(f, [{**ROW, "demonstration": "1+1=2;" * 20}] * 4),
+        [],
+        "(4 too long)",
+    ),
+    "no such column": (edit(columns={"demonstration": "solution"}), [], "no column 'solution'"),
+    "rows that do not divide": (
+        edit(micro_batch_size=5),
+        [],
+        "2 prompts x 8 rows on 1 process(es) = 16 rows do not divide into micro-batches of 5",
+    ),
+    "batch keys of TRL": (
+        edit(gradient_accumulation_steps=2),
+        [],
+        "'gradient_accumulation_steps' is derived: give prompts_per_step and micro_batch_size",
+    ),
+    "more hybrid rows than rows": (
+        edit(),
+        ["method.num_hybrid=9"],
+        "wants 9 hybrid and 0 demonstration rows in groups of num_generations=8",
+    ),
+    "a group of one": (edit(num_generations=1), [], "at least 2 generations"),
+    "a prompts_per_step of zero": (edit(prompts_per_step=0), [], "must be a whole number"),
+    "no reward": (edit(reward=None), [], "needs a reward"),
+    "reward of wrong form": (edit(reward="my_rewards.good"), [], "package.module:function"),
+    "reward that is not there": (edit(reward="my_rewards:god"), [], "cannot be imported"),
+    "reward of wrong length": (
+        edit(reward="my_rewards:short", eval_data=None),
+        [],
+        "'short' returned 1 rewards for 16 completions",
+    ),
+    "reward NaN": (
+        edit(reward="my_rewards:nan", eval_data=None),
+        [],
+        "'nan', completion 0: the reward is nan",
+    ),
+    "reward of words": (
+        edit(reward="my_rewards:words", eval_data=None),
+        [],
+        "'words', completion 0: 'yes' is not a number",
+    ),
+    "reward that is one number": (
+        edit(reward="my_rewards:number", eval_data=None),
+        [],
+        "'number' returned a float; it must return a list",
+    ),
+    "no such model": (edit(model="nowhere/nothing"), [], "model 'nowhere/nothing' cannot be"),
+    "a learning rate of words": (edit(learning_rate="fast"), [], "learning_rate"),
+    "a schedule that is none": (
+        edit(),
+        ["method.prefix_low={kind: cosin, start: 1, end: 0}"],
+        "unknown schedule kind 'cosin': did you mean 'cosine'?",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_wrong_input_gets_one_sentence(
+    case: str, folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    spoil, overrides, sentence = CASES[case]
+    spoil(folder)
+    before = {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+    assert main(["train", "recipe.yaml", *overrides]) == 2
+    error = capfd.readouterr().err
+    lines = [line for line in error.splitlines() if line]
+    assert sentence in error
+    assert len(lines) == 1, error
+    assert lines[0].startswith("prefix-rft: error: ")
+    assert {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()} == before
+
+
+def test_too_long_demonstrations_are_dropped_and_counted(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    write_rows(
+        folder, [ROW, {**ROW, "demonstration": "1" * 24}, {**ROW, "demonstration": "1" * 23}]
+    )
+    assert main(["train", "recipe.yaml", "prompts_per_step=1"]) == 0
+    assert "2 demonstrations in 2 of 3 rows; 1 dropped: longer than 24 tokens" in " ".join(
+        capfd.readouterr().out.split()
+    )
+
+
+def test_a_run_leaves_its_folder(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "recipe.yaml", "method.entropy_keep=0.5"]) == 0
+    out = capfd.readouterr().out
+    assert "step 2/2" in out
+    assert "95 % interval" in out
+    run = folder / "runs/tiny"
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    assert recipe["method"]["name"] == "prefix_rft"
+    assert recipe["method"]["entropy_keep"] == 0.5
+    assert recipe["trainer"]["learning_rate"] == 1e-3
+    metrics = [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [m["step"] for m in metrics[:2]] == [1, 2]
+    assert {"policy/reward", "prefix/reward", "entropy", "prefix/length"} <= metrics[0].keys()
+    rollouts = (run / "rollouts/step_000001.jsonl").read_text().splitlines()
+    assert len(rollouts) == 16
+    line = json.loads(rollouts[0])
+    tokenizer = make_tokenizer()
+    assert tokenizer.decode(line["completion_ids"]) == line["text"]
+    assert {"prefix_length", "reward", "advantage", "truncated", "prompt_ids"} <= line.keys()
+    assert json.loads((run / "environment.json").read_text())["packages"]["torch"]
+    evaluation = json.loads((run / "eval.json").read_text())
+    assert evaluation["base"]["problems"] == evaluation["trained"]["problems"] == 4
+    assert sorted(p.name for p in (run / "model").glob("*.safetensors")) == ["model.safetensors"]
+    # A second run does not touch the first.
+    assert main(["train", "recipe.yaml", "method=sft"]) == 0
+    assert (folder / "runs/tiny-2/model/model.safetensors").exists()
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == len(metrics)
+
+
+def test_eval_command(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    arguments = ["eval", "base", "--data", "test.jsonl", "--reward", "my_rewards:good"]
+    assert main([*arguments, "--samples", "3", "--output", "out.json"]) == 0
+    assert "avg@3 on 4 problems" in capfd.readouterr().out
+    result = json.loads((folder / "out.json").read_text())
+    assert result["samples"] == 3
+    assert len(result["per_problem"]) == 4
+    assert main([*arguments, "--samples", "0"]) == 2
+    assert "--samples must be at least 1" in capfd.readouterr().err
+
+
+def test_methods_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["methods"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in ("prefix_rft", "grpo", "dr_grpo", "sft"))
+    assert main(["methods", "prefix_rft"]) == 0
+    assert "entropy_keep" in capsys.readouterr().out
+    assert main(["methods", "prefix"]) == 2
+
+
+def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    assert "examples:" in capsys.readouterr().out
