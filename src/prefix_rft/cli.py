@@ -65,8 +65,8 @@ def parser() -> argparse.ArgumentParser:
     )
     task.add_argument("name", choices=["countdown"])
     task.add_argument("folder", metavar="FOLDER")
-    task.add_argument("--train-rows", type=int, default=4096)
-    task.add_argument("--test-rows", type=int, default=256)
+    task.add_argument("--train-rows", type=int, default=3000)
+    task.add_argument("--test-rows", type=int, default=400)
     task.add_argument("--seed", type=int, default=0)
     return p
 

@@ -112,7 +112,10 @@ def task(args: argparse.Namespace) -> None:
     from prefix_rft.tasks.countdown import write
 
     folder = Path(args.folder)
-    write(folder, args.train_rows, args.test_rows, args.seed)
+    try:
+        write(folder, args.train_rows, args.test_rows, args.seed)
+    except ValueError as error:
+        raise UserError(f"task '{args.name}': {error}") from error
     Console().print(
         f"wrote train.jsonl, test.jsonl, base/ and recipe.yaml to {folder}\n"
         f"next: prefix-rft train {folder / 'recipe.yaml'}",

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from tiny import make_model, make_tokenizer
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from prefix_rft.engines.sampling import SamplingSettings, sample
+from tiny import make_model, make_tokenizer
 
 PROMPTS = [[5, 6, 7], [9], [5, 6, 7], [8, 8, 8, 8, 8, 4], [9]]
 PREFIXES = [[], [10, 11, 12], [13], [], [14, 15, 16, 17, 18]]

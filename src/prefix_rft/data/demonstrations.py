@@ -104,11 +104,10 @@ def prompt_ids_of(prompt: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Token ids of a prompt, as TRL's GRPOTrainer makes them: text, or messages with a template."""
     if isinstance(prompt, str):
         return list(tokenizer(prompt)["input_ids"])
-    return list(
-        tokenizer.apply_chat_template(
-            prompt, add_generation_prompt=True, tokenize=True, return_dict=False
-        )
+    ids: Any = tokenizer.apply_chat_template(
+        prompt, add_generation_prompt=True, tokenize=True, return_dict=False
     )
+    return list(ids)
 
 
 def imitation_rows(
@@ -136,5 +135,5 @@ def imitation_rows(
                 labels.append([-100] * len(start) + list(demonstration))
         return {"input_ids": ids, "labels": labels}
 
-    joined = mapped.map(join, batched=True, remove_columns=mapped.column_names)
+    joined: Any = mapped.map(join, batched=True, remove_columns=mapped.column_names)
     return joined, report

@@ -85,7 +85,7 @@ def sample(
     forced = forced.flip(1)  # right-padded, one column for each step
     left = torch.tensor(budgets, device=device) + given
     eos = torch.tensor(settings.eos_token_ids, device=device)
-    warp = settings.warpers()
+    warp: Any = settings.warpers()
 
     ids, mask = _left_pad(list(distinct), settings.pad_token_id, device)
     position = (mask.cumsum(1) - 1).clamp(min=0)
@@ -128,7 +128,8 @@ class _Forward:
     """The model with its cache: logits of the last position."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        base: Any = model.get_base_model() if hasattr(model, "peft_config") else model
+        peft: Any = model
+        base: Any = peft.get_base_model() if hasattr(model, "peft_config") else model
         names = inspect.signature(base.forward).parameters
         self.model = model
         self.takes_position = "position_ids" in names
@@ -160,7 +161,7 @@ def _left_pad(
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
-def _draw(warp: LogitsProcessorList, logits: Tensor, temperature: float) -> Tensor:
+def _draw(warp: Any, logits: Tensor, temperature: float) -> Tensor:
     if temperature == 0.0:
         return logits.argmax(-1)
     # None of the warpers in use reads the ids.

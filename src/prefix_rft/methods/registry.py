@@ -14,7 +14,7 @@ from prefix_rft.core.method import Method
 BUILT_IN = ("prefix_rft", "dr_grpo", "grpo", "sft")
 
 
-def find(name: str) -> Callable[..., Method]:
+def find(name: str) -> Callable[..., Any]:
     """The function behind a built-in name, or behind ``package.module:function``.
 
     Raises:

@@ -73,7 +73,8 @@ class PrefixRFTConfig(GRPOConfig):
         for key, reason in OWNED.items():
             if getattr(self, key) != defaults[key]:
                 raise ValueError(f"{key}={getattr(self, key)!r} has no effect here: {reason}")
-        if self.steps_per_generation % self.gradient_accumulation_steps != 0:  # type: ignore[operator]
+        steps: Any = self.steps_per_generation
+        if steps % self.gradient_accumulation_steps != 0:
             raise ValueError(
                 f"steps_per_generation ({self.steps_per_generation}) must be a multiple of "
                 f"gradient_accumulation_steps ({self.gradient_accumulation_steps}), so that every "
@@ -87,7 +88,8 @@ class PrefixRFTConfig(GRPOConfig):
         Raises:
             ValueError: an unknown method or option, or one set to two values.
         """
-        given = dict(self.method_options or {})  # type: ignore[arg-type]
+        options: Any = self.method_options or {}
+        given: dict[str, Any] = dict(options)
         known = options_of(self.method)
         defaults = {f.name: f.default for f in fields(GRPOConfig)}
         for key in SHARED:
@@ -106,12 +108,14 @@ class PrefixRFTConfig(GRPOConfig):
             else:
                 setattr(self, key, known[key])
         method = load(self.method, **given)
-        if method.num_hybrid + method.num_demonstrations > self.num_generations:
+        generations: Any = self.num_generations
+        if method.num_hybrid + method.num_demonstrations > generations:
             raise ValueError(
                 f"method '{self.method}' wants {method.num_hybrid} hybrid and "
                 f"{method.num_demonstrations} demonstration rows in groups of "
                 f"num_generations={self.num_generations}"
             )
         if method.aggregation == "sum_over_const" and method.const is None:
-            method = replace(method, const=float(self.max_completion_length))  # type: ignore[arg-type]
+            length: Any = self.max_completion_length
+            method = replace(method, const=float(length))
         return method

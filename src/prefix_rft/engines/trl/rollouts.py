@@ -20,7 +20,7 @@ def write_rollouts(trainer: PrefixRFTTrainer, rows: Rows, plans: list[RowPlan]) 
     advantage of the sampled tokens, and whether the row ran into the length limit.
     """
     lines = []
-    decode = trainer.processing_class.decode  # type: ignore[union-attr]
+    decode = trainer.processing_class.decode
     for i, plan in enumerate(plans):
         prompt = rows["prompt_ids"][i][rows["prompt_mask"][i].bool()].tolist()
         completion = rows["completion_ids"][i][rows["completion_mask"][i].bool()].tolist()
@@ -43,7 +43,7 @@ def write_rollouts(trainer: PrefixRFTTrainer, rows: Rows, plans: list[RowPlan]) 
         )
     lines = trainer.gather_list(lines)
     if trainer.accelerator.is_main_process:
-        folder = Path(trainer.args.output_dir) / "rollouts"
+        folder = Path(str(trainer.args.output_dir)) / "rollouts"
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"step_{trainer.state.global_step:06d}.jsonl"
         path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))

@@ -37,11 +37,13 @@ class DemonstrationConfig(SFTConfig):
             self.method_options = json.loads(self.method_options)
         if self.packing or self.padding_free:
             raise ValueError("packing and padding_free are not supported: rows must stay apart")
-        self.dataset_kwargs = {**(self.dataset_kwargs or {}), "skip_prepare_dataset": True}
+        kwargs: Any = self.dataset_kwargs or {}
+        self.dataset_kwargs = {**kwargs, "skip_prepare_dataset": True}
 
     def resolve_method(self) -> Method:
         """The method with its options."""
-        return load(self.method, **dict(self.method_options or {}))  # type: ignore[arg-type]
+        options: Any = self.method_options or {}
+        return load(self.method, **options)
 
 
 class DemonstrationTrainer(SFTTrainer):
@@ -53,6 +55,10 @@ class DemonstrationTrainer(SFTTrainer):
 
     _tag_names = ["trl", "sft", "prefix-rft"]  # noqa: RUF012  (TRL's class attribute)
     loss_is_scaled_for_ga = True
+
+    # Narrower than what transformers and TRL declare.
+    model: Any  # pyright: ignore[reportIncompatibleVariableOverride]
+    accelerator: Any
 
     def __init__(
         self, model: Any, args: DemonstrationConfig, *, train_dataset: Any, **kwargs: Any

@@ -45,6 +45,14 @@ class PrefixRFTTrainer(GRPOTrainer):
     _tag_names = ["trl", "grpo", "prefix-rft"]  # noqa: RUF012  (TRL's class attribute)
     _name = "Prefix-RFT"
 
+    # Narrower than what transformers and TRL declare.
+    args: PrefixRFTConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+    processing_class: Any  # pyright: ignore[reportIncompatibleVariableOverride]
+    model: Any  # pyright: ignore[reportIncompatibleVariableOverride]
+    accelerator: Any
+    max_completion_length: int
+    num_generations: int
+
     def __init__(
         self,
         model: Any,
@@ -86,8 +94,8 @@ class PrefixRFTTrainer(GRPOTrainer):
     def _tokenize_train_dataset(self) -> None:
         with self.accelerator.main_process_first():
             self.train_dataset, self.demonstrations = tokenize_demonstrations(
-                self.train_dataset,  # type: ignore[arg-type]
-                self.processing_class,  # type: ignore[arg-type]
+                self.train_dataset,
+                self.processing_class,
                 self.max_completion_length,
                 self.args.demonstration_column,
             )
@@ -102,7 +110,7 @@ class PrefixRFTTrainer(GRPOTrainer):
 
     # ---- rollouts ------------------------------------------------------------------------------
 
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Rows:  # type: ignore[override]
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Rows:
         if not self.model.training:  # evaluation never sees a demonstration
             return super()._generate_and_score_completions(inputs)
         self._plans = plans = plan_rows(
@@ -127,7 +135,7 @@ class PrefixRFTTrainer(GRPOTrainer):
             write_rollouts(self, rows, plans)
         return rows
 
-    def _generate_single_turn(  # type: ignore[override]
+    def _generate_single_turn(
         self,
         prompt_ids: list[list[int]],
         images: Any,
@@ -157,6 +165,18 @@ class PrefixRFTTrainer(GRPOTrainer):
             ]
         return completions, logps
 
+    @property
+    def steps_per_generation(self) -> int:
+        """Micro-batches of one generation, which TRL's config has filled in."""
+        steps: Any = self.args.steps_per_generation
+        return steps
+
+    @property
+    def pad_token_id(self) -> int:
+        """The tokenizer's padding token, which TRL makes sure of."""
+        pad: Any = self._tokenizer.pad_token_id
+        return pad
+
     def _samples_itself(self) -> bool:
         """Whether our sampler serves: the plain transformers backend with settings it knows."""
         args = self.args
@@ -177,7 +197,7 @@ class PrefixRFTTrainer(GRPOTrainer):
         model = self.accelerator.unwrap_model(self.model)
         settings = SamplingSettings(
             eos_token_ids=tuple(self.eos_token_ids),
-            pad_token_id=self._tokenizer.pad_token_id,
+            pad_token_id=self.pad_token_id,
             temperature=self.temperature,
             top_k=self.top_k,
             top_p=self.top_p,
@@ -192,7 +212,7 @@ class PrefixRFTTrainer(GRPOTrainer):
         finally:
             model.train(was_training)
 
-    def _calculate_rewards(self, inputs: list[dict[str, Any]], *args: Any, **kwargs: Any) -> Tensor:  # type: ignore[override]
+    def _calculate_rewards(self, inputs: list[dict[str, Any]], *args: Any, **kwargs: Any) -> Tensor:
         visible = [{k: v for k, v in row.items() if k not in (IDS, EXAMPLE)} for row in inputs]
         rewards_per_func = super()._calculate_rewards(visible, *args, **kwargs)
         rewards = (rewards_per_func * self.reward_weights.to(rewards_per_func)).nansum(1)
@@ -249,12 +269,12 @@ class PrefixRFTTrainer(GRPOTrainer):
             self._buffered_inputs = [
                 m for s in range(0, len(buffered), size) for m in by_length(buffered[s : s + size])
             ]
-        return self._buffered_inputs[self._step % self.args.steps_per_generation]
+        return self._buffered_inputs[self._step % self.steps_per_generation]
 
     def _open_window(self) -> None:
         """Fix targets and normalisers of the optimizer step that begins now."""
         size = self.args.gradient_accumulation_steps
-        start = self._step % self.args.steps_per_generation
+        start = self._step % self.steps_per_generation
         rows = join(self._buffered_inputs[start : start + size])
         self._window = to_batch(rows)
         self._targets = prepare(
