@@ -8,7 +8,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prefix_rft.tasks.countdown import write
-from prefix_rft.tasks.countdown.base_model import aimless_text, make_base, make_tokenizer
+from prefix_rft.tasks.countdown.base_model import (
+    aimless_text,
+    make_base,
+    make_model,
+    make_tokenizer,
+)
 from prefix_rft.tasks.countdown.grade import grade, reward, well_formed
 from prefix_rft.tasks.countdown.puzzle import (
     Puzzle,
@@ -233,12 +238,13 @@ def test_rebuild_is_deterministic(tmp_path):
 
 
 def test_a_short_rebuild_writes_well_formed_chains(tmp_path):
-    rules = Rules(operands=(2,), highest=3, limit=9)
+    """The same script on a world of five numbers, in a few seconds; untrained, none is well formed."""
+    rules = Rules(operands=(2,), highest=3, limit=5)
     model, tokenizer = make_base(tmp_path, steps=200, seed=1, rules=rules)
-    puzzles = [Puzzle((a, b), 2) for a in (1, 2, 3) for b in (1, 2, 3)] * 10
+    puzzles = [Puzzle((a, b), 2) for a in range(1, 6) for b in (1, 2, 3)] * 10
     texts = complete(model, tokenizer, puzzles, max_new_tokens=6)
     formed = [well_formed(t, p.numbers) for t, p in zip(texts, puzzles, strict=True)]
-    assert sum(formed) / len(formed) > 0.8
+    assert sum(formed) / len(formed) > 0.5  # an untrained model writes none
 
 
 def test_shipped_base_is_small_and_starts_low():

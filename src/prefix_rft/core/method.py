@@ -149,18 +149,21 @@ class Method:
         if self.num_hybrid < 0 or self.num_demonstrations < 0:
             raise ValueError("numbers of hybrid and demonstration rows must be at least 0")
         if self.num_hybrid and self.prefix is None:
-            raise ValueError(
-                f"method '{self.name}' has hybrid rows but no law of the prefix length"
-            )
+            raise ValueError(f"method '{self.name}' has hybrid rows but no prefix sampler")
         if self.const is not None and self.const <= 0:
             raise ValueError(f"const must be positive, got {self.const}")
-        high = self.epsilon if self.epsilon_high is None else self.epsilon_high
+        high = self.clip_high
         if not 0.0 <= self.epsilon <= 1.0 or high < 0.0:
             raise ValueError(
                 f"epsilon must be in [0, 1] and epsilon_high >= 0, got {self.epsilon} and {high}"
             )
         if self.delta is not None and self.delta <= 1.0 + high:
             raise ValueError(f"delta must exceed 1 + epsilon_high = {1.0 + high}, got {self.delta}")
+
+    @property
+    def clip_high(self) -> float:
+        """The upper clip range."""
+        return self.epsilon if self.epsilon_high is None else self.epsilon_high
 
     @property
     def samples(self) -> bool:

@@ -239,8 +239,9 @@ def _surrogate(
         bounded = rho if method.delta is None else rho.clamp(max=method.delta)
         value = bounded * advantage_B1
         if stream.surrogate == "clip":
-            high = method.epsilon if method.epsilon_high is None else method.epsilon_high
-            value = torch.minimum(value, rho.clamp(1.0 - method.epsilon, 1.0 + high) * advantage_B1)
+            value = torch.minimum(
+                value, rho.clamp(1.0 - method.epsilon, 1.0 + method.clip_high) * advantage_B1
+            )
     return value if batch.weight_BT is None else value * batch.weight_BT.where(acts_BT, 0.0)
 
 
@@ -289,9 +290,8 @@ def _count_clipped(
 ) -> None:
     """Add a clip stream's tokens whose gradient the clip removes to ``clip_ratio/region_mean``."""
     rho = ratio(batch, logp_BT, acts_BT)
-    high = method.epsilon if method.epsilon_high is None else method.epsilon_high
     clipped = (rho < 1.0 - method.epsilon) & (advantage_B1 < 0)
-    clipped = (clipped | ((rho > 1.0 + high) & (advantage_B1 > 0))) & acts_BT
+    clipped = (clipped | ((rho > 1.0 + method.clip_high) & (advantage_B1 > 0))) & acts_BT
     name = "clip_ratio/region_mean"
     s, n = stats.get(name, (clipped.new_zeros((), dtype=torch.int64),) * 2)
     stats[name] = (s + clipped.sum(), n + acts_BT.sum())
