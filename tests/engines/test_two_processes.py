@@ -18,7 +18,9 @@ HERE = Path(__file__).parent
 def launch(folder: Path, *args: str) -> list[list[dict]]:
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)]),
+        "PYTHONPATH": os.pathsep.join(
+            [str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")]
+        ),
     }
     done = subprocess.run(
         [
@@ -41,9 +43,13 @@ def launch(folder: Path, *args: str) -> list[list[dict]]:
     return [torch.load(folder / f"rank{r}.pt", weights_only=True) for r in (0, 1)]
 
 
-@pytest.mark.parametrize(("scope", "source"), [("minibatch", "current"), ("row", "rollout")])
-def test_a_group_across_two_processes(tmp_path: Path, scope: str, source: str) -> None:
-    ranks = launch(tmp_path, scope, source)
+@pytest.mark.parametrize(
+    ("scope", "source", "generations"),
+    [("minibatch", "current", 8), ("row", "rollout", 8), ("minibatch", "rollout", 4)],
+)
+def test_two_processes_are_one(tmp_path: Path, scope: str, source: str, generations: int) -> None:
+    """A group of 8 lies across both; with groups of 4, each has one and they share the pool."""
+    ranks = launch(tmp_path, scope, source, str(generations))
     model = make_model(make_tokenizer())
     assert len(ranks[0]) == len(ranks[1]) == 3
     for first, second in zip(*ranks, strict=True):
@@ -51,8 +57,8 @@ def test_a_group_across_two_processes(tmp_path: Path, scope: str, source: str) -
             assert torch.equal(a, b)
         rows = [plain.Row(**r) for r in (*first["rows"], *second["rows"])]
         assert len(rows) == 8
-        assert {r.group for r in rows} == {0}
-        assert sum(r.prefix > 0 for r in rows) == 1
+        assert {r.group for r in rows} == set(range(8 // generations))
+        assert sum(r.prefix > 0 for r in rows) == 8 // generations
         model.load_state_dict(first["weights"])
         with torch.no_grad():
             old = [plain.logp_and_entropy(model, r, 0.9)[0] for r in rows]
@@ -64,4 +70,4 @@ def test_a_group_across_two_processes(tmp_path: Path, scope: str, source: str) -
         assert (first["loss"] + second["loss"]) / 2 == pytest.approx(loss, rel=1e-5, abs=1e-8)
     text = (tmp_path / "rollouts/step_000000.jsonl").read_text()
     lines = [json.loads(x) for x in text.splitlines()]
-    assert [line["row"] for line in lines] == list(range(8))
+    assert [line["row"] for line in lines] == [i % generations for i in range(8)]

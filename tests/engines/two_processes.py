@@ -1,6 +1,6 @@
-"""Run by a test under torchrun with two gloo processes; a group of 8 lies across both.
+"""Run by a test under torchrun with two gloo processes and eight rows a step.
 
-Usage: two_processes.py FOLDER SCOPE SOURCE
+Usage: two_processes.py FOLDER SCOPE SOURCE NUM_GENERATIONS
 """
 
 import sys
@@ -23,11 +23,11 @@ trainer = PrefixRFTTrainer(
     make_config(
         folder,
         max_steps=3,
+        num_generations=int(sys.argv[4]),
         per_device_train_batch_size=2,
         gradient_accumulation_steps=2,
         learning_rate=3e-3,
         temperature=0.9,
-        # Hybrid rows of one prompt share positions, so their entropies would tie; one is enough.
         method_options={"entropy_scope": scope, "entropy_source": source},
         log_rollouts=True,
         ddp_find_unused_parameters=False,
