@@ -64,17 +64,21 @@ def train(path: str, overrides: Sequence[str], console: Console) -> Path:
     trainer.add_callback(Progress(console, folder))
     if main:
         console.print(f"{method.name}: {method.summary}", highlight=False)
-        console.print(f"{len(rows)} rows, {trainer.demonstrations}", highlight=False)
+        console.print(str(trainer.demonstrations), highlight=False)
         console.print(str(plan), highlight=False)
 
     evaluations: dict[str, Evaluation] = {}
     if held_out is not None and main:
-        evaluations["base"] = evaluate_model(recipe, args, model, tokenizer, held_out, rewards)
+        with console.status("evaluating the base model"):
+            evaluations["base"] = evaluate_model(recipe, args, model, tokenizer, held_out, rewards)
     trainer.train()
     trainer.save_model(str(folder / "model"))
     if held_out is not None and main:
         trained = trainer.accelerator.unwrap_model(trainer.model)
-        evaluations["trained"] = evaluate_model(recipe, args, trained, tokenizer, held_out, rewards)
+        with console.status("evaluating the trained model"):
+            evaluations["trained"] = evaluate_model(
+                recipe, args, trained, tokenizer, held_out, rewards
+            )
         write_json(folder / "eval.json", {k: asdict(v) for k, v in evaluations.items()})
     if main:
         summarise(console, folder, evaluations)

@@ -81,15 +81,16 @@ def tokenize_demonstrations(
         texts = texts_of(row.get(column), index, column)
         ids = [tokenizer(t, add_special_tokens=False)["input_ids"] + [eos] for t in texts]
         kept = [i for i in ids if len(i) <= max_tokens]
-        return {IDS: kept, EXAMPLE: index, "dropped": len(ids) - len(kept)}
+        return {IDS: kept, EXAMPLE: index, "kept": len(kept), "dropped": len(ids) - len(kept)}
 
     if isinstance(rows, IterableDataset):
-        return rows.map(add_ids, with_indices=True).remove_columns("dropped"), None
+        return rows.map(add_ids, with_indices=True).remove_columns(["kept", "dropped"]), None
     features = rows.features.copy()
     features.update({IDS: List(List(Value("int32"))), EXAMPLE: Value("int64")})
-    features["dropped"] = Value("int64")
+    features.update({"kept": Value("int64"), "dropped": Value("int64")})
     mapped = rows.map(add_ids, with_indices=True, features=features, desc="demonstrations to ids")
-    counts = [len(x) for x in mapped[IDS]]
+    # Counted from a column of numbers: the ids themselves stay on disk.
+    counts = list(mapped["kept"])
     report = DemonstrationReport(
         rows=len(mapped),
         rows_with_demonstration=sum(n > 0 for n in counts),
@@ -97,7 +98,7 @@ def tokenize_demonstrations(
         dropped_too_long=sum(mapped["dropped"]),
         max_tokens=max_tokens,
     )
-    return mapped.remove_columns("dropped"), report
+    return mapped.remove_columns(["kept", "dropped"]), report
 
 
 def prompt_ids_of(prompt: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
