@@ -128,7 +128,7 @@ class PrefixRFTTrainer(GRPOTrainer):
         if self._plans is not None or self._row_rewards is None:
             raise RuntimeError(
                 "this version of TRL did not call _generate_single_turn or _calculate_rewards, "
-                "so no prefix was used; supported: trl>=1.15,<2"
+                "so no prefix was used; supported: trl>=1.16,<2"
             )
         self._attach(rows, plans, self._row_rewards)
         if self.args.log_rollouts:
@@ -294,7 +294,7 @@ class PrefixRFTTrainer(GRPOTrainer):
         if "prefix_mask" not in inputs:
             raise RuntimeError(
                 "the loss batch has no prefix_mask: this version of TRL built it without "
-                "_generate_and_score_completions; supported: trl>=1.15,<2"
+                "_generate_and_score_completions; supported: trl>=1.16,<2"
             )
         within = self._step % self.args.gradient_accumulation_steps
         if within == 0:
