@@ -5,9 +5,20 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from prefix_rft.engines.trl import DemonstrationTrainer, PrefixRFTConfig, PrefixRFTTrainer
+    from prefix_rft.engines.trl import (
+        DemonstrationConfig,
+        DemonstrationTrainer,
+        PrefixRFTConfig,
+        PrefixRFTTrainer,
+    )
 
-__all__ = ["DemonstrationTrainer", "PrefixRFTConfig", "PrefixRFTTrainer", "__version__"]
+__all__ = [
+    "DemonstrationConfig",
+    "DemonstrationTrainer",
+    "PrefixRFTConfig",
+    "PrefixRFTTrainer",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -52,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--samples", type=int, default=4, help="k (default: 4)")
     evaluate.add_argument("--temperature", type=float, default=1.0, help="0 is greedy (default: 1)")
     evaluate.add_argument("--max-completion-length", type=int, default=256, metavar="TOKENS")
+    evaluate.add_argument("--batch-size", type=int, default=64, metavar="ROWS")
     evaluate.add_argument("--seed", type=int, default=0)
     evaluate.add_argument("--output", metavar="FILE.json", help="write the result there")
 

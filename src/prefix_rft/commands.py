@@ -23,6 +23,8 @@ def train(args: argparse.Namespace) -> None:
 
 def eval(args: argparse.Namespace) -> None:
     """``prefix-rft eval``."""
+    import torch
+
     from prefix_rft.data import load_rows
     from prefix_rft.evaluate import evaluate
     from prefix_rft.imports import load_function
@@ -31,12 +33,18 @@ def eval(args: argparse.Namespace) -> None:
 
     if args.samples < 1:
         raise UserError(f"--samples must be at least 1, got {args.samples}")
-    if args.temperature < 0:
+    if not 0 <= args.temperature < float("inf"):
         raise UserError(f"--temperature must be at least 0, got {args.temperature}")
+    if args.max_completion_length < 1 or args.batch_size < 1:
+        raise UserError("--max-completion-length and --batch-size must be at least 1")
+    if args.output and not Path(args.output).parent.is_dir():
+        raise UserError(f"the folder of --output {args.output} does not exist")
     quiet()
     reward = load_function(args.reward, Path.cwd())
     rows = load_rows(args.data)
-    model, tokenizer = load_model(args.model)
+    model, tokenizer = load_model(args.model, dtype="auto")
+    if torch.accelerator.is_available():
+        model.to(torch.accelerator.current_accelerator())
     result = evaluate(
         model,
         tokenizer,
@@ -46,6 +54,7 @@ def eval(args: argparse.Namespace) -> None:
         temperature=args.temperature,
         max_completion_length=args.max_completion_length,
         seed=args.seed,
+        batch_size=args.batch_size,
     )
     console = Console()
     console.print(
@@ -103,7 +112,8 @@ def show_method(console: Console, method: Method) -> None:
 def describe(value: object) -> str:
     """An option's default, as a person would write it."""
     if isinstance(value, Schedule):
-        return f"{value.kind} {value.start} -> {value.end} over the run"
+        over = "the run" if value.steps is None else f"{value.steps} steps"
+        return f"{value.kind} {value.start} -> {value.end} over {over}"
     return str(value)
 
 
@@ -112,6 +122,10 @@ def task(args: argparse.Namespace) -> None:
     from prefix_rft.tasks.countdown import write
 
     folder = Path(args.folder)
+    if args.train_rows < 1 or args.test_rows < 1:
+        raise UserError("--train-rows and --test-rows must be at least 1")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"'{folder}' is a file, not a folder")
     try:
         write(folder, args.train_rows, args.test_rows, args.seed)
     except ValueError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +12,8 @@ from datasets import Dataset
 
 from prefix_rft.core.errors import UserError
 from prefix_rft.data.demonstrations import prompt_ids_of
-from prefix_rft.engines.sampling import SamplingSettings, sample
-from prefix_rft.rewards.checked import verify_rewards
+from prefix_rft.engines.sampling import SamplingSettings, generate, sample, supported
+from prefix_rft.rewards.checked import is_async, name_of, verify_rewards
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,10 @@ class Evaluation:
         return f"{self.mean:.1%} [{self.low:.1%}, {self.high:.1%}]"
 
 
+def _ignore(name: str, value: Any) -> None:
+    pass
+
+
 def bootstrap_interval(
     values: Sequence[float], seed: int = 0, resamples: int = 2000, level: float = 0.95
 ) -> tuple[float, float]:
@@ -64,7 +69,7 @@ def evaluate(
     temperature: float = 1.0,
     max_completion_length: int = 256,
     seed: int = 0,
-    batch_size: int = 256,
+    batch_size: int = 64,
 ) -> Evaluation:
     """Sample ``samples`` completions of each row's prompt and grade them.
 
@@ -88,13 +93,17 @@ def evaluate(
     if not contexts:
         raise UserError("there is no problem to evaluate on")
     sampled: list[list[int]] = []
+    ours = supported(model)
     was_training = model.training
     model.eval()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for start in range(0, len(contexts), batch_size):
             part = contexts[start : start + batch_size]
-            sampled += sample(model, part, [max_completion_length] * len(part), settings)
+            if ours:
+                sampled += sample(model, part, [max_completion_length] * len(part), settings)
+            else:
+                sampled += generate(model, part, max_completion_length, settings)
     model.train(was_training)
 
     texts: list[Any] = tokenizer.batch_decode(sampled, skip_special_tokens=True)
@@ -106,8 +115,12 @@ def evaluate(
         for name in rows.column_names
         if name not in ("prompt", "completion", "completion_ids")
     }
-    name = getattr(reward, "__name__", "reward")
+    name = name_of(reward)
+    # What TRL passes beside the columns; nothing is logged from an evaluation.
+    columns |= {"trainer_state": None, "log_extra": _ignore, "log_metric": _ignore}
     answer = reward(prompts=prompts, completions=texts, completion_ids=sampled, **columns)
+    if is_async(reward):
+        answer = asyncio.run(answer)
     rewards = torch.tensor(
         [torch.nan if r is None else r for r in verify_rewards(name, answer, len(texts))]
     )

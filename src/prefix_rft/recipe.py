@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from prefix_rft.core.errors import UserError, refuse_unknown
+from prefix_rft.core.errors import UserError, check_types, refuse_unknown
 
 
 class _Loader(yaml.SafeLoader):
@@ -28,7 +28,21 @@ _Loader.add_implicit_resolver(
 )
 
 DEFAULT_METHOD = "prefix_rft"
-BATCH_KEYS = ("per_device_train_batch_size", "gradient_accumulation_steps", "generation_batch_size")
+BATCH = "give prompts_per_step and micro_batch_size"
+DERIVED = {
+    "per_device_train_batch_size": BATCH,
+    "gradient_accumulation_steps": BATCH,
+    "generation_batch_size": BATCH,
+    "output_dir": "give name and runs",
+    "method_options": "give them under method",
+    "eval_strategy": "held-out rows are evaluated at the end; give eval_data",
+    "do_eval": "held-out rows are evaluated at the end; give eval_data",
+    "resume_from_checkpoint": "resuming is not in the command yet; use the trainer from Python",
+    "trust_remote_code": "code that comes with a model is never run",
+    "push_to_hub": "push the folder runs/NAME/model yourself",
+    "hub_token": "a recipe is written to the run folder; use the environment for secrets",
+}
+"""TRL keys that a recipe may not set, and what to do instead."""
 
 
 @dataclass(frozen=True)
@@ -150,24 +164,25 @@ def load_recipe(
     """
     data = read_recipe(path, overrides)
     own = [f.name for f in fields(Recipe) if f.name not in ("trainer", "folder")]
-    for key in BATCH_KEYS:
+    for key, instead in DERIVED.items():
         if key in data:
-            raise UserError(
-                f"recipe key '{key}' is derived: give prompts_per_step and micro_batch_size"
-            )
+            raise UserError(f"recipe key '{key}' cannot be set: {instead}")
     mine = {k: v for k, v in data.items() if k in own}
     rest = {k: v for k, v in data.items() if k not in own}
     if trainer_keys is not None:
         refuse_unknown("recipe key", rest, [*own, *trainer_keys])
     for key in ("model", "train_data"):
-        if not isinstance(mine.get(key), str):
+        if key not in mine:
             raise UserError(f"recipe '{path}' needs the key '{key}' (a path)")
+    check_types("recipe key", mine, {f.name: str(f.type) for f in fields(Recipe)})
+    if "/" in mine.get("name", "") or mine.get("name") in ("", ".", ".."):
+        raise UserError(f"recipe key 'name' is the name of a folder, not a path: {mine['name']!r}")
+    if mine.get("eval_temperature", 1.0) < 0:
+        raise UserError("recipe key 'eval_temperature' must be at least 0")
     for key in ("prompts_per_step", "micro_batch_size", "eval_samples", "eval_problems"):
         value = mine.get(key, 1)
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise UserError(
-                f"recipe key '{key}' must be a whole number of at least 1, got {value!r}"
-            )
+        if value is not None and value < 1:
+            raise UserError(f"recipe key '{key}' must be at least 1, got {value}")
     return Recipe(**mine, trainer=rest, folder=Path(path).parent)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,11 @@ import torch
 import transformers
 from rich.console import Console
 from rich.table import Table
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
 
 from prefix_rft.core import Method
-from prefix_rft.core.errors import UserError
+from prefix_rft.core.errors import UserError, check_types
 from prefix_rft.data import load_rows
 from prefix_rft.engines.trl import DemonstrationTrainer, PrefixRFTConfig, PrefixRFTTrainer
 from prefix_rft.engines.trl.sft import DemonstrationConfig
@@ -49,14 +50,20 @@ def train(path: str, overrides: Sequence[str], console: Console) -> Path:
         if recipe.eval_problems is not None:
             held_out = held_out.select(range(min(recipe.eval_problems, len(held_out))))
     args, plan = trainer_arguments(recipe, method, config_class)
-    model, tokenizer = load_model(recipe.model_source())
+    kwargs = dict(recipe.trainer.get("model_init_kwargs") or {})
+    model, tokenizer = load_model(recipe.model_source(), **kwargs)
 
-    kwargs: dict[str, Any] = {"train_dataset": rows, "processing_class": tokenizer}
     folder = Path(args.output_dir)
-    if method.samples:
-        trainer: Any = PrefixRFTTrainer(model, rewards, args, **kwargs)
-    else:
-        trainer = DemonstrationTrainer(model, args, **kwargs)
+    shared: dict[str, Any] = {"train_dataset": rows, "processing_class": tokenizer}
+    try:
+        if method.samples:
+            trainer: Any = PrefixRFTTrainer(model, rewards, args, **shared)
+        else:
+            trainer = DemonstrationTrainer(model, args, **shared)
+    except UserError:
+        raise
+    except (ValueError, ImportError) as error:
+        raise UserError(f"the trainer cannot be made: {_one_line(error)}") from error
     main = trainer.accelerator.is_main_process
     if main:
         write_start(folder, resolved(recipe, method, args))
@@ -67,19 +74,24 @@ def train(path: str, overrides: Sequence[str], console: Console) -> Path:
         console.print(str(trainer.demonstrations), highlight=False)
         console.print(str(plan), highlight=False)
 
+    # Every process evaluates, with the same samples: a sharded model needs them all.
     evaluations: dict[str, Evaluation] = {}
-    if held_out is not None and main:
+    if held_out is not None:
         with console.status("evaluating the base model"):
             evaluations["base"] = evaluate_model(recipe, args, model, tokenizer, held_out, rewards)
     trainer.train()
     trainer.save_model(str(folder / "model"))
-    if held_out is not None and main:
+    if held_out is not None:
         trained = trainer.accelerator.unwrap_model(trainer.model)
         with console.status("evaluating the trained model"):
             evaluations["trained"] = evaluate_model(
                 recipe, args, trained, tokenizer, held_out, rewards
             )
-        write_json(folder / "eval.json", {k: asdict(v) for k, v in evaluations.items()})
+    if main:
+        # A pickle with the arguments, of no use to anyone who loads the model.
+        (folder / "model" / "training_args.bin").unlink(missing_ok=True)
+        if evaluations:
+            write_json(folder / "eval.json", {k: asdict(v) for k, v in evaluations.items()})
     if main:
         summarise(console, folder, evaluations)
     return folder
@@ -114,7 +126,11 @@ def trainer_arguments(recipe: Recipe, method: Method, config_class: type) -> tup
     Raises:
         UserError: numbers that do not divide, or a value that TRL refuses.
     """
-    given = dict(recipe.trainer)
+    given = {k: v for k, v in recipe.trainer.items() if k != "model_init_kwargs"}
+    kinds = {f.name: getattr(f.type, "__name__", str(f.type)) for f in fields(config_class)}
+    check_types("recipe key", given, kinds)
+    if given.get("learning_rate", 0.0) < 0 or given.get("seed", 0) < 0:
+        raise UserError("recipe keys 'learning_rate' and 'seed' must be at least 0")
     generations = int(given.get("num_generations", 8)) if method.samples else 1
     processes = int(os.environ.get("WORLD_SIZE", "1"))  # as torchrun and accelerate set it
     plan = plan_batches(recipe.prompts_per_step, generations, recipe.micro_batch_size, processes)
@@ -136,53 +152,45 @@ def trainer_arguments(recipe: Recipe, method: Method, config_class: type) -> tup
         "method": recipe.method_name,
         "method_options": recipe.method_options,
     }
-    check_numbers(given, config_class)
     try:
         return config_class(**{**defaults, **given, **derived}), plan
     except UserError:
         raise
     except (ValueError, TypeError) as error:
-        raise UserError(f"the recipe's trainer settings are refused: {error}") from error
+        raise UserError(f"the recipe's trainer settings are refused: {_one_line(error)}") from error
 
 
-def check_numbers(given: Mapping[str, Any], config_class: type) -> None:
-    """Raise UserError where TRL wants a number or a truth value and the recipe has something else.
-
-    TRL itself would fail much later, or take the text ``no`` for true.
-    """
-    names = {"int": int, "float": (int, float), "bool": bool, "None": type(None)}
-    for f in fields(config_class):
-        kind = f.type if isinstance(f.type, str) else getattr(f.type, "__name__", str(f.type))
-        parts = [p.strip() for p in kind.split("|")]
-        if f.name not in given or not all(p in names for p in parts):
-            continue
-        value = given[f.name]
-        allowed = [t for p in parts for t in (names[p] if p == "float" else (names[p],))]
-        if not isinstance(value, tuple(allowed)) or (
-            isinstance(value, bool) and bool not in allowed
-        ):
-            wanted = " or ".join(p for p in parts if p != "None")
-            raise UserError(f"recipe key '{f.name}' must be of type {wanted}, got {value!r}")
-
-
-def load_model(source: str) -> tuple[Any, Any]:
+def load_model(source: str, **kwargs: Any) -> tuple[Any, Any]:
     """Model and tokenizer, from safetensors, without running code that comes with them.
+
+    Args:
+        source: a folder or a Hub name.
+        kwargs: for ``from_pretrained``, such as ``dtype`` (float32 unless given: weights in
+            bfloat16 swallow the small steps of RL) or ``attn_implementation``.
 
     Raises:
         UserError: there is none at ``source``.
     """
+    options = {"dtype": "float32", **kwargs, "trust_remote_code": False, "use_safetensors": True}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
-            source, trust_remote_code=False, use_safetensors=True, dtype="auto"
-        )
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"model '{source}' cannot be loaded: {reason}") from error
+        model = AutoModelForCausalLM.from_pretrained(source, **options)
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
+        raise UserError(f"model '{source}' cannot be loaded: {_one_line(error)}") from error
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        raise UserError(
+            f"model '{source}': its tokenizer has {len(tokenizer)} tokens, but the model knows only "
+            f"{model.get_input_embeddings().num_embeddings}"
+        )
     return model, tokenizer
+
+
+def _one_line(error: Exception) -> str:
+    """The first line of another library's message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def evaluate_model(
@@ -198,6 +206,7 @@ def evaluate_model(
         temperature=recipe.eval_temperature,
         max_completion_length=args.max_completion_length,
         seed=args.seed,
+        batch_size=args.per_device_train_batch_size,
     )
 
 
@@ -205,13 +214,19 @@ def resolved(recipe: Recipe, method: Method, args: Any) -> dict[str, Any]:
     """Everything that decided the run, as plain data."""
     ours = {k: v for k, v in asdict(recipe).items() if k not in ("trainer", "folder", "method")}
     options = {k: asdict(v) if hasattr(v, "kind") else v for k, v in method.options.items()}
-    trainer = {k: v for k, v in args.to_dict().items() if "token" not in k and v is not None}
-    return {**ours, "method": {"name": method.name, **options}, "trainer": _plain(trainer)}
+    init = dict(recipe.trainer.get("model_init_kwargs") or {})
+    trainer = {k: v for k, v in args.to_dict().items() if v is not None}
+    named = {"name": recipe.method_name, **options}
+    return _plain({**ours, "method": named, "model_init_kwargs": init, "trainer": trainer})
+
+
+SECRETS = ("token", "hub_token", "push_to_hub_token", "use_auth_token", "api_key", "password")
+"""Keys that never reach the run folder, at any depth."""
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): _plain(v) for k, v in value.items() if k not in SECRETS}
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
     return value if isinstance(value, (bool, int, float, str, type(None))) else str(value)

@@ -140,7 +140,7 @@ CASES: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     "batch keys of TRL": (
         edit(gradient_accumulation_steps=2),
         [],
-        "'gradient_accumulation_steps' is derived: give prompts_per_step and micro_batch_size",
+        "'gradient_accumulation_steps' cannot be set: give prompts_per_step and micro_batch_size",
     ),
     "more hybrid rows than rows": (
         edit(),
@@ -148,7 +148,7 @@ CASES: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
         "wants 9 hybrid and 0 demonstration rows in groups of num_generations=8",
     ),
     "a group of one": (edit(num_generations=1), [], "at least 2 generations"),
-    "a prompts_per_step of zero": (edit(prompts_per_step=0), [], "must be a whole number"),
+    "a prompts_per_step of zero": (edit(prompts_per_step=0), [], "must be at least 1, got 0"),
     "no reward": (edit(reward=None), [], "needs a reward"),
     "reward of wrong form": (edit(reward="my_rewards.good"), [], "package.module:function"),
     "reward that is not there": (edit(reward="my_rewards:god"), [], "cannot be imported"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from prefix_rft.core.errors import choose
+from prefix_rft.core.errors import UserError, choose
 
 BASELINES = ("mean", "mean_std", "leave_one_out")
 
@@ -43,12 +43,13 @@ def group_advantage(
     """
     choose("baseline", baseline, BASELINES)
     if reward_B.ndim != 1 or group_B.shape != reward_B.shape:
-        raise ValueError(
+        raise UserError(
             "reward and group must be one-dimensional and of one length, got "
             f"{tuple(reward_B.shape)} and {tuple(group_B.shape)}"
         )
     # On the CPU in double precision: a group's rewards are few, and exactness is the point.
-    device, dtype = reward_B.device, reward_B.dtype
+    device = reward_B.device
+    dtype = reward_B.dtype if reward_B.is_floating_point() else torch.get_default_dtype()
     reward, group_B = reward_B.detach().cpu().double(), group_B.cpu()
     include_B = None if include_B is None else include_B.cpu()
     graded = ~torch.isnan(reward)

@@ -11,6 +11,8 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from prefix_rft.core.errors import UserError
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -48,21 +50,21 @@ class Batch:
 
     def __post_init__(self) -> None:
         if self.tokens_BT.ndim != 2:
-            raise ValueError(f"tokens_BT must have shape (B, T), got {tuple(self.tokens_BT.shape)}")
+            raise UserError(f"tokens_BT must have shape (B, T), got {tuple(self.tokens_BT.shape)}")
         B, T = self.tokens_BT.shape
         for f in fields(self):
             x = getattr(self, f.name)
             shape = (B, T) if f.name.endswith("_BT") else (B,)
             if x is not None and tuple(x.shape) != shape:
-                raise ValueError(f"{f.name} must have shape {shape}, got {tuple(x.shape)}")
+                raise UserError(f"{f.name} must have shape {shape}, got {tuple(x.shape)}")
             if x is not None and "mask" in f.name and x.dtype != torch.bool:
-                raise ValueError(f"{f.name} must be bool, got {x.dtype}")
+                raise UserError(f"{f.name} must be bool, got {x.dtype}")
         both = self.prefix_mask_BT & self.demo_mask_BT
         outside = (self.prefix_mask_BT | self.demo_mask_BT) & ~self.response_mask_BT
         if bool(both.any()):
-            raise ValueError("prefix_mask_BT and demo_mask_BT overlap: a token has one origin")
+            raise UserError("prefix_mask_BT and demo_mask_BT overlap: a token has one origin")
         if bool(outside.any()):
-            raise ValueError("prefix_mask_BT and demo_mask_BT must lie inside response_mask_BT")
+            raise UserError("prefix_mask_BT and demo_mask_BT must lie inside response_mask_BT")
 
     @property
     def hybrid_B(self) -> Tensor:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 class UserError(ValueError):
@@ -33,3 +35,44 @@ def refuse_unknown(what: str, names: Iterable[str], known: Iterable[str]) -> Non
     for name in names:
         if name not in known:
             raise UserError(f"unknown {what} '{name}': {nearest(str(name), known)}")
+
+
+KINDS: dict[str, tuple[type, ...]] = {
+    "int": (int,),
+    "float": (int, float),
+    "bool": (bool,),
+    "str": (str,),
+    "None": (type(None),),
+    "Mapping[str, str]": (Mapping,),
+    "Mapping[str, Any]": (Mapping,),
+    "Sequence[str]": (list, tuple),
+}
+
+
+def check_types(what: str, values: Mapping[str, Any], kinds: Mapping[str, str]) -> None:
+    """Raise UserError for a value that is not of the kind written in an annotation.
+
+    Annotations with parts that are not in ``KINDS`` (``Any``, classes) are not checked. A truth
+    value is no number here, although Python counts it as one.
+    """
+    for name, value in values.items():
+        parts = [p.strip() for p in kinds.get(name, "Any").split("|")]
+        if not all(p in KINDS for p in parts):
+            continue
+        allowed = tuple(t for p in parts for t in KINDS[p])
+        if (isinstance(value, bool) and bool not in allowed) or not isinstance(value, allowed):
+            wanted = " or ".join(WORDS.get(p, p) for p in parts if p != "None")
+            raise UserError(f"{what} '{name}' must be {wanted}, got {value!r}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{what} '{name}' must be a finite number, got {value!r}")
+
+
+WORDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "a text",
+    "Mapping[str, str]": "a mapping",
+    "Mapping[str, Any]": "a mapping",
+    "Sequence[str]": "a list",
+}

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from prefix_rft.core.advantage import BASELINES
-from prefix_rft.core.errors import choose
+from prefix_rft.core.errors import UserError, choose
 from prefix_rft.core.prefix import PrefixSampler
 from prefix_rft.core.schedules import Schedule, constant
 from prefix_rft.core.select import MODES, SCOPES
@@ -67,7 +67,7 @@ class Stream:
         for origin in (*self.tokens, *self.count):
             choose("token origin", origin, ORIGINS)
         if not self.tokens:
-            raise ValueError(f"stream '{self.name}' trains no token: give it at least one origin")
+            raise UserError(f"stream '{self.name}' trains no token: give it at least one origin")
 
     @property
     def counted(self) -> tuple[str, ...]:
@@ -95,7 +95,7 @@ class Selection:
         choose("entropy scope", self.scope, SCOPES)
         choose("entropy source", self.source, SOURCES)
         if not 0.0 <= self.fraction <= 1.0:
-            raise ValueError(f"the fraction to keep must be in [0, 1], got {self.fraction}")
+            raise UserError(f"the fraction to keep must be in [0, 1], got {self.fraction}")
 
 
 @dataclass(frozen=True)
@@ -145,20 +145,20 @@ class Method:
         choose("baseline", self.baseline, BASELINES)
         choose("treatment of truncated rows", self.truncated, TRUNCATED)
         if not self.streams:
-            raise ValueError(f"method '{self.name}' has no stream, so it would train nothing")
+            raise UserError(f"method '{self.name}' has no stream, so it would train nothing")
         if self.num_hybrid < 0 or self.num_demonstrations < 0:
-            raise ValueError("numbers of hybrid and demonstration rows must be at least 0")
+            raise UserError("numbers of hybrid and demonstration rows must be at least 0")
         if self.num_hybrid and self.prefix is None:
-            raise ValueError(f"method '{self.name}' has hybrid rows but no prefix sampler")
+            raise UserError(f"method '{self.name}' has hybrid rows but no prefix sampler")
         if self.const is not None and self.const <= 0:
-            raise ValueError(f"const must be positive, got {self.const}")
+            raise UserError(f"const must be positive, got {self.const}")
         high = self.clip_high
         if not 0.0 <= self.epsilon <= 1.0 or high < 0.0:
-            raise ValueError(
+            raise UserError(
                 f"epsilon must be in [0, 1] and epsilon_high >= 0, got {self.epsilon} and {high}"
             )
         if self.delta is not None and self.delta <= 1.0 + high:
-            raise ValueError(f"delta must exceed 1 + epsilon_high = {1.0 + high}, got {self.delta}")
+            raise UserError(f"delta must exceed 1 + epsilon_high = {1.0 + high}, got {self.delta}")
 
     @property
     def clip_high(self) -> float:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from prefix_rft.core.advantage import group_advantage
 from prefix_rft.core.batch import Batch
+from prefix_rft.core.errors import UserError
 from prefix_rft.core.method import DEFAULT_CONST, Method, Stream
 from prefix_rft.core.select import keep_fraction
 
@@ -96,16 +97,19 @@ def advantages(
 
 
 def select_prefix(
-    method: Method, prefix_BT: Tensor, entropy_BT: Tensor | None, step: int
+    method: Method, prefix_BT: Tensor, entropy_BT: Tensor | None, seed: int
 ) -> Tensor:
-    """Prefix tokens that keep their advantage, ranked over the rows given (or within each row)."""
+    """Prefix tokens that keep their advantage, ranked over the rows given (or within each row).
+
+    ``seed`` is of the random mode.
+    """
     if method.selection is None or not bool(prefix_BT.any()):
         return prefix_BT
     chosen = method.selection
     if entropy_BT is None:
-        raise ValueError(f"method '{method.name}' selects prefix tokens by entropy, but got none")
+        raise UserError(f"method '{method.name}' selects prefix tokens by entropy, but got none")
     return keep_fraction(
-        entropy_BT, prefix_BT, chosen.fraction, chosen.mode, chosen.scope == "row", step
+        entropy_BT, prefix_BT, chosen.fraction, chosen.mode, chosen.scope == "row", seed
     )
 
 
@@ -199,6 +203,8 @@ def loss(
     """
     if targets is None:
         targets = prepare(method, batch, entropy_BT, step, total_steps)
+    if logp_BT.dtype in (torch.bfloat16, torch.float16):
+        logp_BT = logp_BT.float()  # sums over a step need more than eight bits
     total = logp_BT.new_zeros(())
     stats = _stats(batch, logp_BT, entropy_BT, targets)
     for s, stream in enumerate(method.streams):
@@ -224,12 +230,12 @@ def _surrogate(
 ) -> Tensor:
     if stream.surrogate == "entropy":
         if entropy_BT is None:
-            raise ValueError(f"stream '{stream.name}' of '{method.name}' needs entropies, got none")
+            raise UserError(f"stream '{stream.name}' of '{method.name}' needs entropies, got none")
         return entropy_BT
     logp = logp_BT.where(acts_BT, 0.0)
     if stream.surrogate == "kl":
         if batch.ref_logp_BT is None:
-            raise ValueError(f"stream '{stream.name}' of '{method.name}' needs ref_logp_BT")
+            raise UserError(f"stream '{stream.name}' of '{method.name}' needs ref_logp_BT")
         log_ratio = batch.ref_logp_BT.where(acts_BT, 0.0) - logp
         return -(log_ratio.exp() - log_ratio - 1.0)
     if stream.surrogate == "logp":

@@ -12,6 +12,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from prefix_rft.core.errors import UserError
 from prefix_rft.core.schedules import Schedule, constant, cosine
 
 
@@ -36,17 +37,17 @@ class PrefixSampler:
         for name, schedule in (("low", self.low), ("high", self.high)):
             smallest, largest = schedule.bounds()
             if not 0.0 <= smallest <= largest <= 1.0:
-                raise ValueError(
+                raise UserError(
                     f"prefix ratio {name} must stay in [0, 1], got [{smallest}, {largest}]"
                 )
         if self.low.bounds()[0] > self.high.bounds()[1]:
-            raise ValueError("prefix ratio low is above high at every step")
+            raise UserError("prefix ratio low is above high at every step")
         if self.alpha <= 0 or self.beta <= 0:
-            raise ValueError(
+            raise UserError(
                 f"Beta parameters must be positive, got alpha={self.alpha}, beta={self.beta}"
             )
         if self.min_length < 0:
-            raise ValueError(f"min_length must be at least 0, got {self.min_length}")
+            raise UserError(f"min_length must be at least 0, got {self.min_length}")
 
     def interval(self, step: int, total_steps: int) -> tuple[float, float]:
         """``(low, high)`` at ``step``; where the two schedules cross, low is held at high."""

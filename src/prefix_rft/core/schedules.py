@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from prefix_rft.core.errors import choose, refuse_unknown
+from prefix_rft.core.errors import UserError, choose, refuse_unknown
 
 KINDS = ("constant", "linear", "cosine")
 
@@ -38,11 +38,11 @@ class Schedule:
     def __post_init__(self) -> None:
         choose("schedule kind", self.kind, KINDS)
         if self.steps is not None and self.steps < 1:
-            raise ValueError(f"schedule steps must be at least 1, got {self.steps}")
+            raise UserError(f"schedule steps must be at least 1, got {self.steps}")
         if self.delay < 0:
-            raise ValueError(f"schedule delay must be at least 0, got {self.delay}")
+            raise UserError(f"schedule delay must be at least 0, got {self.delay}")
         if self.kind != "constant" and self.end is None:
-            raise ValueError(f"a {self.kind} schedule needs an end value")
+            raise UserError(f"a {self.kind} schedule needs an end value")
 
     def over(self, total_steps: int) -> Schedule:
         """The same schedule with an open horizon bound to the run's number of steps."""
@@ -59,7 +59,7 @@ class Schedule:
         if self.kind == "constant" or self.end is None:
             return float(self.start)
         if self.steps is None:
-            raise ValueError(f"this {self.kind} schedule has no horizon: bind it with over(steps)")
+            raise UserError(f"this {self.kind} schedule has no horizon: bind it with over(steps)")
         progress = min(1.0, max(0, step - self.delay) / self.steps)
         if self.kind == "cosine":
             progress = 0.5 * (1.0 - math.cos(math.pi * progress))
@@ -100,7 +100,7 @@ def parse(data: Schedule | float | Mapping[str, Any]) -> Schedule:
     if isinstance(data, Schedule):
         return data
     if isinstance(data, bool) or not isinstance(data, (int, float, Mapping)):
-        raise ValueError(f"a schedule is a number or a mapping with a kind, got {data!r}")
+        raise UserError(f"a schedule is a number or a mapping with a kind, got {data!r}")
     if isinstance(data, Mapping):
         refuse_unknown("schedule key", data, [f.name for f in fields(Schedule)])
         return Schedule(**data)

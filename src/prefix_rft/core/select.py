@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from prefix_rft.core.errors import choose
+from prefix_rft.core.errors import UserError, choose
 
 MODES = ("high", "low", "random")
 SCOPES = ("step", "minibatch", "row")
@@ -48,11 +48,11 @@ def keep_fraction(
     """
     choose("entropy mode", mode, MODES)
     if score_BT.shape != candidate_BT.shape:
-        raise ValueError(
+        raise UserError(
             f"scores {tuple(score_BT.shape)} and candidates {tuple(candidate_BT.shape)} must agree"
         )
     if not 0.0 <= fraction <= 1.0:
-        raise ValueError(f"the fraction to keep must be in [0, 1], got {fraction}")
+        raise UserError(f"the fraction to keep must be in [0, 1], got {fraction}")
     if mode == "random":
         rng = torch.Generator().manual_seed(seed)
         score = torch.rand(score_BT.shape, generator=rng).to(score_BT.device)

@@ -14,8 +14,10 @@ from transformers import PreTrainedTokenizerBase
 
 from prefix_rft.data.files import DataError
 
-IDS = "demonstration_ids"
-EXAMPLE = "example_id"
+IDS = "prefix_rft_demonstration_ids"
+EXAMPLE = "prefix_rft_example"
+KEPT = "prefix_rft_kept"
+DROPPED = "prefix_rft_dropped"
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,15 @@ def texts_of(value: Any, row: int, column: str) -> list[str]:
     """
     values = [] if value is None else [value] if isinstance(value, str) else value
     if not isinstance(values, list) or not all(isinstance(v, str) for v in values):
+        odd = (
+            values
+            if not isinstance(values, list)
+            else next(v for v in values if not isinstance(v, str))
+        )
+        inside = "" if odd is values else " in the list"
         raise DataError(
             f"row {row + 1}, column '{column}': a demonstration must be a text or a list of texts, "
-            f"got {type(value).__name__}"
+            f"got {type(odd).__name__}{inside}"
         )
     return [v for v in values if v.strip()]
 
@@ -59,7 +67,7 @@ def tokenize_demonstrations(
     max_tokens: int,
     column: str = "demonstration",
 ) -> tuple[Dataset | IterableDataset, DemonstrationReport | None]:
-    """Add the columns ``demonstration_ids`` (lists of token ids, EOS last) and ``example_id``.
+    """Add the columns ``IDS`` (lists of token ids, EOS last) and ``EXAMPLE`` (the row's index).
 
     A demonstration longer than ``max_tokens`` (EOS included) is dropped and counted, never cut: a
     cut one would lose its answer and its EOS. The ids live in a memory-mapped file.
@@ -77,34 +85,39 @@ def tokenize_demonstrations(
     if eos is None:
         raise DataError("the tokenizer has no EOS token, so a demonstration cannot end")
 
+    def with_eos(ids: list[int]) -> list[int]:
+        return ids if ids and ids[-1] == eos else [*ids, eos]
+
     def add_ids(row: dict[str, Any], index: int) -> dict[str, Any]:
         texts = texts_of(row.get(column), index, column)
-        ids = [tokenizer(t, add_special_tokens=False)["input_ids"] + [eos] for t in texts]
+        ids = [with_eos(tokenizer(t, add_special_tokens=False)["input_ids"]) for t in texts]
         kept = [i for i in ids if len(i) <= max_tokens]
-        return {IDS: kept, EXAMPLE: index, "kept": len(kept), "dropped": len(ids) - len(kept)}
+        return {IDS: kept, EXAMPLE: index, KEPT: len(kept), DROPPED: len(ids) - len(kept)}
 
     if isinstance(rows, IterableDataset):
-        return rows.map(add_ids, with_indices=True).remove_columns(["kept", "dropped"]), None
+        return rows.map(add_ids, with_indices=True).remove_columns([KEPT, DROPPED]), None
     features = rows.features.copy()
     features.update({IDS: List(List(Value("int32"))), EXAMPLE: Value("int64")})
-    features.update({"kept": Value("int64"), "dropped": Value("int64")})
+    features.update({KEPT: Value("int64"), DROPPED: Value("int64")})
     mapped = rows.map(add_ids, with_indices=True, features=features, desc="demonstrations to ids")
     # Counted from a column of numbers: the ids themselves stay on disk.
-    counts = list(mapped["kept"])
+    counts = list(mapped[KEPT])
     report = DemonstrationReport(
         rows=len(mapped),
         rows_with_demonstration=sum(n > 0 for n in counts),
         demonstrations=sum(counts),
-        dropped_too_long=sum(mapped["dropped"]),
+        dropped_too_long=sum(mapped[DROPPED]),
         max_tokens=max_tokens,
     )
-    return mapped.remove_columns(["kept", "dropped"]), report
+    return mapped.remove_columns([KEPT, DROPPED]), report
 
 
 def prompt_ids_of(prompt: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Token ids of a prompt, as TRL's GRPOTrainer makes them: text, or messages with a template."""
     if isinstance(prompt, str):
         return list(tokenizer(prompt)["input_ids"])
+    if tokenizer.chat_template is None:
+        raise DataError("prompts are conversations, but the tokenizer has no chat template")
     ids: Any = tokenizer.apply_chat_template(
         prompt, add_generation_prompt=True, tokenize=True, return_dict=False
     )
@@ -119,6 +132,8 @@ def imitation_rows(
     Raises:
         DataError: no demonstration is left.
     """
+    if not isinstance(rows, Dataset):
+        raise DataError("imitation needs a dataset of known length, not a stream")
     mapped, report = tokenize_demonstrations(rows, tokenizer, max_tokens, column)
     if report is None or not report.demonstrations:
         dropped = report.dropped_too_long if report else 0

@@ -54,8 +54,51 @@ class SamplingSettings:
 
 
 def supported(model: PreTrainedModel) -> bool:
-    """Whether the model keeps its past in key/value caches whose rows can be selected."""
-    return not model.config.is_encoder_decoder and not getattr(model, "_is_stateful", False)
+    """Whether the model keeps its past in key/value caches whose rows can be selected.
+
+    Recurrent and linear-attention layers do not; for these models use ``model.generate``.
+    """
+    config = _base(model).config
+    if config.is_encoder_decoder or getattr(model, "_is_stateful", False):
+        return False
+    return all(hasattr(x, "batch_select_indices") for x in DynamicCache(config=config).layers)
+
+
+def _base(model: PreTrainedModel) -> Any:
+    peft: Any = model
+    return peft.get_base_model() if hasattr(model, "peft_config") else model
+
+
+@torch.no_grad()
+def generate(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    budget: int,
+    settings: SamplingSettings,
+) -> list[list[int]]:
+    """What :func:`sample` does, with ``model.generate``, for models that it does not serve."""
+    ids, mask = _left_pad(prompts, settings.pad_token_id, next(model.parameters()).device)
+    law: dict[str, Any] = {"do_sample": settings.temperature > 0.0}
+    if settings.temperature > 0.0:
+        law |= {
+            "temperature": settings.temperature,
+            "top_k": settings.top_k,
+            "top_p": settings.top_p,
+            "min_p": settings.min_p,
+        }
+    made: Any = model.generate(  # pyright: ignore[reportCallIssue]
+        input_ids=ids,
+        attention_mask=mask,
+        max_new_tokens=budget,
+        eos_token_id=list(settings.eos_token_ids),
+        pad_token_id=settings.pad_token_id,
+        **law,
+    )
+    rows = made[:, ids.size(1) :].tolist()
+    ends = [
+        next((i + 1 for i, t in enumerate(r) if t in settings.eos_token_ids), len(r)) for r in rows
+    ]
+    return [r[:end] for r, end in zip(rows, ends, strict=True)]
 
 
 @torch.no_grad()
@@ -128,16 +171,17 @@ class _Forward:
     """The model with its cache: logits of the last position."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        peft: Any = model
-        base: Any = peft.get_base_model() if hasattr(model, "peft_config") else model
+        base = _base(model)
         names = inspect.signature(base.forward).parameters
         self.model = model
         self.takes_position = "position_ids" in names
         self.takes_logits_to_keep = "logits_to_keep" in names
         self.cache = DynamicCache(config=base.config)
+        # A mixture of experts would compute its balancing loss, and on the wrong mask.
+        self.extra = {"output_router_logits": False} if "output_router_logits" in names else {}
 
     def __call__(self, ids: Tensor, mask: Tensor, position: Tensor) -> Tensor:
-        extra: dict[str, Any] = {}
+        extra: dict[str, Any] = dict(self.extra)
         if self.takes_position:
             extra["position_ids"] = position
         if self.takes_logits_to_keep:

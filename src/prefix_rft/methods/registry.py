@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from prefix_rft.core.errors import choose, refuse_unknown
+from prefix_rft.core.errors import UserError, check_types, choose, refuse_unknown
 from prefix_rft.core.method import Method
 
 BUILT_IN = ("prefix_rft", "dr_grpo", "grpo", "sft")
@@ -28,15 +28,16 @@ def find(name: str) -> Callable[..., Any]:
     try:
         found: Any = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"method '{name}' cannot be imported: {error}") from error
+        raise UserError(f"method '{name}' cannot be imported: {error}") from error
     if not callable(found):
-        raise ValueError(f"method '{name}' is not a function that returns a Method")
+        raise UserError(f"method '{name}' is not a function that returns a Method")
     return found
 
 
 def options_of(name: str) -> dict[str, Any]:
     """The options of a method and their defaults."""
-    return {key: p.default for key, p in inspect.signature(find(name)).parameters.items()}
+    parameters = inspect.signature(find(name)).parameters
+    return {k: None if p.default is p.empty else p.default for k, p in parameters.items()}
 
 
 def load(name: str, **overrides: Any) -> Method:
@@ -52,7 +53,10 @@ def load(name: str, **overrides: Any) -> Method:
     function = find(name)
     options = options_of(name)
     refuse_unknown(f"option of method {name}", overrides, options)
+    signature = inspect.signature(function).parameters
+    kinds = {k: p.annotation for k, p in signature.items() if isinstance(p.annotation, str)}
+    check_types(f"option of method {name}", overrides, kinds)
     method = function(**overrides)
     if not isinstance(method, Method):
-        raise ValueError(f"method '{name}' returned {type(method).__name__}, not a Method")
+        raise UserError(f"method '{name}' returned {type(method).__name__}, not a Method")
     return replace(method, options={**options, **overrides})

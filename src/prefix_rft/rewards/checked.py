@@ -51,16 +51,30 @@ def verify_rewards(name: str, rewards: Any, expected: int) -> list[float | None]
     return checked_values
 
 
+def is_async(function: Callable[..., Any]) -> bool:
+    """Whether calling it gives a coroutine; an object may have an asynchronous ``__call__``."""
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+        getattr(function, "__call__", None)  # noqa: B004
+    )
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """A name for messages and metrics."""
+    inner = getattr(function, "func", function)  # functools.partial
+    return getattr(inner, "__name__", type(inner).__name__)
+
+
 def checked(function: Callable[..., Any]) -> Callable[..., Any]:
     """``function`` (TRL signature, sync or async) with its answer verified at every call."""
-    name = getattr(function, "__name__", type(function).__name__)
-    if inspect.iscoroutinefunction(function):
+    name = name_of(function)
+    if is_async(function):
 
         @functools.wraps(function)
         async def call_async(*args: Any, completions: list[Any], **kwargs: Any) -> Any:
             answer = await function(*args, completions=completions, **kwargs)
             return verify_rewards(name, answer, len(completions))
 
+        call_async.__name__ = name
         return call_async
 
     @functools.wraps(function)

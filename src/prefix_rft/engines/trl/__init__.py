@@ -1,7 +1,7 @@
 """The default engine: Prefix-RFT and its family on TRL's trainers."""
 
 from prefix_rft.engines.trl.config import PrefixRFTConfig
-from prefix_rft.engines.trl.sft import DemonstrationTrainer
+from prefix_rft.engines.trl.sft import DemonstrationConfig, DemonstrationTrainer
 from prefix_rft.engines.trl.trainer import PrefixRFTTrainer
 
-__all__ = ["DemonstrationTrainer", "PrefixRFTConfig", "PrefixRFTTrainer"]
+__all__ = ["DemonstrationConfig", "DemonstrationTrainer", "PrefixRFTConfig", "PrefixRFTTrainer"]

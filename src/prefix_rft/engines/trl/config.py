@@ -16,7 +16,7 @@ SHARED = ("epsilon", "epsilon_high", "delta", "beta", "entropy_coef")
 
 OWNED = {
     "loss_type": "the method decides the loss; its normaliser is the method option 'aggregation'",
-    "scale_rewards": "the method decides the advantage; use the method 'grpo' to divide by the std",
+    "scale_rewards": "the method decides: 'grpo' divides by the std, 'dr_grpo' does not",
     "importance_sampling_level": "the method decides the importance ratio",
     "multi_objective_aggregation": "rewards are summed with reward_weights before the baseline",
     "top_entropy_quantile": "prefix tokens are selected by the method option 'entropy_keep'",
@@ -26,6 +26,22 @@ OWNED = {
     "mask_truncated_completions": "use the method option truncated: mask",
 }
 """TRL settings that a method replaces: a value other than TRL's default is refused, not ignored."""
+
+
+def parse_options(text: str) -> dict[str, Any]:
+    """Method options given as JSON, as on a command line."""
+    options = json.loads(text)
+    if not isinstance(options, dict):
+        raise ValueError(f"method_options must be a mapping, got {text}")
+    return options
+
+
+def refuse_owned(config: Any, base: type, owned: dict[str, str]) -> None:
+    """Raise ValueError for a setting that the method replaces and that is not at its default."""
+    defaults = {f.name: f.default for f in fields(base)}
+    for key, reason in owned.items():
+        if key in defaults and getattr(config, key) != defaults[key]:
+            raise ValueError(f"{key}={getattr(config, key)!r} has no effect here: {reason}")
 
 
 @dataclass
@@ -68,11 +84,14 @@ class PrefixRFTConfig(GRPOConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if isinstance(self.method_options, str):
-            self.method_options = json.loads(self.method_options)
-        defaults = {f.name: f.default for f in fields(GRPOConfig)}
-        for key, reason in OWNED.items():
-            if getattr(self, key) != defaults[key]:
-                raise ValueError(f"{key}={getattr(self, key)!r} has no effect here: {reason}")
+            self.method_options = parse_options(self.method_options)
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be positive to explore, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
+        if self.num_iterations < 1:
+            raise ValueError(f"num_iterations must be at least 1, got {self.num_iterations}")
+        refuse_owned(self, GRPOConfig, OWNED)
         steps: Any = self.steps_per_generation
         if steps % self.gradient_accumulation_steps != 0:
             raise ValueError(

@@ -59,7 +59,8 @@ def select_in_pool(trainer: PrefixRFTTrainer, window: Rows, index: int) -> Tenso
         window: the rows of this optimizer step on this process.
         index: the window's place in the generation.
     """
-    method, step = trainer.method, trainer.state.global_step
+    method = trainer.method
+    seed = 1_000_003 * trainer.args.seed + trainer.state.global_step
     chosen = method.selection
     mask = window["prefix_mask"]
     if chosen is None:
@@ -70,10 +71,10 @@ def select_in_pool(trainer: PrefixRFTTrainer, window: Rows, index: int) -> Tenso
     else:
         entropy = prefix_entropy(trainer, pool)
     if chosen.scope == "row":
-        return select_prefix(method, mask, entropy, step)
+        return select_prefix(method, mask, entropy, seed)
 
     local = entropy[pool["prefix_mask"]]
-    kept = _select_over_processes(trainer, local, step)
+    kept = _select_over_processes(trainer, local, seed)
     keep = torch.zeros_like(pool["prefix_mask"])
     keep[pool["prefix_mask"]] = kept
     if chosen.scope == "step":
@@ -81,7 +82,7 @@ def select_in_pool(trainer: PrefixRFTTrainer, window: Rows, index: int) -> Tenso
     return keep
 
 
-def _select_over_processes(trainer: PrefixRFTTrainer, local: Tensor, step: int) -> Tensor:
+def _select_over_processes(trainer: PrefixRFTTrainer, local: Tensor, seed: int) -> Tensor:
     """Rank the entropies of all processes together; the answer for this process's own."""
     accelerator = trainer.accelerator
     counts = accelerator.gather(torch.tensor([len(local)], device=local.device)).tolist()
@@ -91,5 +92,5 @@ def _select_over_processes(trainer: PrefixRFTTrainer, local: Tensor, step: int) 
     valid = torch.arange(everyone.size(1), device=local.device) < torch.tensor(
         counts, device=local.device
     ).unsqueeze(1)
-    kept = select_prefix(trainer.method, valid.view(1, -1), everyone.view(1, -1), step)
+    kept = select_prefix(trainer.method, valid.view(1, -1), everyone.view(1, -1), seed)
     return kept.view(valid.shape)[accelerator.process_index, : len(local)]

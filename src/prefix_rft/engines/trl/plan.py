@@ -40,9 +40,10 @@ def plan_rows(
     plans = []
     for i, example in enumerate(inputs):
         group, row = divmod(offset + i, num_generations)
-        demonstrations = example[IDS] or []
+        demonstrations = example[IDS]
         index = int(example[EXAMPLE])
-        if not is_hybrid(row, method.num_hybrid) or not demonstrations or method.prefix is None:
+        hybrid = is_hybrid(row, method.num_hybrid) and len(demonstrations) > 0
+        if not hybrid or method.prefix is None:
             plans.append(RowPlan(index, group, row))
             continue
         draw = draw_prefix(
@@ -55,6 +56,6 @@ def plan_rows(
             row=row,
             max_length=max_completion_length,
         )
-        prefix = tuple(demonstrations[draw.index][: draw.length])
+        prefix = tuple(int(t) for t in demonstrations[draw.index][: draw.length])
         plans.append(RowPlan(index, group, row, prefix, draw.ratio))
     return plans

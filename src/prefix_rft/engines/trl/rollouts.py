@@ -20,11 +20,14 @@ def write_rollouts(trainer: PrefixRFTTrainer, rows: Rows, plans: list[RowPlan]) 
     advantage of the sampled tokens, and whether the row ran into the length limit.
     """
     lines = []
+    streams = trainer.method.streams
     decode = trainer.processing_class.decode
     for i, plan in enumerate(plans):
         prompt = rows["prompt_ids"][i][rows["prompt_mask"][i].bool()].tolist()
         completion = rows["completion_ids"][i][rows["completion_mask"][i].bool()].tolist()
         reward = rows["row_reward"][i].item()
+        origin = "continuation" if plan.prefix else "policy"
+        stream = next((s for s, o in enumerate(streams) if origin in o.tokens), 0)
         lines.append(
             {
                 "step": trainer.state.global_step,
@@ -37,7 +40,7 @@ def write_rollouts(trainer: PrefixRFTTrainer, rows: Rows, plans: list[RowPlan]) 
                 "prompt": decode(prompt),
                 "text": decode(completion),
                 "reward": None if reward != reward else reward,
-                "advantage": rows["row_advantages"][i, 0].item(),
+                "advantage": rows["row_advantages"][i, stream].item(),
                 "truncated": bool(rows["row_truncated"][i]),
             }
         )
@@ -46,4 +49,5 @@ def write_rollouts(trainer: PrefixRFTTrainer, rows: Rows, plans: list[RowPlan]) 
         folder = Path(str(trainer.args.output_dir)) / "rollouts"
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"step_{trainer.state.global_step:06d}.jsonl"
-        path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        path.write_text(text, encoding="utf-8")

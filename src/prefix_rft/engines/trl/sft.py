@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 from prefix_rft.core import Batch, Method, Targets, loss, prepare
 from prefix_rft.data.demonstrations import imitation_rows
+from prefix_rft.engines.trl.config import parse_options, refuse_owned
 from prefix_rft.methods import load
+
+OWNED = {
+    "loss_type": "the method decides the loss",
+    "completion_only_loss": "only demonstration tokens are targets",
+    "assistant_only_loss": "only demonstration tokens are targets",
+    "label_smoothing_factor": "the method decides the loss",
+    "max_length": "nothing is cut; longer demonstrations are dropped by max_completion_length",
+    "packing": "rows stay apart, so that the normaliser can count them",
+    "padding_free": "rows stay apart, so that the normaliser can count them",
+}
+"""TRL settings that have no effect here: a value other than TRL's default is refused."""
 
 
 @dataclass
@@ -34,9 +46,8 @@ class DemonstrationConfig(SFTConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if isinstance(self.method_options, str):
-            self.method_options = json.loads(self.method_options)
-        if self.packing or self.padding_free:
-            raise ValueError("packing and padding_free are not supported: rows must stay apart")
+            self.method_options = parse_options(self.method_options)
+        refuse_owned(self, SFTConfig, OWNED)
         kwargs: Any = self.dataset_kwargs or {}
         self.dataset_kwargs = {**kwargs, "skip_prepare_dataset": True}
 
@@ -61,20 +72,46 @@ class DemonstrationTrainer(SFTTrainer):
     accelerator: Any
 
     def __init__(
-        self, model: Any, args: DemonstrationConfig, *, train_dataset: Any, **kwargs: Any
+        self,
+        model: Any,
+        args: DemonstrationConfig,
+        data_collator: Any = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        **kwargs: Any,
     ) -> None:
+        if not isinstance(args, DemonstrationConfig):
+            raise ValueError("DemonstrationTrainer needs args=DemonstrationConfig(output_dir=...)")
         self.method = args.resolve_method()
         if self.method.samples:
             raise ValueError(f"method '{self.method.name}' samples: train it with PrefixRFTTrainer")
-        train_dataset, self.demonstrations = imitation_rows(
-            train_dataset,
-            kwargs["processing_class"],
-            args.max_completion_length,
-            args.demonstration_column,
-        )
+        if train_dataset is None:
+            raise ValueError("DemonstrationTrainer needs a train_dataset")
+        if processing_class is None:
+            source = model if isinstance(model, str) else model.config._name_or_path
+            processing_class = AutoTokenizer.from_pretrained(source)
+
+        def rows(dataset: Any) -> Any:
+            column = args.demonstration_column
+            return imitation_rows(dataset, processing_class, args.max_completion_length, column)
+
+        train_dataset, self.demonstrations = rows(train_dataset)
+        if isinstance(eval_dataset, dict):
+            eval_dataset = {name: rows(part)[0] for name, part in eval_dataset.items()}
+        elif eval_dataset is not None:
+            eval_dataset = rows(eval_dataset)[0]
         self._targets: Targets | None = None
         self._row = 0
-        super().__init__(model, args, train_dataset=train_dataset, **kwargs)
+        super().__init__(
+            model,
+            args,
+            data_collator,
+            train_dataset,
+            eval_dataset,
+            processing_class=processing_class,
+            **kwargs,
+        )
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """The micro-batches of the next optimizer step; fixes the step's targets on the way."""
@@ -104,7 +141,10 @@ class DemonstrationTrainer(SFTTrainer):
     ) -> Any:
         """This micro-batch's share of the step's loss (in evaluation, its own loss)."""
         batch = _to_batch(inputs["labels"])
-        outputs = model(**{**inputs, "use_cache": False}, fused_lm_head=True)
+        extra: dict[str, Any] = {"use_cache": False}
+        if self.aux_loss_enabled:
+            extra["output_router_logits"] = True
+        outputs = model(**{**inputs, **extra}, fused_lm_head=True)
         targets = None
         if self.model.training:
             assert self._targets is not None  # noqa: S101  (set by get_batch_samples)
@@ -124,6 +164,10 @@ class DemonstrationTrainer(SFTTrainer):
         for name, value in out.metrics.items():
             self._metrics[mode][name].append(value)
         total: Tensor = out.loss * (self.accelerator.num_processes if targets else 1)
+        if self.aux_loss_enabled:
+            # A mean over the micro-batch by construction, unlike the sums above.
+            parts = self.current_gradient_accumulation_steps if targets else 1
+            total = total + self.router_aux_loss_coef * outputs.aux_loss / parts
         return (total, outputs) if return_outputs else total
 
 

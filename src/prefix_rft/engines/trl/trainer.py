@@ -61,7 +61,7 @@ class PrefixRFTTrainer(GRPOTrainer):
         *positional: Any,
         **kwargs: Any,
     ) -> None:
-        if args is None:
+        if not isinstance(args, PrefixRFTConfig):
             raise ValueError("PrefixRFTTrainer needs args=PrefixRFTConfig(output_dir=...)")
         self.method: Method = args.resolve_method()
         if not self.method.samples:
@@ -77,7 +77,7 @@ class PrefixRFTTrainer(GRPOTrainer):
             if kwargs.get(name) is not None:
                 raise ValueError(f"{name} is not supported: a prefix belongs to a single turn")
         if reward_funcs is not None:
-            several = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
+            several = reward_funcs if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
             reward_funcs = [
                 f if isinstance(f, (str, torch.nn.Module)) else checked(f) for f in several
             ]
@@ -100,6 +100,12 @@ class PrefixRFTTrainer(GRPOTrainer):
                 self.args.demonstration_column,
             )
         report = self.demonstrations
+        prompts = self.args.generation_batch_size // self.num_generations
+        if report is not None and report.rows < prompts:
+            raise DataError(
+                f"the dataset has {report.rows} rows, but one generation takes {prompts} prompts: "
+                "nothing would be trained; lower the batch"
+            )
         if report is not None and self.method.needs_demonstrations and not report.demonstrations:
             column = self.args.demonstration_column
             dropped = f" ({report.dropped_too_long} too long)" if report.dropped_too_long else ""
@@ -149,8 +155,9 @@ class PrefixRFTTrainer(GRPOTrainer):
             sampled, logps = self._sample(prompt_ids, prefixes), None
         else:
             contexts = [[*p, *prefix] for p, prefix in zip(prompt_ids, prefixes, strict=True)]
-            if any(prefixes):
-                # Rows of a group differ now: each one must be sent, not one for the whole group.
+            if plans and self.method.num_hybrid:
+                # Rows of a group differ: each one must be sent, not one for the whole group. All
+                # processes must ask for the same, also one that holds no hybrid row.
                 args, kwargs = _one_generation_each(args, kwargs)
             sampled, logps = super()._generate_single_turn(
                 contexts, images, fields, *args, **kwargs
