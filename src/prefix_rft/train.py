@@ -180,10 +180,10 @@ def load_model(source: str, **kwargs: Any) -> tuple[Any, Any]:
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+    known = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > known:
         raise UserError(
-            f"model '{source}': its tokenizer has {len(tokenizer)} tokens, but the model knows only "
-            f"{model.get_input_embeddings().num_embeddings}"
+            f"model '{source}': the tokenizer has {len(tokenizer)} tokens, the model knows {known}"
         )
     return model, tokenizer
 

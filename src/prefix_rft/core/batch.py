@@ -30,7 +30,7 @@ class Batch:
         reward_B: reward of the whole row, NaN where it could not be graded.
         group_B: int64 group ids.
         ref_logp_BT: log-probabilities under the reference policy, for KL.
-        weight_BT: detached factor on the policy-gradient terms, e.g. sampler/trainer correction.
+        weight_BT: detached factor on terms with an importance ratio: sampler/trainer correction.
         truncated_B: bool, rows that ran into the length limit.
 
     Raises:
@@ -59,12 +59,20 @@ class Batch:
                 raise UserError(f"{f.name} must have shape {shape}, got {tuple(x.shape)}")
             if x is not None and "mask" in f.name and x.dtype != torch.bool:
                 raise UserError(f"{f.name} must be bool, got {x.dtype}")
+        if self.truncated_B is not None and self.truncated_B.dtype != torch.bool:
+            raise UserError(f"truncated_B must be bool, got {self.truncated_B.dtype}")
+        for name in ("tokens_BT", "group_B"):
+            dtype = getattr(self, name).dtype
+            if dtype not in (torch.int64, torch.int32):
+                raise UserError(f"{name} must be int64, got {dtype}")
         both = self.prefix_mask_BT & self.demo_mask_BT
         outside = (self.prefix_mask_BT | self.demo_mask_BT) & ~self.response_mask_BT
         if bool(both.any()):
             raise UserError("prefix_mask_BT and demo_mask_BT overlap: a token has one origin")
         if bool(outside.any()):
             raise UserError("prefix_mask_BT and demo_mask_BT must lie inside response_mask_BT")
+        if bool((self.hybrid_B & self.demo_B).any()):
+            raise UserError("a row of prefix_mask_BT is in demo_mask_BT too: it has one kind")
 
     @property
     def hybrid_B(self) -> Tensor:

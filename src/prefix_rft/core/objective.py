@@ -159,19 +159,23 @@ def prepare(
     if method.aggregation != "seq_mean_token_mean":
         row_count_SB = torch.ones_like(row_count_SB)
     acts = [
-        _trained(method, stream, batch, keep_BT) & (advantage_SB[s] != 0)[:, None]
+        _trained(method, stream, batch, keep_BT, advantage_SB[s])
         for s, stream in enumerate(method.streams)
     ]
     return Targets(scale_S, torch.stack(acts), row_count_SB, advantage_SB, keep_BT)
 
 
-def _trained(method: Method, stream: Stream, batch: Batch, keep_BT: Tensor) -> Tensor:
-    """Tokens on which the stream acts: its origins, less what selection and truncation take."""
+def _trained(
+    method: Method, stream: Stream, batch: Batch, keep_BT: Tensor, advantage_B: Tensor
+) -> Tensor:
+    """Tokens on which the stream acts: its origins, less what has no advantage."""
     tokens = batch.origin(stream.tokens)
     if stream.surrogate in ("kl", "entropy"):
         return tokens
-    tokens = tokens & (keep_BT | ~batch.prefix_mask_BT)
-    if method.truncated == "mask" and batch.truncated_B is not None:
+    tokens = tokens & (keep_BT | ~batch.prefix_mask_BT) & (advantage_B != 0)[:, None]
+    if method.truncated == "mask":
+        if batch.truncated_B is None:
+            raise UserError(f"method '{method.name}' masks truncated rows, so it needs truncated_B")
         sampled = ~batch.prefix_mask_BT & ~batch.demo_mask_BT
         tokens = tokens & ~(batch.truncated_B[:, None] & sampled)
     return tokens
@@ -239,22 +243,26 @@ def _surrogate(
         log_ratio = batch.ref_logp_BT.where(acts_BT, 0.0) - logp
         return -(log_ratio.exp() - log_ratio - 1.0)
     if stream.surrogate == "logp":
-        value = advantage_B1 * logp
-    else:
-        rho = ratio(batch, logp, acts_BT)
-        bounded = rho if method.delta is None else rho.clamp(max=method.delta)
-        value = bounded * advantage_B1
-        if stream.surrogate == "clip":
-            value = torch.minimum(
-                value, rho.clamp(1.0 - method.epsilon, 1.0 + method.clip_high) * advantage_B1
-            )
+        return advantage_B1 * logp
+    rho = ratio(batch, logp, acts_BT)
+    bounded = rho if method.delta is None else rho.clamp(max=method.delta)
+    value = bounded * advantage_B1
+    if stream.surrogate == "clip":
+        value = torch.minimum(
+            value, rho.clamp(1.0 - method.epsilon, 1.0 + method.clip_high) * advantage_B1
+        )
     return value if batch.weight_BT is None else value * batch.weight_BT.where(acts_BT, 0.0)
+
+
+LOG_RATIO_LIMIT = 20.0
+"""Beyond it (a factor of 5e8) the ratio is held: an infinite one would make a clipped token NaN."""
 
 
 def ratio(batch: Batch, logp_BT: Tensor, mask_BT: Tensor) -> Tensor:
     """Importance ratio ``pi / pi_old``; 1 outside the mask, and where there is no old policy."""
     old = logp_BT.detach() if batch.old_logp_BT is None else batch.old_logp_BT
-    return (logp_BT.where(mask_BT, 0.0) - old.where(mask_BT, 0.0)).exp()
+    log_ratio = logp_BT.where(mask_BT, 0.0) - old.where(mask_BT, 0.0)
+    return log_ratio.clamp(max=LOG_RATIO_LIMIT).exp()
 
 
 @torch.no_grad()

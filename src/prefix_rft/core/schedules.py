@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from prefix_rft.core.errors import UserError, choose, refuse_unknown
+from prefix_rft.core.errors import UserError, check_types, choose, refuse_unknown
 
 KINDS = ("constant", "linear", "cosine")
 
@@ -41,6 +41,8 @@ class Schedule:
             raise UserError(f"schedule steps must be at least 1, got {self.steps}")
         if self.delay < 0:
             raise UserError(f"schedule delay must be at least 0, got {self.delay}")
+        if self.kind == "constant" and self.end not in (None, self.start):
+            raise UserError("a constant schedule has no end: choose kind linear or cosine")
         if self.kind != "constant" and self.end is None:
             raise UserError(f"a {self.kind} schedule needs an end value")
 
@@ -103,5 +105,6 @@ def parse(data: Schedule | float | Mapping[str, Any]) -> Schedule:
         raise UserError(f"a schedule is a number or a mapping with a kind, got {data!r}")
     if isinstance(data, Mapping):
         refuse_unknown("schedule key", data, [f.name for f in fields(Schedule)])
+        check_types("schedule key", data, {f.name: str(f.type) for f in fields(Schedule)})
         return Schedule(**data)
     return constant(data)

@@ -18,7 +18,10 @@ SCOPES = ("step", "minibatch", "row")
 
 def number_kept(fraction: float, count: int) -> int:
     """``ceil(fraction * count)``: at least one of a non-empty set for any positive fraction."""
-    return min(count, math.ceil(fraction * count - 1e-6))
+    if not count or not fraction:
+        return 0
+    # A guard against 0.2 * 15 = 3.0000000000000004, which is 3.
+    return min(count, max(1, math.ceil(fraction * count - 1e-6)))
 
 
 def keep_fraction(

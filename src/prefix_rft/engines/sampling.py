@@ -95,10 +95,11 @@ def generate(
         **law,
     )
     rows = made[:, ids.size(1) :].tolist()
-    ends = [
-        next((i + 1 for i, t in enumerate(r) if t in settings.eos_token_ids), len(r)) for r in rows
-    ]
-    return [r[:end] for r, end in zip(rows, ends, strict=True)]
+
+    def end(row: list[int]) -> int:
+        return next((i + 1 for i, t in enumerate(row) if t in settings.eos_token_ids), len(row))
+
+    return [row[: end(row)] for row in rows]
 
 
 @torch.no_grad()
