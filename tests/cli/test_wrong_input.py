@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from prefix_rft.cli import main
@@ -174,6 +175,58 @@ CASES: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     ),
     "no such model": (edit(model="nowhere/nothing"), [], "model 'nowhere/nothing' cannot be"),
     "a learning rate of words": (edit(learning_rate="fast"), [], "learning_rate"),
+    "a whole number that is none": (
+        edit(),
+        ["method.num_hybrid=1.5"],
+        "option of method prefix_rft 'num_hybrid' must be a whole number, got 1.5",
+    ),
+    "a share above one": (edit(), ["method.entropy_keep=2"], "must be in [0, 1], got 2"),
+    "a share of words": (edit(), ["method.entropy_keep=lots"], "must be a number, got 'lots'"),
+    "a method that is no name": (edit(), ["method=5"], "'method' must be a text or a mapping"),
+    "a method of nobody": (edit(method="nope.mod:fn"), [], "'nope.mod:fn' cannot be imported"),
+    "an empty data file": (lambda f: (f / "train.jsonl").write_text(""), [], "is empty"),
+    "a broken parquet file": (
+        lambda f: (write_recipe(f, train_data="x.parquet"), (f / "x.parquet").write_text("PAR1")),
+        [],
+        "x.parquet' cannot be read",
+    ),
+    "prompts that are numbers": (
+        lambda f: write_rows(f, [{**ROW, "prompt": 3}]),
+        [],
+        "row 1: a prompt is a text or a list of messages, not int",
+    ),
+    "a blank prompt": (
+        lambda f: write_rows(f, [{**ROW, "prompt": " \n"}]),
+        [],
+        "row 1: the prompt is missing or empty",
+    ),
+    "a column named like another": (
+        edit(columns={"prompt": "answer"}),
+        [],
+        "has a column 'prompt' already",
+    ),
+    "too few rows": (
+        lambda f: write_rows(f, [ROW]),
+        [],
+        "1 rows, but one generation takes 2 prompts",
+    ),
+    "a run outside its folder": (edit(), ["name=../x"], "'name' is the name of a folder"),
+    "greedy exploration": (edit(), ["temperature=0"], "temperature must be positive"),
+    "a negative learning rate": (edit(learning_rate=-1), [], "must be at least 0"),
+    "num_generations of words": (edit(), ["num_generations=x"], "must be a whole number, got"),
+    "an unknown tracker": (edit(report_to="nobody"), [], "nobody"),
+    "weights of the wrong number": (edit(reward_weights=[1, 2]), [], "reward weights"),
+    "resuming": (edit(), ["resume_from_checkpoint=x"], "resuming is not in the command yet"),
+    "a broken model file": (
+        lambda f: (f / "base/model.safetensors").write_bytes(b"rubbish"),
+        [],
+        "model '",
+    ),
+    "conversations without a template": (
+        lambda f: write_rows(f, [{**ROW, "prompt": [{"role": "user", "content": "hi"}]}] * 2),
+        [],
+        "no chat template",
+    ),
     "a schedule that is none": (
         edit(),
         ["method.prefix_low={kind: cosin, start: 1, end: 0}"],
@@ -237,6 +290,23 @@ def test_a_run_leaves_its_folder(folder: Path, capfd: pytest.CaptureFixture[str]
     assert main(["train", "recipe.yaml", "method=sft"]) == 0
     assert (folder / "runs/tiny-2/model/model.safetensors").exists()
     assert len((run / "metrics.jsonl").read_text().splitlines()) == len(metrics)
+
+
+def test_secrets_and_pickles_stay_out_of_the_run_folder(folder: Path) -> None:
+    overrides = ["model_init_kwargs={token: hf_SECRET}", "max_steps=1"]
+    assert main(["train", "recipe.yaml", *overrides]) == 0
+    for path in (folder / "runs/tiny").rglob("*"):
+        assert path.suffix not in (".bin", ".pt", ".pkl"), path
+        assert path.is_dir() or b"hf_SECRET" not in path.read_bytes(), path
+
+
+def test_weights_are_trained_in_single_precision(folder: Path) -> None:
+    tokenizer = make_tokenizer()
+    make_model(tokenizer).bfloat16().save_pretrained(folder / "base")
+    from prefix_rft.train import load_model
+
+    assert load_model("base")[0].dtype is torch.float32
+    assert load_model("base", dtype="auto")[0].dtype is torch.bfloat16
 
 
 def test_eval_command(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -49,7 +49,7 @@ def make_rows(seed: int, B: int = 12, T: int = 9, hybrid: bool = True, demo: boo
             Row(
                 kind=kind + [None] * (T - len(kind)),
                 group=rng.choice(GROUPS),
-                reward=NAN if i == 6 else rng.choice((0.0, 0.1, 0.5, 1.0)),
+                reward=NAN if i == 6 or (i == 5 and seed % 2) else rng.choice((0.0, 0.1, 0.5, 1.0)),
                 is_demo=is_demo,
                 truncated=rng.random() < 0.3,
             )

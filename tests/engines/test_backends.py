@@ -51,11 +51,12 @@ class FakeVLLM:
 
 def vllm_trainer(tmp_path: Path, semantics: str, **overrides: Any) -> Any:
     tokenizer = make_tokenizer()
+    rows = overrides.pop("train_dataset", None) or make_rows()
     trainer = PrefixRFTTrainer(
         make_model(tokenizer),
         shaped_reward,
         make_config(tmp_path, max_steps=2, **overrides),
-        train_dataset=make_rows(),
+        train_dataset=rows,
         processing_class=tokenizer,
     )
     trainer.vllm_generation = FakeVLLM(trainer, semantics)
@@ -95,6 +96,21 @@ def test_vllm_rows_keep_their_context_and_their_prefix(
     batch = windows[-1]
     assert (batch.weight_BT[batch.prefix_mask_BT] == 1).all()
     assert (batch.weight_BT[batch.response_mask_BT] > 0).all()
+
+
+def test_every_process_asks_a_server_for_single_samples(tmp_path: Path) -> None:
+    """Also one that holds no hybrid row: a server takes the number from one process for all."""
+    trainer = vllm_trainer(tmp_path, "server", train_dataset=make_rows(8, missing=8 - 1))
+    asked: list[int] = []
+    original = trainer.vllm_generation.generate
+
+    def listen(num_generations: int, **kwargs: Any) -> Any:
+        asked.append(num_generations)
+        return original(num_generations=num_generations, **kwargs)
+
+    trainer.vllm_generation.generate = listen
+    trainer.train()
+    assert asked == [1, 1]
 
 
 class MergingTokenizer:

@@ -2,15 +2,18 @@
 
 import functools
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset
+from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from prefix_rft import DemonstrationTrainer, PrefixRFTTrainer
 from prefix_rft.core.errors import UserError
+from prefix_rft.data.demonstrations import IDS
 from prefix_rft.engines.trl.sft import DemonstrationConfig
 from prefix_rft.evaluate import evaluate
 from tiny import make_config, make_model, make_rows, make_tokenizer, shaped_reward
@@ -87,17 +90,7 @@ def test_conversations_in_imitation_and_evaluation(tmp_path: Path) -> None:
     rows = conversational_rows()
     trainer = DemonstrationTrainer(
         make_model(tokenizer),
-        DemonstrationConfig(
-            output_dir=str(tmp_path),
-            max_steps=1,
-            per_device_train_batch_size=4,
-            report_to="none",
-            use_cpu=True,
-            bf16=False,
-            disable_tqdm=True,
-            activation_checkpointing=False,
-            save_strategy="no",
-        ),
+        sft_config(tmp_path),
         train_dataset=rows,
         processing_class=tokenizer,
     )
@@ -188,6 +181,9 @@ def test_rewards_of_every_kind_with_weights(tmp_path: Path) -> None:
         + 3 * history["rewards/shaped_reward/mean"]
     )
     assert history["reward"] == pytest.approx(expected, abs=2e-3)
+    # The rows carry the weighted sum too, and the baseline is theirs.
+    first = [x for x in rollouts(tmp_path) if x["step"] == 0]
+    assert sum(x["reward"] for x in first) / len(first) == pytest.approx(expected, abs=2e-3)
 
 
 def test_ungradable_rows_have_no_advantage_and_leave_the_baseline(tmp_path: Path) -> None:
@@ -203,6 +199,126 @@ def test_ungradable_rows_have_no_advantage_and_leave_the_baseline(tmp_path: Path
             ]
             expected = line["reward"] - sum(mates) / len(mates)
             assert line["advantage"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_truncated_rows_are_known_and_can_be_masked(tmp_path: Path) -> None:
+    """With everything masked that ran into the limit, only finished rows move the policy."""
+    gradients = []
+    for truncated in ("keep", "mask"):
+        folder = tmp_path / truncated
+        trainer = train(
+            folder,
+            max_steps=1,
+            max_completion_length=12,
+            method="dr_grpo",
+            method_options={"truncated": truncated},
+        )
+        gradients.append(trainer.state.log_history[0]["grad_norm"])
+        eos = trainer.processing_class.eos_token_id
+        seen = rollouts(folder)
+        for line in seen:
+            assert line["truncated"] == (line["completion_ids"][-1] != eos)
+            assert line["truncated"] <= (len(line["completion_ids"]) == 12)
+        assert 0 < sum(x["truncated"] for x in seen) < len(seen)
+    assert 0 < gradients[1] < gradients[0]
+
+
+def moe_model(tokenizer: Any, coefficient: float) -> Any:
+    torch.manual_seed(0)
+    config = Qwen3MoeConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=32,
+        moe_intermediate_size=16,
+        num_experts=4,
+        num_experts_per_tok=2,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        pad_token_id=0,
+        eos_token_id=1,
+        output_router_logits=True,
+        router_aux_loss_coef=coefficient,
+    )
+    return Qwen3MoeForCausalLM(config)
+
+
+@pytest.mark.parametrize("imitate", [False, True])
+def test_a_mixture_of_experts_keeps_its_balancing_loss(tmp_path: Path, imitate: bool) -> None:
+    norms = []
+    for coefficient in (0.001, 100.0):
+        tokenizer = make_tokenizer()
+        model = moe_model(tokenizer, coefficient)
+        folder = tmp_path / str(coefficient)
+        if imitate:
+            trainer: Any = DemonstrationTrainer(
+                model, sft_config(folder), train_dataset=make_rows(), processing_class=tokenizer
+            )
+        else:
+            trainer = PrefixRFTTrainer(
+                model,
+                shaped_reward,
+                make_config(folder, max_steps=1),
+                train_dataset=make_rows(),
+                processing_class=tokenizer,
+            )
+        trainer.train()
+        norms.append(trainer.state.log_history[0]["grad_norm"])
+    assert norms[1] > 5 * norms[0]
+
+
+def sft_config(folder: Path, **overrides: Any) -> DemonstrationConfig:
+    settings = {
+        "output_dir": str(folder),
+        "max_steps": 1,
+        "per_device_train_batch_size": 4,
+        "report_to": "none",
+        "use_cpu": True,
+        "bf16": False,
+        "activation_checkpointing": False,
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        "logging_steps": 1,
+    }
+    return DemonstrationConfig(**{**settings, **overrides})
+
+
+def test_imitation_like_any_sft_trainer(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    make_model(tokenizer).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    trainer = DemonstrationTrainer(
+        str(tmp_path / "model"),
+        sft_config(tmp_path / "out"),
+        train_dataset=make_rows(),
+        eval_dataset=make_rows(8, seed=2),
+    )
+    trainer.train()
+    # The loss of a random model is near the log of the vocabulary.
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(math.log(len(tokenizer)), rel=0.1)
+    for setting in ({"loss_type": "dft"}, {"max_length": 4}, {"packing": True}):
+        with pytest.raises(ValueError, match="has no effect here"):
+            sft_config(tmp_path, **setting)
+    with pytest.raises(UserError, match="not a stream"):
+        DemonstrationTrainer(
+            make_model(tokenizer),
+            sft_config(tmp_path),
+            train_dataset=make_rows().to_iterable_dataset(),
+            processing_class=tokenizer,
+        )
+
+
+def test_too_few_rows_for_a_generation_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="1 rows, but one generation takes 2 prompts"):
+        train(tmp_path, train_dataset=make_rows(1))
+
+
+def test_a_demonstration_with_its_own_eos_gets_no_second(tmp_path: Path) -> None:
+    rows = make_rows(4)
+    rows = rows.map(lambda r: {"demonstration": r["demonstration"] + "<eos>"})
+    ids = [d[0] for d in train(tmp_path, train_dataset=rows).train_dataset[IDS]]
+    assert all(i[-1] == 1 and i.count(1) == 1 for i in ids)
 
 
 def test_evaluation_during_training(tmp_path: Path) -> None:

@@ -89,6 +89,10 @@ def tokenize_demonstrations(
         return ids if ids and ids[-1] == eos else [*ids, eos]
 
     def add_ids(row: dict[str, Any], index: int) -> dict[str, Any]:
+        if isinstance(row.get("prompt"), list) and tokenizer.chat_template is None:
+            raise DataError(
+                f"row {index + 1}: the prompt is a conversation, but the tokenizer has no chat template"
+            )
         texts = texts_of(row.get(column), index, column)
         ids = [with_eos(tokenizer(t, add_special_tokens=False)["input_ids"]) for t in texts]
         kept = [i for i in ids if len(i) <= max_tokens]
@@ -116,8 +120,6 @@ def prompt_ids_of(prompt: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Token ids of a prompt, as TRL's GRPOTrainer makes them: text, or messages with a template."""
     if isinstance(prompt, str):
         return list(tokenizer(prompt)["input_ids"])
-    if tokenizer.chat_template is None:
-        raise DataError("prompts are conversations, but the tokenizer has no chat template")
     ids: Any = tokenizer.apply_chat_template(
         prompt, add_generation_prompt=True, tokenize=True, return_dict=False
     )
