@@ -180,7 +180,8 @@ def load_model(source: str, **kwargs: Any) -> tuple[Any, Any]:
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    known = model.get_input_embeddings().num_embeddings
+    embeddings: Any = model.get_input_embeddings()
+    known = embeddings.num_embeddings
     if len(tokenizer) > known:
         raise UserError(
             f"model '{source}': the tokenizer has {len(tokenizer)} tokens, the model knows {known}"

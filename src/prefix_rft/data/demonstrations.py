@@ -81,7 +81,7 @@ def tokenize_demonstrations(
     Returns:
         The dataset, and a report (None for a stream, whose rows are not known beforehand).
     """
-    eos = tokenizer.eos_token_id
+    eos: Any = tokenizer.eos_token_id
     if eos is None:
         raise DataError("the tokenizer has no EOS token, so a demonstration cannot end")
 
@@ -91,7 +91,8 @@ def tokenize_demonstrations(
     def add_ids(row: dict[str, Any], index: int) -> dict[str, Any]:
         if isinstance(row.get("prompt"), list) and tokenizer.chat_template is None:
             raise DataError(
-                f"row {index + 1}: the prompt is a conversation, but the tokenizer has no chat template"
+                f"row {index + 1}: the prompt is a conversation, but the tokenizer has "
+                "no chat template"
             )
         texts = texts_of(row.get(column), index, column)
         ids = [with_eos(tokenizer(t, add_special_tokens=False)["input_ids"]) for t in texts]

@@ -100,7 +100,8 @@ class PrefixRFTTrainer(GRPOTrainer):
                 self.args.demonstration_column,
             )
         report = self.demonstrations
-        prompts = self.args.generation_batch_size // self.num_generations
+        batch: Any = self.args.generation_batch_size
+        prompts = batch // self.num_generations
         if report is not None and report.rows < prompts:
             raise DataError(
                 f"the dataset has {report.rows} rows, but one generation takes {prompts} prompts: "
