@@ -202,8 +202,7 @@ def rule_of(options: dict, given: dict | None) -> dict:
 def test_prefix_rft(options: dict, rule: dict | None, aggregation: str) -> None:
     here = Rule(aggregation=aggregation, const=11.0, **rule_of(options, rule))
     options = {**options, "aggregation": aggregation, "const": 11.0}
-    # Sampler weights belong to sampled tokens; on static (likelihood) prefixes they mean nothing.
-    assert agree("prefix_rft", options, here, 0, weight=options.get("prefix_loss") != "static")
+    assert agree("prefix_rft", options, here, 0)
     assert agree("prefix_rft", options, here, 1, weight=False, old=False)
 
 
@@ -235,7 +234,7 @@ def test_sft(aggregation: str) -> None:
     for seed in range(4):
         assert any(r.is_demo for r in make_rows(seed))
         options = {"aggregation": aggregation, "const": 3.0}
-        assert agree("sft", options, rule, seed, weight=False)
+        assert agree("sft", options, rule, seed)
 
 
 def test_defaults_of_the_aggregations() -> None:
@@ -244,7 +243,7 @@ def test_defaults_of_the_aggregations() -> None:
     assert agree("dr_grpo", {}, Rule(), 0, hybrid=False)
     rule = Rule(divide_by_std=True, aggregation="seq_mean_token_mean")
     assert agree("grpo", {}, rule, 0, hybrid=False)
-    assert agree("sft", {}, Rule(imitation=True, aggregation="token_mean"), 0, weight=False)
+    assert agree("sft", {}, Rule(imitation=True, aggregation="token_mean"), 0)
 
 
 MISTAKES = {
