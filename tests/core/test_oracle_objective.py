@@ -151,6 +151,8 @@ def agree(name: str, options: dict, rule: Rule, seed: int, **kw: Any) -> bool:
 PREFIX_RFT = [
     ({}, {}),
     ({"prefix_loss": "unclipped"}, {"prefix_loss": "unclipped"}),
+    ({"prefix_loss": "unclipped", "entropy_keep": 1.0}, None),
+    ({"prefix_loss": "unclipped", "entropy_keep": 1.0, "delta": 1.3}, None),
     ({"prefix_loss": "frozen"}, {"prefix_loss": "frozen"}),
     ({"prefix_loss": "all"}, {"prefix_loss": "all"}),
     ({"prefix_loss": "static", "static_weight": 0.3}, None),
@@ -203,6 +205,7 @@ def test_prefix_rft(options: dict, rule: dict | None, aggregation: str) -> None:
     here = Rule(aggregation=aggregation, const=11.0, **rule_of(options, rule))
     options = {**options, "aggregation": aggregation, "const": 11.0}
     assert agree("prefix_rft", options, here, 0)
+    assert agree("prefix_rft", options, here, 2)
     assert agree("prefix_rft", options, here, 1, weight=False, old=False)
 
 
