@@ -89,5 +89,7 @@ def test_the_three_groupings() -> None:
 def test_refusals() -> None:
     with pytest.raises(ValueError, match="unknown baseline 'means': did you mean 'mean'"):
         adv([1, 0], [0, 0], baseline="means")
+    with pytest.raises(ValueError, match="infinite"):
+        adv([float("inf"), 0], [0, 0])
     with pytest.raises(ValueError, match="of one length"):
         adv([1, 0], [0])

@@ -85,6 +85,11 @@ def test_crossing_bounds_hold_low_at_high() -> None:
     assert sampler.interval(500, 500) == pytest.approx((0.1, 0.1))
 
 
+def test_no_demonstration_to_draw_from() -> None:
+    with pytest.raises(ValueError, match="example 7 has no demonstration"):
+        draw_prefix(PrefixSampler(), [], seed=0, step=0, total_steps=1, example=7, row=0)
+
+
 def test_first_rows_are_hybrid() -> None:
     assert [is_hybrid(r, 2) for r in range(4)] == [True, True, False, False]
 

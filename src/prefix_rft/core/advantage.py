@@ -53,6 +53,8 @@ def group_advantage(
     reward, group_B = reward_B.detach().cpu().double(), group_B.cpu()
     include_B = None if include_B is None else include_B.cpu()
     graded = ~torch.isnan(reward)
+    if bool(torch.isinf(reward).any()):
+        raise UserError("a reward is infinite; mark a row that cannot be graded with NaN")
     included = graded if include_B is None else graded & include_B
     _, group = torch.unique(group_B, return_inverse=True)
     n_groups = int(group.max()) + 1 if len(group) else 0

@@ -241,7 +241,7 @@ def _surrogate(
         if batch.ref_logp_BT is None:
             raise UserError(f"stream '{stream.name}' of '{method.name}' needs ref_logp_BT")
         log_ratio = batch.ref_logp_BT.where(acts_BT, 0.0) - logp
-        return -(log_ratio.exp() - log_ratio - 1.0)
+        return -(log_ratio.clamp(max=LOG_RATIO_LIMIT).exp() - log_ratio - 1.0)
     if stream.surrogate == "logp":
         return advantage_B1 * logp
     rho = ratio(batch, logp, acts_BT)
@@ -255,7 +255,7 @@ def _surrogate(
 
 
 LOG_RATIO_LIMIT = 20.0
-"""Beyond it (a factor of 5e8) the ratio is held: an infinite one would make a clipped token NaN."""
+"""Beyond it (a factor of 5e8) a ratio is held: an infinite one would make a clipped token NaN."""
 
 
 def ratio(batch: Batch, logp_BT: Tensor, mask_BT: Tensor) -> Tensor:

@@ -113,7 +113,12 @@ def draw_prefix(
         example: the example's index in the dataset.
         row: the row's index in its group.
         max_length: completion budget in tokens.
+
+    Raises:
+        UserError: there is no demonstration.
     """
+    if not demonstration_lengths:
+        raise UserError(f"example {example} has no demonstration to draw a prefix from")
     rng = generator(seed, step, example, row)
     index = rng.randrange(len(demonstration_lengths))
     low, high = sampler.interval(step, total_steps)
