@@ -60,8 +60,8 @@ def prefix_rft(
             compared with on-policy rows only), ``prefix_group`` (the authors' dr_grpo_prefix:
             prefixes as in policy_baseline, continuations the uncentred reward).
         prefix_loss: on prefix tokens, ``clip`` (Eq. 3), ``unclipped`` ratio, ``frozen`` (no
-            policy gradient), ``all`` (clip without entropy selection), ``static`` (maximum likelihood of
-            the kept tokens with ``static_weight``).
+            policy gradient), ``all`` (clip without entropy selection), ``static`` (maximum
+            likelihood of the kept tokens with ``static_weight``).
         static_weight: constant advantage of ``static`` (Table 8: 0.001).
         entropy_keep: share of prefix tokens that keep their advantage.
         entropy_mode: which ones: ``high``, ``low`` or ``random``.
