@@ -244,4 +244,4 @@ def summarise(console: Console, folder: Path, evaluations: dict[str, Evaluation]
             interval = f"{e.low:.1%} to {e.high:.1%}"
             table.add_row(name, f"{e.mean:.1%}", interval, f"{e.truncated:.1%}")
         console.print(table)
-    console.print(f"model, metrics.jsonl, rollouts and eval.json: {folder}", highlight=False)
+    console.print(f"model, metrics and rollouts: {folder}", highlight=False, soft_wrap=True)
