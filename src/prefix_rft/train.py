@@ -92,7 +92,6 @@ def train(path: str, overrides: Sequence[str], console: Console) -> Path:
         (folder / "model" / "training_args.bin").unlink(missing_ok=True)
         if evaluations:
             write_json(folder / "eval.json", {k: asdict(v) for k, v in evaluations.items()})
-    if main:
         summarise(console, folder, evaluations)
     return folder
 

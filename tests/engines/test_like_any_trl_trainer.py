@@ -309,6 +309,12 @@ def test_imitation_like_any_sft_trainer(tmp_path: Path) -> None:
         )
 
 
+def test_an_open_constant_is_the_completion_budget_in_both_trainers(tmp_path: Path) -> None:
+    options = {"aggregation": "sum_over_const"}
+    assert sft_config(tmp_path, method_options=options).resolve_method().const == 256
+    assert make_config(tmp_path, method_options=options).resolve_method().const == 24
+
+
 def test_too_few_rows_for_a_generation_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="1 rows, but one generation takes 2 prompts"):
         train(tmp_path, train_dataset=make_rows(1))

@@ -124,7 +124,7 @@ def prepare(
     keep_BT: Tensor | None = None,
     all_sum: Callable[[Tensor], Tensor] = lambda x: x,
 ) -> Targets:
-    """Fix advantages, selection and weights of one optimizer step.
+    """Fix advantages, selection and scales of one optimizer step.
 
     Args:
         method: from ``prefix_rft.methods.load``.

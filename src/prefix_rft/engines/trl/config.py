@@ -44,6 +44,13 @@ def refuse_owned(config: Any, base: type, owned: dict[str, str]) -> None:
             raise ValueError(f"{key}={getattr(config, key)!r} has no effect here: {reason}")
 
 
+def with_const(method: Method, max_completion_length: Any) -> Method:
+    """The method with ``const`` of ``sum_over_const`` at the completion budget, if it is open."""
+    if method.aggregation == "sum_over_const" and method.const is None:
+        return replace(method, const=float(max_completion_length))
+    return method
+
+
 @dataclass
 class PrefixRFTConfig(GRPOConfig):
     """Arguments of :class:`PrefixRFTTrainer`: everything in TRL's ``GRPOConfig``, and these.
@@ -134,7 +141,4 @@ class PrefixRFTConfig(GRPOConfig):
                 f"{method.num_demonstrations} demonstration rows in groups of "
                 f"num_generations={self.num_generations}"
             )
-        if method.aggregation == "sum_over_const" and method.const is None:
-            length: Any = self.max_completion_length
-            method = replace(method, const=float(length))
-        return method
+        return with_const(method, self.max_completion_length)

@@ -12,7 +12,7 @@ from trl import SFTConfig, SFTTrainer
 
 from prefix_rft.core import Batch, Method, Targets, loss, prepare
 from prefix_rft.data.demonstrations import imitation_rows
-from prefix_rft.engines.trl.config import parse_options, refuse_owned
+from prefix_rft.engines.trl.config import parse_options, refuse_owned, with_const
 from prefix_rft.methods import load
 
 OWNED = {
@@ -54,7 +54,7 @@ class DemonstrationConfig(SFTConfig):
     def resolve_method(self) -> Method:
         """The method with its options."""
         options: Any = self.method_options or {}
-        return load(self.method, **options)
+        return with_const(load(self.method, **options), self.max_completion_length)
 
 
 class DemonstrationTrainer(SFTTrainer):
