@@ -11,10 +11,11 @@ SOURCE = Path(__file__).parents[1] / "src/prefix_rft"
 
 # Each package may import from itself and from the floors below it.
 FLOORS = [
+    {"errors", "imports"},
     {"core"},
     {"data", "rewards", "methods", "tasks"},
     {"engines"},
-    {"evaluate", "progress", "run_folder", "recipe", "imports"},
+    {"evaluate", "progress", "run_folder", "recipe"},
     {"train"},
     {"commands"},
     {"cli"},

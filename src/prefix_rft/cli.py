@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
 
     from prefix_rft import commands
-    from prefix_rft.core.errors import UserError
+    from prefix_rft.errors import UserError
 
     try:
         getattr(commands, args.command)(args)

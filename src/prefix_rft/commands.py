@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from prefix_rft.core import Method, Schedule
-from prefix_rft.core.errors import UserError
+from prefix_rft.errors import UserError
 from prefix_rft.methods import BUILT_IN, load
 
 

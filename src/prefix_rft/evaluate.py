@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from datasets import Dataset
 
-from prefix_rft.core.errors import UserError
 from prefix_rft.data.demonstrations import prompt_ids_of
 from prefix_rft.engines.sampling import SamplingSettings, generate, sample, supported
+from prefix_rft.errors import UserError
 from prefix_rft.rewards.checked import is_async, name_of, verify_rewards
 
 

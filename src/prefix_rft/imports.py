@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from prefix_rft.core.errors import UserError
+from prefix_rft.errors import UserError
 
 
 def load_function(path: str, folder: Path, what: str = "reward") -> Callable[..., Any]:

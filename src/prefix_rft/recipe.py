@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from prefix_rft.core.errors import UserError, check_types, refuse_unknown
+from prefix_rft.errors import UserError, check_types, refuse_unknown
 
 
 class _Loader(yaml.SafeLoader):

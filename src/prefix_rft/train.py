@@ -18,10 +18,10 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
 
 from prefix_rft.core import Method
-from prefix_rft.core.errors import UserError, check_types
 from prefix_rft.data import load_rows
 from prefix_rft.engines.trl import DemonstrationTrainer, PrefixRFTConfig, PrefixRFTTrainer
 from prefix_rft.engines.trl.sft import DemonstrationConfig
+from prefix_rft.errors import UserError, check_types
 from prefix_rft.evaluate import Evaluation, evaluate
 from prefix_rft.imports import load_function
 from prefix_rft.methods import load

@@ -12,9 +12,9 @@ from datasets import Dataset
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from prefix_rft import DemonstrationTrainer, PrefixRFTTrainer
-from prefix_rft.core.errors import UserError
 from prefix_rft.data.demonstrations import IDS
 from prefix_rft.engines.trl.sft import DemonstrationConfig
+from prefix_rft.errors import UserError
 from prefix_rft.evaluate import evaluate
 from tiny import make_config, make_model, make_rows, make_tokenizer, shaped_reward
 

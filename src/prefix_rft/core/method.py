@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from prefix_rft.core.advantage import BASELINES
-from prefix_rft.core.errors import UserError, choose
 from prefix_rft.core.prefix import PrefixSampler
 from prefix_rft.core.schedules import Schedule, constant
 from prefix_rft.core.select import MODES, SCOPES
+from prefix_rft.errors import UserError, choose
 
 ORIGINS = ("policy", "prefix", "continuation", "demonstration")
 """Where a token comes from: an on-policy row; the demonstration part of a hybrid row; the sampled

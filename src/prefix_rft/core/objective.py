@@ -18,9 +18,9 @@ from torch import Tensor
 
 from prefix_rft.core.advantage import group_advantage
 from prefix_rft.core.batch import Batch
-from prefix_rft.core.errors import UserError
 from prefix_rft.core.method import DEFAULT_CONST, Method, Stream
 from prefix_rft.core.select import keep_fraction
+from prefix_rft.errors import UserError
 
 
 @dataclass(frozen=True)

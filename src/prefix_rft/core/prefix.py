@@ -12,8 +12,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from prefix_rft.core.errors import UserError
 from prefix_rft.core.schedules import Schedule, constant, cosine
+from prefix_rft.errors import UserError
 
 
 @dataclass(frozen=True)

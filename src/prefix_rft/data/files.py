@@ -8,7 +8,7 @@ from pathlib import Path
 from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
-from prefix_rft.core.errors import UserError
+from prefix_rft.errors import UserError
 
 FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 

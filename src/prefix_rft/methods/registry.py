@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from prefix_rft.core.errors import UserError, check_types, choose, refuse_unknown
 from prefix_rft.core.method import Method
+from prefix_rft.errors import UserError, check_types, choose, refuse_unknown
 
 BUILT_IN = ("prefix_rft", "dr_grpo", "grpo", "sft")
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from prefix_rft.core.errors import UserError
+from prefix_rft.errors import UserError
 
 
 class RewardError(UserError):
