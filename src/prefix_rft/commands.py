@@ -27,9 +27,9 @@ def eval(args: argparse.Namespace) -> None:
 
     from prefix_rft.data import load_rows
     from prefix_rft.evaluate import evaluate
-    from prefix_rft.imports import load_function
+    from prefix_rft.models import give_template, load_model, quiet
+    from prefix_rft.rewards import load_rewards
     from prefix_rft.run_folder import describe_machine, write_json
-    from prefix_rft.train import load_model, quiet
 
     if args.samples < 1:
         raise UserError(f"--samples must be at least 1, got {args.samples}")
@@ -40,9 +40,10 @@ def eval(args: argparse.Namespace) -> None:
     if args.output and not Path(args.output).parent.is_dir():
         raise UserError(f"the folder of --output {args.output} does not exist")
     quiet()
-    reward = load_function(args.reward, Path.cwd())
+    (reward,), _ = load_rewards(args.reward, Path.cwd())
     rows = load_rows(args.data)
     model, tokenizer = load_model(args.model, dtype="auto")
+    give_template(tokenizer, rows[0]["prompt"])
     if torch.accelerator.is_available():
         model.to(torch.accelerator.current_accelerator())
     result = evaluate(
@@ -59,7 +60,8 @@ def eval(args: argparse.Namespace) -> None:
     console = Console()
     console.print(
         f"avg@{result.samples} on {result.problems} problems: {result} (95 % interval), "
-        f"{result.truncated:.1%} truncated",
+        f"{result.truncated:.1%} truncated, {result.no_answer:.1%} without an answer"
+        + (f", {result.ungraded} could not be graded" if result.ungraded else ""),
         highlight=False,
         soft_wrap=True,
     )

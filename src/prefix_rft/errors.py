@@ -46,6 +46,7 @@ KINDS: dict[str, tuple[type, ...]] = {
     "Mapping[str, str]": (Mapping,),
     "Mapping[str, Any]": (Mapping,),
     "Sequence[str]": (list, tuple),
+    "Sequence[Any]": (list, tuple),
 }
 
 
@@ -75,4 +76,5 @@ WORDS = {
     "Mapping[str, str]": "a mapping",
     "Mapping[str, Any]": "a mapping",
     "Sequence[str]": "a list",
+    "Sequence[Any]": "a list",
 }

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from datasets import Dataset
 
-from prefix_rft.data.demonstrations import prompt_ids_of
+from prefix_rft.data.render import Renderer, end_of_text_ids
 from prefix_rft.engines.sampling import SamplingSettings, generate, sample, supported
 from prefix_rft.errors import UserError
-from prefix_rft.rewards.checked import is_async, name_of, verify_rewards
+from prefix_rft.rewards import checked, grade
+from prefix_rft.rewards.checked import name_of
+from prefix_rft.rewards.verdict import NO_ANSWER
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class Evaluation:
         low: lower end of the interval.
         high: upper end.
         truncated: share of samples that ran into the length limit.
+        no_answer: share of samples in which the grader found no answer; they count as 0.
+        ungraded: samples that could not be graded (timeout, error, ...); they do not count.
         per_problem: mean reward of each problem.
     """
 
@@ -36,14 +39,12 @@ class Evaluation:
     low: float
     high: float
     truncated: float
+    no_answer: float
+    ungraded: int
     per_problem: list[float]
 
     def __str__(self) -> str:
         return f"{self.mean:.1%} [{self.low:.1%}, {self.high:.1%}]"
-
-
-def _ignore(name: str, value: Any) -> None:
-    pass
 
 
 def bootstrap_interval(
@@ -70,6 +71,7 @@ def evaluate(
     max_completion_length: int = 256,
     seed: int = 0,
     batch_size: int = 64,
+    template_kwargs: Mapping[str, Any] | None = None,
 ) -> Evaluation:
     """Sample ``samples`` completions of each row's prompt and grade them.
 
@@ -83,13 +85,14 @@ def evaluate(
         max_completion_length: in tokens.
         seed: of the samples; the global random state is left as it was.
         batch_size: rows sampled at once.
+        template_kwargs: for the chat template, such as ``enable_thinking``.
     """
-    eos = model.generation_config.eos_token_id
-    eos = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
-    settings = SamplingSettings(
-        tuple(dict.fromkeys([tokenizer.eos_token_id, *eos])), tokenizer.pad_token_id, temperature
+    reward = checked(reward)
+    render = Renderer(
+        tokenizer, end_of_text_ids(tokenizer, model.generation_config), template_kwargs or {}
     )
-    contexts = [prompt_ids_of(p, tokenizer) for p in rows["prompt"] for _ in range(samples)]
+    settings = SamplingSettings(render.eos_ids, tokenizer.pad_token_id, temperature)
+    contexts = [render.prompt(p) for p in rows["prompt"] for _ in range(samples)]
     if not contexts:
         raise UserError("there is no problem to evaluate on")
     sampled: list[list[int]] = []
@@ -115,19 +118,18 @@ def evaluate(
         for name in rows.column_names
         if name not in ("prompt", "completion", "completion_ids")
     }
-    name = name_of(reward)
-    # What TRL passes beside the columns; nothing is logged from an evaluation.
-    columns |= {"trainer_state": None, "log_extra": _ignore, "log_metric": _ignore}
-    answer = reward(prompts=prompts, completions=texts, completion_ids=sampled, **columns)
-    if is_async(reward):
-        answer = asyncio.run(answer)
+    verdicts = grade(reward, texts, {"prompts": prompts, "completion_ids": sampled, **columns})
+    # Without an answer a problem is not solved; what could not be graded says nothing.
     rewards = torch.tensor(
-        [torch.nan if r is None else r for r in verify_rewards(name, answer, len(texts))]
+        [
+            0.0 if v.status == NO_ANSWER else torch.nan if v.reward is None else v.reward
+            for v in verdicts
+        ]
     )
     per_problem = rewards.view(-1, samples).nanmean(1)
     per_problem = per_problem[~per_problem.isnan()].tolist()
     if not per_problem:
-        raise UserError(f"reward function '{name}' could grade none of the completions")
+        raise UserError(f"reward function '{name_of(reward)}' could grade none of the completions")
     low, high = bootstrap_interval(per_problem, seed)
     ended = sum(ids[-1] in settings.eos_token_ids for ids in sampled)
     return Evaluation(
@@ -137,5 +139,7 @@ def evaluate(
         low=low,
         high=high,
         truncated=1.0 - ended / len(sampled),
+        no_answer=sum(v.status == NO_ANSWER for v in verdicts) / len(sampled),
+        ungraded=int(rewards.isnan().sum()),
         per_problem=per_problem,
     )

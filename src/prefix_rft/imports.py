@@ -27,6 +27,10 @@ def load_function(path: str, folder: Path, what: str = "reward") -> Callable[...
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise UserError(f"{what} '{path}' cannot be imported: {error}") from error
+    except Exception as error:  # a stranger's module may raise anything
+        raise UserError(
+            f"{what} '{path}' cannot be imported: {type(error).__name__}: {error}"
+        ) from error
     if not callable(found):
         raise UserError(f"{what} '{path}' is not a function")
     return found

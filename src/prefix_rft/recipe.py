@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from prefix_rft.data import Reading
 from prefix_rft.errors import UserError, check_types, refuse_unknown
 
 
@@ -51,10 +52,16 @@ class Recipe:
 
     Attributes:
         model: a folder with a Hugging Face model, or a Hub name.
-        train_data: jsonl, json or parquet file with a ``prompt`` in each row.
-        eval_data: held-out rows for the evaluation at the end.
-        columns: names in the files for ``prompt``, ``demonstration``, ...
-        reward: ``package.module:function`` with TRL's reward signature, or a list of them.
+        train_data: a jsonl, json or parquet file, a folder of them, the name of a dataset, or a
+            mapping with ``path``, ``name``, ``split``, ``revision``.
+        eval_data: held-out rows for the evaluation at the end, likewise.
+        columns: names in the data for ``prompt``, ``demonstration``, ``answer``, ...
+        system_prompt: first message of conversations that have none of their own.
+        max_demonstrations: use the first N demonstrations of a row; all by default.
+        demonstration_fraction: share of rows that keep their demonstrations.
+        only_correct_demonstrations: drop those that the first reward does not find correct.
+        reward: a built-in name, ``package.module:function`` with TRL's reward signature, a mapping
+            with ``name`` and options, or a list of these.
         method: a method's name, or a mapping with ``name`` and options.
         name: of the run folder.
         runs: where run folders go (relative to the working directory).
@@ -68,10 +75,14 @@ class Recipe:
     """
 
     model: str
-    train_data: str
-    eval_data: str | None = None
+    train_data: str | Mapping[str, str]
+    eval_data: str | Mapping[str, str] | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
-    reward: str | Sequence[str] | None = None
+    system_prompt: str | None = None
+    max_demonstrations: int | None = None
+    demonstration_fraction: float = 1.0
+    only_correct_demonstrations: bool = False
+    reward: str | Mapping[str, Any] | Sequence[Any] | None = None
     method: str | Mapping[str, Any] = DEFAULT_METHOD
     name: str = "run"
     runs: str = "runs"
@@ -97,13 +108,19 @@ class Recipe:
             return {}
         return {k: v for k, v in self.method.items() if k != "name"}
 
-    def path(self, value: str) -> Path:
-        """A file named in the recipe."""
-        return self.folder / value
+    def reading(self, seed: int = 0) -> Reading:
+        """How rows are read; ``seed`` decides which of them keep their demonstrations."""
+        return Reading(
+            self.columns,
+            self.system_prompt,
+            self.max_demonstrations,
+            self.demonstration_fraction,
+            seed,
+        )
 
     def model_source(self) -> str:
         """The model's folder where it exists beside the recipe, else the name as it stands."""
-        local = self.path(self.model)
+        local = self.folder / self.model
         return str(local) if local.is_dir() else self.model
 
 

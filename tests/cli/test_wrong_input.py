@@ -102,17 +102,17 @@ CASES: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     "data that is not JSON": (
         lambda f: (f / "train.jsonl").write_text('{"prompt": "a"}\n{"prompt"'),
         [],
-        "train.jsonl' cannot be read",
+        "train.jsonl', row 2: not valid JSON",
     ),
     "no prompt column": (
-        lambda f: write_rows(f, [{"question": "a"}]),
+        lambda f: write_rows(f, [{"query": "a"}]),
         [],
-        "has no column 'prompt'; it has question",
+        "row 1: no column 'prompt', 'messages', 'problem' or 'question'; it has query",
     ),
     "a row without prompt": (
         lambda f: write_rows(f, [ROW, {**ROW, "prompt": None}]),
         [],
-        "row 2: the prompt is missing or empty",
+        "row 2, column 'prompt': the prompt is missing or empty",
     ),
     "a demonstration of wrong type": (
         lambda f: (
@@ -120,7 +120,7 @@ CASES: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
             or write_rows(f, [{**ROW, "demonstration": 3}])
         ),
         [],
-        "column 'demonstration': a demonstration must be a text or a list of texts, got int",
+        "row 1, column 'demonstration': a demonstration is a text or a list of texts, got a number",
     ),
     "no demonstration at all": (
         lambda f: write_rows(f, [{k: v for k, v in ROW.items() if k != "demonstration"}] * 4),
@@ -130,9 +130,16 @@ CASES: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     "all demonstrations too long": (
         lambda f: write_rows(f, [{**ROW, "demonstration": "1+1=2;" * 20}] * 4),
         [],
-        "(4 too long)",
+        "(4 dropped: longer than 24 tokens)",
     ),
-    "no such column": (edit(columns={"demonstration": "solution"}), [], "no column 'solution'"),
+    "no such column": (
+        lambda f: (
+            write_rows(f, [{k: v for k, v in ROW.items() if k != "demonstration"}])
+            or write_recipe(f, columns={"demonstration": "solution"})
+        ),
+        [],
+        "row 1, column 'solution': missing; the row has prompt, answer",
+    ),
     "rows that do not divide": (
         edit(micro_batch_size=5),
         [],
@@ -154,24 +161,24 @@ CASES: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     "reward of wrong form": (edit(reward="my_rewards.good"), [], "package.module:function"),
     "reward that is not there": (edit(reward="my_rewards:god"), [], "cannot be imported"),
     "reward of wrong length": (
-        edit(reward="my_rewards:short", eval_data=None),
+        edit(reward={"name": "my_rewards:short", "whole_batch": True}, eval_data=None),
         [],
-        "'short' returned 1 rewards for 16 completions",
+        "'short' returned 1 rewards for 8 completions",
     ),
     "reward NaN": (
         edit(reward="my_rewards:nan", eval_data=None),
         [],
-        "'nan', completion 0: the reward is nan",
+        "'nan' could grade none of the first 8 demonstrations (error: the reward is nan",
     ),
     "reward of words": (
         edit(reward="my_rewards:words", eval_data=None),
         [],
-        "'words', completion 0: 'yes' is not a number",
+        "'words' could grade none of the first 8 demonstrations (error: 'yes' is not a number)",
     ),
     "reward that is one number": (
         edit(reward="my_rewards:number", eval_data=None),
         [],
-        "'number' returned a float; it must return a list",
+        "demonstrations (error: returned a float; it must return a list",
     ),
     "no such model": (edit(model="nowhere/nothing"), [], "model 'nowhere/nothing' cannot be"),
     "a learning rate of words": (edit(learning_rate="fast"), [], "learning_rate"),
@@ -193,17 +200,17 @@ CASES: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     "prompts that are numbers": (
         lambda f: write_rows(f, [{**ROW, "prompt": 3}]),
         [],
-        "row 1: a prompt is a text or a list of messages, not int",
+        "row 1, column 'prompt': a prompt is a text or a list of messages, not a number",
     ),
     "a blank prompt": (
         lambda f: write_rows(f, [{**ROW, "prompt": " \n"}]),
         [],
-        "row 1: the prompt is missing or empty",
+        "row 1, column 'prompt': the prompt is missing or empty",
     ),
     "a column named like another": (
         edit(columns={"prompt": "answer"}),
         [],
-        "has a column 'prompt' already",
+        "row 1, column 'prompt': the name is taken, so 'answer' cannot have it",
     ),
     "too few rows": (
         lambda f: write_rows(f, [ROW]),
@@ -221,11 +228,6 @@ CASES: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
         lambda f: (f / "base/model.safetensors").write_bytes(b"rubbish"),
         [],
         "model '",
-    ),
-    "conversations without a template": (
-        lambda f: write_rows(f, [{**ROW, "prompt": [{"role": "user", "content": "hi"}]}] * 2),
-        [],
-        "no chat template",
     ),
     "a schedule that is none": (
         edit(),
@@ -303,7 +305,7 @@ def test_secrets_and_pickles_stay_out_of_the_run_folder(folder: Path) -> None:
 def test_weights_are_trained_in_single_precision(folder: Path) -> None:
     tokenizer = make_tokenizer()
     make_model(tokenizer).bfloat16().save_pretrained(folder / "base")
-    from prefix_rft.train import load_model
+    from prefix_rft.models import load_model
 
     assert load_model("base")[0].dtype is torch.float32
     assert load_model("base", dtype="auto")[0].dtype is torch.bfloat16

@@ -6,59 +6,70 @@ model, so the tokens trained are the demonstration's own, whatever the tokenizer
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from datasets import Dataset, IterableDataset, List, Value
 from transformers import PreTrainedTokenizerBase
 
-from prefix_rft.data.files import DataError
+from prefix_rft.data.files import DataError, Row
+from prefix_rft.data.render import Renderer
+from prefix_rft.data.shapes import demonstration_texts
 
 IDS = "prefix_rft_demonstration_ids"
 EXAMPLE = "prefix_rft_example"
-KEPT = "prefix_rft_kept"
-DROPPED = "prefix_rft_dropped"
+FATES = "prefix_rft_fates"
+
+KEPT = "kept"
+TOO_LONG = "longer than the budget"
+EMPTY = "empty"
+ENDS_INSIDE = "with an end-of-sequence token inside"
+DROPS = (TOO_LONG, EMPTY, ENDS_INSIDE)
 
 
 @dataclass(frozen=True)
 class DemonstrationReport:
-    """What became of the demonstrations of a dataset."""
+    """What became of the demonstrations of a dataset.
+
+    Attributes:
+        rows: of the dataset.
+        rows_with_demonstration: rows that have one left.
+        demonstrations: left over all rows.
+        max_tokens: the budget.
+        dropped: number of demonstrations dropped for each reason.
+    """
 
     rows: int
     rows_with_demonstration: int
     demonstrations: int
-    dropped_too_long: int
     max_tokens: int
+    dropped: Mapping[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         text = (
             f"{self.demonstrations} demonstrations in {self.rows_with_demonstration} "
             f"of {self.rows} rows"
         )
-        if self.dropped_too_long:
-            text += f"; {self.dropped_too_long} dropped: longer than {self.max_tokens} tokens"
-        return text
+        return text + (f"; {self.drops}" if self.dropped else "")
+
+    @property
+    def drops(self) -> str:
+        """``3 dropped: longer than 24 tokens; 1 dropped: empty``."""
+        words = {TOO_LONG: f"longer than {self.max_tokens} tokens"}
+        return "; ".join(f"{n} dropped: {words.get(why, why)}" for why, n in self.dropped.items())
 
 
-def texts_of(value: Any, row: int, column: str) -> list[str]:
-    """The demonstrations of one row: none, one text, or a list of texts.
+def fate_of(ids: list[int], text: str, renderer: Renderer, max_tokens: int) -> str:
+    """Whether a demonstration is kept, or why it is dropped.
 
-    Raises:
-        DataError: anything else.
+    A longer one is dropped and not cut: it would lose its answer and its EOS.
     """
-    values = [] if value is None else [value] if isinstance(value, str) else value
-    if not isinstance(values, list) or not all(isinstance(v, str) for v in values):
-        odd = (
-            values
-            if not isinstance(values, list)
-            else next(v for v in values if not isinstance(v, str))
-        )
-        inside = "" if odd is values else " in the list"
-        raise DataError(
-            f"row {row + 1}, column '{column}': a demonstration must be a text or a list of texts, "
-            f"got {type(odd).__name__}{inside}"
-        )
-    return [v for v in values if v.strip()]
+    if not text.strip():
+        return EMPTY
+    if renderer.ends_inside(ids):
+        return ENDS_INSIDE
+    return KEPT if len(ids) <= max_tokens else TOO_LONG
 
 
 def tokenize_demonstrations(
@@ -66,69 +77,73 @@ def tokenize_demonstrations(
     tokenizer: PreTrainedTokenizerBase,
     max_tokens: int,
     column: str = "demonstration",
+    renderer: Renderer | None = None,
 ) -> tuple[Dataset | IterableDataset, DemonstrationReport | None]:
     """Add the columns ``IDS`` (lists of token ids, EOS last) and ``EXAMPLE`` (the row's index).
 
-    A demonstration longer than ``max_tokens`` (EOS included) is dropped and counted, never cut: a
-    cut one would lose its answer and its EOS. The ids live in a memory-mapped file.
+    A demonstration that is empty, longer than ``max_tokens`` (EOS included) or ended by an EOS
+    before its end is dropped and counted. The ids live in a memory-mapped file.
 
     Args:
         rows: the dataset; the column may be missing, then no row has a demonstration.
         tokenizer: must have an EOS token.
         max_tokens: completion budget.
         column: where the demonstrations are.
+        renderer: how texts become ids; by default the tokenizer's own EOS ends them.
 
     Returns:
         The dataset, and a report (None for a stream, whose rows are not known beforehand).
+
+    Raises:
+        DataError: the tokenizer has no EOS, a conversation has no template, or a cell of
+            ``column`` holds something else than texts.
     """
-    eos: Any = tokenizer.eos_token_id
-    if eos is None:
-        raise DataError("the tokenizer has no EOS token, so a demonstration cannot end")
+    render = renderer or Renderer(tokenizer)
 
-    def with_eos(ids: list[int]) -> list[int]:
-        return ids if ids and ids[-1] == eos else [*ids, eos]
+    def add_ids(batch: dict[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
+        cells = batch.get(column) or [None] * len(indices)
+        conversation = isinstance(batch["prompt"][0], list)
+        if conversation:
+            render.text(batch["prompt"][0])  # says so if the template cannot do it
+        texts_of = [
+            demonstration_texts(Row("the dataset", index + 1, {}), cell, column)
+            for index, cell in zip(indices, cells, strict=True)
+        ]
+        # One call for all rows: a fast tokenizer works on several texts at once.
+        ids = iter(render.demonstrations([t for row in texts_of for t in row], conversation))
+        added: dict[str, list[Any]] = {IDS: [], EXAMPLE: indices, FATES: []}
+        for texts in texts_of:
+            own = [(i, fate_of(i, t, render, max_tokens)) for t, i in zip(texts, ids, strict=False)]
+            added[IDS].append([i for i, fate in own if fate == KEPT])
+            added[FATES].append([fate for _, fate in own])
+        return added
 
-    def add_ids(row: dict[str, Any], index: int) -> dict[str, Any]:
-        if isinstance(row.get("prompt"), list) and tokenizer.chat_template is None:
-            raise DataError(
-                f"row {index + 1}: the prompt is a conversation, but the tokenizer has "
-                "no chat template"
-            )
-        texts = texts_of(row.get(column), index, column)
-        ids = [with_eos(tokenizer(t, add_special_tokens=False)["input_ids"]) for t in texts]
-        kept = [i for i in ids if len(i) <= max_tokens]
-        return {IDS: kept, EXAMPLE: index, KEPT: len(kept), DROPPED: len(ids) - len(kept)}
-
+    options: dict[str, Any] = {"batched": True, "batch_size": 64, "with_indices": True}
     if isinstance(rows, IterableDataset):
-        return rows.map(add_ids, with_indices=True).remove_columns([KEPT, DROPPED]), None
+        return rows.map(add_ids, **options).remove_columns([FATES]), None
     features = rows.features.copy()
     features.update({IDS: List(List(Value("int32"))), EXAMPLE: Value("int64")})
-    features.update({KEPT: Value("int64"), DROPPED: Value("int64")})
-    mapped = rows.map(add_ids, with_indices=True, features=features, desc="demonstrations to ids")
-    # Counted from a column of numbers: the ids themselves stay on disk.
-    counts = list(mapped[KEPT])
+    features.update({FATES: List(Value("string"))})
+    options |= {"writer_batch_size": 64, "desc": "demonstrations to ids"}
+    mapped = rows.map(add_ids, features=features, **options)
+    # Counted from a column of short words: the ids themselves stay on disk.
+    fates = list(mapped[FATES])
     report = DemonstrationReport(
         rows=len(mapped),
-        rows_with_demonstration=sum(n > 0 for n in counts),
-        demonstrations=sum(counts),
-        dropped_too_long=sum(mapped[DROPPED]),
+        rows_with_demonstration=sum(KEPT in row for row in fates),
+        demonstrations=sum(row.count(KEPT) for row in fates),
         max_tokens=max_tokens,
+        dropped={why: n for why in DROPS if (n := sum(row.count(why) for row in fates))},
     )
-    return mapped.remove_columns([KEPT, DROPPED]), report
-
-
-def prompt_ids_of(prompt: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Token ids of a prompt, as TRL's GRPOTrainer makes them: text, or messages with a template."""
-    if isinstance(prompt, str):
-        return list(tokenizer(prompt)["input_ids"])
-    ids: Any = tokenizer.apply_chat_template(
-        prompt, add_generation_prompt=True, tokenize=True, return_dict=False
-    )
-    return list(ids)
+    return mapped.remove_columns([FATES]), report
 
 
 def imitation_rows(
-    rows: Dataset, tokenizer: PreTrainedTokenizerBase, max_tokens: int, column: str
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    max_tokens: int,
+    column: str,
+    renderer: Renderer | None = None,
 ) -> tuple[Dataset, DemonstrationReport]:
     """One row of ``input_ids`` and ``labels`` for each demonstration: only its tokens are targets.
 
@@ -137,22 +152,22 @@ def imitation_rows(
     """
     if not isinstance(rows, Dataset):
         raise DataError("imitation needs a dataset of known length, not a stream")
-    mapped, report = tokenize_demonstrations(rows, tokenizer, max_tokens, column)
+    render = renderer or Renderer(tokenizer)
+    mapped, report = tokenize_demonstrations(rows, tokenizer, max_tokens, column, render)
     if report is None or not report.demonstrations:
-        dropped = report.dropped_too_long if report else 0
+        drops = f" ({report.drops})" if report and report.dropped else ""
         raise DataError(
-            f"imitation needs demonstrations, but no row has one in column '{column}' "
-            f"({dropped} dropped: longer than {max_tokens} tokens)"
+            f"imitation needs demonstrations, but no row has one in column '{column}'{drops}"
         )
 
     def join(batch: dict[str, list[Any]]) -> dict[str, list[list[int]]]:
         ids, labels = [], []
         for prompt, demonstrations in zip(batch["prompt"], batch[IDS], strict=True):
-            start = prompt_ids_of(prompt, tokenizer) if demonstrations else []
+            start = render.prompt(prompt) if demonstrations else []
             for demonstration in demonstrations:
                 ids.append([*start, *demonstration])
                 labels.append([-100] * len(start) + list(demonstration))
         return {"input_ids": ids, "labels": labels}
 
-    joined: Any = mapped.map(join, batched=True, remove_columns=mapped.column_names)
+    joined: Any = mapped.map(join, batched=True, batch_size=64, remove_columns=mapped.column_names)
     return joined, report

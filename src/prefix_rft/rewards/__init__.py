@@ -1,5 +1,24 @@
-"""Verdicts out: reward functions with TRL's signature, checked at every call."""
+"""Verdicts out: graders in TRL's reward signature, run where they can be stopped.
+
+Nothing here needs torch: a grader's process starts in a fraction of a second.
+"""
 
 from prefix_rft.rewards.checked import RewardError, checked
+from prefix_rft.rewards.graded import Graded, grade
+from prefix_rft.rewards.pool import GraderPool, Limits
+from prefix_rft.rewards.registry import BUILT_IN, load_rewards, parse_rewards
+from prefix_rft.rewards.verdict import STATUSES, Verdict
 
-__all__ = ["RewardError", "checked"]
+__all__ = [
+    "BUILT_IN",
+    "STATUSES",
+    "Graded",
+    "GraderPool",
+    "Limits",
+    "RewardError",
+    "Verdict",
+    "checked",
+    "grade",
+    "load_rewards",
+    "parse_rewards",
+]

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import functools
 import inspect
-import math
 from collections.abc import Callable
 from typing import Any
 
 from prefix_rft.errors import UserError
+from prefix_rft.rewards.verdict import Verdict, verdict_of
 
 
 class RewardError(UserError):
     """A reward function broke its contract."""
 
 
-def verify_rewards(name: str, rewards: Any, expected: int) -> list[float | None]:
-    """The rewards as a list of finite floats, or None for a completion that cannot be graded.
+def verify_rewards(name: str, rewards: Any, expected: int) -> list[Verdict]:
+    """The verdicts behind what a reward function returned.
 
     Raises:
-        RewardError: not a sequence, wrong length, or a value that is not a finite number or None.
+        RewardError: not a sequence, wrong length, or a value that is not a finite number, None or
+            a verdict.
     """
     try:
         values = list(rewards)
@@ -34,21 +35,13 @@ def verify_rewards(name: str, rewards: Any, expected: int) -> list[float | None]
             f"reward function '{name}' returned {len(values)} rewards for {expected} completions; "
             "it must return exactly one per completion"
         )
-    checked_values: list[float | None] = []
+    verdicts = []
     for i, value in enumerate(values):
         try:
-            number = None if value is None else float(value)
-        except (TypeError, ValueError):
-            raise RewardError(
-                f"reward function '{name}', completion {i}: {value!r} is not a number"
-            ) from None
-        if number is not None and not math.isfinite(number):
-            raise RewardError(
-                f"reward function '{name}', completion {i}: the reward is {number}; "
-                "return None for a completion that cannot be graded"
-            )
-        checked_values.append(number)
-    return checked_values
+            verdicts.append(verdict_of(value))
+        except UserError as error:
+            raise RewardError(f"reward function '{name}', completion {i}: {error}") from None
+    return verdicts
 
 
 def is_async(function: Callable[..., Any]) -> bool:
@@ -65,22 +58,32 @@ def name_of(function: Callable[..., Any]) -> str:
 
 
 def checked(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``function`` (TRL signature, sync or async) with its answer verified at every call."""
+    """``function`` (TRL signature, sync or async) with its answer verified at every call.
+
+    What is returned has the verdicts of its last call as ``verdicts``.
+    """
+    if hasattr(function, "verdicts"):
+        return function
     name = name_of(function)
+    kept: Any
     if is_async(function):
 
         @functools.wraps(function)
         async def call_async(*args: Any, completions: list[Any], **kwargs: Any) -> Any:
             answer = await function(*args, completions=completions, **kwargs)
-            return verify_rewards(name, answer, len(completions))
+            kept.verdicts = verify_rewards(name, answer, len(completions))
+            return [v.reward for v in kept.verdicts]
 
-        call_async.__name__ = name
-        return call_async
+        kept = call_async
+        kept.__name__, kept.verdicts = name, []
+        return kept
 
     @functools.wraps(function)
     def call(*args: Any, completions: list[Any], **kwargs: Any) -> Any:
         answer = function(*args, completions=completions, **kwargs)
-        return verify_rewards(name, answer, len(completions))
+        kept.verdicts = verify_rewards(name, answer, len(completions))
+        return [v.reward for v in kept.verdicts]
 
-    call.__name__ = name
-    return call
+    kept = call
+    kept.__name__, kept.verdicts = name, []
+    return kept

@@ -87,6 +87,13 @@ class PrefixRFTConfig(GRPOConfig):
         default=False,
         metadata={"help": "Write every rollout to output_dir/rollouts/step_N.jsonl."},
     )
+    log_prefix_leak: bool = field(
+        default=False,
+        metadata={
+            "help": "Grade the prefix of every hybrid row alone and log as prefix/leak how many "
+            "contain the answer already."
+        },
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

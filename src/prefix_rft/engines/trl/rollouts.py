@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prefix_rft.engines.trl.plan import RowPlan
 from prefix_rft.engines.trl.window import Rows
+from prefix_rft.rewards.checked import name_of
+from prefix_rft.rewards.verdict import Verdict
 
 if TYPE_CHECKING:
     from prefix_rft.engines.trl.trainer import PrefixRFTTrainer
 
 
-def write_rollouts(trainer: PrefixRFTTrainer, rows: Rows, plans: list[RowPlan]) -> None:
+def write_rollouts(
+    trainer: PrefixRFTTrainer,
+    rows: Rows,
+    plans: list[RowPlan],
+    verdicts: Sequence[Sequence[Verdict]],
+) -> None:
     """Write the rollouts of all processes to ``output_dir/rollouts/step_N.jsonl``.
 
-    A line holds ids, the length of the prefix, text, reward (null: could not be graded),
-    advantage of the sampled tokens, and whether the row ran into the length limit.
+    A line holds ids, the length of the prefix, text, reward (null: could not be graded), each
+    grader's verdict, advantage of the sampled tokens, and whether the row ran into the length
+    limit.
     """
     lines = []
     streams = trainer.method.streams
@@ -40,6 +50,9 @@ def write_rollouts(trainer: PrefixRFTTrainer, rows: Rows, plans: list[RowPlan]) 
                 "prompt": decode(prompt),
                 "text": decode(completion),
                 "reward": None if reward != reward else reward,
+                "verdicts": {
+                    name_of(g): asdict(v[i]) for g, v in zip(trainer.graders, verdicts, strict=True)
+                },
                 "advantage": rows["row_advantages"][i, stream].item(),
                 "truncated": bool(rows["row_truncated"][i]),
             }

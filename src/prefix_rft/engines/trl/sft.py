@@ -12,6 +12,7 @@ from trl import SFTConfig, SFTTrainer
 
 from prefix_rft.core import Batch, Method, Targets, loss, prepare
 from prefix_rft.data.demonstrations import imitation_rows
+from prefix_rft.data.render import Renderer, end_of_text_ids
 from prefix_rft.engines.trl.config import parse_options, refuse_owned, with_const
 from prefix_rft.methods import load
 
@@ -92,9 +93,13 @@ class DemonstrationTrainer(SFTTrainer):
             source = model if isinstance(model, str) else model.config._name_or_path
             processing_class = AutoTokenizer.from_pretrained(source)
 
+        config = None if isinstance(model, str) else model.generation_config
+        renderer = Renderer(processing_class, end_of_text_ids(processing_class, config))
+
         def rows(dataset: Any) -> Any:
             column = args.demonstration_column
-            return imitation_rows(dataset, processing_class, args.max_completion_length, column)
+            budget = args.max_completion_length
+            return imitation_rows(dataset, processing_class, budget, column, renderer)
 
         train_dataset, self.demonstrations = rows(train_dataset)
         if isinstance(eval_dataset, dict):

@@ -22,11 +22,13 @@ from trl import GRPOTrainer
 from prefix_rft.core import Method, Targets, advantages, loss, prepare
 from prefix_rft.data import DataError, tokenize_demonstrations
 from prefix_rft.data.demonstrations import EXAMPLE, IDS
+from prefix_rft.data.render import Renderer
 from prefix_rft.engines.sampling import SamplingSettings, sample, supported
 from prefix_rft.engines.trl.config import PrefixRFTConfig
 from prefix_rft.engines.trl.entropy import prefix_entropy, select_in_pool
 from prefix_rft.engines.trl.plan import RowPlan, plan_rows
 from prefix_rft.engines.trl.rollouts import write_rollouts
+from prefix_rft.engines.trl.verdicts import excluded, log_prefix_leak, log_verdicts
 from prefix_rft.engines.trl.window import Rows, by_length, join, to_batch, trim
 from prefix_rft.rewards import checked
 
@@ -87,17 +89,23 @@ class PrefixRFTTrainer(GRPOTrainer):
         self._window: Any = None
         self._stats: dict[str, tuple[Tensor, Tensor]] = {}
         super().__init__(model, reward_funcs, args, *positional, **kwargs)
+        self.graders: list[Any] = [f for f in self.reward_funcs if hasattr(f, "verdicts")]
+        if args.log_prefix_leak and not self.graders:
+            raise ValueError("log_prefix_leak needs a reward function that grades text")
         if self._is_vlm:
             raise ValueError("vision-language models are not supported yet")
         self._tokenize_train_dataset()
 
     def _tokenize_train_dataset(self) -> None:
+        template: Any = self.chat_template_kwargs
+        renderer = Renderer(self._tokenizer, tuple(self.eos_token_ids), template)
         with self.accelerator.main_process_first():
             self.train_dataset, self.demonstrations = tokenize_demonstrations(
                 self.train_dataset,
                 self.processing_class,
                 self.max_completion_length,
                 self.args.demonstration_column,
+                renderer,
             )
         report = self.demonstrations
         batch: Any = self.args.generation_batch_size
@@ -109,7 +117,7 @@ class PrefixRFTTrainer(GRPOTrainer):
             )
         if report is not None and self.method.needs_demonstrations and not report.demonstrations:
             column = self.args.demonstration_column
-            dropped = f" ({report.dropped_too_long} too long)" if report.dropped_too_long else ""
+            dropped = f" ({report.drops})" if report.dropped else ""
             raise DataError(
                 f"method '{self.method.name}' needs demonstrations, but no row has one in column "
                 f"'{column}'{dropped}; name the column with demonstration_column, or use dr_grpo"
@@ -138,8 +146,11 @@ class PrefixRFTTrainer(GRPOTrainer):
                 "so no prefix was used; supported: trl>=1.16,<2"
             )
         self._attach(rows, plans, self._row_rewards)
+        verdicts = [list(g.verdicts) for g in self.graders]
+        if self.args.log_prefix_leak:
+            log_prefix_leak(self, inputs, plans)
         if self.args.log_rollouts:
-            write_rollouts(self, rows, plans)
+            write_rollouts(self, rows, plans, verdicts)
         return rows
 
     def _generate_single_turn(
@@ -172,6 +183,11 @@ class PrefixRFTTrainer(GRPOTrainer):
                 for prefix, lp in zip(prefixes, logps, strict=True)
             ]
         return completions, logps
+
+    @property
+    def metrics(self) -> Any:
+        """Lists by name, of which TRL logs the means: those of training or of evaluation."""
+        return self._metrics["train" if self.model.training else "eval"]
 
     @property
     def steps_per_generation(self) -> int:
@@ -224,8 +240,12 @@ class PrefixRFTTrainer(GRPOTrainer):
         visible = [{k: v for k, v in row.items() if k not in (IDS, EXAMPLE)} for row in inputs]
         rewards_per_func = super()._calculate_rewards(visible, *args, **kwargs)
         rewards = (rewards_per_func * self.reward_weights.to(rewards_per_func)).nansum(1)
-        rewards[rewards_per_func.isnan().all(1)] = torch.nan
+        # NaN is TRL's mark for "does not apply": the others decide, unless none is left. A row
+        # that a grader could not judge has no reward at all, whatever the others say.
+        ungraded = rewards_per_func.isnan().all(1) | excluded(self, len(inputs))
+        rewards[ungraded] = torch.nan
         self._row_rewards = rewards
+        log_verdicts(self, ungraded)
         return rewards_per_func
 
     def _attach(self, rows: Rows, plans: list[RowPlan], rewards_N: Tensor) -> None:

@@ -1,0 +1,113 @@
+"""From a recipe to a method, rewards and the trainer's configuration; no model is loaded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prefix_rft.core import Method
+from prefix_rft.engines.trl import DemonstrationConfig, PrefixRFTConfig
+from prefix_rft.errors import UserError, check_types
+from prefix_rft.methods import load
+from prefix_rft.models import one_line
+from prefix_rft.recipe import BatchPlan, Recipe, load_recipe, plan_batches
+from prefix_rft.rewards import BUILT_IN, load_rewards
+from prefix_rft.run_folder import free_run_folder
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything that a recipe decides.
+
+    Attributes:
+        recipe: as it stands, with overrides.
+        method: with its options.
+        rewards: functions with TRL's signature; ``verdicts`` are those of the last call.
+        args: the trainer's configuration.
+        plan: how the rows of a step are split.
+    """
+
+    recipe: Recipe
+    method: Method
+    rewards: list[Any]
+    args: Any
+    plan: BatchPlan
+
+
+def configure(path: str, overrides: Sequence[str]) -> Setup:
+    """Read a recipe and resolve it.
+
+    Raises:
+        UserError: anything in it that cannot be used.
+    """
+    recipe = load_recipe(path, overrides)
+    method = load(recipe.method_name, **recipe.method_options)
+    config_class = PrefixRFTConfig if method.samples else DemonstrationConfig
+    recipe = load_recipe(path, overrides, [f.name for f in fields(config_class) if f.init])
+    rewards, weights = reward_functions(recipe, method)
+    args, plan = trainer_arguments(recipe, method, config_class)
+    if method.samples and args.reward_weights is None:
+        args.reward_weights = weights
+    return Setup(recipe, method, rewards, args, plan)
+
+
+def reward_functions(recipe: Recipe, method: Method) -> tuple[list[Any], list[float]]:
+    """The recipe's reward functions and their weights.
+
+    Raises:
+        UserError: one cannot be used, or a method that samples has none.
+    """
+    rewards, weights = load_rewards(recipe.reward, recipe.folder)
+    if method.samples and not rewards:
+        raise UserError(
+            f"method '{method.name}' needs a reward: add reward: {', '.join(BUILT_IN)}, or "
+            "package.module:function"
+        )
+    if any(w != 1.0 for w in weights) and "reward_weights" in recipe.trainer:
+        raise UserError("give weights with the rewards or as reward_weights, not both")
+    return rewards, weights
+
+
+def trainer_arguments(recipe: Recipe, method: Method, config_class: type) -> tuple[Any, BatchPlan]:
+    """The trainer's configuration, and how the rows of a step are split.
+
+    Raises:
+        UserError: numbers that do not divide, or a value that TRL refuses.
+    """
+    given = {k: v for k, v in recipe.trainer.items() if k != "model_init_kwargs"}
+    kinds = {f.name: getattr(f.type, "__name__", str(f.type)) for f in fields(config_class)}
+    check_types("recipe key", given, kinds)
+    if given.get("learning_rate", 0.0) < 0 or given.get("seed", 0) < 0:
+        raise UserError("recipe keys 'learning_rate' and 'seed' must be at least 0")
+    generations = int(given.get("num_generations", 8)) if method.samples else 1
+    processes = int(os.environ.get("WORLD_SIZE", "1"))  # as torchrun and accelerate set it
+    plan = plan_batches(recipe.prompts_per_step, generations, recipe.micro_batch_size, processes)
+    defaults: dict[str, Any] = {
+        "logging_steps": 1,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        "lr_scheduler_type": "constant",
+    }
+    if method.samples:
+        defaults |= {"num_generations": generations, "log_rollouts": True}
+    if not torch.accelerator.is_available():
+        defaults |= {"use_cpu": True, "bf16": False, "activation_checkpointing": False}
+    derived = {
+        "output_dir": str(free_run_folder(Path(recipe.runs), recipe.name)),
+        "per_device_train_batch_size": plan.micro_batch_size,
+        "gradient_accumulation_steps": plan.micro_batches,
+        "method": recipe.method_name,
+        "method_options": recipe.method_options,
+    }
+    try:
+        return config_class(**{**defaults, **given, **derived}), plan
+    except UserError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise UserError(f"the recipe's trainer settings are refused: {one_line(error)}") from error

@@ -1,0 +1,136 @@
+"""From prompts and demonstrations to token ids, through the chat template where there is one.
+
+The assistant's turn is never rendered by the template: its ids are those of the demonstration's own
+text, behind the ids of the prompt, so a template that rewrites or strips that turn changes nothing
+that is trained. What a template can still do is end the prompt inside a think block, and decide
+which token ends a turn; both are read off it once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from jinja2.exceptions import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from prefix_rft.data.files import DataError
+
+PLAIN_TEMPLATE = (
+    "{% for m in messages %}{{ m['content'] }}"
+    "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n\\n' }}{% endfor %}"
+)
+"""For base models without a template: the messages' texts with blank lines between, no markers."""
+
+OPEN, CLOSE = "<think>", "</think>"
+PROBE = [{"role": "user", "content": "1+1?"}]
+ANSWER = "<think>\none and one\n</think>\n\nIt is 2."
+
+
+def end_of_text_ids(
+    tokenizer: PreTrainedTokenizerBase, generation_config: Any = None
+) -> tuple[int, ...]:
+    """The tokens that end a completion: the tokenizer's EOS and those of the generation config.
+
+    Raises:
+        DataError: there is none.
+    """
+    own: Any = tokenizer.eos_token_id
+    if own is None:
+        raise DataError("the tokenizer has no EOS token, so a demonstration cannot end")
+    more: Any = getattr(generation_config, "eos_token_id", None)
+    several = [] if more is None else [more] if isinstance(more, int) else list(more)
+    return tuple(dict.fromkeys([int(own), *map(int, several)]))
+
+
+@dataclass(frozen=True)
+class Renderer:
+    """Ids of prompts and demonstrations for one tokenizer.
+
+    Attributes:
+        tokenizer: the model's.
+        eos_ids: tokens that end a completion; the tokenizer's alone by default.
+        template_kwargs: for the chat template, such as ``enable_thinking``.
+        opening: what the template writes between the last user message and the completion.
+        end: the token that ends a demonstration in a conversation: the one that the template ends
+            an assistant's turn with if generation stops there, else the tokenizer's EOS.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    eos_ids: tuple[int, ...] = ()
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    opening: str = field(init=False, default="")
+    end: int = field(init=False, default=-1)
+
+    def __post_init__(self) -> None:
+        eos_ids = self.eos_ids or end_of_text_ids(self.tokenizer)
+        end: Any = self.tokenizer.eos_token_id
+        opening = ""
+        if self.tokenizer.chat_template is not None:
+            opening = self.text(PROBE).removeprefix(self.text(PROBE, opening=False))
+            turn = self.text([*PROBE, {"role": "assistant", "content": ANSWER}], opening=False)
+            after = turn.rpartition("It is 2.")[2]
+            stops = [i for i in self._plain_ids(after) if i in eos_ids]
+            end = stops[0] if stops else end
+        for name, value in (("eos_ids", eos_ids), ("opening", opening), ("end", end)):
+            object.__setattr__(self, name, value)
+
+    def text(self, messages: list[dict[str, Any]], opening: bool = True) -> str:
+        """A conversation as the template writes it, up to where the model goes on.
+
+        Raises:
+            DataError: there is no template, or it refuses the conversation.
+        """
+        if self.tokenizer.chat_template is None:
+            raise DataError(
+                "the prompt is a conversation, but the tokenizer has no chat template: set "
+                "tokenizer.chat_template = prefix_rft.data.PLAIN_TEMPLATE, or its own"
+            )
+        try:
+            text: Any = self.tokenizer.apply_chat_template(
+                messages, add_generation_prompt=opening, tokenize=False, **self.template_kwargs
+            )
+        except TemplateError as error:
+            raise DataError(f"the chat template refuses the conversation: {error}") from error
+        return text
+
+    def prompt(self, prompt: Any) -> list[int]:
+        """Ids of a prompt as TRL makes them: a text with the tokenizer's BOS, or messages."""
+        return self.prompts([prompt])[0]
+
+    def prompts(self, prompts: list[Any]) -> list[list[int]]:
+        """Ids of prompts that are all texts or all conversations."""
+        if isinstance(prompts[0], str):
+            ids: Any = self.tokenizer(prompts)["input_ids"]
+            return ids
+        return self._ids([self.text(p) for p in prompts])
+
+    def demonstrations(self, texts: list[str], conversation: bool) -> list[list[int]]:
+        """Ids of demonstrations, each with the token that ends it; nothing is cut."""
+        if not texts:
+            return []
+        if conversation:
+            texts = [self.without_doubled_think(t) for t in texts]
+        end: Any = self.end if conversation else self.tokenizer.eos_token_id
+        return [ids if ids and ids[-1] in self.eos_ids else [*ids, end] for ids in self._ids(texts)]
+
+    def without_doubled_think(self, text: str) -> str:
+        """A demonstration without the opening think tag that the prompt ends with already."""
+        start = text.lstrip()
+        if not (self.opening.rstrip().endswith(OPEN) and start.startswith(OPEN)):
+            return text
+        start = start.removeprefix(OPEN)
+        space = self.opening[len(self.opening.rstrip()) :]
+        return start.removeprefix(space)
+
+    def ends_inside(self, ids: Iterable[int]) -> bool:
+        """Whether a demonstration holds an end-of-sequence token before its last one."""
+        return any(i in self.eos_ids for i in list(ids)[:-1])
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        ids: Any = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def _plain_ids(self, text: str) -> list[int]:
+        return self._ids([text])[0]

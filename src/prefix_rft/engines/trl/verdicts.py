@@ -1,0 +1,59 @@
+"""What the graders said about the rows of a generation: exclusion, metrics, leaking prefixes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from prefix_rft.data.demonstrations import EXAMPLE, IDS
+from prefix_rft.engines.trl.plan import RowPlan
+from prefix_rft.rewards import grade
+from prefix_rft.rewards.checked import name_of
+from prefix_rft.rewards.verdict import CORRECT, STATUSES
+
+if TYPE_CHECKING:
+    from prefix_rft.engines.trl.trainer import PrefixRFTTrainer
+
+
+def excluded(trainer: PrefixRFTTrainer, rows: int) -> Tensor:
+    """Rows of all processes that some grader could not judge; ``rows`` are this process's own."""
+    own = torch.zeros(rows, dtype=torch.bool, device=trainer.accelerator.device)
+    for grader in trainer.graders:
+        own |= torch.tensor([v.excluded for v in grader.verdicts], device=own.device)
+    return trainer.accelerator.gather(own)
+
+
+def log_verdicts(trainer: PrefixRFTTrainer, ungraded_N: Tensor) -> None:
+    """Log the share of each status by grader, and of the rows that have no reward."""
+    metrics = trainer.metrics
+    metrics["rewards/ungraded"].append(ungraded_N.float().mean().item())
+    for grader in trainer.graders:
+        codes = [STATUSES.index(v.status) for v in grader.verdicts]
+        code_N = trainer.accelerator.gather(torch.tensor(codes, device=ungraded_N.device))
+        for code, status in enumerate(STATUSES):
+            share = (code_N == code).float().mean().item()
+            metrics[f"verdicts/{name_of(grader)}/{status}"].append(share)
+
+
+def log_prefix_leak(
+    trainer: PrefixRFTTrainer, inputs: Sequence[dict[str, Any]], plans: Sequence[RowPlan]
+) -> None:
+    """Log the share of hybrid rows whose prefix alone is correct to the first grader."""
+    hybrid = [(row, plan) for row, plan in zip(inputs, plans, strict=True) if plan.prefix]
+    leaks = 0
+    if hybrid:
+        ids = [list(plan.prefix) for _, plan in hybrid]
+        texts: list[Any] = trainer.processing_class.batch_decode(ids, skip_special_tokens=True)
+        if not isinstance(hybrid[0][0]["prompt"], str):
+            texts = [[{"role": "assistant", "content": t}] for t in texts]
+        hidden = ("prompt", "completion", "completion_ids", IDS, EXAMPLE)
+        columns = {k: [row[k] for row, _ in hybrid] for k in hybrid[0][0] if k not in hidden}
+        columns |= {"prompts": [row["prompt"] for row, _ in hybrid], "completion_ids": ids}
+        leaks = sum(v.status == CORRECT for v in grade(trainer.graders[0], texts, columns))
+    counts = torch.tensor([leaks, len(hybrid)], device=trainer.accelerator.device)
+    leaks, rows = trainer.accelerator.reduce(counts, reduction="sum").tolist()
+    if rows:
+        trainer.metrics["prefix/leak"].append(leaks / rows)

@@ -1,0 +1,135 @@
+"""A reward function whose completions are graded one by one in a pool of killable processes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from prefix_rft.errors import UserError, choose
+from prefix_rft.rewards.checked import RewardError, is_async
+from prefix_rft.rewards.pool import GraderPool, Limits
+from prefix_rft.rewards.verdict import NO_ANSWER, Verdict
+
+STAYS = ("trainer_state", "log_extra", "log_metric", "environments")
+"""What TRL passes that has no meaning in another process."""
+
+
+class Graded:
+    """Callable with TRL's reward signature; ``verdicts`` are those of its last call.
+
+    Each completion is graded by a call of its own, with lists of one: a function that compares the
+    completions of a batch with one another must run whole (``whole_batch`` in a recipe).
+
+    Args:
+        function: ``package.module:function`` with TRL's signature.
+        name: in messages and metrics.
+        folder: where modules beside the recipe are looked for.
+        options: keyword arguments of the function.
+        no_answer: ``exclude`` rows without an answer, or count them as ``wrong`` (reward 0).
+        workers: processes.
+        limits: of one completion.
+
+    Raises:
+        UserError: the function cannot be imported, an option that it does not name, or a parameter
+            that cannot reach its process.
+    """
+
+    def __init__(
+        self,
+        function: str,
+        name: str | None = None,
+        folder: Path = Path(),
+        options: Mapping[str, Any] | None = None,
+        no_answer: str = "exclude",
+        workers: int | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        choose("value of no_answer", no_answer, ("exclude", "wrong"))
+        self.__name__ = name or function.rpartition(":")[2]
+        self.verdicts: list[Verdict] = []
+        self.no_answer = no_answer
+        self.options = dict(options or {})
+        self.pool = GraderPool(function, folder, self.options, workers, limits)
+        signature = self.pool.start()
+        self.parameters: list[str] = signature["parameters"]
+        self.keywords: bool = signature["keywords"]
+        self.tests_gold: bool = signature["tests_gold"]
+        for option in self.options:
+            choose(f"option of reward '{self.__name__}'", option, self.parameters)
+        for parameter in self.parameters:
+            if parameter in STAYS:
+                raise UserError(
+                    f"reward '{self.__name__}' takes '{parameter}', which cannot reach the process "
+                    "that it runs in: add whole_batch: true to run it in the trainer's"
+                )
+
+    def __call__(self, *, completions: Sequence[Any], **columns: Any) -> list[float | None]:
+        """Rewards of the completions; None where one could not be graded."""
+        self.verdicts = self.grade(completions, columns)
+        return [v.reward for v in self.verdicts]
+
+    def grade(
+        self, completions: Sequence[Any], columns: Mapping[str, Sequence[Any]]
+    ) -> list[Verdict]:
+        """The verdicts alone.
+
+        Args:
+            completions: texts or conversations.
+            columns: values for each completion, by name.
+        """
+        sent = {"completions": completions}
+        for name, values in columns.items():
+            named = name in self.parameters
+            if name in STAYS or not (named or self.keywords):
+                continue
+            if name in self.options:
+                raise RewardError(
+                    f"reward '{self.__name__}': '{name}' is both an option and a column of the data"
+                )
+            if _plain(values):
+                sent[name] = values
+            elif named:
+                raise RewardError(
+                    f"reward '{self.__name__}': column '{name}' holds values that are no plain "
+                    "data and cannot reach its process: add whole_batch: true"
+                )
+        rows = zip(*sent.values(), strict=True)
+        verdicts = self.pool.grade([dict(zip(sent, row, strict=True)) for row in rows])
+        if self.no_answer == "exclude":
+            return verdicts
+        return [replace(v, reward=0.0) if v.status == NO_ANSWER else v for v in verdicts]
+
+    def close(self) -> None:
+        """End the pool's processes; the next call starts new ones."""
+        self.pool.close()
+
+
+def _plain(values: Sequence[Any]) -> bool:
+    """Whether JSON can carry a column, judged by its first value that is there."""
+    first = next((v for v in values if v is not None), None)
+    try:
+        json.dumps(first)
+    except TypeError:
+        return False
+    return True
+
+
+def grade(
+    reward: Callable[..., Any], completions: Sequence[Any], columns: Mapping[str, Sequence[Any]]
+) -> list[Verdict]:
+    """Verdicts of any reward function that :func:`checked` or :class:`Graded` has made."""
+    if isinstance(reward, Graded):
+        return reward.grade(completions, columns)
+    extra = {"trainer_state": None, "log_extra": _ignore, "log_metric": _ignore}
+    returned = reward(completions=completions, **columns, **extra)
+    if is_async(reward):
+        asyncio.run(returned)
+    return reward.verdicts  # pyright: ignore[reportFunctionMemberAccess]
+
+
+def _ignore(name: str, value: Any) -> None:
+    """Outside training nothing is logged."""

@@ -1,0 +1,93 @@
+"""What a grader says about one completion."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from prefix_rft.errors import UserError, choose
+
+CORRECT = "correct"
+WRONG = "wrong"
+NO_ANSWER = "no answer"
+GOLD_UNPARSEABLE = "gold unparseable"
+TIMEOUT = "timeout"
+ERROR = "error"
+SKIPPED = "skipped"
+"""TRL's None: this reward function does not apply to the row, and the others decide."""
+
+STATUSES = (CORRECT, WRONG, NO_ANSWER, GOLD_UNPARSEABLE, TIMEOUT, ERROR, SKIPPED)
+FULL_REWARD = 1.0 - 1e-6
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A status, the reward that belongs to it, and a word on why.
+
+    A reward function may return verdicts where TRL expects numbers. ``correct`` is worth 1.0 and
+    ``wrong`` 0.0 unless ``reward`` says otherwise; the other statuses have no reward: such a row
+    enters no baseline and has advantage 0, instead of being taken for a wrong answer. The one
+    exception is ``no answer``, which may be given the reward of a wrong one.
+
+    Attributes:
+        status: one of ``STATUSES``.
+        reward: a finite number, or None.
+        detail: a few words for logs.
+
+    Raises:
+        UserError: an unknown status, a reward that is not finite, or a reward for a row that could
+            not be graded.
+    """
+
+    status: str
+    reward: float | None = None
+    detail: str = ""
+
+    def __post_init__(self) -> None:
+        choose("verdict", self.status, STATUSES)
+        if self.status in (CORRECT, WRONG):
+            reward = float(self.status == CORRECT) if self.reward is None else float(self.reward)
+            if not math.isfinite(reward):
+                raise UserError(f"the reward of a verdict must be finite, got {reward}")
+            object.__setattr__(self, "reward", reward)
+        elif self.reward is not None and self.status != NO_ANSWER:
+            raise UserError(f"a verdict '{self.status}' has no reward, got {self.reward}")
+
+    @property
+    def excluded(self) -> bool:
+        """Whether the row could not be graded, so that no reward of it means anything."""
+        return self.reward is None and self.status != SKIPPED
+
+
+def verdict_of(value: Any) -> Verdict:
+    """The verdict behind what a TRL reward function returned for one completion.
+
+    A number is its reward, and counts as ``correct`` from 1.0 on; None is ``skipped``.
+
+    Raises:
+        UserError: not a verdict, a finite number or None.
+    """
+    if isinstance(value, Verdict):
+        return value
+    if value is None:
+        return Verdict(SKIPPED)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise UserError(f"{_short(value)} is not a number") from None
+    if not math.isfinite(number):
+        raise UserError(
+            f"the reward is {number}; return None for a completion that cannot be graded"
+        )
+    return Verdict(CORRECT if number >= FULL_REWARD else WRONG, number)
+
+
+def _short(value: Any, limit: int = 80) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else text[:limit] + "..."
+
+
+def completion_text(completion: Any) -> str:
+    """The text of a completion: itself, or the content of a conversation's last message."""
+    return completion if isinstance(completion, str) else completion[-1]["content"]

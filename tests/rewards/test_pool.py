@@ -1,0 +1,235 @@
+"""A grader may do anything: every item gets a verdict, and no process is left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from prefix_rft.errors import UserError
+from prefix_rft.rewards import Graded, GraderPool, Limits, Verdict
+
+ITEMS = ["good", "bad", "good", "good", "bad", "good", "good"]
+RIGHT = Verdict("correct", 1.0)
+
+# What the verdict on a bad item must be: status, and words of its detail.
+FAULTS = {
+    "sleeps": ("timeout", "more than 0.5 s x 3 on the clock"),
+    "spins": ("timeout", "more than 0.5 s of processor time"),
+    "backtracks": ("timeout", "more than 0.5 s of processor time"),
+    "fails": ("error", "raised KeyError: 'no such thing'"),
+    "leaves": ("error", "raised SystemExit: 0"),
+    "exits": ("error", "the grader's process ended (exit code 3)"),
+    "crashes": ("error", "the grader's process ended (signal SIGSEGV)"),
+    "allocates": ("error", "ran out of memory (100 MB)"),
+    "scribbles": ("error", "the grader disturbed its process"),
+    "children": ("timeout", "on the clock"),
+    "text": ("error", "'yes' is not a number"),
+    "nan": ("error", "the reward is nan"),
+    "number": ("error", "returned a float; it must return a list"),
+    "several": ("error", "returned 2 rewards for 1 completion"),
+    "nothing": ("skipped", ""),
+    "verdicts": ("no answer", "said nothing"),
+    "prints": ("correct", ""),
+    "waits": ("wrong", ""),
+}
+
+
+def processes_of(parent: int) -> set[int]:
+    """Children of a process, and programs in their sessions."""
+    found = subprocess.run(
+        ["ps", "-eo", "pid=,ppid=,sid=,args="], capture_output=True, text=True, check=True
+    )
+    rows = [line.split(None, 3) for line in found.stdout.splitlines()]
+    own = {int(pid) for pid, ppid, _, args in rows if int(ppid) == parent and "ps" not in args[:3]}
+    return own | {int(pid) for pid, _, sid, _ in rows if int(sid) in own}
+
+
+@pytest.fixture
+def no_process_left() -> Iterator[None]:
+    before = processes_of(os.getpid())
+    yield
+    assert processes_of(os.getpid()) <= before
+    sleeping = subprocess.run(["pgrep", "-f", "^sleep 3601$"], capture_output=True, check=False)
+    assert sleeping.stdout == b""
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_every_item_gets_its_verdict(
+    fault: str, no_process_left: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    status, words = FAULTS[fault]
+    pool = GraderPool(f"faults:{fault}", workers=2, limits=Limits(seconds=0.5, memory=100))
+    verdicts = pool.grade([{"completions": c} for c in ITEMS])
+    again = pool.grade([{"completions": "good"}])
+    pool.close()
+    assert [v.status for v in verdicts] == [status if c == "bad" else "correct" for c in ITEMS]
+    assert all(words in v.detail for v, c in zip(verdicts, ITEMS, strict=True) if c == "bad")
+    assert again == [RIGHT]
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_verdicts_do_not_depend_on_the_size_of_the_pool(workers: int) -> None:
+    items = [
+        {"completions": c, "answer": gold}
+        for c, gold in [
+            ("\\boxed{2}", "2"),
+            ("the answer is 3", "2"),
+            ("2", "2"),
+            ("\\boxed{2}", "12:00"),
+            ("\\boxed{x+x}", "2x"),
+            ("\\boxed{\\{2,1\\}}", "\\{1,2\\}"),
+        ]
+    ] * 9
+    pool = GraderPool("prefix_rft.rewards.math:math", workers=workers)
+    found = [v.status for v in pool.grade(items)]
+    pool.close()
+    expected = ["correct", "wrong", "no answer", "gold unparseable", "correct", "correct"]
+    assert found == expected * 9
+
+
+def test_an_innocent_item_is_not_blamed() -> None:
+    """A grader whose process dies at every third call: items that follow are graded."""
+    pool = GraderPool("dies_at_third:grade", Path(__file__).parent, workers=1)
+    verdicts = pool.grade([{"completions": str(i)} for i in range(8)])
+    pool.close()
+    assert [v.status for v in verdicts] == ["correct"] * 8
+
+
+def test_many_large_items_do_not_block() -> None:
+    pool = GraderPool("prefix_rft.rewards.text:exact", workers=2)
+    text = "x" * 300_000
+    items = [{"completions": text + str(i), "answer": text + str(i % 2)} for i in range(40)]
+    found = [v.status for v in pool.grade(items)]
+    pool.close()
+    assert found == ["correct", "correct"] + ["wrong"] * 38
+
+
+def test_no_item_is_no_work() -> None:
+    pool = GraderPool("faults:exits", workers=2)
+    assert pool.grade([]) == []
+    assert pool.workers == []
+
+
+@pytest.mark.parametrize(
+    ("function", "sentence"),
+    [
+        ("faults:nobody", "has no attribute 'nobody'"),
+        ("nowhere:grade", "No module named 'nowhere'"),
+        ("bad_module:grade", "SyntaxError"),
+        ("leaving_module:grade", "SystemExit"),
+        ("dying_module:grade", "ended while importing it (exit code 7)"),
+        ("faults", "must be of the form package.module:function"),
+    ],
+)
+def test_a_grader_that_cannot_be_imported(
+    function: str, sentence: str, tmp_path: Path, no_process_left: None
+) -> None:
+    (tmp_path / "bad_module.py").write_text("def grade(:\n")
+    (tmp_path / "leaving_module.py").write_text("raise SystemExit(1)\n")
+    (tmp_path / "dying_module.py").write_text("import os\nos._exit(7)\n")
+    pool = GraderPool(function, tmp_path, workers=1)
+    with pytest.raises(UserError, match="reward") as caught:
+        pool.grade([{"completions": "good"}])
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+PARENT = """
+import signal
+from prefix_rft.rewards import GraderPool
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+pool = GraderPool("faults:sleeps", workers=2)
+pool.grade([{"completions": "good"}] * 40)
+print(*[w.process.pid for w in pool.workers], flush=True)
+pool.grade([{"completions": "bad"}] * 2)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_workers_end_with_their_parent(number: int) -> None:
+    """Also when they are stuck in a grader and the parent has no time to say goodbye."""
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    )
+    assert parent.stdout is not None
+    workers = [int(pid) for pid in parent.stdout.readline().split()]
+    assert len(workers) == 2
+    time.sleep(0.3)
+    parent.send_signal(number)
+    parent.wait(10)
+    parent.stdout.close()
+    end = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in workers):
+        assert time.monotonic() < end, "a worker is left behind"
+        time.sleep(0.05)
+
+
+def test_an_interrupted_call_leaves_nothing_for_the_next_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pool = GraderPool("faults:text", workers=1)
+    calls = []
+
+    def interrupted(job: object) -> None:
+        calls.append(job)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(pool, "_stop_late", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pool.grade([{"completions": "bad"}] * 3)
+    assert pool.workers == []
+    assert pool.grade([{"completions": "good"}]) == [RIGHT]
+    pool.close()
+
+
+def test_graded_speaks_trl() -> None:
+    reward = Graded("faults:shaped", options={"bonus": 0.25}, workers=1)
+    values = reward(
+        prompts=["p"] * 2, completions=["a", "b"], answer=["a", "a"], trainer_state=None
+    )
+    assert values == [1.25, 0.25]
+    assert [v.status for v in reward.verdicts] == ["correct", "wrong"]
+    assert reward.__name__ == "shaped"
+    reward.close()
+
+
+def test_graded_without_an_answer() -> None:
+    columns = {"answer": ["1", "1", "12:00"]}
+    completions = ["\\boxed{1}", "1", "\\boxed{1}"]
+    for no_answer, second in (("exclude", None), ("wrong", 0.0)):
+        reward = Graded("prefix_rft.rewards.math:math", no_answer=no_answer, workers=1)
+        assert reward(completions=completions, **columns) == [1.0, second, None]
+        assert reward.verdicts[1].status == "no answer"
+        reward.close()
+
+
+@pytest.mark.parametrize(
+    ("function", "options", "sentence"),
+    [
+        ("faults:shaped", {"bonnus": 1}, "did you mean 'bonus'"),
+        ("faults:logs", {}, "takes 'log_metric', which cannot reach the process"),
+    ],
+)
+def test_graded_refuses_what_would_be_ignored(
+    function: str, options: dict[str, object], sentence: str
+) -> None:
+    with pytest.raises(UserError, match="reward") as caught:
+        Graded(function, options=options, workers=1)
+    assert sentence in str(caught.value)
+
+
+def test_an_option_that_is_also_a_column() -> None:
+    reward = Graded("faults:shaped", options={"bonus": 1.0}, workers=1)
+    with pytest.raises(UserError, match="both an option and a column"):
+        reward(completions=["a"], answer=["a"], bonus=[3])
+    reward.close()
