@@ -11,14 +11,14 @@ SOURCE = Path(__file__).parents[1] / "src/prefix_rft"
 
 # Each package may import from itself and from the floors below it.
 FLOORS = [
-    {"errors", "imports"},
+    {"errors", "findings", "imports"},
     {"core"},
     {"data", "rewards", "methods", "tasks"},
     {"engines"},
     {"evaluate", "memory", "models", "progress", "recipe", "run_folder"},
     {"configure"},
-    {"check", "inspect", "preflight"},
-    {"train"},
+    {"check", "preflight"},
+    {"check_view", "inspect", "train"},
     {"commands"},
     {"cli"},
 ]

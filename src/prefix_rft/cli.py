@@ -11,6 +11,7 @@ from prefix_rft import __version__
 
 EXAMPLES = """examples:
   prefix-rft task countdown data/countdown      write a task: rows, base model, recipe
+  prefix-rft check data/countdown/recipe.yaml   every row against its template, grader and lengths
   prefix-rft train data/countdown/recipe.yaml   train, evaluate, leave runs/countdown behind
   prefix-rft train RECIPE.yaml method=dr_grpo learning_rate=2e-4 method.epsilon_high=0.28
   prefix-rft eval runs/countdown/model --data data/countdown/test.jsonl \\
@@ -38,6 +39,44 @@ def parser() -> argparse.ArgumentParser:
     )
     train.add_argument("recipe", metavar="RECIPE.yaml")
     train.add_argument("overrides", nargs="*", metavar="key=value", help="override recipe keys")
+
+    check = commands.add_parser(
+        "check",
+        help="say what is wrong with a recipe and its data before any training",
+        description="Every row, gold answer and demonstration against its own grader, template "
+        "and lengths; batch arithmetic, prefix schedule, estimated memory. Exit code 1 if "
+        "training would waste time.",
+        epilog="example: prefix-rft check recipe.yaml max_completion_length=2048 --limit 1000",
+    )
+    check.add_argument("recipe", metavar="RECIPE.yaml")
+    check.add_argument("overrides", nargs="*", metavar="key=value", help="override recipe keys")
+    check.add_argument("--limit", type=int, metavar="ROWS", help="look at the first rows only")
+
+    inspect = commands.add_parser(
+        "inspect",
+        help="show one example token by token, coloured by role",
+        description="One row of a group: prompt, prefix, continuation, EOS, and what of it is "
+        "trained. With --model, the prefix tokens of highest entropy and a sampled continuation.",
+        epilog="example: prefix-rft inspect recipe.yaml --row 3 --step 100 --model runs/x/model",
+    )
+    inspect.add_argument("recipe", metavar="RECIPE.yaml")
+    inspect.add_argument("overrides", nargs="*", metavar="key=value", help="override recipe keys")
+    inspect.add_argument("--row", type=int, default=1, help="of train_data, from 1 (default: 1)")
+    inspect.add_argument("--step", type=int, default=0, help="decides the prefix (default: 0)")
+    inspect.add_argument("--model", metavar="MODEL", help="a model folder or a Hub name")
+    inspect.add_argument("--ids", action="store_true", help="print token ids too")
+
+    convert = commands.add_parser(
+        "convert",
+        help="write a public dataset as rows of this library",
+        description="Write a public dataset as jsonl with prompt, demonstration and answer.",
+        epilog="example: prefix-rft convert gsm8k openai/gsm8k gsm8k.jsonl --subset main",
+    )
+    convert.add_argument("name", help="gsm8k, math, openr1-math-46k or openr1-math-220k")
+    convert.add_argument("source", metavar="SOURCE", help="file, folder or dataset name")
+    convert.add_argument("output", metavar="OUTPUT.jsonl")
+    convert.add_argument("--subset", help="of a dataset on the Hub")
+    convert.add_argument("--split", help="of a dataset on the Hub (default: train)")
 
     evaluate = commands.add_parser(
         "eval",
@@ -73,7 +112,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; 0 on success, 2 for input that cannot be used."""
+    """Run a command; 0 on success, 1 if a check failed, 2 for input that cannot be used."""
     # Nothing about a run leaves the machine unless a recipe asks for a tracker or a Hub name.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -81,16 +120,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from prefix_rft import commands
     from prefix_rft.errors import UserError
+    from prefix_rft.findings import clean
 
     try:
-        getattr(commands, args.command)(args)
+        return getattr(commands, args.command)(args) or 0
     except UserError as error:
-        print(f"prefix-rft: error: {error}", file=sys.stderr)
+        print(f"prefix-rft: error: {clean(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("prefix-rft: interrupted", file=sys.stderr)
         return 130
-    return 0
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,6 +21,51 @@ def train(args: argparse.Namespace) -> None:
     from prefix_rft.train import train as run
 
     run(args.recipe, args.overrides, Console())
+
+
+def check(args: argparse.Namespace) -> int:
+    """``prefix-rft check``."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"  # nothing forks here
+    from prefix_rft.check_view import run_check
+
+    if args.limit is not None and args.limit < 1:
+        raise UserError(f"--limit must be at least 1, got {args.limit}")
+    return 0 if run_check(args.recipe, args.overrides, Console(), args.limit) else 1
+
+
+def inspect(args: argparse.Namespace) -> None:
+    """``prefix-rft inspect``."""
+    from prefix_rft.inspect import run_inspect
+
+    run_inspect(args.recipe, args.overrides, Console(), args.row, args.step, args.model, args.ids)
+
+
+def convert(args: argparse.Namespace) -> None:
+    """``prefix-rft convert``."""
+    from prefix_rft.data.converters import convert as rows_of
+    from prefix_rft.data.files import find_source, raw_rows
+
+    output = Path(args.output)
+    if output.suffix != ".jsonl":
+        raise UserError(f"the output '{output}' must end in .jsonl")
+    if output.exists():
+        raise UserError(f"'{output}' exists already: give another name")
+    if not output.parent.is_dir():
+        raise UserError(f"the folder of '{output}' does not exist")
+    given = {"path": args.source, "name": args.subset, "split": args.split}
+    chosen = {k: v for k, v in given.items() if v is not None}
+    source = find_source(chosen if len(chosen) > 1 else args.source, Path())
+    partial, count = output.with_suffix(".part"), 0
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            for row in rows_of(args.name, raw_rows(source), source.name):
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                count += 1
+        partial.rename(output)
+    finally:
+        partial.unlink(missing_ok=True)
+    say = f"wrote {count} rows to {output}; read it with train_data: {output}"
+    Console().print(say, highlight=False, soft_wrap=True)
 
 
 def eval(args: argparse.Namespace) -> None:

@@ -10,7 +10,7 @@ import transformers
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from prefix_rft.data import PLAIN_TEMPLATE
+from prefix_rft.data import PLAIN_TEMPLATE, Renderer
 from prefix_rft.errors import UserError
 
 UNUSABLE = (OSError, ValueError, TypeError, SafetensorError)
@@ -48,7 +48,8 @@ def give_template(tokenizer: Any, prompt: Any) -> bool:
     """
     if tokenizer.chat_template is not None or isinstance(prompt, str):
         return False
-    tokenizer.chat_template = PLAIN_TEMPLATE
+    bos = "{{ bos_token }}" if Renderer(tokenizer).adds_bos else ""
+    tokenizer.chat_template = bos + PLAIN_TEMPLATE
     return True
 
 

@@ -10,7 +10,9 @@ from datasets import Dataset
 from rich.console import Console
 
 from prefix_rft.configure import Setup
+from prefix_rft.data import DataError, Renderer
 from prefix_rft.errors import UserError
+from prefix_rft.findings import named
 from prefix_rft.models import give_template
 from prefix_rft.rewards import Verdict, grade
 from prefix_rft.rewards.checked import name_of
@@ -18,7 +20,6 @@ from prefix_rft.rewards.verdict import CORRECT, ERROR, GOLD_UNPARSEABLE, TIMEOUT
 
 FIRST = 8
 BATCH = 512
-ROWS_NAMED = 5
 
 
 def preflight(setup: Setup, rows: Dataset, tokenizer: Any, console: Console) -> Dataset:
@@ -36,6 +37,11 @@ def preflight(setup: Setup, rows: Dataset, tokenizer: Any, console: Console) -> 
             "messages (docs/data.md)",
             highlight=False,
         )
+    template: Any = getattr(setup.args, "chat_template_kwargs", None)
+    if isinstance(rows[0]["prompt"], list):
+        fault = Renderer(tokenizer, template_kwargs=template or {}).template_fault()
+        if fault:
+            raise DataError(fault)
     if not setup.method.samples:
         return rows
     for reward in setup.rewards:
@@ -139,9 +145,3 @@ def keep_correct(reward: Callable[..., Any], rows: Dataset, console: Console) ->
         highlight=False,
     )
     return rows
-
-
-def named(rows: Sequence[int]) -> str:
-    """``3, 8, 9 and 14 more``."""
-    shown = ", ".join(map(str, rows[:ROWS_NAMED]))
-    return shown + (f" and {len(rows) - ROWS_NAMED} more" if len(rows) > ROWS_NAMED else "")

@@ -106,7 +106,7 @@ def tokenize_demonstrations(
         if conversation:
             render.text(batch["prompt"][0])  # says so if the template cannot do it
         texts_of = [
-            demonstration_texts(Row("the dataset", index + 1, {}), cell, column)
+            demonstration_texts(Row("the dataset", index + 1), cell, column)
             for index, cell in zip(indices, cells, strict=True)
         ]
         # One call for all rows: a fast tokenizer works on several texts at once.

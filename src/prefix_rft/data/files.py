@@ -22,11 +22,22 @@ from prefix_rft.errors import UserError, check_types, refuse_unknown
 SUFFIXES = (".jsonl", ".json", ".parquet")
 SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval")
 PARQUET_ROWS = 256
+BOM = b"\xef\xbb\xbf"
 DATASET_KEYS = ("path", "name", "split", "revision", "data_dir")
 
 
 class DataError(UserError):
-    """A data file or a row cannot be used; the message says which, where, and the fix."""
+    """A data file or a row cannot be used; the message says which, where, and the fix.
+
+    Attributes:
+        row: its number, where one row is to blame.
+        what: the message without the place.
+    """
+
+    def __init__(self, message: str, row: int | None = None, what: str = "") -> None:
+        super().__init__(message)
+        self.row = row
+        self.what = what or message
 
 
 @dataclass(frozen=True)
@@ -35,14 +46,14 @@ class Row:
 
     source: str
     number: int
-    values: dict[str, Any]
+    values: dict[str, Any] = field(default_factory=dict)
 
     def error(self, message: str, column: str | None = None) -> DataError:
         """The error ``message`` at this row."""
-        where = f"{self.source}, row {self.number}"
-        return DataError(
-            f"{where}, column '{column}': {message}" if column else f"{where}: {message}"
-        )
+        what = f"column '{column}': {message}" if column else message
+        separator = ", " if column else ": "
+        place = f"{self.source}, row {self.number}"
+        return DataError(f"{place}{separator}{what}", self.number, what)
 
 
 @dataclass(frozen=True)
@@ -53,11 +64,11 @@ class Source:
     files: tuple[Path, ...] = ()
     dataset: Mapping[str, Any] = field(default_factory=dict)
 
-    def rows(self) -> Iterator[Row]:
-        """All rows, in order.
+    def rows(self) -> Iterator[Row | DataError]:
+        """All rows, in order; an error in the place of one that cannot be read.
 
         Raises:
-            DataError: something cannot be read.
+            DataError: nothing more can be read.
         """
         if self.dataset:
             yield from _from_dataset(self.name, self.dataset)
@@ -95,6 +106,18 @@ def find_source(data: str | os.PathLike[str] | Mapping[str, Any], folder: Path =
             "a folder of them, or a dataset as owner/name"
         )
     return _dataset({"path": str(data)}, folder)
+
+
+def raw_rows(source: Source) -> Iterator[dict[str, Any]]:
+    """The columns of all rows.
+
+    Raises:
+        DataError: a row that cannot be read.
+    """
+    for row in source.rows():
+        if isinstance(row, DataError):
+            raise row
+        yield row.values
 
 
 def _files_in(folder: Path) -> tuple[Path, ...]:
@@ -139,25 +162,40 @@ def _from_dataset(name: str, arguments: Mapping[str, Any]) -> Iterator[Row]:
         yield Row(name, number, dict(values))
 
 
-def _jsonl(path: Path) -> Iterator[Row]:
-    source = f"data file '{path}'"
+def _jsonl(path: Path) -> Iterator[Row | DataError]:
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
-                yield Row(source, number, _object(line, Row(source, number, {}), number == 1))
+                row = Row(f"data file '{path}'", number)
+                try:
+                    yield _with_columns(row, _parse(line.removeprefix(BOM), row))
+                except DataError as error:
+                    yield error
 
 
-def _object(line: bytes, row: Row, first: bool) -> dict[str, Any]:
-    values = _parse(line, row, first)
+def _json(path: Path) -> Iterator[Row | DataError]:
+    """A list of objects, or one object per line whatever the file's name says."""
+    data = path.read_bytes().removeprefix(BOM)
+    if not data.lstrip().startswith(b"["):
+        yield from _jsonl(path)
+        return
+    source = f"data file '{path}'"
+    for number, value in enumerate(_parse(data, Row(source, 1)), 1):
+        try:
+            yield _with_columns(Row(source, number), value)
+        except DataError as error:
+            yield error
+
+
+def _with_columns(row: Row, values: Any) -> Row:
     if not isinstance(values, dict):
-        kind = type(values).__name__
-        raise row.error(f"a row is an object with columns, got {kind}")
-    return values
+        raise row.error(f"a row is an object with columns, got {type(values).__name__}")
+    return Row(row.source, row.number, values)
 
 
-def _parse(data: bytes, row: Row, first: bool = True) -> Any:
+def _parse(data: bytes, row: Row) -> Any:
     try:
-        return json.loads(data.decode("utf-8-sig" if first else "utf-8"))
+        return json.loads(data.decode())
     except UnicodeDecodeError as error:
         raise row.error(
             f"not UTF-8 (byte 0x{data[error.start]:02x} at position {error.start + 1}): "
@@ -167,22 +205,6 @@ def _parse(data: bytes, row: Row, first: bool = True) -> Any:
         raise row.error(f"not valid JSON: {error.msg} at position {error.pos + 1}") from error
     except RecursionError:
         raise row.error("not usable JSON: nested too deeply") from None
-
-
-def _json(path: Path) -> Iterator[Row]:
-    """A list of objects, or one object per line whatever the file's name says."""
-    with path.open("rb") as file:
-        start = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()
-    if not start.startswith(b"["):
-        yield from _jsonl(path)
-        return
-    source = f"data file '{path}'"
-    values = _parse(path.read_bytes(), Row(source, 1, {}))
-    for number, value in enumerate(values, 1):
-        if not isinstance(value, dict):
-            kind = type(value).__name__
-            raise Row(source, number, {}).error(f"a row is an object with columns, got {kind}")
-        yield Row(source, number, value)
 
 
 def _parquet(path: Path) -> Iterator[Row]:

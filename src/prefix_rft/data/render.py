@@ -8,7 +8,7 @@ which token ends a turn; both are read off it once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -124,9 +124,47 @@ class Renderer:
         space = self.opening[len(self.opening.rstrip()) :]
         return start.removeprefix(space)
 
-    def ends_inside(self, ids: Iterable[int]) -> bool:
+    @property
+    def adds_bos(self) -> bool:
+        """Whether the tokenizer puts a BOS token in front of plain text."""
+        ids: Any = self.tokenizer("1")["input_ids"]
+        return len(ids) > 1 and ids[0] == self.tokenizer.bos_token_id
+
+    def template_fault(self) -> str | None:
+        """What makes the chat template unfit to sample from, in one sentence, or None."""
+        if self.opening.strip():
+            return None
+        turn = self.text([*PROBE, {"role": "assistant", "content": "It is 2."}], opening=False)
+        header = turn.removeprefix(self.text(PROBE)).partition("It is 2.")[0].strip()
+        if not header:
+            return None
+        return (
+            f"the chat template begins an assistant's turn with {header!r}, but writes no "
+            "generation prompt: let it do so where add_generation_prompt is set"
+        )
+
+    def rewrites(self, messages: list[dict[str, Any]], text: str) -> bool:
+        """Whether the template renders an assistant's turn as anything but its own text."""
+        turn = self.text([*messages, {"role": "assistant", "content": text}], opening=False)
+        before = self.text(messages, opening=False) + self.opening
+        return not turn.startswith(before + self.without_doubled_think(text).rstrip())
+
+    def think_fault(self, text: str) -> str | None:
+        """What is wrong with a demonstration's think tags behind this prompt, or None."""
+        text = self.without_doubled_think(text)
+        inside = self.opening.rstrip().endswith(OPEN)
+        opened, closed = text.count(OPEN) + inside, text.count(CLOSE)
+        if CLOSE in self.opening and text.lstrip().startswith(OPEN):
+            return "begins with <think>, but the chat template has closed a think block already"
+        if opened > closed:
+            return f"opens {opened} think blocks and closes {closed}"
+        if closed > opened:
+            return f"closes {closed} think blocks and opens {opened}"
+        return "opens more than one think block" if opened > 1 else None
+
+    def ends_inside(self, ids: list[int]) -> bool:
         """Whether a demonstration holds an end-of-sequence token before its last one."""
-        return any(i in self.eos_ids for i in list(ids)[:-1])
+        return not set(self.eos_ids).isdisjoint(ids[:-1])
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         ids: Any = self.tokenizer(texts, add_special_tokens=False)["input_ids"]

@@ -7,7 +7,7 @@ import os
 import random
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -62,23 +62,39 @@ class Reading:
         return demonstrations[: self.max_demonstrations]
 
 
-def read_rows(source: Source, reading: Reading) -> Iterator[tuple[Row, dict[str, Any]]]:
+def read_rows(
+    source: Source, reading: Reading, refuse: Callable[[DataError], None] | None = None
+) -> Iterator[tuple[Row, dict[str, Any]]]:
     """Each row as it stands, and as the library knows it.
 
+    Args:
+        source: of the rows.
+        reading: how to read them.
+        refuse: called with the error of each row that cannot be used; by default it is raised.
+
     Raises:
-        DataError: a row that cannot be used, or rows that do not look alike.
+        DataError: a row that cannot be used, rows that do not look alike, or no row.
     """
     first: tuple[Row, Shape, dict[str, Any]] | None = None
+    empty = True
     for index, raw in enumerate(source.rows()):
-        row = rename(raw, reading.columns)
-        shape = detect(row)
-        found = canonical(row, shape, reading.system_prompt)
-        if first is None:
-            first = row, shape, found
-        _alike(row, shape, found, *first)
+        empty = False
+        try:
+            if isinstance(raw, DataError):
+                raise raw
+            row = rename(raw, reading.columns)
+            shape = detect(row)
+            found = canonical(row, shape, reading.system_prompt)
+            first = first or (row, shape, found)
+            _alike(row, shape, found, *first)
+        except DataError as error:
+            if refuse is None:
+                raise
+            refuse(error)
+            continue
         found["demonstration"] = reading.pick(found["demonstration"], index)
         yield row, found
-    if first is None:
+    if empty:
         raise DataError(f"{source.name} has no rows")
 
 
@@ -101,14 +117,6 @@ def _alike(
             f"{kind(found_1['prompt'])}",
             shape.prompt,
         )
-
-
-def shape_of(source: Source, reading: Reading) -> Shape:
-    """The shape of the first row."""
-    row = next(source.rows(), None)
-    if row is None:
-        raise DataError(f"{source.name} has no rows")
-    return detect(rename(row, reading.columns))
 
 
 def load_rows(

@@ -13,6 +13,7 @@ from prefix_rft.rewards.verdict import (
     WRONG,
     Verdict,
     completion_text,
+    grader,
 )
 
 try:
@@ -32,6 +33,7 @@ ANCHORED = (
 ANYWHERE = (LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig())
 
 
+@grader(tests_gold=True)
 def math(
     completions: Sequence[Any], answer: Sequence[Any], *, anywhere: bool = False, **kwargs: Any
 ) -> list[Verdict]:
@@ -52,9 +54,6 @@ def math(
         _grade(completion_text(c), gold, anywhere)
         for c, gold in zip(completions, answer, strict=True)
     ]
-
-
-vars(math)["tests_gold"] = True
 
 
 def _grade(text: str, gold: Any, anywhere: bool) -> Verdict:

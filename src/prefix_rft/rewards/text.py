@@ -14,11 +14,13 @@ from prefix_rft.rewards.verdict import (
     WRONG,
     Verdict,
     completion_text,
+    grader,
 )
 
 THINK_THEN_ANSWER = r"(?s)\s*(<think>)?.+</think>\s*\S.*"
 
 
+@grader(tests_gold=True)
 def exact(
     completions: Sequence[Any],
     answer: Sequence[Any],
@@ -53,9 +55,7 @@ def exact(
     return verdicts
 
 
-vars(exact)["tests_gold"] = True
-
-
+@grader()
 def format(
     completions: Sequence[Any], *, pattern: str = THINK_THEN_ANSWER, **kwargs: Any
 ) -> list[Verdict]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from prefix_rft.errors import UserError, choose
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 CORRECT = "correct"
 WRONG = "wrong"
@@ -91,3 +94,18 @@ def _short(value: Any, limit: int = 80) -> str:
 def completion_text(completion: Any) -> str:
     """The text of a completion: itself, or the content of a conversation's last message."""
     return completion if isinstance(completion, str) else completion[-1]["content"]
+
+
+def grader(tests_gold: bool = False) -> Callable[[Function], Function]:
+    """Mark a reward function as one that reads no column but those that it names.
+
+    Args:
+        tests_gold: it says ``gold unparseable`` whatever the completion, so that golds can be
+            judged alone before training.
+    """
+
+    def mark(function: Function) -> Function:
+        vars(function).update(named_only=True, tests_gold=tests_gold)
+        return function
+
+    return mark

@@ -63,15 +63,13 @@ OUT_OF_MEMORY = "ran out of memory"
 
 
 def signature_of(function: Callable[..., Any]) -> dict[str, Any]:
-    """Its parameters by name, whether it takes other keywords, and whether it judges golds.
-
-    A grader with a true attribute ``tests_gold`` says ``gold unparseable`` whatever the completion.
-    """
+    """Its parameters by name, whether it reads other keywords, and whether it judges golds."""
     parameters = inspect.signature(function).parameters.values()
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    others = any(p.kind is p.VAR_KEYWORD for p in parameters)
     return {
         "parameters": [p.name for p in parameters if p.kind in named],
-        "keywords": any(p.kind is p.VAR_KEYWORD for p in parameters),
+        "keywords": others and not getattr(function, "named_only", False),
         "tests_gold": bool(getattr(function, "tests_gold", False)),
     }
 

@@ -1,0 +1,298 @@
+"""``prefix-rft check``: every row against its template, its lengths and its own grader.
+
+Rows are read one batch at a time and forgotten: a file of any size takes the same memory.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+from prefix_rft.configure import Setup
+from prefix_rft.data import DataError, Renderer, find_source, read_rows
+from prefix_rft.data.demonstrations import EMPTY, ENDS_INSIDE, KEPT, TOO_LONG, fate_of
+from prefix_rft.data.files import Row
+from prefix_rft.data.shapes import detect
+from prefix_rft.findings import Findings
+from prefix_rft.models import give_template
+from prefix_rft.preflight import grade_texts
+from prefix_rft.rewards import Verdict
+from prefix_rft.rewards.checked import name_of
+from prefix_rft.rewards.verdict import ERROR, GOLD_UNPARSEABLE, TIMEOUT
+
+BATCH = 256
+Graded = tuple[str, list[int], list[str], list[Verdict]]
+"""A reward's name, and for each graded text its row's number, itself and the verdict."""
+
+
+@dataclass
+class Checked:
+    """What is known about one set of rows.
+
+    Attributes:
+        name: of the data.
+        shape: how its columns were understood.
+        rows: that can be used.
+        with_demonstration: rows that have one left.
+        prompt_lengths: tokens of each prompt.
+        demonstration_lengths: tokens of each demonstration that is kept, EOS included.
+        fates: demonstrations by what becomes of them.
+        verdicts: by reward, demonstrations by status.
+        prompts: hashes of the prompts.
+        findings: everything that is wrong or worth a note.
+    """
+
+    name: str
+    shape: str = ""
+    rows: int = 0
+    with_demonstration: int = 0
+    prompt_lengths: array[int] = field(default_factory=lambda: array("i"))
+    demonstration_lengths: array[int] = field(default_factory=lambda: array("i"))
+    fates: Counter[str] = field(default_factory=Counter)
+    verdicts: dict[str, Counter[str]] = field(default_factory=dict)
+    prompts: set[int] = field(default_factory=set)
+    findings: Findings = field(default_factory=Findings)
+
+
+def check_data(
+    setup: Setup,
+    data: Any,
+    tokenizer: Any,
+    eos_ids: tuple[int, ...],
+    max_length: int | None,
+    progress: Callable[[int], None] = lambda rows: None,
+    limit: int | None = None,
+) -> Checked:
+    """Read all rows of ``data`` and look at each.
+
+    Args:
+        setup: the resolved recipe.
+        data: a recipe's ``train_data`` or ``eval_data``.
+        tokenizer: the model's.
+        eos_ids: tokens that end a completion.
+        max_length: positions that the model has, or None.
+        progress: called with the number of rows done.
+        limit: look at the first N rows only.
+
+    Raises:
+        DataError: there is no such data.
+    """
+    source = find_source(data, setup.recipe.folder)
+    found = Checked(source.name)
+
+    def refuse(error: DataError) -> None:
+        found.findings.add(error.what, row=error.row)
+
+    rows = islice(read_rows(source, setup.recipe.reading(setup.args.seed), refuse), limit)
+    look: Look | None = None
+    try:
+        for batch in _batches(rows):
+            if look is None:
+                row, values = batch[0]
+                found.shape = str(detect(row))
+                plain = give_template(tokenizer, values["prompt"])
+                look = Look(setup, tokenizer, eos_ids, max_length, found, plain)
+            look.at(batch)
+            progress(found.rows)
+    except DataError as error:  # nothing more can be read
+        found.findings.add(error.what, row=error.row)
+    if look is not None:
+        look.end()
+    return found
+
+
+def _batches(rows: Iterable[Any]) -> Iterator[list[Any]]:
+    rows = iter(rows)
+    while batch := list(islice(rows, BATCH)):
+        yield batch
+
+
+class Look:
+    """One pass over the rows of one source."""
+
+    def __init__(
+        self,
+        setup: Setup,
+        tokenizer: Any,
+        eos_ids: tuple[int, ...],
+        max_length: int | None,
+        found: Checked,
+        plain_template: bool,
+    ) -> None:
+        template: Any = getattr(setup.args, "chat_template_kwargs", None)
+        self.setup = setup
+        self.budget: int = setup.args.max_completion_length
+        self.render = Renderer(tokenizer, eos_ids, template or {})
+        self.bos = tokenizer.bos_token_id
+        self.max_length = max_length
+        self.found = found
+        self.findings = found.findings
+        self.graders = ThreadPoolExecutor(1)
+        self.grading: Future[list[Graded]] | None = None
+        if plain_template:
+            self.findings.add(
+                "the tokenizer has no chat template: prompts are plain text with blank lines "
+                "between messages",
+                serious=False,
+            )
+
+    def at(self, batch: list[tuple[Row, dict[str, Any]]]) -> None:
+        """Look at some rows."""
+        conversation = isinstance(batch[0][1]["prompt"], list)
+        if conversation and self.found.rows == 0 and (fault := self.render.template_fault()):
+            self.findings.add(fault)
+        batch = self._prompts(batch, conversation)
+        kept = self._demonstrations(batch, conversation)
+        self.found.rows += len(batch)
+        # The graders' processes work on this batch while the next one is read and tokenised.
+        self._take_verdicts()
+        self.grading = self.graders.submit(self._grade, batch, kept)
+
+    def _prompts(self, batch: list[Any], conversation: bool) -> list[Any]:
+        """The rows whose prompt the template takes."""
+        ids, usable = [], []
+        for row, values in batch:
+            try:
+                ids.append(self.render.text(values["prompt"]) if conversation else values["prompt"])
+                usable.append((row, values))
+            except DataError as error:
+                self.findings.add(error.what, row=row.number)
+        for (row, values), own in zip(usable, self._ids(ids, conversation), strict=True):
+            self.found.prompts.add(hash(str(values["prompt"])))
+            self.found.prompt_lengths.append(len(own))
+            self._bos(row.number, own)
+            if self.max_length is not None and len(own) + self.budget > self.max_length:
+                self.findings.add(
+                    f"the prompt and max_completion_length={self.budget} do not fit into the "
+                    f"model's {self.max_length} positions",
+                    "lower max_completion_length or drop the row",
+                    row.number,
+                    f"the prompt has {len(own)} tokens",
+                )
+        return usable
+
+    def _ids(self, texts: list[str], conversation: bool) -> list[list[int]]:
+        if not texts:
+            return []
+        ids: Any = self.render.tokenizer(texts, add_special_tokens=not conversation)["input_ids"]
+        return ids
+
+    def _bos(self, row: int, ids: list[int]) -> None:
+        if self.bos is None or not self.render.adds_bos:
+            return
+        number = next((i for i, token in enumerate(ids) if token != self.bos), len(ids))
+        if number != 1:
+            self.findings.add(
+                f"the prompt begins with {number} BOS tokens instead of one",
+                "take the BOS out of the text, or let the chat template write it once",
+                row,
+            )
+
+    def _demonstrations(self, batch: list[Any], conversation: bool) -> list[tuple[Any, str]]:
+        """The demonstrations that are kept, with their rows."""
+        all_texts = [(item, t) for item in batch for t in item[1]["demonstration"]]
+        ids = self.render.demonstrations([t for _, t in all_texts], conversation)
+        kept = []
+        for (item, text), own in zip(all_texts, ids, strict=True):
+            row, values = item
+            fate = fate_of(own, text, self.render, self.budget)
+            self.found.fates[fate] += 1
+            if fate != KEPT:
+                self._dropped(fate, row.number, len(own))
+                continue
+            self.found.demonstration_lengths.append(len(own))
+            kept.append((item, text))
+            if conversation:
+                self._turn(row.number, values["prompt"], text)
+        self.found.with_demonstration += len({id(item[0]) for item, _ in kept})
+        return kept
+
+    def _dropped(self, fate: str, row: int, length: int) -> None:
+        fixes = {
+            TOO_LONG: f"raise max_completion_length above {self.budget}",
+            EMPTY: "write null where there is no demonstration",
+            ENDS_INSIDE: "take the end-of-sequence text out of it",
+        }
+        example = f"{length} tokens" if fate == TOO_LONG else ""
+        self.findings.add(f"a demonstration is dropped: {fate}", fixes[fate], row, example, False)
+
+    def _turn(self, row: int, messages: list[dict[str, Any]], text: str) -> None:
+        if fault := self.render.think_fault(text):
+            self.findings.add(
+                f"a demonstration {fault}",
+                "let it hold one <think> ... </think>, counting a tag that the prompt ends with",
+                row,
+            )
+        if self.render.rewrites(messages, text):
+            self.findings.add(
+                "the chat template would render the demonstration otherwise than it is written; "
+                "the tokens trained are those of the text as written",
+                row=row,
+                serious=False,
+            )
+
+    def _grade(self, batch: list[Any], kept: list[tuple[Any, str]]) -> list[Graded]:
+        """Each demonstration, and the gold answer alone of rows that have none."""
+        having = {id(item[0]) for item, _ in kept}
+        alone = [(item, "") for item in batch if id(item[0]) not in having]
+        graded = []
+        for reward in self.setup.rewards:
+            items = [*kept, *alone] if getattr(reward, "tests_gold", False) else kept
+            if items:
+                rows, texts = [values for (_, values), _ in items], [text for _, text in items]
+                numbers = [row.number for (row, _), _ in items]
+                verdicts = grade_texts(reward, rows, texts)
+                graded.append((name_of(reward), numbers, texts, verdicts))
+        return graded
+
+    def _take_verdicts(self) -> None:
+        """Wait for the verdicts that are under way, and look at them."""
+        graded = self.grading.result() if self.grading else []
+        self.grading = None
+        for name, numbers, texts, verdicts in graded:
+            counts = self.found.verdicts.setdefault(name, Counter())
+            for number, text, verdict in zip(numbers, texts, verdicts, strict=True):
+                if text:
+                    counts[verdict.status] += 1
+                if verdict.status == GOLD_UNPARSEABLE:
+                    self.findings.add(
+                        f"'{name}' cannot read the gold answer",
+                        "mend the answer, or use another reward for such rows",
+                        number,
+                        verdict.detail,
+                    )
+                elif text and (verdict.reward is None or verdict.reward <= 0):
+                    self._rejected(name, number, verdict)
+
+    def _rejected(self, name: str, row: int, verdict: Verdict) -> None:
+        fix = "mend the row, or set only_correct_demonstrations: true"
+        if verdict.status in (TIMEOUT, ERROR):
+            fix = "mend the grader"
+        self.findings.add(
+            f"a demonstration is '{verdict.status}' to its own grader '{name}'",
+            fix,
+            row,
+            verdict.detail,
+        )
+
+    def end(self) -> None:
+        """The last verdicts, and findings about all rows together."""
+        self._take_verdicts()
+        self.graders.shutdown()
+        method, found = self.setup.method, self.found
+        kept = found.fates[KEPT]
+        if (method.needs_demonstrations or not method.samples) and not kept:
+            self.findings.add(
+                f"method '{method.name}' needs demonstrations, but no row has one that can be used",
+                "name the column in columns: {demonstration: NAME}, or use dr_grpo",
+            )
+        if method.samples and found.rows < self.setup.plan.prompts:
+            self.findings.add(
+                f"{found.rows} rows, but one step takes {self.setup.plan.prompts} prompts",
+                "lower prompts_per_step",
+            )

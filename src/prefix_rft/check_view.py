@@ -1,0 +1,242 @@
+"""The report of ``prefix-rft check``: what was found, and what the run would cost."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn
+from rich.table import Table
+
+from prefix_rft.check import Checked, check_data
+from prefix_rft.configure import Setup, configure
+from prefix_rft.data.demonstrations import KEPT
+from prefix_rft.data.render import end_of_text_ids
+from prefix_rft.errors import UserError
+from prefix_rft.findings import Finding, Findings, clean
+from prefix_rft.memory import count_parameters, estimate
+from prefix_rft.models import load_configs, load_tokenizer, quiet
+from prefix_rft.rewards.verdict import STATUSES
+
+SHOWN = 20
+SCHEDULE_POINTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+def run_check(
+    path: str, overrides: Sequence[str], console: Console, limit: int | None = None
+) -> bool:
+    """Check a recipe and its data; whether nothing would waste time.
+
+    Raises:
+        UserError: a recipe that cannot be resolved.
+    """
+    quiet()
+    setup = configure(path, overrides)
+    recipe = setup.recipe
+    tokenizer = load_tokenizer(recipe.model_source())
+    config, generation = load_configs(recipe.model_source())
+    eos_ids = end_of_text_ids(tokenizer, generation)
+    positions = getattr(config, "max_position_embeddings", None)
+
+    say(console, f"{setup.method.name}: {setup.method.summary}")
+    parts = []
+    for data in [recipe.train_data, *([recipe.eval_data] if recipe.eval_data else [])]:
+        with Progress(
+            SpinnerColumn(), TextColumn("{task.description}"), console=console, transient=True
+        ) as bar:
+            task = bar.add_task("reading")
+            found = check_data(
+                setup,
+                data,
+                tokenizer,
+                eos_ids,
+                positions,
+                lambda n, task=task, bar=bar: bar.update(task, description=f"checked {n} rows"),
+                limit,
+            )
+        parts.append(found)
+        show_data(console, found)
+    train = parts[0]
+    if len(parts) > 1 and (both := len(train.prompts & parts[1].prompts)):
+        parts[1].findings.add(
+            f"{both} of its prompts are also in train_data: the evaluation will look too good",
+            "drop them from one of the two",
+            serious=False,
+        )
+    show_batches(console, setup, train)
+    show_schedule(console, setup, train)
+    show_memory(console, setup, train, config)
+    for found in parts:
+        show_findings(console, f"notes on {found.name}", found.findings.notes, "yellow")
+    for found in parts:
+        show_findings(console, f"problems in {found.name}", found.findings.problems, "red")
+    problems = sum(len(found.findings.problems) for found in parts)
+    if problems:
+        several = "problems" if problems > 1 else "problem"
+        console.print(f"[bold red]{problems} {several}:[/] training would waste time")
+    else:
+        console.print(f"[bold green]ready:[/] prefix-rft train {path}", soft_wrap=True)
+    return not problems
+
+
+def say(console: Console, text: str) -> None:
+    """A plain line; nothing in it is markup."""
+    console.print(clean(text), markup=False, highlight=False, soft_wrap=True)
+
+
+def show_data(console: Console, found: Checked) -> None:
+    """Rows, lengths, and what the rewards say of the demonstrations."""
+    say(console, f"\n{found.name}: {found.rows} rows read as {found.shape}")
+    kept = found.fates[KEPT]
+    text = f"{kept} demonstrations in {found.with_demonstration} rows"
+    for why, n in found.fates.items():
+        text += f"; {n} dropped: {why}" if why != KEPT else ""
+    say(console, text)
+    if not found.rows:
+        return
+    table = Table("tokens", *(("median", "90 %", "longest")))
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, lengths in (
+        ("prompt", found.prompt_lengths),
+        ("demonstration with EOS", found.demonstration_lengths),
+    ):
+        if lengths:
+            table.add_row(name, *(str(quantile(lengths, q)) for q in (0.5, 0.9, 1.0)))
+    console.print(table)
+    if any(found.verdicts.values()):
+        seen = [s for s in STATUSES if any(v[s] for v in found.verdicts.values())]
+        table = Table("demonstrations to", *seen)
+        for name, counts in found.verdicts.items():
+            table.add_row(name, *(str(counts[s]) for s in seen))
+        console.print(table)
+
+
+def quantile(values: Sequence[int], q: float) -> int:
+    """The smallest value that at least a share ``q`` of the values does not exceed."""
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(q * len(ordered)) - 1)]
+
+
+def total_steps(setup: Setup, rows: int) -> int:
+    """Optimizer steps of the run."""
+    if setup.args.max_steps > 0:
+        return setup.args.max_steps
+    iterations = getattr(setup.args, "num_iterations", 1)
+    prompts = setup.plan.prompts
+    return int(setup.args.num_train_epochs * (rows // prompts) * iterations)
+
+
+def show_batches(console: Console, setup: Setup, train: Checked) -> None:
+    """The batch arithmetic in words."""
+    plan, method = setup.plan, setup.method
+    rows = train.rows if method.samples else train.fates[KEPT]
+    steps = total_steps(setup, rows)
+    iterations = getattr(setup.args, "num_iterations", 1)
+    say(console, f"\n{plan}")
+    if method.samples and method.num_hybrid and train.rows:
+        share = train.with_demonstration / train.rows
+        hybrid = plan.prompts * method.num_hybrid * share
+        say(
+            console,
+            f"about {hybrid:.1f} of the {plan.rows} rows of a step start from a demonstration "
+            f"({method.num_hybrid} of {plan.generations} in a group that has one)",
+        )
+    epochs = steps * plan.prompts / iterations / rows if rows else 0.0
+    text = f"{steps} optimizer steps"
+    if method.samples:
+        updates = setup.args.steps_per_generation // setup.args.gradient_accumulation_steps
+        text += f", {updates * iterations} for each generation of rollouts"
+    say(console, f"{text}; {epochs:.2f} passes over the data")
+
+
+def show_schedule(console: Console, setup: Setup, train: Checked) -> None:
+    """The law of the prefix length along the run."""
+    sampler = setup.method.prefix
+    steps = total_steps(setup, train.rows)
+    if (
+        sampler is None
+        or not setup.method.num_hybrid
+        or not train.demonstration_lengths
+        or not steps
+    ):
+        return
+    mean_length = sum(train.demonstration_lengths) / len(train.demonstration_lengths)
+    table = Table(
+        "step", "shortest", "longest", "mean", "mean tokens", title="prefix of a demonstration"
+    )
+    for column in table.columns:
+        column.justify = "right"
+    for point in SCHEDULE_POINTS:
+        step = round(point * (steps - 1))
+        low, high = sampler.interval(step, steps)
+        mean = low + (high - low) * sampler.alpha / (sampler.alpha + sampler.beta)
+        table.add_row(
+            str(step), f"{low:.0%}", f"{high:.0%}", f"{mean:.0%}", f"{mean * mean_length:.0f}"
+        )
+    console.print(table)
+
+
+def show_memory(console: Console, setup: Setup, train: Checked, config: Any) -> None:
+    """The estimated peak, part by part."""
+    args, method = setup.args, setup.method
+    dtype = str((setup.recipe.trainer.get("model_init_kwargs") or {}).get("dtype", "float32"))
+    weight_bytes = 2 if "16" in dtype else 4
+    mixed = bool(args.bf16 or args.fp16)
+    samples = method.samples and not getattr(args, "use_vllm", False)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    rows = args.generation_batch_size // processes if samples else 0
+    try:
+        parameters = count_parameters(config)
+        memory = estimate(
+            config,
+            parameters=parameters,
+            micro_batch_size=setup.plan.micro_batch_size,
+            generation_rows=rows,
+            prompt_length=max(train.prompt_lengths, default=0),
+            completion_length=args.max_completion_length,
+            weight_bytes=weight_bytes,
+            compute_bytes=2 if mixed else weight_bytes,
+            activation_checkpointing=bool(args.activation_checkpointing),
+            reference_model=method.needs_reference,
+            samples=samples,
+            triton=torch.cuda.is_available(),
+        )
+    except UserError as error:
+        say(console, f"memory: not estimated, {error}")
+        return
+    table = Table("memory of one process", "MiB", title=f"{parameters / 1e6:.1f} M parameters")
+    table.columns[1].justify = "right"
+    for name, size in memory.parts.items():
+        table.add_row(name, f"{size / 2**20:,.0f}")
+    for name in ("training", "sampling") if samples else ("training",):
+        table.add_row(
+            f"together while {name}", f"{getattr(memory, name) / 2**20:,.0f}", style="bold"
+        )
+    console.print(table)
+    if torch.cuda.is_available():
+        there = torch.cuda.get_device_properties(0).total_memory
+        if memory.peak > there:
+            train.findings.add(
+                f"about {memory.peak / 2**30:.0f} GiB are needed at the peak, the device has "
+                f"{there / 2**30:.0f}",
+                "lower micro_batch_size, or set activation_checkpointing: true",
+            )
+
+
+def show_findings(console: Console, title: str, found: list[Finding], colour: str) -> None:
+    """One line for each finding."""
+    if not found:
+        return
+    console.print(f"\n[bold {colour}]{title}[/]")
+    for one in found[:SHOWN]:
+        console.print("-", clean(str(one)), markup=False, highlight=False, soft_wrap=True)
+    if len(found) > SHOWN:
+        say(console, f"- and {len(found) - SHOWN} more")
+
+
+__all__ = ["Findings", "run_check"]

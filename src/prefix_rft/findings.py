@@ -1,0 +1,86 @@
+"""What a check found: alike findings in one line, with the rows they are about."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+ROWS_NAMED = 5
+
+
+@dataclass
+class Finding:
+    """Something about the data, and the rows it is true of.
+
+    Attributes:
+        what: a sentence.
+        fix: what to do about it.
+        serious: training as the data stands would waste time.
+        rows: the first numbers.
+        count: of all rows; 0 for something that is not about rows.
+        example: the first row's own words.
+    """
+
+    what: str
+    fix: str = ""
+    serious: bool = True
+    rows: list[int] = field(default_factory=list)
+    count: int = 0
+    example: str = ""
+
+    def __str__(self) -> str:
+        where = ""
+        if self.rows:
+            several = "rows" if self.count > 1 else "row"
+            where = f"{several} {named(self.rows, self.count)}: "
+        example = f" ({self.example})" if self.example else ""
+        return f"{where}{self.what}{example}" + (f". Fix: {self.fix}" if self.fix else "")
+
+
+class Findings:
+    """Findings by what they say, in the order in which they came up."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, Finding] = {}
+
+    def add(
+        self,
+        what: str,
+        fix: str = "",
+        row: int | None = None,
+        example: str = "",
+        serious: bool = True,
+    ) -> None:
+        """One more row of which ``what`` is true, or a finding about no row."""
+        one = self.found.setdefault(what, Finding(what, fix, serious, example=example))
+        if row is not None:
+            one.count += 1
+            if len(one.rows) < ROWS_NAMED:
+                one.rows.append(row)
+
+    @property
+    def problems(self) -> list[Finding]:
+        """Those that make training a waste of time."""
+        return [f for f in self.found.values() if f.serious]
+
+    @property
+    def notes(self) -> list[Finding]:
+        """The others."""
+        return [f for f in self.found.values() if not f.serious]
+
+
+def named(rows: Sequence[int], count: int | None = None) -> str:
+    """``3, 8, 9 and 14 more``."""
+    count = len(rows) if count is None else count
+    shown = ", ".join(map(str, rows[:ROWS_NAMED]))
+    return shown + (f" and {count - ROWS_NAMED} more" if count > ROWS_NAMED else "")
+
+
+def clean(text: str) -> str:
+    """``text`` without control characters, which could steer a terminal: data are not trusted."""
+    return "".join(c if c.isprintable() or c == "\n" else _visible(c) for c in text)
+
+
+def _visible(character: str) -> str:
+    code = ord(character)
+    return chr(0x2400 + code) if code < 32 else "\N{REPLACEMENT CHARACTER}"
