@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 CHARACTERS = "0123456789+-*=() abcdefghijklmnopqrstuvwxyz:;.?\n#"
@@ -24,6 +24,39 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         unk_token="<unk>",
         padding_side="left",
     )
+
+
+CHAT_CHARACTERS = CHARACTERS + "ABCDEFGHIJKLMNOPQRSTUVWXYZ\\{}[]<>/$,!'^_|%&"
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def make_chat_tokenizer(
+    template: str | None = CHAT_TEMPLATE, bos: bool = False
+) -> PreTrainedTokenizerFast:
+    """A character tokenizer with a chat template, whose turns end with EOS."""
+    special = ["<pad>", "<|end|>", "<unk>", "<s>", "<|system|>", "<|user|>", "<|assistant|>"]
+    vocab = {word: i for i, word in enumerate([*special, *CHAT_CHARACTERS])}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    if bos:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", vocab["<s>"])]
+        )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="<|end|>",
+        unk_token="<unk>",
+        bos_token="<s>" if bos else None,
+        additional_special_tokens=special[4:],
+        padding_side="left",
+    )
+    fast.chat_template = template
+    return fast
 
 
 def make_model(tokenizer: Any, hidden: int = 32, layers: int = 2, seed: int = 0) -> Any:
