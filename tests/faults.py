@@ -134,3 +134,13 @@ def shaped(completions: list[str], answer: list[str], *, bonus: float = 0.0, **k
 def logs(completions: list[str], log_metric: Any, **kwargs: Any) -> list[Any]:
     log_metric("seen", len(completions))
     return [1.0] * len(completions)
+
+
+def sometimes(completions: list[str], *, fault: str, **kwargs: Any) -> Any:
+    """A grader with one of the faults above on some completions, by their length."""
+    marked = ["bad" if unlucky(c) else "good" for c in completions]
+    return globals()[fault](marked)
+
+
+def unlucky(completion: str) -> bool:
+    return len(completion) % 3 == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from prefix_rft.configure import Setup, configure
 from prefix_rft.data.demonstrations import KEPT
 from prefix_rft.data.render import end_of_text_ids
 from prefix_rft.errors import UserError
-from prefix_rft.findings import Finding, Findings, clean
+from prefix_rft.findings import Finding, clean
 from prefix_rft.memory import count_parameters, estimate
 from prefix_rft.models import load_configs, load_tokenizer, quiet
 from prefix_rft.rewards.verdict import STATUSES
@@ -35,7 +36,18 @@ def run_check(
         UserError: a recipe that cannot be resolved.
     """
     quiet()
-    setup = configure(path, overrides)
+    with closing(configure(path, overrides)) as setup:
+        found = check_setup(setup, console, limit)
+    if found:
+        several = "problems" if found > 1 else "problem"
+        console.print(f"[bold red]{found} {several}:[/] training would waste time")
+    else:
+        console.print(f"[bold green]ready:[/] prefix-rft train {path}", soft_wrap=True)
+    return not found
+
+
+def check_setup(setup: Setup, console: Console, limit: int | None) -> int:
+    """Check the data and print the report; the number of problems."""
     recipe = setup.recipe
     tokenizer = load_tokenizer(recipe.model_source())
     config, generation = load_configs(recipe.model_source())
@@ -74,13 +86,7 @@ def run_check(
         show_findings(console, f"notes on {found.name}", found.findings.notes, "yellow")
     for found in parts:
         show_findings(console, f"problems in {found.name}", found.findings.problems, "red")
-    problems = sum(len(found.findings.problems) for found in parts)
-    if problems:
-        several = "problems" if problems > 1 else "problem"
-        console.print(f"[bold red]{problems} {several}:[/] training would waste time")
-    else:
-        console.print(f"[bold green]ready:[/] prefix-rft train {path}", soft_wrap=True)
-    return not problems
+    return sum(len(found.findings.problems) for found in parts)
 
 
 def say(console: Console, text: str) -> None:
@@ -237,6 +243,3 @@ def show_findings(console: Console, title: str, found: list[Finding], colour: st
         console.print("-", clean(str(one)), markup=False, highlight=False, soft_wrap=True)
     if len(found) > SHOWN:
         say(console, f"- and {len(found) - SHOWN} more")
-
-
-__all__ = ["Findings", "run_check"]

@@ -75,7 +75,7 @@ def eval(args: argparse.Namespace) -> None:
     from prefix_rft.data import load_rows
     from prefix_rft.evaluate import evaluate
     from prefix_rft.models import give_template, load_model, quiet
-    from prefix_rft.rewards import load_rewards
+    from prefix_rft.rewards import close_all, load_rewards
     from prefix_rft.run_folder import describe_machine, write_json
 
     if args.samples < 1:
@@ -93,17 +93,20 @@ def eval(args: argparse.Namespace) -> None:
     give_template(tokenizer, rows[0]["prompt"])
     if torch.accelerator.is_available():
         model.to(torch.accelerator.current_accelerator())
-    result = evaluate(
-        model,
-        tokenizer,
-        rows,
-        reward,
-        samples=args.samples,
-        temperature=args.temperature,
-        max_completion_length=args.max_completion_length,
-        seed=args.seed,
-        batch_size=args.batch_size,
-    )
+    try:
+        result = evaluate(
+            model,
+            tokenizer,
+            rows,
+            reward,
+            samples=args.samples,
+            temperature=args.temperature,
+            max_completion_length=args.max_completion_length,
+            seed=args.seed,
+            batch_size=args.batch_size,
+        )
+    finally:
+        close_all([reward])
     console = Console()
     console.print(
         f"avg@{result.samples} on {result.problems} problems: {result} (95 % interval), "

@@ -16,7 +16,7 @@ from prefix_rft.errors import UserError, check_types
 from prefix_rft.methods import load
 from prefix_rft.models import one_line
 from prefix_rft.recipe import BatchPlan, Recipe, load_recipe, plan_batches
-from prefix_rft.rewards import BUILT_IN, load_rewards
+from prefix_rft.rewards import BUILT_IN, close_all, load_rewards
 from prefix_rft.run_folder import free_run_folder
 
 
@@ -37,6 +37,10 @@ class Setup:
     rewards: list[Any]
     args: Any
     plan: BatchPlan
+
+    def close(self) -> None:
+        """End the rewards' processes."""
+        close_all(self.rewards)
 
 
 def configure(path: str, overrides: Sequence[str]) -> Setup:

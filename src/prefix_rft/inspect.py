@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby, islice
 from typing import Any
@@ -70,7 +71,14 @@ def run_inspect(
         UserError: there is no such row or step, or the recipe cannot be resolved.
     """
     quiet()
-    setup = configure(path, overrides)
+    with closing(configure(path, overrides)) as setup:
+        show_row(setup, console, number, step, model, ids)
+
+
+def show_row(
+    setup: Setup, console: Console, number: int, step: int, model: str | None, ids: bool
+) -> None:
+    """Show one row of a resolved recipe."""
     source = model or setup.recipe.model_source()
     net: Any = None
     if model is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import PrinterCallback
 
-from prefix_rft.configure import configure
+from prefix_rft.configure import Setup, configure
 from prefix_rft.core import Method
 from prefix_rft.data import load_rows
 from prefix_rft.engines.trl import DemonstrationTrainer, PrefixRFTTrainer
@@ -31,7 +32,12 @@ def train(path: str, overrides: Sequence[str], console: Console) -> Path:
         UserError: anything in the recipe, data, model or reward that cannot be used.
     """
     quiet()
-    setup = configure(path, overrides)
+    with closing(configure(path, overrides)) as setup:
+        return run(setup, console)
+
+
+def run(setup: Setup, console: Console) -> Path:
+    """Load, train, evaluate and save; returns the run folder."""
     recipe, method, rewards = setup.recipe, setup.method, setup.rewards
     args, plan = setup.args, setup.plan
     rows = load_rows(recipe.train_data, folder=recipe.folder, reading=recipe.reading(args.seed))

@@ -4,7 +4,7 @@ Nothing here needs torch: a grader's process starts in a fraction of a second.
 """
 
 from prefix_rft.rewards.checked import RewardError, checked
-from prefix_rft.rewards.graded import Graded, grade
+from prefix_rft.rewards.graded import Graded, close_all, grade
 from prefix_rft.rewards.pool import GraderPool, Limits
 from prefix_rft.rewards.registry import BUILT_IN, load_rewards, parse_rewards
 from prefix_rft.rewards.verdict import STATUSES, Verdict
@@ -18,6 +18,7 @@ __all__ = [
     "RewardError",
     "Verdict",
     "checked",
+    "close_all",
     "grade",
     "load_rewards",
     "parse_rewards",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -133,3 +133,10 @@ def grade(
 
 def _ignore(name: str, value: Any) -> None:
     """Outside training nothing is logged."""
+
+
+def close_all(rewards: Iterable[Callable[..., Any]]) -> None:
+    """End the processes of those rewards that have some."""
+    for reward in rewards:
+        if isinstance(reward, Graded):
+            reward.close()

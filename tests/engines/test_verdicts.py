@@ -1,0 +1,219 @@
+"""Verdicts in the trainer: who enters a baseline, what is counted, and that training goes on."""
+
+import json
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset
+
+import faults
+from prefix_rft import PrefixRFTTrainer
+from prefix_rft.evaluate import evaluate
+from prefix_rft.rewards import Graded, Limits, Verdict
+from rewards.test_pool import FAULTS, processes_of
+from tiny import make_config, make_model, make_rows, make_tokenizer
+
+
+def train(
+    folder: Path, rewards: Any, rows: Dataset | None = None, **overrides: Any
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """One step; its rollouts, and the metrics that were logged."""
+    tokenizer = make_tokenizer()
+    trainer = PrefixRFTTrainer(
+        make_model(tokenizer),
+        rewards,
+        make_config(folder, log_rollouts=True, **{"max_steps": 1, **overrides}),
+        train_dataset=rows or make_rows(16),
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    lines = (folder / "rollouts/step_000000.jsonl").read_text().splitlines()
+    rollouts = [json.loads(line) for line in lines]
+    for row in rollouts:  # what the graders saw
+        row["text"] = tokenizer.decode(row["completion_ids"], skip_special_tokens=True)
+    return rollouts, trainer.state.log_history[0]
+
+
+def by_text(choose: Callable[[str], Any]) -> Callable[..., list[Any]]:
+    def reward(completions: list[str], **kwargs: Any) -> list[Any]:
+        return [choose(c) for c in completions]
+
+    return reward
+
+
+def advantages_by_hand(rollouts: list[dict[str, Any]], rewards: list[float | None]) -> list[float]:
+    """``R - mean`` over the rows of a group that have a reward; 0 for the others."""
+    found = []
+    for row, reward in zip(rollouts, rewards, strict=True):
+        group = [
+            r
+            for r, other in zip(rewards, rollouts, strict=True)
+            if other["group"] == row["group"] and r is not None
+        ]
+        usable = reward is not None and len(group) > 1
+        found.append(reward - sum(group) / len(group) if usable and reward is not None else 0.0)
+    return found
+
+
+@pytest.mark.parametrize("fault", sorted(set(FAULTS) - {"waits", "children"}))
+def test_training_goes_on_whatever_the_grader_does(fault: str, tmp_path: Path) -> None:
+    before = processes_of(os.getpid())
+    reward = Graded(
+        "faults:sometimes",
+        options={"fault": fault},
+        workers=2,
+        limits=Limits(seconds=0.2, memory=100),
+    )
+    rollouts, metrics = train(
+        tmp_path,
+        reward,
+        per_device_train_batch_size=8,
+        method="dr_grpo",
+        max_completion_length=6,
+    )
+    reward.close()
+    status = FAULTS[fault][0]
+    expected = [status if faults.unlucky(r["text"]) else "correct" for r in rollouts]
+    found = [r["verdicts"]["sometimes"] for r in rollouts]
+    assert [v["status"] for v in found] == expected
+    assert expected.count(status) > 0
+    for row, verdict in zip(rollouts, found, strict=True):
+        assert row["reward"] == (1.0 if verdict["status"] == "correct" else None)
+        assert row["advantage"] == 0.0
+    assert metrics[f"verdicts/sometimes/{status}"] == expected.count(status) / 8
+    assert metrics["rewards/ungraded"] == sum(e != "correct" for e in expected) / 8
+    assert processes_of(os.getpid()) <= before
+
+
+def test_ungraded_rows_enter_no_baseline(tmp_path: Path) -> None:
+    """By hand: every row's advantage from the rewards of its group that exist."""
+
+    def choose(text: str) -> Any:
+        if len(text) % 4 == 0:
+            return Verdict("timeout", detail="long")
+        return Verdict("correct" if len(text) % 3 == 0 else "wrong")
+
+    rollouts, _ = train(tmp_path, by_text(choose))
+    expected: list[float | None] = [
+        None if len(r["text"]) % 4 == 0 else float(len(r["text"]) % 3 == 0) for r in rollouts
+    ]
+    assert {None, 0.0, 1.0} <= set(expected)
+    assert [r["reward"] for r in rollouts] == expected
+    for row, advantage in zip(rollouts, advantages_by_hand(rollouts, expected), strict=True):
+        assert row["advantage"] == pytest.approx(advantage, abs=1e-6)
+
+
+def test_a_row_that_one_grader_cannot_judge_has_no_reward(tmp_path: Path) -> None:
+    """While None, TRL's "does not apply", leaves the row to the other rewards."""
+
+    def judge(text: str) -> Any:
+        kinds = [Verdict("error"), None, 1.0]
+        return kinds[len(text) % 3]
+
+    def length(text: str) -> float:
+        return len(text) / 100
+
+    def named(name: str, function: Any) -> Any:
+        function.__name__ = name
+        return function
+
+    rewards = [named("judge", by_text(judge)), named("length", by_text(length))]
+    rollouts, metrics = train(tmp_path, rewards, reward_weights=[1.0, 0.5])
+    expected: list[float | None] = []
+    for row in rollouts:
+        judged = (None, 0.0, 1.0)[len(row["text"]) % 3]
+        expected.append(None if judged is None else judged + 0.5 * len(row["text"]) / 100)
+    assert {len(r["text"]) % 3 for r in rollouts} == {0, 1, 2}
+    for row, reward in zip(rollouts, expected, strict=True):
+        assert row["reward"] == (None if reward is None else pytest.approx(reward, abs=1e-6))
+    for row, advantage in zip(rollouts, advantages_by_hand(rollouts, expected), strict=True):
+        assert row["advantage"] == pytest.approx(advantage, abs=1e-6)
+    ungraded = sum(r is None for r in expected) / len(expected)
+    assert metrics["rewards/ungraded"] == pytest.approx(ungraded)
+    assert metrics["verdicts/judge/error"] == pytest.approx(ungraded)
+    assert math.isclose(sum(v for k, v in metrics.items() if k.startswith("verdicts/judge/")), 1.0)
+
+
+def test_no_answer_may_count_as_wrong(tmp_path: Path) -> None:
+    for no_answer, expected in (("wrong", 0.0), ("exclude", None)):
+        reward = Graded("prefix_rft.rewards.math:math", no_answer=no_answer, workers=1)
+        rollouts, metrics = train(tmp_path / no_answer, reward, method="dr_grpo")
+        reward.close()
+        assert {r["reward"] for r in rollouts} == {expected}
+        assert {r["verdicts"]["math"]["status"] for r in rollouts} == {"no answer"}
+        assert metrics["verdicts/math/no answer"] == 1.0
+
+
+def test_prefix_leak_counts_prefixes_that_hold_the_answer(tmp_path: Path) -> None:
+    """Half of one demonstration holds the answer, half of the other does not."""
+    early, late = "#12" + ";" * 17, ";" * 17 + "#12"
+    rows = Dataset.from_dict({"prompt": ["a", "b"] * 2, "demonstration": [early, late] * 2})
+
+    def reward(completions: list[str], **kwargs: Any) -> list[float]:
+        return [float("#12" in c) for c in completions]
+
+    rollouts, metrics = train(
+        tmp_path,
+        reward,
+        rows,
+        log_prefix_leak=True,
+        method_options={"prefix_low": 0.5, "prefix_high": 0.5},
+    )
+    leaking = [r["example"] % 2 == 0 for r in rollouts if r["prefix_length"]]
+    assert metrics["prefix/leak"] == sum(leaking) / len(leaking)
+    assert len(leaking) == 2
+    # The verdicts that are kept are those of the whole rows.
+    for row in rollouts:
+        assert row["verdicts"]["reward"]["reward"] == float("#12" in row["text"])
+
+
+def test_prefix_leak_needs_a_grader(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    with pytest.raises(ValueError, match="log_prefix_leak needs a reward function"):
+        PrefixRFTTrainer(
+            make_model(tokenizer),
+            make_model_with_score(tokenizer),
+            make_config(tmp_path, log_prefix_leak=True),
+            train_dataset=make_rows(16),
+            processing_class=tokenizer,
+            reward_processing_classes=tokenizer,
+        )
+
+
+def make_model_with_score(tokenizer: Any) -> Any:
+    from transformers import Qwen3Config, Qwen3ForSequenceClassification
+
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        head_dim=8,
+        num_labels=1,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return Qwen3ForSequenceClassification(config)
+
+
+def test_evaluation_counts_no_answer_as_unsolved() -> None:
+    """Three problems, two samples each: solved, no answer, timeout."""
+    tokenizer = make_tokenizer()
+    rows = Dataset.from_dict({"prompt": ["a", "b", "c"], "kind": ["right", "none", "slow"]})
+
+    def reward(completions: list[str], kind: list[str], **kwargs: Any) -> list[Verdict]:
+        status = {"right": "correct", "none": "no answer", "slow": "timeout"}
+        return [Verdict(status[k]) for k in kind]
+
+    result = evaluate(
+        make_model(tokenizer), tokenizer, rows, reward, samples=2, max_completion_length=4
+    )
+    assert result.per_problem == [1.0, 0.0]
+    assert result.mean == 0.5
+    assert result.no_answer == pytest.approx(1 / 3)
+    assert result.ungraded == 2
