@@ -67,6 +67,7 @@ def check_data(
     max_length: int | None,
     progress: Callable[[int], None] = lambda rows: None,
     limit: int | None = None,
+    training: bool = True,
 ) -> Checked:
     """Read all rows of ``data`` and look at each.
 
@@ -78,6 +79,7 @@ def check_data(
         max_length: positions that the model has, or None.
         progress: called with the number of rows done.
         limit: look at the first N rows only.
+        training: rows to train on; of others, the demonstrations are not used.
 
     Raises:
         DataError: there is no such data.
@@ -96,7 +98,7 @@ def check_data(
                 row, values = batch[0]
                 found.shape = str(detect(row))
                 plain = give_template(tokenizer, values["prompt"])
-                look = Look(setup, tokenizer, eos_ids, max_length, found, plain)
+                look = Look(setup, tokenizer, eos_ids, max_length, found, plain, training)
             look.at(batch)
             progress(found.rows)
     except DataError as error:  # nothing more can be read
@@ -123,6 +125,7 @@ class Look:
         max_length: int | None,
         found: Checked,
         plain_template: bool,
+        training: bool,
     ) -> None:
         template: Any = getattr(setup.args, "chat_template_kwargs", None)
         self.setup = setup
@@ -131,6 +134,7 @@ class Look:
         self.bos = tokenizer.bos_token_id
         self.max_length = max_length
         self.found = found
+        self.training = training
         self.findings = found.findings
         self.graders = ThreadPoolExecutor(1)
         self.grading: Future[list[Graded]] | None = None
@@ -227,6 +231,7 @@ class Look:
                 f"a demonstration {fault}",
                 "let it hold one <think> ... </think>, counting a tag that the prompt ends with",
                 row,
+                serious=self.training,
             )
         if self.render.rewrites(messages, text):
             self.findings.add(
@@ -278,12 +283,15 @@ class Look:
             fix,
             row,
             verdict.detail,
+            self.training,
         )
 
     def end(self) -> None:
         """The last verdicts, and findings about all rows together."""
         self._take_verdicts()
         self.graders.shutdown()
+        if not self.training:
+            return
         method, found = self.setup.method, self.found
         kept = found.fates[KEPT]
         if (method.needs_demonstrations or not method.samples) and not kept:

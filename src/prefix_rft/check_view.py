@@ -69,6 +69,7 @@ def check_setup(setup: Setup, console: Console, limit: int | None) -> int:
                 positions,
                 lambda n, task=task, bar=bar: bar.update(task, description=f"checked {n} rows"),
                 limit,
+                training=not parts,
             )
         parts.append(found)
         show_data(console, found)

@@ -111,12 +111,26 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments; ``key=value`` may stand before or behind options, which argparse forbids."""
+    p = parser()
+    args, rest = p.parse_known_args(argv)
+    unknown = [
+        r for r in rest if r.startswith("-") or "=" not in r or not hasattr(args, "overrides")
+    ]
+    if unknown:
+        p.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if rest:
+        args.overrides = [*args.overrides, *rest]
+    return args
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; 0 on success, 1 if a check failed, 2 for input that cannot be used."""
     # Nothing about a run leaves the machine unless a recipe asks for a tracker or a Hub name.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    args = parser().parse_args(argv)
+    args = parse(argv)
 
     from prefix_rft import commands
     from prefix_rft.errors import UserError
