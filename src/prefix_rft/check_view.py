@@ -105,9 +105,7 @@ def show_data(console: Console, found: Checked) -> None:
     say(console, text)
     if not found.rows:
         return
-    table = Table("tokens", *(("median", "90 %", "longest")))
-    for column in table.columns[1:]:
-        column.justify = "right"
+    table = numbers("tokens", "median", "90 %", "longest")
     for name, lengths in (
         ("prompt", found.prompt_lengths),
         ("demonstration with EOS", found.demonstration_lengths),
@@ -117,10 +115,18 @@ def show_data(console: Console, found: Checked) -> None:
     console.print(table)
     if any(found.verdicts.values()):
         seen = [s for s in STATUSES if any(v[s] for v in found.verdicts.values())]
-        table = Table("demonstrations to", *seen)
+        table = numbers("demonstrations to", *seen)
         for name, counts in found.verdicts.items():
             table.add_row(name, *(str(counts[s]) for s in seen))
         console.print(table)
+
+
+def numbers(first: str, *others: str, title: str | None = None) -> Table:
+    """A table of numbers under these headings."""
+    table = Table(first, *others, title=title)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    return table
 
 
 def quantile(values: Sequence[int], q: float) -> int:
@@ -173,11 +179,9 @@ def show_schedule(console: Console, setup: Setup, train: Checked) -> None:
     ):
         return
     mean_length = sum(train.demonstration_lengths) / len(train.demonstration_lengths)
-    table = Table(
-        "step", "shortest", "longest", "mean", "mean tokens", title="prefix of a demonstration"
-    )
-    for column in table.columns:
-        column.justify = "right"
+    headings = ("step", "shortest", "longest", "mean", "mean tokens")
+    table = numbers(*headings, title="prefix of a demonstration")
+    table.columns[0].justify = "right"
     for point in SCHEDULE_POINTS:
         step = round(point * (steps - 1))
         low, high = sampler.interval(step, steps)
@@ -216,8 +220,7 @@ def show_memory(console: Console, setup: Setup, train: Checked, config: Any) -> 
     except UserError as error:
         say(console, f"memory: not estimated, {error}")
         return
-    table = Table("memory of one process", "MiB", title=f"{parameters / 1e6:.1f} M parameters")
-    table.columns[1].justify = "right"
+    table = numbers("memory of one process", "MiB", title=f"{parameters:,} parameters")
     for name, size in memory.parts.items():
         table.add_row(name, f"{size / 2**20:,.0f}")
     for name in ("training", "sampling") if samples else ("training",):

@@ -42,12 +42,15 @@ def preflight(setup: Setup, rows: Dataset, tokenizer: Any, console: Console) -> 
         fault = Renderer(tokenizer, template_kwargs=template or {}).template_fault()
         if fault:
             raise DataError(fault)
-    if not setup.method.samples:
-        return rows
     for reward in setup.rewards:
         try_first(reward, rows, console)
-    rows = drop_unreadable_golds(setup.rewards, rows, console)
+    if setup.method.samples:
+        rows = drop_unreadable_golds(setup.rewards, rows, console)
     if setup.recipe.only_correct_demonstrations:
+        if not setup.rewards:
+            raise UserError(
+                "only_correct_demonstrations needs a reward that says which are correct"
+            )
         rows = keep_correct(setup.rewards[0], rows, console)
     return rows
 

@@ -223,9 +223,10 @@ class BatchPlan:
         return self.rows // (self.micro_batch_size * self.processes)
 
     def __str__(self) -> str:
+        batches = "micro-batches" if self.micro_batches > 1 else "micro-batch"
         return (
             f"{self.prompts} prompts x {self.generations} rows = {self.rows} rows a step, in "
-            f"{self.micro_batches} micro-batches of {self.micro_batch_size} on {self.processes} "
+            f"{self.micro_batches} {batches} of {self.micro_batch_size} on {self.processes} "
             f"process{'es' if self.processes > 1 else ''}"
         )
 

@@ -74,7 +74,7 @@ def test_check_says_what_is_true(folder: Path, capfd: Capture) -> None:
         "demonstration with EOS": ["18", "18", "18"],
     }
     assert table(out, "demonstrations to") == {"math": ["9"]}
-    assert "4 prompts x 8 rows = 32 rows a step, in 1 micro-batches of 32 on 1 process" in out
+    assert "4 prompts x 8 rows = 32 rows a step, in 1 micro-batch of 32 on 1 process" in out
     assert "about 4.0 of the 32 rows of a step start from a demonstration (1 of 8" in out
     assert "5 optimizer steps, 1 for each generation of rollouts; 2.22 passes over the data" in out
     # low_t = 0.05 + 0.9 (1 + cos(pi t / 5)) / 2; the mean ratio is half-way to 0.95; the mean
