@@ -72,18 +72,141 @@ def prints(completions: list[str], **kwargs: Any) -> list[Any]:
     return _on_bad(completions, shout)
 
 
+def _write_everywhere(data: bytes) -> float:
+    for fd in range(3, 64):
+        try:
+            os.write(fd, data)
+        except OSError:
+            continue
+    return 1.0
+
+
 def scribbles(completions: list[str], **kwargs: Any) -> list[Any]:
     """Writes rubbish to every file that is open."""
+    return _on_bad(completions, lambda: _write_everywhere(b"rubbish\n"))
 
-    def scribble() -> float:
-        for fd in range(3, 64):
-            try:
-                os.write(fd, b"rubbish\n")
-            except OSError:
-                continue
+
+def forges(completions: list[str], **kwargs: Any) -> list[Any]:
+    """Writes what looks like an answer."""
+    line = b'{"item": 1, "verdict": ["correct", 1.0, ""], "last": false}\n'
+    return _on_bad(completions, lambda: _write_everywhere(line))
+
+
+def pretends(completions: list[str], **kwargs: Any) -> list[Any]:
+    """Writes JSON that is no answer, and what would stop a run."""
+    line = b'1\n[]\n{}\n{"failed": "x"}\n' + b"[" * 60_000 + b"\n"
+    return _on_bad(completions, lambda: _write_everywhere(line))
+
+
+def forks(completions: list[str], **kwargs: Any) -> list[Any]:
+    """The child goes on in the grader's process as if nothing had happened."""
+
+    def fork() -> float:
+        os.fork()
         return 1.0
 
-    return _on_bad(completions, scribble)
+    return _on_bad(completions, fork)
+
+
+def fork_exits(completions: list[str], **kwargs: Any) -> list[Any]:
+    def fork() -> float:
+        if os.fork() == 0:
+            sys.exit(0)
+        return 1.0
+
+    return _on_bad(completions, fork)
+
+
+def fork_holds(completions: list[str], **kwargs: Any) -> list[Any]:
+    """Ends while a child of its lives on."""
+
+    def fork() -> None:
+        if os.fork() == 0:
+            time.sleep(3600)
+        os._exit(3)
+
+    return _on_bad(completions, fork)
+
+
+def daemons(completions: list[str], **kwargs: Any) -> list[Any]:
+    """Starts a program in a session of its own."""
+
+    def start() -> float:
+        subprocess.Popen(["sleep", "3601"], start_new_session=True)
+        return 1.0
+
+    return _on_bad(completions, start)
+
+
+def threads(completions: list[str], **kwargs: Any) -> list[Any]:
+    """Leaves a thread behind that would use up the time of the items after it."""
+    import threading
+
+    def spin() -> None:
+        while True:
+            pass
+
+    def start() -> float:
+        threading.Thread(target=spin, daemon=True).start()
+        return 1.0
+
+    return _on_bad(completions, start)
+
+
+def interrupts(completions: list[str], **kwargs: Any) -> list[Any]:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    return _on_bad(completions, interrupt)
+
+
+class SpeechlessError(Exception):
+    def __str__(self) -> str:
+        raise ValueError
+
+
+def speechless(completions: list[str], **kwargs: Any) -> list[Any]:
+    def fail() -> None:
+        raise SpeechlessError
+
+    return _on_bad(completions, fail)
+
+
+def surrogates(completions: list[str], **kwargs: Any) -> list[Any]:
+    def fail() -> None:
+        raise OSError("caf\udce9" + "x" * 1_000_000)
+
+    return _on_bad(completions, fail)
+
+
+def signals(completions: list[str], **kwargs: Any) -> list[Any]:
+    """Ends by a signal that has no name."""
+    return _on_bad(completions, lambda: os.kill(os.getpid(), 35))
+
+
+def ignores(completions: list[str], **kwargs: Any) -> list[Any]:
+    """Runs for ever and ignores the signal that should stop it."""
+    import signal
+
+    def spin() -> None:
+        signal.signal(signal.SIGPROF, signal.SIG_IGN)
+        while True:
+            pass
+
+    return _on_bad(completions, spin)
+
+
+def infinite(completions: list[str], **kwargs: Any) -> list[Any]:
+    """Finite here, but not in the single precision of a trainer."""
+    return _on_bad(completions, lambda: 1e39)
+
+
+def works(completions: list[str], **kwargs: Any) -> list[Any]:
+    """Takes 0.35 seconds of processor time, on a busy machine too."""
+    end = time.process_time() + 0.35
+    while time.process_time() < end:
+        pass
+    return [1.0] * len(completions)
 
 
 def children(completions: list[str], **kwargs: Any) -> list[Any]:

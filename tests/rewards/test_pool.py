@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ RIGHT = Verdict("correct", 1.0)
 
 # What the verdict on a bad item must be: status, and words of its detail.
 FAULTS = {
-    "sleeps": ("timeout", "more than 0.5 s x 3 on the clock"),
+    "sleeps": ("timeout", "more than 0.5 s and slept"),
     "spins": ("timeout", "more than 0.5 s of processor time"),
     "backtracks": ("timeout", "more than 0.5 s of processor time"),
     "fails": ("error", "raised KeyError: 'no such thing'"),
@@ -27,7 +28,20 @@ FAULTS = {
     "crashes": ("error", "the grader's process ended (signal SIGSEGV)"),
     "allocates": ("error", "ran out of memory (100 MB)"),
     "scribbles": ("error", "the grader disturbed its process"),
-    "children": ("timeout", "on the clock"),
+    "forges": ("error", "the grader disturbed its process"),
+    "pretends": ("error", "the grader disturbed its process"),
+    "forks": ("correct", ""),
+    "fork_exits": ("correct", ""),
+    "fork_holds": ("error", "the grader's process ended (exit code 3)"),
+    "daemons": ("correct", ""),
+    "threads": ("correct", ""),
+    "interrupts": ("error", "raised KeyboardInterrupt"),
+    "speechless": ("error", "raised SpeechlessError: (no message)"),
+    "surrogates": ("error", "raised OSError: caf\\udce9xxx"),
+    "signals": ("error", "the grader's process ended (signal 35)"),
+    "ignores": ("timeout", "more than 0.5 s"),
+    "infinite": ("error", "the reward is 1e+39"),
+    "children": ("timeout", "and slept"),
     "text": ("error", "'yes' is not a number"),
     "nan": ("error", "the reward is nan"),
     "number": ("error", "returned a float; it must return a list"),
@@ -93,12 +107,73 @@ def test_verdicts_do_not_depend_on_the_size_of_the_pool(workers: int) -> None:
     assert found == expected * 9
 
 
-def test_an_innocent_item_is_not_blamed() -> None:
-    """A grader whose process dies at every third call: items that follow are graded."""
-    pool = GraderPool("dies_at_third:grade", Path(__file__).parent, workers=1)
-    verdicts = pool.grade([{"completions": str(i)} for i in range(8)])
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("fault", ["dies", "leaks"])
+def test_an_innocent_item_is_not_blamed(fault: str, workers: int) -> None:
+    """A process that dies at every third call, or loses memory at each: not the items' doing."""
+    limits = Limits(memory=100)
+    pool = GraderPool(f"own_faults:{fault}", Path(__file__).parent, workers=workers, limits=limits)
+    verdicts = pool.grade([{"completions": str(i)} for i in range(20)])
     pool.close()
-    assert [v.status for v in verdicts] == ["correct"] * 8
+    assert [v.status for v in verdicts] == ["correct"] * 20
+
+
+def test_waiting_for_a_processor_is_no_sleep() -> None:
+    """Four times as many busy workers as cores: each item takes its own time, and no other."""
+    workers = 4 * (os.cpu_count() or 1)
+    pool = GraderPool("faults:works", workers=workers, limits=Limits(seconds=0.7))
+    verdicts = pool.grade([{"completions": str(i)} for i in range(workers)])
+    pool.close()
+    assert [v.status for v in verdicts] == ["correct"] * workers
+
+
+def test_a_pool_in_two_threads() -> None:
+    pool = GraderPool("prefix_rft.rewards.text:exact", workers=2)
+
+    def grade(gold: str) -> list[str]:
+        items = [{"completions": str(i % 3), "answer": gold} for i in range(200)]
+        return [v.status for v in pool.grade(items)]
+
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(grade, ["0", "1"]))
+    pool.close()
+    for gold, statuses in enumerate(found):
+        assert statuses == ["correct" if i % 3 == gold else "wrong" for i in range(200)]
+
+
+def test_workers_that_died_between_calls_are_no_ones_fault() -> None:
+    pool = GraderPool("faults:text", workers=2)
+    assert pool.grade([{"completions": "good"}] * 20) == [RIGHT] * 20
+    for worker in pool.workers:
+        worker.process.kill()
+        worker.process.wait()
+    assert pool.grade([{"completions": "good"}] * 20) == [RIGHT] * 20
+    pool.close()
+
+
+def test_no_file_is_left_open() -> None:
+    pool = GraderPool("faults:exits", workers=2)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        pool.grade([{"completions": c} for c in ITEMS])
+    pool.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_process_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(UserError, match="no process can be started for a reward"):
+        GraderPool("faults:text", workers=1).start()
+    assert len(os.listdir("/proc/self/fd")) <= before + 1  # the pool's own selector
+
+
+@pytest.mark.parametrize(
+    "limits", [{"seconds": 0}, {"seconds": 1e9}, {"memory": 0}, {"memory": 2**40}]
+)
+def test_limits_out_of_range(limits: dict[str, int]) -> None:
+    with pytest.raises(UserError, match=r"a reward's (timeout|memory) must be"):
+        Limits(**limits)
 
 
 def test_many_large_items_do_not_block() -> None:

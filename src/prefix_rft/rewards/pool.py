@@ -9,33 +9,29 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import selectors
 import signal
-import subprocess
-import sys
+import threading
 import time
 import weakref
 from collections import deque
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from prefix_rft.errors import UserError
+from prefix_rft.rewards.process import DisturbedError, Worker
 from prefix_rft.rewards.verdict import ERROR, TIMEOUT, Verdict
-from prefix_rft.rewards.worker import OUT_OF_MEMORY
 
-BOOT = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from prefix_rft.rewards.worker import main; main(*map(int, sys.argv[2:]))"
-)
-START_SECONDS = 120
-WALL_FACTOR = 3
-"""Time on the clock an item may take, in units of its processor time: for graders that wait."""
+START_SECONDS = 120.0
+SLEEP_FACTOR = 2
+"""Time that an item may sleep, in units of its processor time: for graders that wait."""
 CHUNK = 16
 ATTEMPTS = 2
 """A death may be an earlier item's doing, so an item is blamed for the second one."""
+LONGEST_WAIT = 5.0
 
 
 @dataclass(frozen=True)
@@ -46,51 +42,57 @@ class Limits:
     memory: int | None = 2048
 
     def __post_init__(self) -> None:
-        if not 0 < self.seconds < float("inf"):
-            raise UserError(f"a reward's timeout must be a positive number, got {self.seconds}")
-        if self.memory is not None and self.memory < 1:
-            raise UserError(f"a reward's memory must be at least 1 megabyte, got {self.memory}")
-
-
-@dataclass
-class Worker:
-    """One process, its pipes, and the items it has been given and not answered yet."""
-
-    process: subprocess.Popen[bytes]
-    requests: int
-    answers: int
-    since: float
-    ready: bool = False
-    unread: bytes = b""
-    given: deque[int] = field(default_factory=deque)
+        if not 0 < self.seconds <= 86400:
+            raise UserError(
+                f"a reward's timeout must be above 0 and at most a day, got {self.seconds}"
+            )
+        if self.memory is not None and not 1 <= self.memory <= 2**30:
+            raise UserError(
+                f"a reward's memory must be at least 1 and at most 2**30 megabytes, got "
+                f"{self.memory}"
+            )
 
 
 @dataclass
 class Job:
-    """The items of one call, as JSON lines, and what is known about them."""
+    """The items of one call, as JSON, and what is known about them."""
 
-    lines: list[str]
+    items: list[str]
+    offset: int = 0
     waiting: deque[int] = field(init=False)
+    again: deque[int] = field(default_factory=deque)
     verdicts: list[Verdict | None] = field(init=False)
     attempts: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.waiting = deque(range(len(self.lines)))
-        self.verdicts = [None] * len(self.lines)
-        self.attempts = [0] * len(self.lines)
+        self.waiting = deque(range(len(self.items)))
+        self.verdicts = [None] * len(self.items)
+        self.attempts = [0] * len(self.items)
 
-    def blame(self, index: int, why: str) -> None:
-        """A worker fell at this item: once more in a fresh one, then it is the item's doing."""
+    @property
+    def open(self) -> bool:
+        """Whether items wait to be given to a worker."""
+        return bool(self.waiting or self.again)
+
+    def blame(self, worker: Worker, why: str) -> None:
+        """A worker fell at its first item: once more in a fresh one, then the item is at fault."""
+        if not worker.given:
+            return
+        index = worker.given.popleft()
         self.attempts[index] += 1
         if self.attempts[index] < ATTEMPTS:
-            self.waiting.appendleft(index)
+            self.again.append(index)
         else:
             self.verdicts[index] = Verdict(ERROR, detail=why)
 
     def take_back(self, worker: Worker) -> None:
-        """The items of a worker that is gone."""
+        """The other items of a worker that is gone."""
         self.waiting.extendleft(reversed(worker.given))
         worker.given.clear()
+
+    def line(self, indices: Sequence[int]) -> str:
+        """What a worker is sent: numbers that no other call has used, with their items."""
+        return "[" + ",".join(f"[{self.offset + i},{self.items[i]}]" for i in indices) + "]"
 
 
 class GraderPool:
@@ -126,6 +128,8 @@ class GraderPool:
             "memory": self.limits.memory,
         }
         self.workers: list[Worker] = []
+        self._offset = secrets.randbelow(2**40)  # a forged answer would have to know the number
+        self._lock = threading.Lock()
         self._selector = selectors.DefaultSelector()
         self._close = weakref.finalize(self, _finalize, self.workers, self._selector, os.getpid())
 
@@ -147,122 +151,165 @@ class GraderPool:
 
         Raises:
             UserError: the reward function cannot be imported.
+            TypeError, ValueError: an item that JSON cannot carry.
         """
         job = Job([json.dumps(item) for item in items])
         self._run(job)
-        return [v for v in job.verdicts if v is not None]
+        verdicts = [v for v in job.verdicts if v is not None]
+        if len(verdicts) != len(items):
+            raise RuntimeError(f"{len(verdicts)} verdicts for {len(items)} items")
+        return verdicts
 
     def close(self) -> None:
         """End all workers; the next call starts new ones."""
         _end_all(self.workers, self._selector)
 
     def _run(self, job: Job, until_ready: bool = False) -> None:
-        wanted = 1 if until_ready else min(self.size, len(job.lines))
-        try:
-            while (
-                job.waiting
-                or any(w.given for w in self.workers)
-                or (until_ready and not self.signature)
-            ):
-                while len(self.workers) < wanted:
-                    self._start()
-                for worker in [w for w in self.workers if w.ready and not w.given]:
-                    self._give(worker, job)
-                for key, _ in self._selector.select(self._patience()):
-                    self._read(key.data, job)
-                self._stop_late(job)
-        except BaseException:
-            self.close()  # an interrupted call must not leave answers for the next one
-            raise
+        with self._lock:
+            job.offset, self._offset = self._offset, self._offset + len(job.items)
+            wanted = 1 if until_ready else min(self.size, len(job.items))
+            try:
+                self._end_dead()
+                while (
+                    job.open
+                    or any(w.given for w in self.workers)
+                    or (until_ready and not self.signature)
+                ):
+                    self._make_room(job)
+                    while len(self.workers) < wanted:
+                        self._start()
+                    for worker in [w for w in self.workers if w.idle]:
+                        self._give(worker, job)
+                    for key, _ in self._selector.select(self._patience()):
+                        self._serve(key, job)
+                    self._stop_late(job)
+            except BaseException:
+                self.close()  # an interrupted call must not leave answers for the next one
+                raise
 
     # ---- workers -------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        child_requests, requests = os.pipe()
-        answers, child_answers = os.pipe()
-        fds = (child_requests, child_answers)
-        command = [sys.executable, "-c", BOOT, json.dumps(sys.path), *map(str, fds)]
-        process = subprocess.Popen(  # noqa: S603  (our own interpreter)
-            [*command, str(os.getpid())],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            pass_fds=fds,
-            start_new_session=True,
-            # The same order of sets, and so the same verdict, in every worker.
-            env={**os.environ, "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"},
-        )
-        for fd in fds:
-            os.close(fd)
-        worker = Worker(process, requests, answers, time.monotonic())
+        if signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN:
+            raise UserError("SIGCHLD is ignored in this process, so graders cannot be watched")
+        worker = Worker(self.setup)
         self.workers.append(worker)
-        self._selector.register(answers, selectors.EVENT_READ, worker)
-        _send(requests, json.dumps(self.setup))
+        self._selector.register(worker.answers, selectors.EVENT_READ, worker)
+        self._listen(worker)
+
+    def _listen(self, worker: Worker) -> None:
+        """Wake up when the worker's pipe has room, while something is to be written."""
+        listening = worker.requests in self._selector.get_map()
+        if worker.sending and not listening:
+            self._selector.register(worker.requests, selectors.EVENT_WRITE, worker)
+        elif listening and not worker.sending:
+            self._selector.unregister(worker.requests)
+
+    def _end_dead(self) -> None:
+        """Forget workers that ended between calls."""
+        for worker in [w for w in self.workers if w.process.poll() is not None]:
+            self._end(worker)
+
+    def _make_room(self, job: Job) -> None:
+        """An item's second attempt is made in a fresh worker: end an old one if need be."""
+        if job.again and not any(not w.used for w in self.workers):
+            idle = next((w for w in self.workers if w.idle), None)
+            if idle:
+                self._end(idle)
 
     def _give(self, worker: Worker, job: Job) -> None:
         """Hand an idle worker its next items; fewer towards the end, so that all end together."""
-        size = max(1, min(CHUNK, len(job.waiting) // (2 * self.size)))
-        chunk = [job.waiting.popleft() for _ in range(min(size, len(job.waiting)))]
+        if job.again and not worker.used:
+            chunk = [job.again.popleft()]
+        else:
+            size = max(1, min(CHUNK, len(job.waiting) // (2 * self.size)))
+            chunk = [job.waiting.popleft() for _ in range(min(size, len(job.waiting)))]
         if chunk:
             worker.given.extend(chunk)
-            worker.since = time.monotonic()
-            _send(worker.requests, "[" + ",".join(job.lines[i] for i in chunk) + "]")
+            worker.used = True
+            worker.restart_clock()
+            worker.send(job.line(chunk))
+            self._listen(worker)
 
-    def _read(self, worker: Worker, job: Job) -> None:
-        data = os.read(worker.answers, 1 << 16)
-        if not data:
-            self._bury(worker, job)
+    def _serve(self, key: selectors.SelectorKey, job: Job) -> None:
+        worker: Worker = key.data
+        if worker not in self.workers:  # ended a moment ago
             return
-        *complete, worker.unread = (worker.unread + data).split(b"\n")
-        for line in complete:
-            worker.since = time.monotonic()
-            try:
-                message = json.loads(line)
-            except ValueError:  # the grader wrote into our pipe
-                self._end(worker)
-                job.blame(worker.given.popleft(), "the grader disturbed its process")
-                job.take_back(worker)
-                return
+        if key.fd == worker.requests:
+            worker.flush()
+            self._listen(worker)
+            return
+        try:
+            messages = worker.receive()
+            if messages is None:
+                self._bury(worker, job)
+            for message in messages or ():
+                if not self._take(worker, message, job):
+                    return
+        except DisturbedError:  # the grader wrote into our pipe
+            code = self._end(worker)
+            if not worker.ready:
+                raise self._cannot_import(code) from None
+            job.blame(worker, "the grader disturbed its process")
+            job.take_back(worker)
+
+    def _take(self, worker: Worker, message: dict[str, Any], job: Job) -> bool:
+        """Take one message; whether the worker goes on."""
+        if not worker.ready:
             if "failed" in message:
                 raise UserError(message["failed"])
-            if "ready" in message:
-                worker.ready, self.signature = True, message["ready"]
-                continue
-            index = worker.given.popleft()
-            verdict = Verdict(message["status"], message["reward"], message["why"])
-            if verdict.detail == OUT_OF_MEMORY:
-                self._end(worker)
-                job.blame(index, f"{OUT_OF_MEMORY} ({self.limits.memory} MB)")
-                job.take_back(worker)
-                return
-            job.verdicts[index] = verdict
+            if "ready" not in message:
+                raise DisturbedError("a worker says first that it is ready")
+            worker.ready, self.signature = True, message["ready"]
+            return True
+        if not worker.given or message.get("item") != job.offset + worker.given[0]:
+            raise DisturbedError("an answer to no question")
+        worker.restart_clock()
+        if "memory" in message:
+            self._end(worker)
+            job.blame(worker, f"ran out of memory ({self.limits.memory} MB)")
+            job.take_back(worker)
+            return False
+        try:
+            verdict = Verdict(*message["verdict"])
+        except (KeyError, TypeError, UserError) as error:
+            raise DisturbedError("no verdict") from error
+        job.verdicts[worker.given.popleft()] = verdict
+        if message.get("last"):  # a thread of the grader's goes on in there
+            self._end(worker)
+            job.take_back(worker)
+            return False
+        return True
 
     def _bury(self, worker: Worker, job: Job) -> None:
         """A worker has ended: find out why, and put its items back in the queue."""
+        worker.let_end()
         code = self._end(worker)
         if not worker.ready:
-            raise UserError(
-                f"the process for reward '{self.function}' ended while importing it ({_exit(code)})"
-            )
+            raise self._cannot_import(code)
         if worker.given and code == -signal.SIGPROF:
             job.verdicts[worker.given.popleft()] = self._too_slow("of processor time")
-        elif worker.given:
-            why = f"the grader's process ended ({_exit(code)})"
-            job.blame(worker.given.popleft(), why)
+        job.blame(worker, f"the grader's process ended ({_exit(code)})")
         job.take_back(worker)
 
+    def _cannot_import(self, code: int) -> UserError:
+        return UserError(
+            f"the process for reward '{self.function}' ended while importing it ({_exit(code)})"
+        )
+
     def _stop_late(self, job: Job) -> None:
-        """Kill workers that are over the limit on the clock."""
+        """Kill workers that sleep too long, or run on although their time is up."""
         now = time.monotonic()
         for worker in list(self.workers):
             if not worker.ready and now - worker.since > START_SECONDS:
                 raise UserError(
-                    f"reward '{self.function}' took more than {START_SECONDS} s to import"
+                    f"reward '{self.function}' took more than {START_SECONDS:g} s to import"
                 )
-            if worker.given and now - worker.since > WALL_FACTOR * self.limits.seconds:
+            if not worker.given or now - worker.since < self.limits.seconds:
+                continue
+            if worker.overslept(SLEEP_FACTOR * self.limits.seconds):
                 self._end(worker)
-                how = f"x {WALL_FACTOR} on the clock"
-                job.verdicts[worker.given.popleft()] = self._too_slow(how)
+                job.verdicts[worker.given.popleft()] = self._too_slow("and slept")
                 job.take_back(worker)
 
     def _too_slow(self, how: str) -> Verdict:
@@ -270,13 +317,16 @@ class GraderPool:
 
     def _patience(self) -> float:
         """Seconds until the next worker can be late."""
-        limit = WALL_FACTOR * self.limits.seconds
-        busy = [w for w in self.workers if w.given or not w.ready]
-        ends = [w.since + (limit if w.ready else START_SECONDS) for w in busy]
-        return max(0.0, min(ends, default=0.0) - time.monotonic()) + 0.01
+        now = time.monotonic()
+        waits = []
+        for worker in [w for w in self.workers if w.given or not w.ready]:
+            limit = self.limits.seconds if worker.ready else START_SECONDS
+            left = worker.since + limit - now
+            # From then on its sleep is watched, at short intervals.
+            waits.append(left if left > 0 else max(0.01, self.limits.seconds / 10))
+        return min([*waits, LONGEST_WAIT]) + 0.001
 
     def _end(self, worker: Worker) -> int:
-        """Kill a worker and its children; its exit code."""
         self.workers.remove(worker)
         return _end(worker, self._selector)
 
@@ -288,26 +338,18 @@ def default_workers() -> int:
     return max(1, min(8, (cores or 1) // max(1, processes)))
 
 
-def _send(fd: int, line: str) -> None:
-    """Write a line; a worker that is gone is noticed when its answers are read."""
-    data = memoryview(line.encode() + b"\n")
-    with suppress(BrokenPipeError):
-        while data:
-            data = data[os.write(fd, data) :]
-
-
 def _exit(code: int) -> str:
-    return f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
+    if code >= 0:
+        return f"exit code {code}"
+    known = {s.value: s.name for s in signal.Signals}
+    return f"signal {known.get(-code, -code)}"
 
 
 def _end(worker: Worker, selector: selectors.BaseSelector) -> int:
-    selector.unregister(worker.answers)
-    os.close(worker.requests)
-    os.close(worker.answers)
-    # The leader is not waited for yet, so its group cannot be anyone else's.
-    with suppress(ProcessLookupError):
-        os.killpg(worker.process.pid, signal.SIGKILL)
-    return worker.process.wait()
+    for fd in (worker.answers, worker.requests):
+        if fd in selector.get_map():
+            selector.unregister(fd)
+    return worker.end()
 
 
 def _end_all(workers: list[Worker], selector: selectors.BaseSelector) -> None:

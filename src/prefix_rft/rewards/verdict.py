@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -22,6 +21,8 @@ SKIPPED = "skipped"
 
 STATUSES = (CORRECT, WRONG, NO_ANSWER, GOLD_UNPARSEABLE, TIMEOUT, ERROR, SKIPPED)
 FULL_REWARD = 1.0 - 1e-6
+LARGEST = 3.4e38
+LONGEST_DETAIL = 300
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,16 @@ class Verdict:
 
     def __post_init__(self) -> None:
         choose("verdict", self.status, STATUSES)
-        if self.status in (CORRECT, WRONG):
-            reward = float(self.status == CORRECT) if self.reward is None else float(self.reward)
-            if not math.isfinite(reward):
-                raise UserError(f"the reward of a verdict must be finite, got {reward}")
-            object.__setattr__(self, "reward", reward)
-        elif self.reward is not None and self.status != NO_ANSWER:
-            raise UserError(f"a verdict '{self.status}' has no reward, got {self.reward}")
+        set_field = object.__setattr__  # frozen for everyone else
+        if self.status in (CORRECT, WRONG) and self.reward is None:
+            set_field(self, "reward", float(self.status == CORRECT))
+        if self.reward is not None:
+            if self.status not in (CORRECT, WRONG, NO_ANSWER):
+                raise UserError(f"a verdict '{self.status}' has no reward, got {self.reward}")
+            set_field(self, "reward", _finite(self.reward))
+        # Details come from graders and from what models write: short, and fit for any file.
+        detail = str(self.detail)[:LONGEST_DETAIL]
+        set_field(self, "detail", detail.encode("utf-8", "backslashreplace").decode())
 
     @property
     def excluded(self) -> bool:
@@ -75,15 +79,21 @@ def verdict_of(value: Any) -> Verdict:
         return value
     if value is None:
         return Verdict(SKIPPED)
+    number = _finite(value)
+    return Verdict(CORRECT if number >= FULL_REWARD else WRONG, number)
+
+
+def _finite(value: Any) -> float:
+    """A number that trainers can hold, which count in single precision."""
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise UserError(f"{_short(value)} is not a number") from None
-    if not math.isfinite(number):
+    if not abs(number) <= LARGEST:
         raise UserError(
             f"the reward is {number}; return None for a completion that cannot be graded"
         )
-    return Verdict(CORRECT if number >= FULL_REWARD else WRONG, number)
+    return number
 
 
 def _short(value: Any, limit: int = 80) -> str:

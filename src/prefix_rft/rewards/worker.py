@@ -16,6 +16,7 @@ import os
 import resource
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,36 +31,44 @@ PR_SET_PDEATHSIG = 1
 def main(requests_fd: int, answers_fd: int, parent: int) -> None:
     """Serve until the other end closes."""
     die_with(parent)
+    own = os.getpid()
     for fd in (requests_fd, answers_fd):
         os.set_inheritable(fd, False)  # a program that the grader starts has no part in this
-    with os.fdopen(requests_fd, "rb") as requests, os.fdopen(answers_fd, "wb") as answers:
+    os.register_at_fork(after_in_child=lambda: _close(requests_fd, answers_fd))
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
 
-        def answer(message: dict[str, Any]) -> None:
-            answers.write(json.dumps(message).encode() + b"\n")
-            answers.flush()
+    def answer(line: bytes) -> None:
+        view = memoryview(line)
+        while view:
+            view = view[os.write(answers_fd, view) :]
 
-        setup = json.loads(requests.readline())
-        try:
-            function = load_function(setup["function"], Path(setup["folder"]))
-        except UserError as error:
-            answer({"failed": str(error)})
-            return
-        except (Exception, SystemExit) as error:  # noqa: BLE001  (a stranger's module)
-            answer({"failed": f"reward '{setup['function']}' cannot be imported: {_say(error)}"})
-            return
+    requests = os.fdopen(requests_fd, "rb")
+    setup = json.loads(requests.readline())
+    try:
+        function = load_function(setup["function"], Path(setup["folder"]))
         limit_memory(setup["memory"])
-        answer({"ready": signature_of(function)})
-        while line := requests.readline():
-            for item in json.loads(line):
-                signal.setitimer(signal.ITIMER_PROF, setup["seconds"])
-                verdict = grade(function, item, setup["options"])
-                signal.setitimer(signal.ITIMER_PROF, 0)
-                answer({"status": verdict.status, "reward": verdict.reward, "why": verdict.detail})
-                if verdict.detail == OUT_OF_MEMORY:
-                    return  # what is left of this process is not to be trusted
-
-
-OUT_OF_MEMORY = "ran out of memory"
+    except BaseException as error:  # noqa: BLE001  (a stranger's module may do anything)
+        known = isinstance(error, UserError)
+        words = str(error) if known else f"reward '{setup['function']}': {_say(error)}"
+        answer(_line({"failed": words}))
+        return
+    answer(_line({"ready": signature_of(function)}))
+    while line := requests.readline():
+        for number, item in json.loads(line):
+            # Written beforehand: afterwards there may be no memory to write it with.
+            no_memory = _line({"item": number, "memory": True})
+            signal.setitimer(signal.ITIMER_PROF, setup["seconds"])
+            verdict = grade(function, item, setup["options"])
+            if os.getpid() != own:
+                os._exit(0)  # the grader forked, and this is its child
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            if verdict is None:
+                answer(no_memory)
+                return  # what is left of this process is not to be trusted
+            # A thread that goes on would be charged to the items that follow.
+            last = threading.active_count() > 1
+            answer(_line({"item": number, "verdict": _plain(verdict), "last": last}))
 
 
 def signature_of(function: Callable[..., Any]) -> dict[str, Any]:
@@ -74,8 +83,10 @@ def signature_of(function: Callable[..., Any]) -> dict[str, Any]:
     }
 
 
-def grade(function: Callable[..., Any], item: dict[str, Any], options: dict[str, Any]) -> Verdict:
-    """One completion's verdict; whatever a grader raises becomes ``error``."""
+def grade(
+    function: Callable[..., Any], item: dict[str, Any], options: dict[str, Any]
+) -> Verdict | None:
+    """One completion's verdict; None if memory ran out, ``error`` for whatever else is raised."""
     lists = {name: [value] for name, value in item.items()}
     try:
         returned = function(**lists, **options)
@@ -83,8 +94,8 @@ def grade(function: Callable[..., Any], item: dict[str, Any], options: dict[str,
             returned = asyncio.run(returned)
         return _only(returned)
     except MemoryError:
-        return Verdict(ERROR, detail=OUT_OF_MEMORY)
-    except (Exception, SystemExit) as error:  # noqa: BLE001  (the reason for this process)
+        return None
+    except BaseException as error:  # noqa: BLE001  (the reason for this process)
         return Verdict(ERROR, detail=f"raised {_say(error)}")
 
 
@@ -103,10 +114,26 @@ def _only(returned: Any) -> Verdict:
         return Verdict(ERROR, detail=str(error))
 
 
+def _plain(verdict: Verdict) -> list[Any]:
+    return [verdict.status, verdict.reward, verdict.detail]
+
+
+def _line(message: dict[str, Any]) -> bytes:
+    return json.dumps(message).encode() + b"\n"
+
+
 def _say(error: BaseException) -> str:
-    """``ValueError: ...`` on one short line."""
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    return text[:200]
+    """``ValueError: ...`` on one line, also of an error that cannot say what it is."""
+    try:
+        text = str(error)
+    except BaseException:  # noqa: BLE001  (its own __str__ fails)
+        text = "(no message)"
+    return " ".join(f"{type(error).__name__}: {text}".split())
+
+
+def _close(*fds: int) -> None:
+    for fd in fds:
+        os.close(fd)
 
 
 def die_with(parent: int) -> None:
@@ -123,4 +150,6 @@ def limit_memory(megabytes: int | None) -> None:
         return
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + megabytes * 2**20
-    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    soft = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
