@@ -62,7 +62,7 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
 
     What is returned has the verdicts of its last call as ``verdicts``.
     """
-    if hasattr(function, "verdicts"):
+    if getattr(function, "is_checked", False):
         return function
     name = name_of(function)
     kept: Any
@@ -75,7 +75,7 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
             return [v.reward for v in kept.verdicts]
 
         kept = call_async
-        kept.__name__, kept.verdicts = name, []
+        kept.__name__, kept.verdicts, kept.is_checked = name, [], True
         return kept
 
     @functools.wraps(function)
@@ -85,5 +85,5 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
         return [v.reward for v in kept.verdicts]
 
     kept = call
-    kept.__name__, kept.verdicts = name, []
+    kept.__name__, kept.verdicts, kept.is_checked = name, [], True
     return kept

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,10 @@ from prefix_rft.rewards.checked import RewardError, is_async
 from prefix_rft.rewards.pool import GraderPool, Limits
 from prefix_rft.rewards.verdict import NO_ANSWER, Verdict
 
+logger = logging.getLogger("prefix_rft")
+
+GIVEN = ("completions", "prompts", "completion_ids")
+"""What every reward function is given beside the columns."""
 STAYS = ("trainer_state", "log_extra", "log_metric", "environments")
 """What TRL passes that has no meaning in another process."""
 
@@ -32,6 +37,11 @@ class Graded:
         no_answer: ``exclude`` rows without an answer, or count them as ``wrong`` (reward 0).
         workers: processes.
         limits: of one completion.
+
+    Attributes:
+        verdicts: of the last call.
+        required: parameters that must be columns of the data.
+        tests_gold: it judges gold answers whatever the completion.
 
     Raises:
         UserError: the function cannot be imported, an option that it does not name, or a parameter
@@ -52,11 +62,15 @@ class Graded:
         self.__name__ = name or function.rpartition(":")[2]
         self.verdicts: list[Verdict] = []
         self.no_answer = no_answer
+        self.kept_back: set[str] = set()
         self.options = dict(options or {})
         self.pool = GraderPool(function, folder, self.options, workers, limits)
         signature = self.pool.start()
         self.parameters: list[str] = signature["parameters"]
         self.keywords: bool = signature["keywords"]
+        self.required: list[str] = [
+            p for p in signature["required"] if p not in (*GIVEN, *self.options)
+        ]
         self.tests_gold: bool = signature["tests_gold"]
         for option in self.options:
             choose(f"option of reward '{self.__name__}'", option, self.parameters)
@@ -67,7 +81,9 @@ class Graded:
                     "that it runs in: add whole_batch: true to run it in the trainer's"
                 )
 
-    def __call__(self, *, completions: Sequence[Any], **columns: Any) -> list[float | None]:
+    is_checked = True
+
+    def __call__(self, /, *, completions: Sequence[Any], **columns: Any) -> list[float | None]:
         """Rewards of the completions; None where one could not be graded."""
         self.verdicts = self.grade(completions, columns)
         return [v.reward for v in self.verdicts]
@@ -90,15 +106,26 @@ class Graded:
                 raise RewardError(
                     f"reward '{self.__name__}': '{name}' is both an option and a column of the data"
                 )
-            if _plain(values):
+            if named or _plain(values):
                 sent[name] = values
-            elif named:
-                raise RewardError(
-                    f"reward '{self.__name__}': column '{name}' holds values that are no plain "
-                    "data and cannot reach its process: add whole_batch: true"
+            elif name not in self.kept_back:
+                self.kept_back.add(name)
+                logger.warning(
+                    "reward '%s' is not given column '%s': its values are no plain data "
+                    "(whole_batch: true would give it)",
+                    self.__name__,
+                    name,
                 )
         rows = zip(*sent.values(), strict=True)
-        verdicts = self.pool.grade([dict(zip(sent, row, strict=True)) for row in rows])
+        try:
+            verdicts = self.pool.grade([dict(zip(sent, row, strict=True)) for row in rows])
+        except (TypeError, ValueError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise RewardError(
+                f"reward '{self.__name__}': a column holds values that are no plain data and "
+                f"cannot reach its process ({error}): add whole_batch: true"
+            ) from error
         if self.no_answer == "exclude":
             return verdicts
         return [replace(v, reward=0.0) if v.status == NO_ANSWER else v for v in verdicts]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,7 +47,7 @@ def math(
 
     Args:
         completions: texts or conversations.
-        answer: gold answers, as LaTeX without dollar signs, plain expressions, or numbers.
+        answer: gold answers, as LaTeX, plain expressions, or numbers; see :func:`read_gold`.
         anywhere: take the last expression of a text as its answer where nothing marks one.
         **kwargs: other columns; not used.
     """
@@ -57,7 +58,7 @@ def math(
 
 
 def _grade(text: str, gold: Any, anywhere: bool) -> Verdict:
-    expected = read_gold("" if gold is None else str(gold))
+    expected = read_gold(str(gold)) if isinstance(gold, (str, int, float)) else ()
     if not expected:
         return Verdict(GOLD_UNPARSEABLE, detail=f"gold {gold!r}")
     found = parse(text, ANYWHERE if anywhere else ANCHORED, raise_on_error=True, **UNLIMITED)
@@ -69,16 +70,44 @@ def _grade(text: str, gold: Any, anywhere: bool) -> Verdict:
 
 @functools.lru_cache(maxsize=4096)
 def read_gold(gold: str) -> tuple[Any, ...]:
-    r"""The gold answer as math-verify reads it inside ``\boxed{}``; empty if it cannot.
+    r"""The gold answer as math-verify reads it inside ``\boxed{}``; empty if it is no answer.
 
-    Bare text is read differently: ``pi/2`` and ``(1,2)`` give nothing, ``12:00`` gives 12. An
-    answer that evaluates to no number (``12:00`` inside a box is 12/0) is not usable either.
+    math-verify reads almost any text as something: ``hello`` as a product of five letters, ``1e3``
+    as one with Euler's number, ``12:00`` as twelve divided by nought. Such a gold would make every
+    answer wrong and never say so, so what does not look like one expression is refused.
     """
-    if not gold.strip():
+    gold = " ".join(gold.split()).removesuffix(".").strip()
+    plain = WORDS_IN_LATEX.sub("·", gold)
+    if not gold or any(form.search(plain) for form in NO_ANSWER_FORMS):
         return ()
-    boxed = gold if "\\boxed" in gold else f"\\boxed{{{gold.strip()}}}"
-    parsed = parse(boxed, ANCHORED, **UNLIMITED)
+    # A bare "pi" inside LaTeX would be p times i; either way of writing it is right.
+    forms = dict.fromkeys([gold, BARE_PI.sub(r"\\pi", gold)])
+    parsed = [p for form in forms for p in parse(_boxed(form), ANCHORED, **UNLIMITED)]
+    expressions = [p for p in parsed if not isinstance(p, str)]
     broken = (sympy.zoo, sympy.nan)
-    if any(isinstance(p, sympy.Basic) and p.has(*broken) for p in parsed):
+    if not expressions or any(isinstance(p, sympy.Basic) and p.has(*broken) for p in expressions):
         return ()
     return tuple(parsed)
+
+
+def _boxed(gold: str) -> str:
+    return gold if "\\boxed" in gold else f"\\boxed{{{gold}}}"
+
+
+WORDS_IN_LATEX = re.compile(
+    r"\\(text|textbf|textit|mathrm|mathbf|operatorname|begin|end)\*?\s*\{[^{}]*\}|\\[a-zA-Z]+"
+)
+"""Commands, and words that LaTeX marks as such."""
+FUNCTIONS = "sqrt|sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|log|exp|max|min|gcd|lcm|and"
+NO_ANSWER_FORMS = tuple(
+    re.compile(form)
+    for form in (
+        rf"(?<![a-zA-Z])(?!(?:{FUNCTIONS})(?![a-zA-Z]))[a-zA-Z]{{3,}}",  # a word
+        r"####",  # GSM8K's whole solution
+        r"\d\s+\d",  # 3 1/2 would be read as 31/2 or 2
+        r"\d[eE][+-]?\d",  # 1e3
+        r"(?i)\d\s*[ap]\.?m\b",  # a time of the day
+        r"(?i)^n/?a$",
+    )
+)
+BARE_PI = re.compile(r"(?<![\\a-zA-Z])pi(?![a-zA-Z])")

@@ -96,14 +96,18 @@ def load_rewards(spec: Any, folder: Path = Path()) -> tuple[list[Callable[..., A
         UserError: one of them cannot be used.
     """
     entries = parse_rewards(spec)
-    return [load_reward(e, folder) for e in entries], [e.weight for e in entries]
+    names = [e.name.rpartition(":")[2] for e in entries]
+    if len(names) > len(set(names)):
+        # TRL and the rollouts know rewards by their names.
+        names = [f"{name}_{i}" for i, name in enumerate(names, 1)]
+    rewards = [load_reward(e, folder, name) for e, name in zip(entries, names, strict=True)]
+    return rewards, [e.weight for e in entries]
 
 
-def load_reward(entry: Entry, folder: Path = Path()) -> Callable[..., Any]:
+def load_reward(entry: Entry, folder: Path, name: str) -> Callable[..., Any]:
     """One reward function: in a pool of processes, or ``whole_batch`` in this one."""
     if not entry.whole_batch:
         limits = Limits(entry.timeout, entry.memory)
-        name = entry.name.rpartition(":")[2]
         return Graded(
             entry.path, name, folder, entry.options, entry.no_answer, entry.workers, limits
         )
@@ -111,8 +115,7 @@ def load_reward(entry: Entry, folder: Path = Path()) -> Callable[..., Any]:
     for option in entry.options:
         choose(f"option of reward '{entry.name}'", option, inspect.signature(function).parameters)
 
-    @functools.wraps(function)
-    def with_options(*args: Any, **kwargs: Any) -> Any:
-        return function(*args, **entry.options, **kwargs)
-
-    return checked(with_options if entry.options else function)
+    bound = functools.partial(function, **entry.options) if entry.options else function
+    reward: Any = checked(bound)
+    reward.__name__ = name
+    return reward

@@ -17,7 +17,7 @@ from prefix_rft.rewards.verdict import (
     grader,
 )
 
-THINK_THEN_ANSWER = r"(?s)\s*(<think>)?.+</think>\s*\S.*"
+THINK_THEN_ANSWER = r"(?s)\s*(?:<think>)?(?!<think>|\s*</think>).+</think>\s*\S.*"
 
 
 @grader(tests_gold=True)

@@ -78,6 +78,7 @@ def signature_of(function: Callable[..., Any]) -> dict[str, Any]:
     others = any(p.kind is p.VAR_KEYWORD for p in parameters)
     return {
         "parameters": [p.name for p in parameters if p.kind in named],
+        "required": [p.name for p in parameters if p.kind in named and p.default is p.empty],
         "keywords": others and not getattr(function, "named_only", False),
         "tests_gold": bool(getattr(function, "tests_gold", False)),
     }

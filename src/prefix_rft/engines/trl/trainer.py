@@ -246,7 +246,8 @@ class PrefixRFTTrainer(GRPOTrainer):
         rewards[ungraded] = torch.nan
         self._row_rewards = rewards
         log_verdicts(self, ungraded)
-        return rewards_per_func
+        # TRL leaves rows without any reward out of what it logs.
+        return rewards_per_func.masked_fill(ungraded[:, None], torch.nan)
 
     def _attach(self, rows: Rows, plans: list[RowPlan], rewards_N: Tensor) -> None:
         """Add origin, reward, group and advantages to the rows; groups may span processes."""
