@@ -17,8 +17,9 @@ FLOORS = [
     {"engines"},
     {"evaluate", "memory", "models", "progress", "recipe", "run_folder"},
     {"configure"},
-    {"check", "preflight"},
-    {"check_view", "inspect", "train"},
+    {"check"},
+    {"check_view", "inspect", "preflight"},
+    {"train"},
     {"commands"},
     {"cli"},
 ]

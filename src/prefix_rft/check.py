@@ -17,16 +17,16 @@ from prefix_rft.configure import Setup
 from prefix_rft.data import DataError, Renderer, find_source, read_rows
 from prefix_rft.data.demonstrations import EMPTY, ENDS_INSIDE, KEPT, TOO_LONG, fate_of
 from prefix_rft.data.files import Row
+from prefix_rft.data.rows import ColumnTypes
 from prefix_rft.data.shapes import detect
 from prefix_rft.findings import Findings
 from prefix_rft.models import give_template
-from prefix_rft.preflight import grade_texts
-from prefix_rft.rewards import Verdict
+from prefix_rft.rewards import Verdict, grade_texts, missing_columns
 from prefix_rft.rewards.checked import name_of
 from prefix_rft.rewards.verdict import ERROR, GOLD_UNPARSEABLE, TIMEOUT
 
 BATCH = 256
-Graded = tuple[str, list[int], list[str], list[Verdict]]
+Graded = tuple[str, list[str], list[str], list[Verdict]]
 """A reward's name, and for each graded text its row's number, itself and the verdict."""
 
 
@@ -58,6 +58,27 @@ class Checked:
     prompts: set[int] = field(default_factory=set)
     findings: Findings = field(default_factory=Findings)
 
+    def label(self, row: Row) -> str:
+        """The row's number, and its file where there are several."""
+        if row.source == self.name:
+            return str(row.number)
+        return f"{row.number} of {row.source.removeprefix('data file ')}"
+
+
+@dataclass(frozen=True)
+class Scope:
+    """How much is looked at.
+
+    Attributes:
+        rows: the first N rows; all by default.
+        graded: the first N demonstrations are graded; all by default.
+        training: rows to train on; of others, the demonstrations are not used.
+    """
+
+    rows: int | None = None
+    graded: int | None = None
+    training: bool = True
+
 
 def check_data(
     setup: Setup,
@@ -65,11 +86,11 @@ def check_data(
     tokenizer: Any,
     eos_ids: tuple[int, ...],
     max_length: int | None,
+    graders: ThreadPoolExecutor,
+    scope: Scope,
     progress: Callable[[int], None] = lambda rows: None,
-    limit: int | None = None,
-    training: bool = True,
 ) -> Checked:
-    """Read all rows of ``data`` and look at each.
+    """Read rows of ``data`` and look at each.
 
     Args:
         setup: the resolved recipe.
@@ -77,9 +98,10 @@ def check_data(
         tokenizer: the model's.
         eos_ids: tokens that end a completion.
         max_length: positions that the model has, or None.
+        graders: one thread, which must outlive all calls: graders end with the thread that has
+            started them.
+        scope: how much to look at.
         progress: called with the number of rows done.
-        limit: look at the first N rows only.
-        training: rows to train on; of others, the demonstrations are not used.
 
     Raises:
         DataError: there is no such data.
@@ -88,9 +110,9 @@ def check_data(
     found = Checked(source.name)
 
     def refuse(error: DataError) -> None:
-        found.findings.add(error.what, row=error.row)
+        found.findings.add(error.what, row=found.label(error.row) if error.row else None)
 
-    rows = islice(read_rows(source, setup.recipe.reading(setup.args.seed), refuse), limit)
+    rows = islice(read_rows(source, setup.recipe.reading(setup.args.seed), refuse), scope.rows)
     look: Look | None = None
     try:
         for batch in _batches(rows):
@@ -98,11 +120,11 @@ def check_data(
                 row, values = batch[0]
                 found.shape = str(detect(row))
                 plain = give_template(tokenizer, values["prompt"])
-                look = Look(setup, tokenizer, eos_ids, max_length, found, plain, training)
+                look = Look(setup, tokenizer, eos_ids, max_length, found, plain, scope, graders)
             look.at(batch)
             progress(found.rows)
     except DataError as error:  # nothing more can be read
-        found.findings.add(error.what, row=error.row)
+        refuse(error)
     if look is not None:
         look.end()
     return found
@@ -125,7 +147,8 @@ class Look:
         max_length: int | None,
         found: Checked,
         plain_template: bool,
-        training: bool,
+        scope: Scope,
+        graders: ThreadPoolExecutor,
     ) -> None:
         template: Any = getattr(setup.args, "chat_template_kwargs", None)
         self.setup = setup
@@ -134,10 +157,13 @@ class Look:
         self.bos = tokenizer.bos_token_id
         self.max_length = max_length
         self.found = found
-        self.training = training
+        self.scope = scope
+        self.training = scope.training
+        self.graded = 0
         self.findings = found.findings
-        self.graders = ThreadPoolExecutor(1)
+        self.graders = graders
         self.grading: Future[list[Graded]] | None = None
+        self.types = ColumnTypes()
         if plain_template:
             self.findings.add(
                 "the tokenizer has no chat template: prompts are plain text with blank lines "
@@ -147,6 +173,11 @@ class Look:
 
     def at(self, batch: list[tuple[Row, dict[str, Any]]]) -> None:
         """Look at some rows."""
+        for error in self.types.add(batch):
+            self.findings.add(error.what, row=self.found.label(error.row) if error.row else None)
+        if self.found.rows == 0 and (self.setup.method.samples or not self.training):
+            for fault in missing_columns(self.setup.rewards, batch[0][1]):
+                self.findings.add(fault, "add the column, or name it in columns:")
         conversation = isinstance(batch[0][1]["prompt"], list)
         if conversation and self.found.rows == 0 and (fault := self.render.template_fault()):
             self.findings.add(fault)
@@ -165,17 +196,17 @@ class Look:
                 ids.append(self.render.text(values["prompt"]) if conversation else values["prompt"])
                 usable.append((row, values))
             except DataError as error:
-                self.findings.add(error.what, row=row.number)
+                self.findings.add(error.what, row=self.found.label(row))
         for (row, values), own in zip(usable, self._ids(ids, conversation), strict=True):
             self.found.prompts.add(hash(str(values["prompt"])))
             self.found.prompt_lengths.append(len(own))
-            self._bos(row.number, own)
+            self._bos(self.found.label(row), own)
             if self.max_length is not None and len(own) + self.budget > self.max_length:
                 self.findings.add(
                     f"the prompt and max_completion_length={self.budget} do not fit into the "
                     f"model's {self.max_length} positions",
                     "lower max_completion_length or drop the row",
-                    row.number,
+                    self.found.label(row),
                     f"the prompt has {len(own)} tokens",
                 )
         return usable
@@ -186,7 +217,7 @@ class Look:
         ids: Any = self.render.tokenizer(texts, add_special_tokens=not conversation)["input_ids"]
         return ids
 
-    def _bos(self, row: int, ids: list[int]) -> None:
+    def _bos(self, row: str, ids: list[int]) -> None:
         if self.bos is None or not self.render.adds_bos:
             return
         number = next((i for i, token in enumerate(ids) if token != self.bos), len(ids))
@@ -207,16 +238,16 @@ class Look:
             fate = fate_of(own, text, self.render, self.budget)
             self.found.fates[fate] += 1
             if fate != KEPT:
-                self._dropped(fate, row.number, len(own))
+                self._dropped(fate, self.found.label(row), len(own))
                 continue
             self.found.demonstration_lengths.append(len(own))
             kept.append((item, text))
             if conversation:
-                self._turn(row.number, values["prompt"], text)
+                self._turn(self.found.label(row), values["prompt"], text)
         self.found.with_demonstration += len({id(item[0]) for item, _ in kept})
         return kept
 
-    def _dropped(self, fate: str, row: int, length: int) -> None:
+    def _dropped(self, fate: str, row: str, length: int) -> None:
         fixes = {
             TOO_LONG: f"raise max_completion_length above {self.budget}",
             EMPTY: "write null where there is no demonstration",
@@ -225,7 +256,7 @@ class Look:
         example = f"{length} tokens" if fate == TOO_LONG else ""
         self.findings.add(f"a demonstration is dropped: {fate}", fixes[fate], row, example, False)
 
-    def _turn(self, row: int, messages: list[dict[str, Any]], text: str) -> None:
+    def _turn(self, row: str, messages: list[dict[str, Any]], text: str) -> None:
         if fault := self.render.think_fault(text):
             self.findings.add(
                 f"a demonstration {fault}",
@@ -244,13 +275,18 @@ class Look:
     def _grade(self, batch: list[Any], kept: list[tuple[Any, str]]) -> list[Graded]:
         """Each demonstration, and the gold answer alone of rows that have none."""
         having = {id(item[0]) for item, _ in kept}
+        if self.scope.graded is not None:
+            kept = kept[: max(0, self.scope.graded - self.graded)]
+            self.graded += len(kept)
         alone = [(item, "") for item in batch if id(item[0]) not in having]
         graded = []
         for reward in self.setup.rewards:
+            if missing_columns([reward], batch[0][1]):
+                continue  # said once, for all rows
             items = [*kept, *alone] if getattr(reward, "tests_gold", False) else kept
             if items:
                 rows, texts = [values for (_, values), _ in items], [text for _, text in items]
-                numbers = [row.number for (row, _), _ in items]
+                numbers = [self.found.label(row) for (row, _), _ in items]
                 verdicts = grade_texts(reward, rows, texts)
                 graded.append((name_of(reward), numbers, texts, verdicts))
         return graded
@@ -271,10 +307,17 @@ class Look:
                         number,
                         verdict.detail,
                     )
+                elif verdict.status in (TIMEOUT, ERROR) and not text:
+                    self.findings.add(
+                        f"'{name}' cannot grade the row: {verdict.status}",
+                        "mend the grader or the row",
+                        number,
+                        verdict.detail,
+                    )
                 elif text and (verdict.reward is None or verdict.reward <= 0):
                     self._rejected(name, number, verdict)
 
-    def _rejected(self, name: str, row: int, verdict: Verdict) -> None:
+    def _rejected(self, name: str, row: str, verdict: Verdict) -> None:
         fix = "mend the row, or set only_correct_demonstrations: true"
         if verdict.status in (TIMEOUT, ERROR):
             fix = "mend the grader"
@@ -289,7 +332,6 @@ class Look:
     def end(self) -> None:
         """The last verdicts, and findings about all rows together."""
         self._take_verdicts()
-        self.graders.shutdown()
         if not self.training:
             return
         method, found = self.setup.method, self.found

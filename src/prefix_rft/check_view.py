@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
 
@@ -12,8 +13,9 @@ import torch
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn
 from rich.table import Table
+from rich.text import Text
 
-from prefix_rft.check import Checked, check_data
+from prefix_rft.check import Checked, Scope, check_data
 from prefix_rft.configure import Setup, configure
 from prefix_rft.data.demonstrations import KEPT
 from prefix_rft.data.render import end_of_text_ids
@@ -36,17 +38,20 @@ def run_check(
         UserError: a recipe that cannot be resolved.
     """
     quiet()
-    with closing(configure(path, overrides)) as setup:
-        found = check_setup(setup, console, limit)
+    with closing(configure(path, overrides)) as setup, ThreadPoolExecutor(1) as graders:
+        found = check_setup(setup, console, graders, limit)
     if found:
         several = "problems" if found > 1 else "problem"
         console.print(f"[bold red]{found} {several}:[/] training would waste time")
     else:
-        console.print(f"[bold green]ready:[/] prefix-rft train {path}", soft_wrap=True)
+        ready = Text.assemble(("ready:", "bold green"), f" prefix-rft train {clean(path)}")
+        console.print(ready, soft_wrap=True)
     return not found
 
 
-def check_setup(setup: Setup, console: Console, limit: int | None) -> int:
+def check_setup(
+    setup: Setup, console: Console, graders: ThreadPoolExecutor, limit: int | None
+) -> int:
     """Check the data and print the report; the number of problems."""
     recipe = setup.recipe
     tokenizer = load_tokenizer(recipe.model_source())
@@ -67,9 +72,9 @@ def check_setup(setup: Setup, console: Console, limit: int | None) -> int:
                 tokenizer,
                 eos_ids,
                 positions,
+                graders,
+                Scope(limit, training=not parts),
                 lambda n, task=task, bar=bar: bar.update(task, description=f"checked {n} rows"),
-                limit,
-                training=not parts,
             )
         parts.append(found)
         show_data(console, found)
@@ -242,7 +247,8 @@ def show_findings(console: Console, title: str, found: list[Finding], colour: st
     """One line for each finding."""
     if not found:
         return
-    console.print(f"\n[bold {colour}]{title}[/]")
+    console.print()
+    console.print(Text(clean(title), style=f"bold {colour}"), soft_wrap=True)
     for one in found[:SHOWN]:
         console.print("-", clean(str(one)), markup=False, highlight=False, soft_wrap=True)
     if len(found) > SHOWN:

@@ -139,7 +139,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return getattr(commands, args.command)(args) or 0
     except UserError as error:
-        print(f"prefix-rft: error: {clean(str(error))}", file=sys.stderr)
+        line = clean(" ".join(str(error).split("\n")))
+        print(f"prefix-rft: error: {line}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("prefix-rft: interrupted", file=sys.stderr)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 
+from prefix_rft.data.demonstrations import OURS
 from prefix_rft.data.render import Renderer, end_of_text_ids
 from prefix_rft.engines.sampling import SamplingSettings, generate, sample, supported
 from prefix_rft.errors import UserError
@@ -116,7 +117,7 @@ def evaluate(
     columns = {
         name: [value for value in rows[name] for _ in range(samples)]
         for name in rows.column_names
-        if name not in ("prompt", "completion", "completion_ids")
+        if name not in ("prompt", "completion", "completion_ids") and not name.startswith(OURS)
     }
     verdicts = grade(reward, texts, {"prompts": prompts, "completion_ids": sampled, **columns})
     # Without an answer a problem is not solved; what could not be graded says nothing.

@@ -16,7 +16,7 @@ class Finding:
         what: a sentence.
         fix: what to do about it.
         serious: training as the data stands would waste time.
-        rows: the first numbers.
+        rows: the first ones, by number and, where there are several files, by file.
         count: of all rows; 0 for something that is not about rows.
         example: the first row's own words.
     """
@@ -24,7 +24,7 @@ class Finding:
     what: str
     fix: str = ""
     serious: bool = True
-    rows: list[int] = field(default_factory=list)
+    rows: list[str] = field(default_factory=list)
     count: int = 0
     example: str = ""
 
@@ -47,7 +47,7 @@ class Findings:
         self,
         what: str,
         fix: str = "",
-        row: int | None = None,
+        row: str | None = None,
         example: str = "",
         serious: bool = True,
     ) -> None:
@@ -69,7 +69,7 @@ class Findings:
         return [f for f in self.found.values() if not f.serious]
 
 
-def named(rows: Sequence[int], count: int | None = None) -> str:
+def named(rows: Sequence[object], count: int | None = None) -> str:
     """``3, 8, 9 and 14 more``."""
     count = len(rows) if count is None else count
     shown = ", ".join(map(str, rows[:ROWS_NAMED]))

@@ -24,7 +24,7 @@ from prefix_rft.engines.trl.plan import plan_rows
 from prefix_rft.errors import UserError
 from prefix_rft.findings import clean
 from prefix_rft.models import give_template, load_configs, load_model, load_tokenizer, quiet
-from prefix_rft.preflight import grade_texts
+from prefix_rft.rewards import grade_texts
 from prefix_rft.rewards.checked import name_of
 
 PROMPT, PREFIX, CHOSEN = "prompt", "prefix", "prefix, of highest entropy"

@@ -2,75 +2,91 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import uuid
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from datasets import Dataset
 from rich.console import Console
 
+from prefix_rft.check import Scope, check_data
 from prefix_rft.configure import Setup
 from prefix_rft.data import DataError, Renderer
+from prefix_rft.data.render import end_of_text_ids
+from prefix_rft.data.rows import PLACE
 from prefix_rft.errors import UserError
-from prefix_rft.findings import named
+from prefix_rft.findings import clean, named
 from prefix_rft.models import give_template
-from prefix_rft.rewards import Verdict, grade
+from prefix_rft.rewards import grade_texts, missing_columns
 from prefix_rft.rewards.checked import name_of
 from prefix_rft.rewards.verdict import CORRECT, ERROR, GOLD_UNPARSEABLE, TIMEOUT
 
 FIRST = 8
+LOOKED_AT = Scope(rows=1000, graded=64)
 BATCH = 512
 
 
-def preflight(setup: Setup, rows: Dataset, tokenizer: Any, console: Console) -> Dataset:
-    """The rows to train on.
+def preflight(
+    setup: Setup,
+    model: Any,
+    tokenizer: Any,
+    rows: Dataset,
+    held_out: Dataset | None,
+    console: Console,
+) -> tuple[Dataset, Dataset | None]:
+    """The rows to train and to evaluate on.
 
     Rows whose gold answer cannot be read are dropped and counted, and demonstrations that are not
-    correct if the recipe says so. Each reward is tried on the first demonstrations.
+    correct if the recipe says so. The first rows are looked at as ``prefix-rft check`` looks at
+    all, and what is found is printed.
 
     Raises:
-        UserError: a reward fails on everything, or no row is left.
+        UserError: a reward that misses a column or fails on everything, a template that cannot be
+            sampled from or refuses a prompt, or no row is left.
     """
-    if give_template(tokenizer, rows[0]["prompt"]):
-        console.print(
-            "the tokenizer has no chat template: prompts are plain text with blank lines between "
-            "messages (docs/data.md)",
-            highlight=False,
-        )
+    recipe, rewards = setup.recipe, setup.rewards
+    parts = [(recipe.train_data, rows), *([(recipe.eval_data, held_out)] if held_out else [])]
     template: Any = getattr(setup.args, "chat_template_kwargs", None)
-    if isinstance(rows[0]["prompt"], list):
-        fault = Renderer(tokenizer, template_kwargs=template or {}).template_fault()
-        if fault:
+    eos_ids = end_of_text_ids(tokenizer, model.generation_config)
+    for name, part in parts:
+        missing = missing_columns(rewards, part.column_names)
+        if missing and (setup.method.samples or part is held_out):
+            raise DataError(f"data '{name}': {missing[0]}")
+        give_template(tokenizer, part[0]["prompt"])
+        render = Renderer(tokenizer, eos_ids, template or {})
+        if isinstance(part[0]["prompt"], list) and (fault := render.template_fault()):
             raise DataError(fault)
-    for reward in setup.rewards:
-        try_first(reward, rows, console)
+    for reward in rewards:
+        if not missing_columns([reward], rows.column_names):
+            try_first(reward, rows)
+    with ThreadPoolExecutor(1) as graders:
+        positions = getattr(model.config, "max_position_embeddings", None)
+        for name, _ in parts:
+            scope = Scope(LOOKED_AT.rows, LOOKED_AT.graded if name is recipe.train_data else 0)
+            found = check_data(setup, name, tokenizer, eos_ids, positions, graders, scope)
+            for one in found.findings.problems + found.findings.notes:
+                say(console, f"warning: {found.name}: {one}")
+    if held_out is not None:
+        check_prompts(held_out, Renderer(tokenizer, eos_ids, template or {}))
+        held_out = drop_unreadable_golds(rewards[:1], held_out, console)
     if setup.method.samples:
-        rows = drop_unreadable_golds(setup.rewards, rows, console)
-    if setup.recipe.only_correct_demonstrations:
-        if not setup.rewards:
+        rows = drop_unreadable_golds(rewards, rows, console)
+    if recipe.only_correct_demonstrations:
+        if not rewards:
             raise UserError(
                 "only_correct_demonstrations needs a reward that says which are correct"
             )
-        rows = keep_correct(setup.rewards[0], rows, console)
-    return rows
+        rows = keep_correct(rewards[0], rows, console)
+    return rows, held_out
 
 
-def grade_texts(
-    reward: Callable[..., Any], rows: Sequence[dict[str, Any]], texts: Sequence[str]
-) -> list[Verdict]:
-    """Verdicts on texts as if they were completions of the rows' prompts."""
-    conversation = isinstance(rows[0]["prompt"], list)
-    completions: list[Any] = list(texts)
-    if conversation:
-        completions = [[{"role": "assistant", "content": t}] for t in texts]
-    names = [n for n in rows[0] if n not in ("prompt", "completion", "completion_ids")]
-    columns = {name: [row.get(name) for row in rows] for name in names}
-    columns["prompts"] = [row["prompt"] for row in rows]
-    columns["completion_ids"] = [[] for _ in rows]
-    return grade(reward, completions, columns)
+def say(console: Console, text: str) -> None:
+    """A plain line; nothing in it is markup."""
+    console.print(clean(text), markup=False, highlight=False, soft_wrap=True)
 
 
-def try_first(reward: Callable[..., Any], rows: Dataset, console: Console) -> None:
+def try_first(reward: Callable[..., Any], rows: Dataset) -> None:
     """Grade the demonstrations of the first rows.
 
     Raises:
@@ -85,16 +101,21 @@ def try_first(reward: Callable[..., Any], rows: Dataset, console: Console) -> No
             f"reward '{name_of(reward)}' could grade none of the first {len(first)} "
             f"demonstrations ({what})"
         )
-    shown = [v for v, text in zip(verdicts, texts, strict=True) if text]
-    if shown and not any(v.reward and v.reward > 0 for v in shown):
-        counts = ", ".join(
-            f"{n} {status}" for status, n in Counter(v.status for v in shown).items()
-        )
-        console.print(
-            f"warning: reward '{name_of(reward)}' gives nothing to the first demonstrations "
-            f"({counts}); run prefix-rft check",
-            highlight=False,
-        )
+
+
+def check_prompts(rows: Dataset, render: Renderer) -> None:
+    """Render each conversation once.
+
+    Raises:
+        DataError: the template refuses one; the message says which.
+    """
+    row: Any
+    for row in rows.select_columns(["prompt", PLACE]):
+        if isinstance(row["prompt"], list):
+            try:
+                render.text(row["prompt"])
+            except DataError as error:
+                raise DataError(f"{row[PLACE]}: {error}") from error
 
 
 def drop_unreadable_golds(
@@ -105,21 +126,26 @@ def drop_unreadable_golds(
     Raises:
         UserError: there is none.
     """
-    judges = [r for r in rewards if getattr(r, "tests_gold", False)]
-    bad: set[int] = set()
-    for judge in judges:
+    bad: dict[int, str] = {}
+    for judge in [r for r in rewards if getattr(r, "tests_gold", False)]:
         for start in range(0, len(rows), BATCH):
             part = [dict(r) for r in rows.select(range(start, min(start + BATCH, len(rows))))]
             verdicts = grade_texts(judge, part, [""] * len(part))
-            bad |= {start + i for i, v in enumerate(verdicts) if v.status == GOLD_UNPARSEABLE}
+            unusable = (GOLD_UNPARSEABLE, TIMEOUT, ERROR)
+            bad |= {
+                start + i: name_of(judge) for i, v in enumerate(verdicts) if v.status in unusable
+            }
     if not bad:
         return rows
-    words = (
-        f"{len(bad)} of {len(rows)} rows have a gold answer that '{name_of(judges[0])}' cannot read"
-    )
+    first = rows[min(bad)][PLACE]
+    names = " and ".join(f"'{n}'" for n in dict.fromkeys(bad.values()))
+    words = f"{len(bad)} of {len(rows)} rows have a gold answer that {names} cannot read"
     if len(bad) == len(rows):
-        raise UserError(f"{words}: check the column, or use another reward (prefix-rft check)")
-    console.print(f"{words}; dropped (row {named(sorted(i + 1 for i in bad))})", highlight=False)
+        raise DataError(
+            f"{first}: {words}: check the column, or use another reward (prefix-rft check)"
+        )
+    places = [rows[i][PLACE] for i in sorted(bad)[:5]]
+    say(console, f"{words}; dropped: {named(places, len(bad))}")
     return rows.select([i for i in range(len(rows)) if i not in bad])
 
 
@@ -135,16 +161,14 @@ def keep_correct(reward: Callable[..., Any], rows: Dataset, console: Console) ->
         ]
         owners = [row for row in part for _ in row["demonstration"]]
         texts = [text for row in part for text in row["demonstration"]]
-        right = iter(
-            [v.status == CORRECT for v in grade_texts(reward, owners, texts)] if texts else []
-        )
+        verdicts = grade_texts(reward, owners, texts) if texts else []
+        right = iter([v.status == CORRECT for v in verdicts])
         kept = [[t for t in row["demonstration"] if next(right)] for row in part]
         before, after = before + len(texts), after + sum(map(len, kept))
         return {"demonstration": kept}
 
-    rows = rows.map(keep, batched=True, batch_size=BATCH, load_from_cache_file=False)
-    console.print(
-        f"{before - after} of {before} demonstrations dropped: not correct to '{name_of(reward)}'",
-        highlight=False,
-    )
+    # Verdicts are not to be remembered under the name of this function: the grader may change.
+    rows = rows.map(keep, batched=True, batch_size=BATCH, new_fingerprint=uuid.uuid4().hex)
+    dropped = f"{before - after} of {before} demonstrations dropped"
+    say(console, f"{dropped}: not correct to '{name_of(reward)}'")
     return rows

@@ -52,7 +52,7 @@ def run(setup: Setup, console: Console) -> Path:
     kwargs = dict(recipe.trainer.get("model_init_kwargs") or {})
     model, tokenizer = load_model(recipe.model_source(), **kwargs)
 
-    rows = preflight(setup, rows, tokenizer, console)
+    rows, held_out = preflight(setup, model, tokenizer, rows, held_out, console)
     folder = Path(args.output_dir)
     shared: dict[str, Any] = {"train_dataset": rows, "processing_class": tokenizer}
     try:
@@ -60,9 +60,11 @@ def run(setup: Setup, console: Console) -> Path:
             trainer: Any = PrefixRFTTrainer(model, rewards, args, **shared)
         else:
             trainer = DemonstrationTrainer(model, args, **shared)
-    except UserError:
-        raise
+    except UserError as error:
+        remove_empty(folder)
+        raise UserError(f"data '{recipe.train_data}': {error}") from error
     except (ValueError, ImportError) as error:
+        remove_empty(folder)
         raise UserError(f"the trainer cannot be made: {one_line(error)}") from error
     main = trainer.accelerator.is_main_process
     if main:
@@ -94,6 +96,13 @@ def run(setup: Setup, console: Console) -> Path:
             write_json(folder / "eval.json", {k: asdict(v) for k, v in evaluations.items()})
         summarise(console, folder, evaluations)
     return folder
+
+
+def remove_empty(folder: Path) -> None:
+    """Take back a run folder that nothing was written to, and its parent if that is empty too."""
+    for one in (folder, folder.parent):
+        if one.is_dir() and not any(one.iterdir()):
+            one.rmdir()
 
 
 def evaluate_model(

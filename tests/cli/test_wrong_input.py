@@ -138,7 +138,7 @@ CASES: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
             or write_recipe(f, columns={"demonstration": "solution"})
         ),
         [],
-        "row 1, column 'solution': missing; the row has prompt, answer",
+        "row 1, column 'solution': missing; there are prompt, answer",
     ),
     "rows that do not divide": (
         edit(micro_batch_size=5),

@@ -172,6 +172,8 @@ def test_a_step_is_the_same_from_every_shape(tmp_path: Path) -> None:
 def test_text_prompts_stay_texts(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [{"prompt": "1+1=", "completion": "2", "answer": "2"}])
     row = load_rows(path)[0]
+    place = f"data file '{path}', row 1"
+    assert row.pop("prefix_rft_place") == place
     assert row == {"prompt": "1+1=", "demonstration": ["2"], "answer": "2"}
 
 
@@ -243,7 +245,8 @@ def test_rows_are_mapped_from_disk(tmp_path: Path) -> None:
     found = load_rows(write_jsonl(tmp_path / "a.jsonl", rows))
     assert found.cache_files
     assert found[0]["n"] == 1.0
-    assert found[600] == {"prompt": "b", "demonstration": [], "n": 2.5, "m": [1]}
+    last = {k: v for k, v in found[600].items() if k != "prefix_rft_place"}
+    assert last == {"prompt": "b", "demonstration": [], "n": 2.5, "m": [1]}
     assert found[599]["m"] is None
 
 
@@ -254,6 +257,7 @@ def test_a_dataset_by_its_name(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "made/test.jsonl", [{"problem": "2+2?", "solution": "4"}])
     found = load_rows({"path": "made", "split": "test"}, folder=tmp_path)
     assert found[0] == {
+        "prefix_rft_place": "dataset 'made', row 1",
         "prompt": [user("2+2?")],
         "demonstration": ["4"],
         "problem": "2+2?",

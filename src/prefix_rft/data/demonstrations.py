@@ -15,8 +15,11 @@ from transformers import PreTrainedTokenizerBase
 
 from prefix_rft.data.files import DataError, Row
 from prefix_rft.data.render import Renderer
+from prefix_rft.data.rows import PLACE
 from prefix_rft.data.shapes import demonstration_texts
 
+OURS = "prefix_rft_"
+"""How the names of columns begin that reward functions do not see."""
 IDS = "prefix_rft_demonstration_ids"
 EXAMPLE = "prefix_rft_example"
 FATES = "prefix_rft_fates"
@@ -65,7 +68,7 @@ def fate_of(ids: list[int], text: str, renderer: Renderer, max_tokens: int) -> s
 
     A longer one is dropped and not cut: it would lose its answer and its EOS.
     """
-    if not text.strip():
+    if not text.strip() or len(ids) <= 1:
         return EMPTY
     if renderer.ends_inside(ids):
         return ENDS_INSIDE
@@ -103,8 +106,13 @@ def tokenize_demonstrations(
     def add_ids(batch: dict[str, list[Any]], indices: list[int]) -> dict[str, list[Any]]:
         cells = batch.get(column) or [None] * len(indices)
         conversation = isinstance(batch["prompt"][0], list)
+        places = batch.get(PLACE) or [f"the dataset, row {index + 1}" for index in indices]
         if conversation:
-            render.text(batch["prompt"][0])  # says so if the template cannot do it
+            for place, prompt in zip(places, batch["prompt"], strict=True):
+                try:
+                    render.text(prompt)
+                except DataError as error:
+                    raise DataError(f"{place}: {error}") from error
         texts_of = [
             demonstration_texts(Row("the dataset", index + 1), cell, column)
             for index, cell in zip(indices, cells, strict=True)

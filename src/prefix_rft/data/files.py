@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ SUFFIXES = (".jsonl", ".json", ".parquet")
 SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval")
 PARQUET_ROWS = 256
 BOM = b"\xef\xbb\xbf"
+DEEPEST = 32
+SURROGATE = re.compile("[\ud800-\udfff]")
 DATASET_KEYS = ("path", "name", "split", "revision", "data_dir")
 
 
@@ -30,11 +33,11 @@ class DataError(UserError):
     """A data file or a row cannot be used; the message says which, where, and the fix.
 
     Attributes:
-        row: its number, where one row is to blame.
+        row: the row that is to blame, if one is.
         what: the message without the place.
     """
 
-    def __init__(self, message: str, row: int | None = None, what: str = "") -> None:
+    def __init__(self, message: str, row: Row | None = None, what: str = "") -> None:
         super().__init__(message)
         self.row = row
         self.what = what or message
@@ -48,12 +51,15 @@ class Row:
     number: int
     values: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def place(self) -> str:
+        """``data file 'train.jsonl', row 3``."""
+        return f"{self.source}, row {self.number}"
+
     def error(self, message: str, column: str | None = None) -> DataError:
         """The error ``message`` at this row."""
         what = f"column '{column}': {message}" if column else message
-        separator = ", " if column else ": "
-        place = f"{self.source}, row {self.number}"
-        return DataError(f"{place}{separator}{what}", self.number, what)
+        return DataError(f"{self.place}{', ' if column else ': '}{what}", self, what)
 
 
 @dataclass(frozen=True)
@@ -165,22 +171,26 @@ def _from_dataset(name: str, arguments: Mapping[str, Any]) -> Iterator[Row]:
 def _jsonl(path: Path) -> Iterator[Row | DataError]:
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
+            line = line.removeprefix(BOM) if number == 1 else line
             if line.strip():
                 row = Row(f"data file '{path}'", number)
                 try:
-                    yield _with_columns(row, _parse(line.removeprefix(BOM), row))
+                    yield _with_columns(row, _parse(line, row.error))
                 except DataError as error:
                     yield error
 
 
 def _json(path: Path) -> Iterator[Row | DataError]:
     """A list of objects, or one object per line whatever the file's name says."""
-    data = path.read_bytes().removeprefix(BOM)
-    if not data.lstrip().startswith(b"["):
+    source = f"data file '{path}'"
+    data = path.read_bytes().removeprefix(BOM).strip()
+    if not data.startswith(b"["):
+        first = data.partition(b"\n")[0].strip()
+        if data.startswith(b"{") and not first.endswith(b"}"):
+            raise DataError(f"{source} is one object, not a list of rows or one row per line")
         yield from _jsonl(path)
         return
-    source = f"data file '{path}'"
-    for number, value in enumerate(_parse(data, Row(source, 1)), 1):
+    for number, value in enumerate(_parse(data, lambda m: DataError(f"{source}: {m}")), 1):
         try:
             yield _with_columns(Row(source, number), value)
         except DataError as error:
@@ -189,35 +199,103 @@ def _json(path: Path) -> Iterator[Row | DataError]:
 
 def _with_columns(row: Row, values: Any) -> Row:
     if not isinstance(values, dict):
-        raise row.error(f"a row is an object with columns, got {type(values).__name__}")
+        kind = {list: "a list", str: "a text", int: "a number", float: "a number"}
+        raise row.error(
+            f"a row is an object with columns, got {kind.get(type(values), 'no object')}"
+        )
+    for column, value in values.items():
+        if not _is_text(column) or not _is_text(value):
+            raise row.error(
+                "holds half a character (a lone surrogate): write the whole one", column
+            )
     return Row(row.source, row.number, values)
 
 
-def _parse(data: bytes, row: Row) -> Any:
+def _is_text(value: Any) -> bool:
+    """Whether the texts in a value can be written as UTF-8, which JSON escapes do not promise."""
+    if isinstance(value, str):
+        return value.isascii() or not SURROGATE.search(value)
+    if isinstance(value, dict):
+        return all(_is_text(k) and _is_text(v) for k, v in value.items())
+    return not isinstance(value, list) or all(map(_is_text, value))
+
+
+def _parse(data: bytes, refuse: Callable[[str], DataError]) -> Any:
+    """JSON; ``refuse`` makes the error."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(n for n in names if names.count(n) > 1)
+            raise refuse(f"the key '{twice}' is given twice")
+        return found
+
     try:
-        return json.loads(data.decode())
+        value = json.loads(data.decode(), object_pairs_hook=once)
     except UnicodeDecodeError as error:
-        raise row.error(
-            f"not UTF-8 (byte 0x{data[error.start]:02x} at position {error.start + 1}): "
-            "save the file as UTF-8"
+        line = data.count(b"\n", 0, error.start) + 1
+        where = f"at position {error.start + 1}" if line == 1 else f"on line {line}"
+        raise refuse(
+            f"not UTF-8 (byte 0x{data[error.start]:02x} {where}): save the file as UTF-8"
         ) from error
     except json.JSONDecodeError as error:
-        raise row.error(f"not valid JSON: {error.msg} at position {error.pos + 1}") from error
+        where = f"at position {error.pos + 1}" if error.lineno == 1 else f"on line {error.lineno}"
+        raise refuse(f"not valid JSON: {error.msg} {where}") from error
     except RecursionError:
-        raise row.error("not usable JSON: nested too deeply") from None
+        raise refuse("not usable JSON: nested too deeply") from None
+    except DataError:
+        raise
+    except ValueError as error:  # a number of thousands of digits
+        raise refuse(f"not usable JSON: {error}") from error
+    if _depth(value) > DEEPEST:
+        raise refuse(f"not usable JSON: nested more than {DEEPEST} deep")
+    return value
 
 
-def _parquet(path: Path) -> Iterator[Row]:
+def _depth(value: Any) -> int:
+    """How deep a value is nested, without recursion."""
+    depth, level = 0, [value]
+    while level:
+        inner = [v for v in level if isinstance(v, (dict, list))]
+        level = [w for v in inner for w in (v.values() if isinstance(v, dict) else v)]
+        depth += bool(inner)
+        if depth > DEEPEST + 1:
+            break
+    return depth
+
+
+def _parquet(path: Path) -> Iterator[Row | DataError]:
     source, number = f"data file '{path}'", 0
     try:
         with pq.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            twice = next((n for n in names if names.count(n) > 1), None)
+            if twice:
+                raise DataError(f"{source} has two columns of the name '{twice}'")
             for batch in file.iter_batches(batch_size=PARQUET_ROWS):
-                for values in batch.to_pylist():
+                for values in _values(batch):
                     number += 1
-                    yield Row(source, number, values)
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+                    row = Row(source, number)
+                    if isinstance(values, UnicodeDecodeError):
+                        yield row.error("a text is not UTF-8: write the file anew")
+                    else:
+                        yield Row(source, number, values)
+    except (pa.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"{source} cannot be read after row {number}: {reason}") from error
+
+
+def _values(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | UnicodeDecodeError]:
+    """The rows of a batch; an error in the place of one whose text is no text."""
+    try:
+        yield from batch.to_pylist()
+    except UnicodeDecodeError:
+        for i in range(len(batch)):
+            try:
+                yield batch.slice(i, 1).to_pylist()[0]
+            except UnicodeDecodeError as error:
+                yield error
 
 
 READERS = {".jsonl": _jsonl, ".json": _json, ".parquet": _parquet}

@@ -93,6 +93,11 @@ class Renderer:
             )
         except TemplateError as error:
             raise DataError(f"the chat template refuses the conversation: {error}") from error
+        except Exception as error:  # a stranger's template may do anything
+            kind = type(error).__name__
+            raise DataError(
+                f"the chat template fails on the conversation: {kind}: {error}"
+            ) from error
         return text
 
     def prompt(self, prompt: Any) -> list[int]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 from datasets import Dataset
@@ -22,6 +22,8 @@ from prefix_rft.data.shapes import Shape, canonical, detect, kind, rename
 from prefix_rft.errors import UserError
 
 BATCH = 256
+PLACE = "prefix_rft_place"
+"""Column with the file and number of each row; reward functions do not see it."""
 
 
 @dataclass(frozen=True)
@@ -146,11 +148,18 @@ def load_rows(
     def found() -> Iterator[tuple[Row, dict[str, Any]]]:
         return islice(read_rows(source, reading), limit)
 
-    schema = _schema(found())
+    types = ColumnTypes()
+    for batch in batched(found(), BATCH):
+        for error in types.add(batch):
+            raise error
+    schema = types.schema()
     path = _scratch() / f"{len(os.listdir(_scratch()))}.arrow"
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
         for batch in batched(found(), BATCH):
-            rows = [{name: values.get(name) for name in schema.names} for _, values in batch]
+            rows = [
+                {**{n: values.get(n) for n in schema.names}, PLACE: row.place}
+                for row, values in batch
+            ]
             writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=schema))
     return Dataset.from_file(str(path))
 
@@ -161,53 +170,66 @@ def batched(rows: Iterator[Any], size: int) -> Iterator[list[Any]]:
         yield batch
 
 
-FIXED = {
-    "demonstration": pa.list_(pa.string()),
-    "prompt": pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])),
-}
+class ColumnTypes:
+    """One type for each column, over all rows."""
 
+    fixed: ClassVar[dict[str, pa.DataType]] = {
+        "demonstration": pa.list_(pa.string()),
+        "prompt": pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])),
+    }
 
-def _schema(rows: Iterator[tuple[Row, dict[str, Any]]]) -> pa.Schema:
-    """One type for each column, over all rows.
+    def __init__(self) -> None:
+        self.types: dict[str, pa.DataType] = {}
 
-    Raises:
-        DataError: a column of several kinds of values.
-    """
-    types: dict[str, pa.DataType] = {}
-    for batch in batched(rows, BATCH):
+    def schema(self) -> pa.Schema:
+        """The columns' types, with the rows' places."""
+        return pa.schema([*self.types.items(), (PLACE, pa.string())])
+
+    def add(self, batch: list[tuple[Row, dict[str, Any]]]) -> Iterator[DataError]:
+        """Take in some rows; an error for each column whose cells do not go together."""
         for name in dict.fromkeys(n for _, values in batch for n in values):
             cells = [values.get(name) for _, values in batch]
             if name == "demonstration" or (name == "prompt" and isinstance(cells[0], list)):
-                types[name] = FIXED[name]
+                self.types[name] = self.fixed[name]
                 continue
-            types[name] = _type(name, batch, cells, types.get(name, pa.null()))
-    return pa.schema(list(types.items()))
+            known = self.types.get(name, pa.null())
+            fits = self._join(name, known, cells)
+            if fits is None:
+                yield self._error(name, [row for row, _ in batch], cells, known)
+            else:
+                self.types[name] = fits
 
+    def _error(self, name: str, rows: list[Row], cells: list[Any], known: pa.DataType) -> DataError:
+        """The first cell that does not fit is to blame."""
+        low, high = 0, len(cells)  # the first `low` cells fit, the first `high` do not
+        while high - low > 1:
+            middle = (low + high) // 2
+            fits = self._join(name, known, cells[:middle]) is not None
+            low, high = (middle, high) if fits else (low, middle)
+        cell = cells[low]
+        if isinstance(cell, int) and not -(2**63) <= cell < 2**63:
+            return rows[low].error("the number is too large: write it as a text", name)
+        before = self._join(name, known, cells[:low])
+        return rows[low].error(
+            f"holds {kind(cell)}, which does not go with the values of the rows before "
+            f"({before}): write all of them alike",
+            name,
+        )
 
-def _type(name: str, batch: Any, cells: list[Any], known: pa.DataType) -> pa.DataType:
-    """The column's type with these cells too; the first cell that does not fit is an error."""
-    fits = _join(known, cells)
-    if fits is not None:
-        return fits
-    low, high = 0, len(cells)  # the first `low` cells fit, the first `high` do not
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if _join(known, cells[:middle]) is not None else (low, middle)
-    row: Row = batch[low][0]
-    raise row.error(
-        f"holds {kind(cells[low])} that does not go with the column's type in the rows before "
-        f"({_join(known, cells[:low])}): write all of them alike",
-        name,
-    )
-
-
-def _join(known: pa.DataType, cells: list[Any]) -> pa.DataType | None:
-    try:
-        new = pa.array(cells).type
-        fields = [pa.schema([("x", known)]), pa.schema([("x", new)])]
-        return pa.unify_schemas(fields, promote_options="permissive").field("x").type
-    except (pa.ArrowException, OverflowError, ValueError, TypeError):
-        return None
+    @staticmethod
+    def _join(name: str, known: pa.DataType, cells: list[Any]) -> pa.DataType | None:
+        try:
+            new = pa.array(cells).type
+            fields = [pa.schema([("x", known)]), pa.schema([("x", new)])]
+            joined = pa.unify_schemas(fields, promote_options="permissive").field("x").type
+        except (pa.ArrowException, OverflowError, ValueError, TypeError):
+            return None
+        numbers = {type(c) for c in cells if c is not None} | (
+            {int} if known == pa.int64() else set()
+        )
+        if name == "answer" and joined == pa.float64() and int in numbers:
+            return None  # 2 would become 2.0, which is another text
+        return joined
 
 
 _folder: Path | None = None

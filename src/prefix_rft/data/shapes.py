@@ -13,8 +13,11 @@ from typing import Any
 
 from prefix_rft.data.files import Row
 
-RESERVED = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
-"""What TRL passes to reward functions beside the columns."""
+RESERVED = (
+    *("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric"),
+    *("image", "images", "tools", "environments"),
+)
+"""What TRL passes to reward functions beside the columns, or takes for pictures and tools."""
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 REASONING = ("reasoning_content", "reasoning", "thinking")
@@ -56,13 +59,13 @@ def detect(row: Row) -> Shape:
     columns = row.values
     reserved = next((c for c in columns if c in RESERVED or c.startswith("prefix_rft_")), None)
     if reserved:
-        raise row.error("this name is taken by what reward functions get: rename it", reserved)
+        raise row.error("this name is taken, the trainer uses it: rename the column", reserved)
 
     def first(*names: str) -> str | None:
         return next((n for n in names if n in columns), None)
 
     answer = first("answer", "ground_truth", "final_answer")
-    if "prompt" in columns and isinstance(columns.get("reward_model"), dict):
+    if "prompt" in columns and "reward_model" in columns:
         target = first("target_lst", "target")
         truth = "reward_model.ground_truth"
         return Shape("verl rows", "prompt", target, truth, spent=("target", "target_lst"))
@@ -189,7 +192,9 @@ def _demonstration(row: Row, one: Any, column: str) -> str:
 
 def _split(row: Row, messages: Any, column: str) -> tuple[list[Any], list[str]]:
     """A conversation's messages before its last assistant message, and that one's text."""
-    if not isinstance(messages, list) or not _are_messages(messages):
+    if not messages:
+        raise row.error("the conversation is missing or empty", column)
+    if not isinstance(messages, list):
         raise row.error(f"a conversation is a list of messages, got {kind(messages)}", column)
     last = _message(row, messages[-1], column)
     if last["role"] == "assistant":
@@ -253,6 +258,8 @@ def _is_text_part(part: Any) -> bool:
 def _answer(row: Row, answer: Any, column: str) -> Any:
     if isinstance(answer, float) and math.isnan(answer):
         raise row.error(f"the answer is {kind(answer)}", column)
+    if not isinstance(answer, (str, int, float, list, dict, type(None))):
+        raise row.error(f"an answer is a text or a number, got {kind(answer)}", column)
     if isinstance(answer, str) and "\n####" in answer:
         raise row.error(
             "holds a worked solution and '####', as GSM8K does: "
@@ -269,6 +276,7 @@ def _reach(row: Row, path: str) -> Any:
     value: Any = row.values
     for name in path.split("."):
         if not isinstance(value, dict) or name not in value:
-            raise row.error(f"missing; the row has {', '.join(map(str, row.values))}", path)
+            inside = value if isinstance(value, dict) else row.values
+            raise row.error(f"missing; there are {', '.join(map(str, inside))}", path)
         value = value[name]
     return value

@@ -4,7 +4,7 @@ Nothing here needs torch: a grader's process starts in a fraction of a second.
 """
 
 from prefix_rft.rewards.checked import RewardError, checked
-from prefix_rft.rewards.graded import Graded, close_all, grade
+from prefix_rft.rewards.graded import Graded, close_all, grade, grade_texts, missing_columns
 from prefix_rft.rewards.pool import GraderPool, Limits
 from prefix_rft.rewards.registry import BUILT_IN, load_rewards, parse_rewards
 from prefix_rft.rewards.verdict import STATUSES, Verdict
@@ -20,6 +20,8 @@ __all__ = [
     "checked",
     "close_all",
     "grade",
+    "grade_texts",
     "load_rewards",
+    "missing_columns",
     "parse_rewards",
 ]

@@ -167,3 +167,30 @@ def close_all(rewards: Iterable[Callable[..., Any]]) -> None:
     for reward in rewards:
         if isinstance(reward, Graded):
             reward.close()
+
+
+def grade_texts(
+    reward: Callable[..., Any], rows: Sequence[Mapping[str, Any]], texts: Sequence[str]
+) -> list[Verdict]:
+    """Verdicts on texts as if they were completions of the rows' prompts."""
+    completions: list[Any] = list(texts)
+    if isinstance(rows[0]["prompt"], list):
+        completions = [[{"role": "assistant", "content": t}] for t in texts]
+    hidden = ("prompt", "completion", "completion_ids")
+    names = [n for n in rows[0] if n not in hidden and not n.startswith("prefix_rft_")]
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    columns["prompts"] = [row["prompt"] for row in rows]
+    columns["completion_ids"] = [[] for _ in rows]
+    return grade(reward, completions, columns)
+
+
+def missing_columns(rewards: Iterable[Callable[..., Any]], columns: Iterable[str]) -> list[str]:
+    """Sentences about columns that a reward must be given and that are not there."""
+    present = [c for c in columns if not c.startswith("prefix_rft_")]
+    return [
+        f"reward '{reward.__name__}' needs a column '{name}'; there are {', '.join(present)}"
+        for reward in rewards
+        if isinstance(reward, Graded)
+        for name in reward.required
+        if name not in present
+    ]

@@ -31,6 +31,7 @@ SLEEP_FACTOR = 2
 CHUNK = 16
 ATTEMPTS = 2
 """A death may be an earlier item's doing, so an item is blamed for the second one."""
+START_ATTEMPTS = 3
 LONGEST_WAIT = 5.0
 
 
@@ -129,6 +130,7 @@ class GraderPool:
         }
         self.workers: list[Worker] = []
         self._offset = secrets.randbelow(2**40)  # a forged answer would have to know the number
+        self._failures = 0
         self._lock = threading.Lock()
         self._selector = selectors.DefaultSelector()
         self._close = weakref.finalize(self, _finalize, self.workers, self._selector, os.getpid())
@@ -249,7 +251,7 @@ class GraderPool:
         except DisturbedError:  # the grader wrote into our pipe
             code = self._end(worker)
             if not worker.ready:
-                raise self._cannot_import(code) from None
+                self._failed_to_start(code)
             job.blame(worker, "the grader disturbed its process")
             job.take_back(worker)
 
@@ -260,7 +262,7 @@ class GraderPool:
                 raise UserError(message["failed"])
             if "ready" not in message:
                 raise DisturbedError("a worker says first that it is ready")
-            worker.ready, self.signature = True, message["ready"]
+            worker.ready, self.signature, self._failures = True, message["ready"], 0
             return True
         if not worker.given or message.get("item") != job.offset + worker.given[0]:
             raise DisturbedError("an answer to no question")
@@ -286,16 +288,19 @@ class GraderPool:
         worker.let_end()
         code = self._end(worker)
         if not worker.ready:
-            raise self._cannot_import(code)
+            self._failed_to_start(code)
         if worker.given and code == -signal.SIGPROF:
             job.verdicts[worker.given.popleft()] = self._too_slow("of processor time")
         job.blame(worker, f"the grader's process ended ({_exit(code)})")
         job.take_back(worker)
 
-    def _cannot_import(self, code: int) -> UserError:
-        return UserError(
-            f"the process for reward '{self.function}' ended while importing it ({_exit(code)})"
-        )
+    def _failed_to_start(self, code: int) -> None:
+        """Start another one, unless the grader was never imported or this goes on."""
+        self._failures += 1
+        if not self.signature or self._failures >= START_ATTEMPTS:
+            raise UserError(
+                f"the process for reward '{self.function}' ended while importing it ({_exit(code)})"
+            )
 
     def _stop_late(self, job: Job) -> None:
         """Kill workers that sleep too long, or run on although their time is up."""

@@ -21,7 +21,7 @@ from trl import GRPOTrainer
 
 from prefix_rft.core import Method, Targets, advantages, loss, prepare
 from prefix_rft.data import DataError, tokenize_demonstrations
-from prefix_rft.data.demonstrations import EXAMPLE, IDS
+from prefix_rft.data.demonstrations import OURS
 from prefix_rft.data.render import Renderer
 from prefix_rft.engines.sampling import SamplingSettings, sample, supported
 from prefix_rft.engines.trl.config import PrefixRFTConfig
@@ -237,7 +237,7 @@ class PrefixRFTTrainer(GRPOTrainer):
             model.train(was_training)
 
     def _calculate_rewards(self, inputs: list[dict[str, Any]], *args: Any, **kwargs: Any) -> Tensor:
-        visible = [{k: v for k, v in row.items() if k not in (IDS, EXAMPLE)} for row in inputs]
+        visible = [{k: v for k, v in row.items() if not k.startswith(OURS)} for row in inputs]
         rewards_per_func = super()._calculate_rewards(visible, *args, **kwargs)
         rewards = (rewards_per_func * self.reward_weights.to(rewards_per_func)).nansum(1)
         # NaN is TRL's mark for "does not apply": the others decide, unless none is left. A row

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from prefix_rft.data.demonstrations import EXAMPLE, IDS
+from prefix_rft.data.demonstrations import OURS
 from prefix_rft.engines.trl.plan import RowPlan
 from prefix_rft.rewards import grade
 from prefix_rft.rewards.checked import name_of
@@ -49,8 +49,9 @@ def log_prefix_leak(
         texts: list[Any] = trainer.processing_class.batch_decode(ids, skip_special_tokens=True)
         if not isinstance(hybrid[0][0]["prompt"], str):
             texts = [[{"role": "assistant", "content": t}] for t in texts]
-        hidden = ("prompt", "completion", "completion_ids", IDS, EXAMPLE)
-        columns = {k: [row[k] for row, _ in hybrid] for k in hybrid[0][0] if k not in hidden}
+        hidden = ("prompt", "completion", "completion_ids")
+        names = [n for n in hybrid[0][0] if n not in hidden and not n.startswith(OURS)]
+        columns = {name: [row[name] for row, _ in hybrid] for name in names}
         columns |= {"prompts": [row["prompt"] for row, _ in hybrid], "completion_ids": ids}
         leaks = sum(v.status == CORRECT for v in grade(trainer.graders[0], texts, columns))
     counts = torch.tensor([leaks, len(hybrid)], device=trainer.accelerator.device)
