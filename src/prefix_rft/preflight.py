@@ -53,7 +53,12 @@ def preflight(
         missing = missing_columns(rewards, part.column_names)
         if missing and (setup.method.samples or part is held_out):
             raise DataError(f"data '{name}': {missing[0]}")
-        give_template(tokenizer, part[0]["prompt"])
+        if give_template(tokenizer, part[0]["prompt"]):
+            say(
+                console,
+                "warning: the tokenizer has no chat template: prompts are plain text with blank "
+                "lines between messages",
+            )
         render = Renderer(tokenizer, eos_ids, template or {})
         if isinstance(part[0]["prompt"], list) and (fault := render.template_fault()):
             raise DataError(fault)

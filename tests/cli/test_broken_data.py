@@ -351,13 +351,14 @@ def works(spoil: Spoil, demonstrations: int = 4) -> Case:
 
 
 def rejected(spoil: Spoil, status: str, row: int = 3) -> Case:
-    """Kept, but its own grader gives it nothing: both commands say how many."""
+    """Kept, but its own grader gives it nothing: both commands say so."""
     says = f"a demonstration is '{status}' to its own grader"
-    return drop(spoil, ("1 of 4 demonstrations", status), says, row, serious=True)
+    return drop(spoil, f"row {row}: {says}", says, row, serious=True)
 
 
-def unread_gold(spoil: Spoil, row: int = 3) -> Case:
-    words = f"1 of 4 rows have a gold answer that 'math' cannot read; dropped (row {row})"
+def unread_gold(spoil: Spoil, row: int = 3, file: str = "train.jsonl") -> Case:
+    words = "1 of 4 rows have a gold answer that 'math' cannot read; dropped: data file "
+    words += f"'{file}', row {row}"
     return drop(spoil, words, "'math' cannot read the gold answer", row, serious=True)
 
 
@@ -399,9 +400,8 @@ FILES = {
     ),
     "json with bytes of Latin-1": error(
         file("train.json", good_json(prompt_rows()).replace(b"3+1=?", b"caf\xe9")),
-        "not UTF-8",
+        "not UTF-8 (byte 0xe9 on line 26)",
         file="train.json",
-        row=3,
     ),
     "json with a number among rows": error(
         file("train.json", good_json([*prompt_rows()[:2], 3])), "object", row=3, file="train.json"
@@ -643,16 +643,27 @@ COLUMNS = {
         row_3(demonstration="\ud800 \\boxed{4}"), "surrogate", row=3, column="demonstration"
     ),
     "surrogate in an answer": error(row_3(answer="4\ud800"), "surrogate", row=3, column="answer"),
-    "surrogate in a name": error(row_3(**{"\ud800": 1}), "surrogate", row=3),
+    "surrogate in a name": error(
+        row_3(**{"\ud800": 1}), "surrogate", row=3, column="\N{REPLACEMENT CHARACTER}"
+    ),
     "reserved column": error(
         jsonl(every(prompt_rows(), completions="a")), "rename it", row=1, column="completions"
     ),
     "column of ours": error(
         row_3(prefix_rft_example=1), "rename it", row=3, column="prefix_rft_example"
     ),
-    "column that methods have": error(
-        jsonl(every(prompt_rows(), self="a")), "rename it", row=1, column="self"
+    "answers of whole and other numbers": error(
+        jsonl(
+            [
+                {**r, "answer": json.loads(a)}
+                for r, a in zip(prompt_rows(), ["2", "3", "2.5", "5"], strict=True)
+            ]
+        ),
+        "write all of them alike",
+        row=3,
+        column="answer",
     ),
+    "column that methods have": works(jsonl(every(prompt_rows(), self="a"))),
     "column of pictures": error(
         jsonl(every(prompt_rows(), images=["a.png"])), "rename it", row=1, column="images"
     ),
@@ -674,7 +685,7 @@ COLUMNS = {
     ),
     "mapped column missing in one row": error(
         both(jsonl(third(problem_rows(), problem=GONE)), recipe(columns={"prompt": "problem"})),
-        "missing; the row has solution, answer",
+        "missing; there are solution, answer",
         row=3,
         column="problem",
     ),
@@ -683,9 +694,9 @@ COLUMNS = {
             jsonl(third(every(problem_rows(), m={"gold": "2"}), m=None)),
             recipe(columns={"final_answer": "m.gold"}),
         ),
-        "missing",
+        "an object with 'gold' is needed, got null",
         row=3,
-        column="m.gold",
+        column="m",
     ),
     "mapped to an object": error(
         both(
@@ -750,16 +761,17 @@ SHAPES = {
         file="train.parquet",
     ),
     "verl: ground_truth null": unread_gold(
-        parquet(third(verl_rows(), reward_model={"style": "rule", "ground_truth": None}))
+        parquet(third(verl_rows(), reward_model={"style": "rule", "ground_truth": None})),
+        file="train.parquet",
     ),
     "verl: ground_truth an object": error(
         parquet(every(verl_rows(), reward_model={"ground_truth": {"target": "2"}})),
-        "4 of 4 rows have a gold answer that 'math' cannot read",
+        "gold answer",
         file="train.parquet",
     ),
     "verl: ground_truth a list": error(
         parquet(every(verl_rows(), reward_model={"ground_truth": ["2", "two"]})),
-        "4 of 4 rows have a gold answer that 'math' cannot read",
+        "gold answer",
         file="train.parquet",
     ),
     "verl: reward_model null": error(
@@ -800,7 +812,7 @@ SHAPES = {
         jsonl(third(message_rows(), messages=[])), "empty", row=3, column="messages"
     ),
     "messages null": error(
-        jsonl(third(message_rows(), messages=None)), "null", row=3, column="messages"
+        jsonl(third(message_rows(), messages=None)), "missing or empty", row=3, column="messages"
     ),
     "messages a text": error(
         jsonl(third(message_rows(), messages="a")), "got a text", row=3, column="messages"
@@ -912,8 +924,11 @@ TEMPLATES = {
         "opens 1 think blocks and closes 0",
         serious=True,
     ),
-    "prompt too long for the model": error(
-        row_3(prompt=[user("1+" * 300)]), "do not fit into the model's 512 positions", row=3
+    "prompt too long for the model": drop(
+        row_3(prompt=[user("1+" * 300)]),
+        "row 3: the prompt and max_completion_length=24 do not fit into the model's 512 positions",
+        "do not fit into the model's 512 positions",
+        serious=True,
     ),
 }
 
@@ -1031,11 +1046,11 @@ HELD_OUT = {
         row=3,
         file="test.jsonl",
     ),
-    "eval: prompt too long": error(
+    "eval: prompt too long": drop(
         held_out(third(prompt_rows(5), prompt=[user("1+" * 300)])),
+        "test.jsonl': row 3: the prompt and max_completion_length=24 do not fit into",
         "do not fit into the model's 512 positions",
-        row=3,
-        file="test.jsonl",
+        serious=True,
     ),
     "eval: no template for conversations": note(
         both(
@@ -1076,17 +1091,6 @@ FINE = {
     ),
     "separators of lines in a text": works(row_3(demonstration="\u2028\u0085\x0b\\boxed{4}")),
     "terminal codes in texts": works(row_3(demonstration="\x1b[31m\x07\0\\boxed{4}")),
-    "answers of whole and other numbers": works(
-        both(
-            jsonl(
-                [
-                    {**r, "demonstration": a, "answer": json.loads(a)}
-                    for r, a in zip(prompt_rows(), ["2", "3", "2.5", "5"], strict=True)
-                ]
-            ),
-            recipe(reward="exact", only_correct_demonstrations=True),
-        )
-    ),
 }
 
 CASES: dict[str, Case] = (
@@ -1182,7 +1186,9 @@ def test_check(name: str, folder: Path, capfd: pytest.CaptureFixture[str]) -> No
     assert case.file in out
     findings = out.split(" - ")[1:]
     if case.row:
-        findings = [f for f in findings if re.match(rf"rows? {case.row}(, [^:]*)?: ", f)]
+        findings = [
+            f for f in findings if re.match(rf"rows? {case.row}( of [^:]*)?(, [^:]*)?: ", f)
+        ]
     if case.column:
         findings = [f for f in findings if f"column '{case.column}': " in f]
     where = " - ".join(findings) if case.row else out

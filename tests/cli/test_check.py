@@ -147,10 +147,8 @@ def test_train_drops_and_counts_what_check_reports(folder: Path, capfd: Capture)
     write(folder, rows, only_correct_demonstrations=True, max_steps=1)
     assert main(["train", "recipe.yaml"]) == 0
     out = " ".join(capfd.readouterr().out.split())
-    assert (
-        "1 of 9 rows have a gold answer that 'math' cannot read; dropped: data file 'train.jsonl', row 2"
-        in out
-    )
+    assert "1 of 9 rows have a gold answer that 'math' cannot read; dropped: data" in out
+    assert "dropped: data file 'train.jsonl', row 2" in out
     assert "1 of 8 demonstrations dropped: not correct to 'math'" in out
     assert "7 demonstrations in 7 of 8 rows" in out
 

@@ -1,4 +1,4 @@
-"""The reward ``math``: as math-verify where it is asked something, and honest about gold answers."""
+"""The reward ``math``: as math-verify says, and honest about gold answers."""
 
 import pytest
 from math_verify import parse, verify

@@ -59,7 +59,8 @@ class Row:
     def error(self, message: str, column: str | None = None) -> DataError:
         """The error ``message`` at this row."""
         what = f"column '{column}': {message}" if column else message
-        return DataError(f"{self.place}{', ' if column else ': '}{what}", self, what)
+        separator = ", " if what.startswith("column '") else ": "
+        return DataError(f"{self.place}{separator}{what}", self, what)
 
 
 @dataclass(frozen=True)
@@ -204,6 +205,8 @@ def _with_columns(row: Row, values: Any) -> Row:
             f"a row is an object with columns, got {kind.get(type(values), 'no object')}"
         )
     for column, value in values.items():
+        if _depth(value) > DEEPEST:
+            raise row.error(f"nested more than {DEEPEST} deep", column)
         if not _is_text(column) or not _is_text(value):
             raise row.error(
                 "holds half a character (a lone surrogate): write the whole one", column
@@ -228,7 +231,7 @@ def _parse(data: bytes, refuse: Callable[[str], DataError]) -> Any:
         if len(found) < len(pairs):
             names = [name for name, _ in pairs]
             twice = next(n for n in names if names.count(n) > 1)
-            raise refuse(f"the key '{twice}' is given twice")
+            raise refuse(f"column '{twice}': given twice")
         return found
 
     try:
@@ -248,8 +251,6 @@ def _parse(data: bytes, refuse: Callable[[str], DataError]) -> Any:
         raise
     except ValueError as error:  # a number of thousands of digits
         raise refuse(f"not usable JSON: {error}") from error
-    if _depth(value) > DEEPEST:
-        raise refuse(f"not usable JSON: nested more than {DEEPEST} deep")
     return value
 
 
@@ -272,7 +273,7 @@ def _parquet(path: Path) -> Iterator[Row | DataError]:
             names = file.schema_arrow.names
             twice = next((n for n in names if names.count(n) > 1), None)
             if twice:
-                raise DataError(f"{source} has two columns of the name '{twice}'")
+                raise DataError(f"{source} has the column '{twice}' twice")
             for batch in file.iter_batches(batch_size=PARQUET_ROWS):
                 for values in _values(batch):
                     number += 1

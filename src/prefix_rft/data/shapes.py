@@ -59,7 +59,7 @@ def detect(row: Row) -> Shape:
     columns = row.values
     reserved = next((c for c in columns if c in RESERVED or c.startswith("prefix_rft_")), None)
     if reserved:
-        raise row.error("this name is taken, the trainer uses it: rename the column", reserved)
+        raise row.error("this name is taken by the trainer: rename it", reserved)
 
     def first(*names: str) -> str | None:
         return next((n for n in names if n in columns), None)
@@ -274,9 +274,11 @@ def _reach(row: Row, path: str) -> Any:
     if path in row.values:
         return row.values[path]
     value: Any = row.values
+    done = ""
     for name in path.split("."):
-        if not isinstance(value, dict) or name not in value:
-            inside = value if isinstance(value, dict) else row.values
-            raise row.error(f"missing; there are {', '.join(map(str, inside))}", path)
-        value = value[name]
+        if not isinstance(value, dict):
+            raise row.error(f"an object with '{name}' is needed, got {kind(value)}", done)
+        if name not in value:
+            raise row.error(f"missing; there are {', '.join(map(str, value))}", path)
+        value, done = value[name], f"{done}.{name}".removeprefix(".")
     return value
