@@ -274,6 +274,8 @@ class Look:
 
     def _grade(self, batch: list[Any], kept: list[tuple[Any, str]]) -> list[Graded]:
         """Each demonstration, and the gold answer alone of rows that have none."""
+        if not batch:
+            return []
         having = {id(item[0]) for item, _ in kept}
         if self.scope.graded is not None:
             kept = kept[: max(0, self.scope.graded - self.graded)]

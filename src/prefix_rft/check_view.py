@@ -102,7 +102,8 @@ def say(console: Console, text: str) -> None:
 
 def show_data(console: Console, found: Checked) -> None:
     """Rows, lengths, and what the rewards say of the demonstrations."""
-    say(console, f"\n{found.name}: {found.rows} rows read as {found.shape}")
+    shape = f" read as {found.shape}" if found.shape else ""
+    say(console, f"\n{found.name}: {found.rows} rows{shape}")
     kept = found.fates[KEPT]
     text = f"{kept} demonstrations in {found.with_demonstration} rows"
     for why, n in found.fates.items():

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import gather_object
+from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
 from transformers import PrinterCallback
@@ -15,6 +19,7 @@ from transformers import PrinterCallback
 from prefix_rft.configure import Setup, configure
 from prefix_rft.core import Method
 from prefix_rft.data import load_rows
+from prefix_rft.data.rows import PLACE
 from prefix_rft.engines.trl import DemonstrationTrainer, PrefixRFTTrainer
 from prefix_rft.errors import UserError
 from prefix_rft.evaluate import Evaluation, evaluate
@@ -40,6 +45,8 @@ def run(setup: Setup, console: Console) -> Path:
     """Load, train, evaluate and save; returns the run folder."""
     recipe, method, rewards = setup.recipe, setup.method, setup.rewards
     args, plan = setup.args, setup.plan
+    if int(os.environ.get("RANK", "0")):
+        console = Console(quiet=True)  # one process speaks for all
     rows = load_rows(recipe.train_data, folder=recipe.folder, reading=recipe.reading(args.seed))
     held_out = None
     if recipe.eval_data is not None and rewards:
@@ -53,7 +60,9 @@ def run(setup: Setup, console: Console) -> Path:
     model, tokenizer = load_model(recipe.model_source(), **kwargs)
 
     rows, held_out = preflight(setup, model, tokenizer, rows, held_out, console)
+    agree(rows)
     folder = Path(args.output_dir)
+    new = [f for f in (folder, folder.parent) if not f.exists()]
     shared: dict[str, Any] = {"train_dataset": rows, "processing_class": tokenizer}
     try:
         if method.samples:
@@ -61,10 +70,10 @@ def run(setup: Setup, console: Console) -> Path:
         else:
             trainer = DemonstrationTrainer(model, args, **shared)
     except UserError as error:
-        remove_empty(folder)
+        remove_empty(new)
         raise UserError(f"data '{recipe.train_data}': {error}") from error
     except (ValueError, ImportError) as error:
-        remove_empty(folder)
+        remove_empty(new)
         raise UserError(f"the trainer cannot be made: {one_line(error)}") from error
     main = trainer.accelerator.is_main_process
     if main:
@@ -98,11 +107,30 @@ def run(setup: Setup, console: Console) -> Path:
     return folder
 
 
-def remove_empty(folder: Path) -> None:
-    """Take back a run folder that nothing was written to, and its parent if that is empty too."""
-    for one in (folder, folder.parent):
-        if one.is_dir() and not any(one.iterdir()):
-            one.rmdir()
+def agree(rows: Dataset) -> None:
+    """Make sure that all processes train on the same rows, whatever their graders said.
+
+    Raises:
+        UserError: they do not.
+    """
+    kept = [(row[PLACE], len(row["demonstration"])) for row in _cells(rows)]
+    own = hashlib.sha256(repr(kept).encode()).hexdigest()
+    if len(set(gather_object([own]))) > 1:
+        raise UserError(
+            "processes disagree on which rows and demonstrations can be graded: "
+            "let the grader give the same verdict each time"
+        )
+
+
+def _cells(rows: Dataset) -> Iterator[Any]:
+    yield from rows.select_columns([PLACE, "demonstration"])
+
+
+def remove_empty(folders: Sequence[Path]) -> None:
+    """Take back new folders that nothing was written to, the inner one first."""
+    for folder in folders:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def evaluate_model(
