@@ -153,6 +153,25 @@ def threads(completions: list[str], **kwargs: Any) -> list[Any]:
     return _on_bad(completions, start)
 
 
+def lingers(completions: list[str], **kwargs: Any) -> list[Any]:
+    """As ``threads``, and the items after it sleep: the thread's work would be charged to them."""
+    if "bad" in completions:
+        return threads(completions)
+    time.sleep(0.7)
+    return [1.0] * len(completions)
+
+
+def closes(completions: list[str], **kwargs: Any) -> list[Any]:
+    """Its pipes are closed some time before it ends."""
+
+    def close() -> None:
+        os.closerange(3, 64)
+        time.sleep(0.2)
+        os._exit(5)
+
+    return _on_bad(completions, close)
+
+
 def interrupts(completions: list[str], **kwargs: Any) -> list[Any]:
     def interrupt() -> None:
         raise KeyboardInterrupt

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -17,7 +17,7 @@ from prefix_rft.configure import Setup
 from prefix_rft.data import DataError, Renderer, find_source, read_rows
 from prefix_rft.data.demonstrations import EMPTY, ENDS_INSIDE, KEPT, TOO_LONG, fate_of
 from prefix_rft.data.files import Row
-from prefix_rft.data.rows import ColumnTypes
+from prefix_rft.data.rows import BATCH, ColumnTypes, batched
 from prefix_rft.data.shapes import detect
 from prefix_rft.findings import Findings
 from prefix_rft.models import give_template
@@ -25,7 +25,6 @@ from prefix_rft.rewards import Verdict, grade_texts, missing_columns
 from prefix_rft.rewards.checked import name_of
 from prefix_rft.rewards.verdict import ERROR, GOLD_UNPARSEABLE, TIMEOUT
 
-BATCH = 256
 Graded = tuple[str, list[str], list[str], list[Verdict]]
 """A reward's name, and for each graded text its row's number, itself and the verdict."""
 
@@ -115,7 +114,7 @@ def check_data(
     rows = islice(read_rows(source, setup.recipe.reading(setup.args.seed), refuse), scope.rows)
     look: Look | None = None
     try:
-        for batch in _batches(rows):
+        for batch in batched(rows, BATCH):
             if look is None:
                 row, values = batch[0]
                 found.shape = str(detect(row))
@@ -128,12 +127,6 @@ def check_data(
     if look is not None:
         look.end()
     return found
-
-
-def _batches(rows: Iterable[Any]) -> Iterator[list[Any]]:
-    rows = iter(rows)
-    while batch := list(islice(rows, BATCH)):
-        yield batch
 
 
 class Look:
@@ -320,22 +313,27 @@ class Look:
                     self._rejected(name, number, verdict)
 
     def _rejected(self, name: str, row: str, verdict: Verdict) -> None:
+        first = name == name_of(self.setup.rewards[0])
+        dropped = first and self.setup.recipe.only_correct_demonstrations
         fix = "mend the row, or set only_correct_demonstrations: true"
-        if verdict.status in (TIMEOUT, ERROR):
+        if dropped:
+            fix = "none is needed, only_correct_demonstrations drops it"
+        elif verdict.status in (TIMEOUT, ERROR):
             fix = "mend the grader"
         self.findings.add(
             f"a demonstration is '{verdict.status}' to its own grader '{name}'",
             fix,
             row,
             verdict.detail,
-            self.training,
+            self.training and not dropped,
         )
 
     def end(self) -> None:
         """The last verdicts, and findings about all rows together."""
         self._take_verdicts()
-        if not self.training:
-            return
+        limit = self.scope.rows
+        if not self.training or (limit is not None and self.found.rows >= limit):
+            return  # nothing to be said of rows that were not seen
         method, found = self.setup.method, self.found
         kept = found.fates[KEPT]
         if (method.needs_demonstrations or not method.samples) and not kept:

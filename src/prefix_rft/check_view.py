@@ -20,7 +20,7 @@ from prefix_rft.configure import Setup, configure
 from prefix_rft.data.demonstrations import KEPT
 from prefix_rft.data.render import end_of_text_ids
 from prefix_rft.errors import UserError
-from prefix_rft.findings import Finding, clean
+from prefix_rft.findings import Finding, clean, say
 from prefix_rft.memory import count_parameters, estimate
 from prefix_rft.models import load_configs, load_tokenizer, quiet
 from prefix_rft.rewards.verdict import STATUSES
@@ -95,11 +95,6 @@ def check_setup(
     return sum(len(found.findings.problems) for found in parts)
 
 
-def say(console: Console, text: str) -> None:
-    """A plain line; nothing in it is markup."""
-    console.print(clean(text), markup=False, highlight=False, soft_wrap=True)
-
-
 def show_data(console: Console, found: Checked) -> None:
     """Rows, lengths, and what the rewards say of the demonstrations."""
     shape = f" read as {found.shape}" if found.shape else ""
@@ -141,20 +136,11 @@ def quantile(values: Sequence[int], q: float) -> int:
     return ordered[max(0, math.ceil(q * len(ordered)) - 1)]
 
 
-def total_steps(setup: Setup, rows: int) -> int:
-    """Optimizer steps of the run."""
-    if setup.args.max_steps > 0:
-        return setup.args.max_steps
-    iterations = getattr(setup.args, "num_iterations", 1)
-    prompts = setup.plan.prompts
-    return int(setup.args.num_train_epochs * (rows // prompts) * iterations)
-
-
 def show_batches(console: Console, setup: Setup, train: Checked) -> None:
     """The batch arithmetic in words."""
     plan, method = setup.plan, setup.method
     rows = train.rows if method.samples else train.fates[KEPT]
-    steps = total_steps(setup, rows)
+    steps = setup.total_steps(rows)
     iterations = getattr(setup.args, "num_iterations", 1)
     say(console, f"\n{plan}")
     if method.samples and method.num_hybrid and train.rows:
@@ -176,7 +162,7 @@ def show_batches(console: Console, setup: Setup, train: Checked) -> None:
 def show_schedule(console: Console, setup: Setup, train: Checked) -> None:
     """The law of the prefix length along the run."""
     sampler = setup.method.prefix
-    steps = total_steps(setup, train.rows)
+    steps = setup.total_steps(train.rows)
     if (
         sampler is None
         or not setup.method.num_hybrid
@@ -251,6 +237,6 @@ def show_findings(console: Console, title: str, found: list[Finding], colour: st
     console.print()
     console.print(Text(clean(title), style=f"bold {colour}"), soft_wrap=True)
     for one in found[:SHOWN]:
-        console.print("-", clean(str(one)), markup=False, highlight=False, soft_wrap=True)
+        say(console, f"- {one}")
     if len(found) > SHOWN:
         say(console, f"- and {len(found) - SHOWN} more")

@@ -38,6 +38,13 @@ class Setup:
     args: Any
     plan: BatchPlan
 
+    def total_steps(self, rows: int) -> int:
+        """Optimizer steps of the run on so many rows."""
+        if self.args.max_steps > 0:
+            return self.args.max_steps
+        iterations = getattr(self.args, "num_iterations", 1)
+        return int(self.args.num_train_epochs * (rows // self.plan.prompts) * iterations)
+
     def close(self) -> None:
         """End the rewards' processes."""
         close_all(self.rewards)

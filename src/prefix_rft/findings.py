@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 ROWS_NAMED = 5
 
@@ -74,6 +78,11 @@ def named(rows: Sequence[object], count: int | None = None) -> str:
     count = len(rows) if count is None else count
     shown = ", ".join(map(str, rows[:ROWS_NAMED]))
     return shown + (f" and {count - ROWS_NAMED} more" if count > ROWS_NAMED else "")
+
+
+def say(console: Console, text: str) -> None:
+    """Print a plain line; nothing in it is markup, and nothing steers the terminal."""
+    console.print(clean(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def clean(text: str) -> str:

@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.text import Text
 from torch import Tensor
 
-from prefix_rft.check_view import total_steps
 from prefix_rft.configure import Setup, configure
 from prefix_rft.core import select_prefix
 from prefix_rft.data import DataError, Renderer, find_source, read_rows
@@ -22,7 +21,7 @@ from prefix_rft.data.render import end_of_text_ids
 from prefix_rft.engines.sampling import SamplingSettings, generate, sample, supported
 from prefix_rft.engines.trl.plan import plan_rows
 from prefix_rft.errors import UserError
-from prefix_rft.findings import clean
+from prefix_rft.findings import clean, say
 from prefix_rft.models import give_template, load_configs, load_model, load_tokenizer, quiet
 from prefix_rft.rewards import grade_texts
 from prefix_rft.rewards.checked import name_of
@@ -90,7 +89,7 @@ def show_row(
     give_template(tokenizer, values["prompt"])
     template: Any = getattr(setup.args, "chat_template_kwargs", None)
     render = Renderer(tokenizer, end_of_text_ids(tokenizer, generation), template or {})
-    steps = total_steps(setup, rows)
+    steps = setup.total_steps(rows)
     if not 0 <= step < max(1, steps):
         raise UserError(f"--step must be from 0 to {max(0, steps - 1)}, got {step}")
 
@@ -114,7 +113,7 @@ def show_row(
             verdict = grade_texts(reward, [values], [text])[0]
             words = f": {verdict.detail}" if verdict.detail else ""
             line = f"demonstration {index} is '{verdict.status}' to '{name_of(reward)}'{words}"
-            console.print(clean(line), markup=False, highlight=False, soft_wrap=True)
+            say(console, line)
 
 
 def _row(setup: Setup, number: int) -> tuple[dict[str, Any], int]:

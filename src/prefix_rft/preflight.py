@@ -16,7 +16,7 @@ from prefix_rft.data import DataError, Renderer
 from prefix_rft.data.render import end_of_text_ids
 from prefix_rft.data.rows import PLACE
 from prefix_rft.errors import UserError
-from prefix_rft.findings import clean, named
+from prefix_rft.findings import named, say
 from prefix_rft.models import give_template
 from prefix_rft.rewards import grade_texts, missing_columns
 from prefix_rft.rewards.checked import name_of
@@ -67,8 +67,8 @@ def preflight(
             try_first(reward, rows)
     with ThreadPoolExecutor(1) as graders:
         positions = getattr(model.config, "max_position_embeddings", None)
-        for name, _ in parts:
-            scope = Scope(LOOKED_AT.rows, LOOKED_AT.graded if name is recipe.train_data else 0)
+        for name, part in parts:
+            scope = LOOKED_AT if part is rows else Scope(LOOKED_AT.rows, 0, training=False)
             found = check_data(setup, name, tokenizer, eos_ids, positions, graders, scope)
             for one in found.findings.problems + found.findings.notes:
                 say(console, f"warning: {found.name}: {one}")
@@ -84,11 +84,6 @@ def preflight(
             )
         rows = keep_correct(rewards[0], rows, console)
     return rows, held_out
-
-
-def say(console: Console, text: str) -> None:
-    """A plain line; nothing in it is markup."""
-    console.print(clean(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def try_first(reward: Callable[..., Any], rows: Dataset) -> None:

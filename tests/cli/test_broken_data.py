@@ -966,8 +966,7 @@ DEMONSTRATIONS = {
     "wrong answer, to be dropped": drop(
         both(row_3(demonstration="\\boxed{5}"), recipe(only_correct_demonstrations=True)),
         "1 of 4 demonstrations dropped: not correct to 'math'",
-        "a demonstration is 'wrong' to its own grader",
-        serious=True,
+        "is 'wrong' to its own grader 'math' (answer 5). Fix: none is needed",
     ),
     "every demonstration wrong, to be dropped": error(
         both(

@@ -140,6 +140,24 @@ def test_check_sees_evaluation_prompts_in_training(folder: Path, capfd: Capture)
     assert "1 of its prompts are also in train_data" in capfd.readouterr().out
 
 
+def test_good_data_train_without_a_warning(folder: Path, capfd: Capture) -> None:
+    """Also fewer rows to evaluate on than a step takes, and none of them with a demonstration."""
+    rows = [{"problem": "7+9?", "answer": "16"}]
+    (folder / "test.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    write(folder, ROWS, eval_data="test.jsonl", max_steps=1)
+    assert main(["check", "recipe.yaml"]) == 0
+    assert main(["train", "recipe.yaml"]) == 0
+    assert "warning" not in capfd.readouterr().out
+
+
+def test_the_fix_that_check_names_helps(folder: Path, capfd: Capture) -> None:
+    write(folder, [*ROWS, {**ROWS[0], "solution": "no"}])
+    assert main(["check", "recipe.yaml"]) == 1
+    assert "set only_correct_demonstrations: true" in capfd.readouterr().out
+    assert main(["check", "recipe.yaml", "only_correct_demonstrations=true"]) == 0
+    assert "row 10: a demonstration is 'no answer'" in capfd.readouterr().out
+
+
 def test_train_drops_and_counts_what_check_reports(folder: Path, capfd: Capture) -> None:
     rows: list[dict[str, Any]] = [dict(r) for r in ROWS]
     rows[1]["answer"] = "12:00"
@@ -153,22 +171,29 @@ def test_train_drops_and_counts_what_check_reports(folder: Path, capfd: Capture)
     assert "7 demonstrations in 7 of 8 rows" in out
 
 
-def test_inspect_shows_the_prefix_that_training_uses(folder: Path, capfd: Capture) -> None:
-    assert main(["train", "recipe.yaml", "max_steps=1"]) == 0
-    lines = (folder / "runs/tiny/rollouts/step_000000.jsonl").read_text().splitlines()
+@pytest.mark.parametrize("step", [0, 1])
+def test_inspect_shows_the_prefix_that_training_uses(
+    step: int, folder: Path, capfd: Capture
+) -> None:
+    # Over all lengths at every step, so that another step has another prefix.
+    method = "method={name: prefix_rft, prefix_low: 0.05}"
+    assert main(["train", "recipe.yaml", "max_steps=2", method]) == 0
+    assert "warning" not in capfd.readouterr().out
+    lines = (folder / f"runs/tiny/rollouts/step_00000{step}.jsonl").read_text().splitlines()
     hybrid = [r for r in map(json.loads, lines) if r["prefix_length"]]
     assert len(hybrid) == 4
     for row in hybrid:
         capfd.readouterr()
         number = str(row["example"] + 1)
-        assert main(["inspect", "recipe.yaml", "max_steps=1", "--row", number, "--ids"]) == 0
+        place = ["--row", number, "--step", str(step), "--ids"]
+        assert main(["inspect", "recipe.yaml", "max_steps=2", method, *place]) == 0
         out = capfd.readouterr().out
         prompt, prefix = row["prompt_ids"], row["completion_ids"][: row["prefix_length"]]
         joined = out.replace("\n", "")
         assert f"{prompt}" in joined
         assert f"{prefix}" in joined
         assert f" prompt  {len(prompt)} tokens, not trained" in out
-        assert f" prefix  {len(prefix)} tokens," in out
+        assert re.search(rf" prefix  {len(prefix)} tokens?,", out)
         assert "demonstration 1 is 'correct' to 'math'" in out
 
 

@@ -132,6 +132,8 @@ def test_a_row_that_one_grader_cannot_judge_has_no_reward(tmp_path: Path) -> Non
         assert row["reward"] == (None if reward is None else pytest.approx(reward, abs=1e-6))
     for row, advantage in zip(rollouts, advantages_by_hand(rollouts, expected), strict=True):
         assert row["advantage"] == pytest.approx(advantage, abs=1e-6)
+    graded = [r for r in expected if r is not None]
+    assert metrics["reward"] == pytest.approx(sum(graded) / len(graded), rel=1e-5)
     ungraded = sum(r is None for r in expected) / len(expected)
     assert metrics["rewards/ungraded"] == pytest.approx(ungraded)
     assert metrics["verdicts/judge/error"] == pytest.approx(ungraded)

@@ -35,6 +35,7 @@ FAULTS = {
     "fork_holds": ("error", "the grader's process ended (exit code 3)"),
     "daemons": ("correct", ""),
     "threads": ("correct", ""),
+    "closes": ("error", "the grader's process ended (exit code 5)"),
     "interrupts": ("error", "raised KeyboardInterrupt"),
     "speechless": ("error", "raised SpeechlessError: (no message)"),
     "surrogates": ("error", "raised OSError: caf\\udce9xxx"),
@@ -63,13 +64,18 @@ def processes_of(parent: int) -> set[int]:
     return own | {int(pid) for pid, _, sid, _ in rows if int(sid) in own}
 
 
+def sleepers() -> set[bytes]:
+    """Programs that faulty graders start."""
+    found = subprocess.run(["pgrep", "-f", "^sleep 3601$"], capture_output=True, check=False)
+    return set(found.stdout.split())
+
+
 @pytest.fixture
 def no_process_left() -> Iterator[None]:
-    before = processes_of(os.getpid())
+    before, asleep = processes_of(os.getpid()), sleepers()
     yield
     assert processes_of(os.getpid()) <= before
-    sleeping = subprocess.run(["pgrep", "-f", "^sleep 3601$"], capture_output=True, check=False)
-    assert sleeping.stdout == b""
+    assert sleepers() <= asleep
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -85,6 +91,13 @@ def test_every_item_gets_its_verdict(
     assert all(words in v.detail for v, c in zip(verdicts, ITEMS, strict=True) if c == "bad")
     assert again == [RIGHT]
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_thread_left_behind_is_not_charged_to_later_items() -> None:
+    pool = GraderPool("faults:lingers", workers=1, limits=Limits(seconds=0.5))
+    verdicts = pool.grade([{"completions": c} for c in ("bad", "good", "good")])
+    pool.close()
+    assert verdicts == [RIGHT] * 3
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
