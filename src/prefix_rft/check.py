@@ -23,7 +23,7 @@ from prefix_rft.findings import Findings
 from prefix_rft.models import give_template
 from prefix_rft.rewards import Verdict, grade_texts, missing_columns
 from prefix_rft.rewards.checked import name_of
-from prefix_rft.rewards.verdict import ERROR, GOLD_UNPARSEABLE, TIMEOUT
+from prefix_rft.rewards.verdict import CORRECT, ERROR, GOLD_UNPARSEABLE, TIMEOUT
 
 Graded = tuple[str, list[str], list[str], list[Verdict]]
 """A reward's name, and for each graded text its row's number, itself and the verdict."""
@@ -336,6 +336,9 @@ class Look:
             return  # nothing to be said of rows that were not seen
         method, found = self.setup.method, self.found
         kept = found.fates[KEPT]
+        if self.setup.recipe.only_correct_demonstrations and self.setup.rewards:
+            counts = found.verdicts.get(name_of(self.setup.rewards[0]), Counter())
+            kept = counts[CORRECT]
         if (method.needs_demonstrations or not method.samples) and not kept:
             self.findings.add(
                 f"method '{method.name}' needs demonstrations, but no row has one that can be used",

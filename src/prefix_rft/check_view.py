@@ -174,8 +174,7 @@ def show_schedule(console: Console, setup: Setup, train: Checked) -> None:
     headings = ("step", "shortest", "longest", "mean", "mean tokens")
     table = numbers(*headings, title="prefix of a demonstration")
     table.columns[0].justify = "right"
-    for point in SCHEDULE_POINTS:
-        step = round(point * (steps - 1))
+    for step in dict.fromkeys(round(point * (steps - 1)) for point in SCHEDULE_POINTS):
         low, high = sampler.interval(step, steps)
         mean = low + (high - low) * sampler.alpha / (sampler.alpha + sampler.beta)
         table.add_row(
