@@ -318,6 +318,7 @@ def test_part_takes_rows_and_width_of_everything() -> None:
         ref_logp_BT=torch.ones(4, 4),
         weight_BT=torch.ones(4, 4),
         truncated_B=torch.tensor([True, False, True, False]),
+        dropped_B=torch.tensor([False, False, True, True]),
     )
     part = batch.part(torch.tensor([2, 0]), 3)
     for f in dataclasses.fields(Batch):

@@ -32,6 +32,8 @@ class Batch:
         ref_logp_BT: log-probabilities under the reference policy, for KL.
         weight_BT: detached factor on terms with an importance ratio: sampler/trainer correction.
         truncated_B: bool, rows that ran into the length limit.
+        dropped_B: bool, rows that take no part in the step: no stream acts on them and no
+            normaliser counts them.
 
     Raises:
         ValueError: shapes or dtypes disagree, or masks contradict each other.
@@ -47,6 +49,7 @@ class Batch:
     ref_logp_BT: Tensor | None = None
     weight_BT: Tensor | None = None
     truncated_B: Tensor | None = None
+    dropped_B: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.tokens_BT.ndim != 2:
@@ -59,8 +62,10 @@ class Batch:
                 raise UserError(f"{f.name} must have shape {shape}, got {tuple(x.shape)}")
             if x is not None and "mask" in f.name and x.dtype != torch.bool:
                 raise UserError(f"{f.name} must be bool, got {x.dtype}")
-        if self.truncated_B is not None and self.truncated_B.dtype != torch.bool:
-            raise UserError(f"truncated_B must be bool, got {self.truncated_B.dtype}")
+        for name in ("truncated_B", "dropped_B"):
+            x = getattr(self, name)
+            if x is not None and x.dtype != torch.bool:
+                raise UserError(f"{name} must be bool, got {x.dtype}")
         for name in ("tokens_BT", "group_B"):
             dtype = getattr(self, name).dtype
             if dtype not in (torch.int64, torch.int32):
@@ -90,7 +95,7 @@ class Batch:
         return ~self.hybrid_B & ~self.demo_B
 
     def origin(self, origins: tuple[str, ...]) -> Tensor:
-        """Mask (B, T) of the response tokens with one of these origins."""
+        """Mask (B, T) of the response tokens with one of these origins, dropped rows left out."""
         sampled = self.response_mask_BT & ~self.prefix_mask_BT & ~self.demo_mask_BT
         masks = {
             "policy": sampled & self.policy_B[:, None],
@@ -98,17 +103,20 @@ class Batch:
             "prefix": self.prefix_mask_BT,
             "demonstration": self.demo_mask_BT,
         }
-        return torch.stack([masks[o] for o in origins]).any(0)
+        found = torch.stack([masks[o] for o in origins]).any(0)
+        return found if self.dropped_B is None else found & ~self.dropped_B[:, None]
 
     def rows_with(self, origins: tuple[str, ...]) -> Tensor:
-        """Mask (B,) of the rows that belong to one of these origins, masked-out rows included."""
+        """Mask (B,) of the rows that belong to one of these origins, truncated rows included and
+        dropped ones left out."""
         kinds = {
             "policy": self.policy_B,
             "continuation": self.hybrid_B,
             "prefix": self.hybrid_B,
             "demonstration": self.demo_B,
         }
-        return torch.stack([kinds[o] for o in origins]).any(0)
+        found = torch.stack([kinds[o] for o in origins]).any(0)
+        return found if self.dropped_B is None else found & ~self.dropped_B
 
     def part(self, rows: Tensor | slice, width: int | None = None) -> Batch:
         """The batch restricted to some rows and to its first ``width`` positions."""

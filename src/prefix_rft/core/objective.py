@@ -16,10 +16,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from prefix_rft.core import outcome
 from prefix_rft.core.advantage import group_advantage
 from prefix_rft.core.batch import Batch
 from prefix_rft.core.method import DEFAULT_CONST, Method, Stream
 from prefix_rft.core.select import keep_fraction
+from prefix_rft.core.weights import Scores
 from prefix_rft.errors import UserError
 
 
@@ -81,19 +83,52 @@ def advantages(
     group's baseline only for methods that plan such rows.
     """
     everyone = torch.ones_like(hybrid_B) if method.num_demonstrations else ~demo_B
+    policy_B = ~hybrid_B & ~demo_B
     reward_B = reward_B if reward_B.device.type == "mps" else reward_B.double()
     graded = torch.nan_to_num(reward_B, nan=0.0)
-    known = {"reward": graded}
-    for kind, include in (("group", everyone), ("policy_group", ~hybrid_B & ~demo_B)):
-        known[kind] = group_advantage(reward_B, group_B, include, method.baseline)
-    return torch.stack(
-        [
-            known[s.advantage]
-            if isinstance(s.advantage, str)
-            else torch.full_like(graded, s.advantage)
-            for s in method.streams
-        ]
-    )
+    right = outcome.solved(reward_B, method.solved_above)
+    known = {
+        "reward": graded,
+        "solved": right.to(graded),
+        "unsolved": -(~right & ~torch.isnan(reward_B)).to(graded),
+        "sequence": torch.ones_like(graded),  # until the contrast has spoken: with_sequence
+    }
+    whole = torch.zeros_like(group_B)
+    for kind, groups, include in (
+        ("group", group_B, everyone),
+        ("policy_group", group_B, policy_B),
+        ("hybrid_group", group_B, hybrid_B),
+        ("batch", whole, everyone),
+    ):
+        if any(s.advantage == kind for s in method.streams):
+            known[kind] = group_advantage(reward_B, groups, include, method.baseline)
+    rate_B = outcome.solve_rate(reward_B, group_B, policy_B, method.solved_above)
+    rows = []
+    for s in method.streams:
+        of = s.advantage
+        value = known[of] if isinstance(of, str) else torch.full_like(graded, of)
+        if s.gate is not None:
+            value = value.where((rate_B > s.gate[0]) & (rate_B <= s.gate[1]), 0.0)
+        rows.append(value)
+    return torch.stack(rows)
+
+
+def with_sequence(method: Method, advantage_SB: Tensor, sequence_B: Tensor) -> Tensor:
+    """The advantages, with those of the method's contrast where a stream asks for them."""
+    asks = torch.tensor([s.advantage == "sequence" for s in method.streams])
+    return torch.where(asks.to(advantage_SB.device)[:, None], sequence_B, advantage_SB)
+
+
+def dropped(method: Method, reward_B: Tensor, group_B: Tensor, demo_B: Tensor) -> Tensor:
+    """Rows of the flat groups that the method drops, shape (B,)."""
+    rate_B = outcome.solve_rate(reward_B, group_B, ~demo_B, method.solved_above)
+    wrong, right = outcome.all_wrong(rate_B), outcome.all_right(rate_B)
+    drop = torch.zeros_like(wrong)
+    if method.all_wrong in ("drop", "resample"):
+        drop |= wrong
+    if method.all_right in ("drop", "resample"):
+        drop |= right
+    return drop
 
 
 def select_prefix(
@@ -143,26 +178,37 @@ def prepare(
     if keep_BT is None:
         keep_BT = select_prefix(method, batch.prefix_mask_BT, entropy_BT, step)
 
-    by_token = method.aggregation == "token_mean"
-    counted = [batch.origin(s.counted) for s in method.streams]
-    rows = [batch.rows_with(s.counted) for s in method.streams]
-    local = [(c if by_token else r).sum() for c, r in zip(counted, rows, strict=True)]
-    Z_S = all_sum(torch.stack(local)).tolist()
-    if method.aggregation == "sum_over_const":
-        const = DEFAULT_CONST if method.const is None else method.const
-        Z_S = [z * const for z in Z_S]
-    scale_S = tuple(
-        stream.coefficient.over(total_steps)(step) / z if z else 0.0
-        for stream, z in zip(method.streams, Z_S, strict=True)
+    acts_SBT = torch.stack(
+        [
+            _trained(method, stream, batch, keep_BT, advantage_SB[s])
+            for s, stream in enumerate(method.streams)
+        ]
     )
-    row_count_SB = torch.stack([c.sum(1).clamp(min=1) for c in counted])
-    if method.aggregation != "seq_mean_token_mean":
-        row_count_SB = torch.ones_like(row_count_SB)
-    acts = [
-        _trained(method, stream, batch, keep_BT, advantage_SB[s])
-        for s, stream in enumerate(method.streams)
-    ]
-    return Targets(scale_S, torch.stack(acts), row_count_SB, advantage_SB, keep_BT)
+    counts = [_count(method, s, batch, a) for s, a in zip(method.streams, acts_SBT, strict=True)]
+    Z_S = all_sum(torch.stack([n for n, _ in counts])).tolist()
+    const = DEFAULT_CONST if method.const is None else method.const
+    scales = []
+    for stream, n in zip(method.streams, Z_S, strict=True):
+        aggregation = stream.aggregation or method.aggregation
+        Z = const if aggregation == "sum" else n * const if aggregation == "sum_over_const" else n
+        scales.append(stream.coefficient.over(total_steps)(step) / Z if Z else 0.0)
+    row_count_SB = torch.stack([m for _, m in counts])
+    return Targets(tuple(scales), acts_SBT, row_count_SB, advantage_SB, keep_BT)
+
+
+def _count(method: Method, stream: Stream, batch: Batch, acts_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """What the stream's normaliser counts here (tokens or rows), and the tokens of each row."""
+    aggregation = stream.aggregation or method.aggregation
+    if stream.counts == "trained":
+        counted_BT, rows_B = acts_BT, acts_BT.any(1)
+    else:
+        counted_BT, rows_B = batch.origin(stream.counted), batch.rows_with(stream.counted)
+    n = (counted_BT if aggregation == "token_mean" else rows_B).sum()
+    if aggregation != "seq_mean_token_mean":
+        return n, torch.ones_like(rows_B, dtype=torch.int64)
+    # A row is averaged over its own tokens, also where the rows counted are others.
+    own_BT = counted_BT | (batch.origin(stream.tokens) & ~rows_B[:, None])
+    return n, own_BT.sum(1).clamp(min=1)
 
 
 def _trained(
@@ -216,10 +262,14 @@ def loss(
         acts_BT = targets.acts_SBT[s]
         advantage_B1 = targets.advantage_SB[s].to(logp_BT.dtype)[:, None]
         value_BT = _surrogate(method, stream, batch, logp_BT, entropy_BT, advantage_B1, acts_BT)
+        if stream.weight is not None:
+            weight_BT = _weight(stream, batch, logp_BT, entropy_BT, acts_BT)
+            value_BT = value_BT * weight_BT
+            stats[f"{stream.name}/weight"] = (weight_BT.where(acts_BT, 0.0).sum(), acts_BT.sum())
         value_B = value_BT.where(acts_BT, 0.0).sum(1) / targets.row_count_SB[s]
         total = total - targets.scale_S[s] * value_B.sum()
-        if stream.surrogate == "clip":
-            _count_clipped(stats, method, batch, logp_BT, advantage_B1, acts_BT)
+        if stream.surrogate in ("clip", "cispo"):
+            _count_clipped(stats, method, stream, batch, logp_BT, advantage_B1, acts_BT)
     return LossOutput(total, stats)
 
 
@@ -244,7 +294,14 @@ def _surrogate(
         return -(log_ratio.clamp(max=LOG_RATIO_LIMIT).exp() - log_ratio - 1.0)
     if stream.surrogate == "logp":
         return advantage_B1 * logp
-    rho = ratio(batch, logp, acts_BT)
+    if stream.surrogate == "likelihood":
+        likelihood = logp.exp()
+        return advantage_B1 * (likelihood if stream.shape is None else stream.shape.of(likelihood))
+    rho = ratio(batch, logp, acts_BT, stream.level)
+    if stream.surrogate == "cispo":
+        held = rho.detach().clamp(1.0 - method.epsilon, 1.0 + method.clip_high)
+        value = held * advantage_B1 * logp
+        return value if batch.weight_BT is None else value * batch.weight_BT.where(acts_BT, 0.0)
     bounded = rho if method.delta is None else rho.clamp(max=method.delta)
     value = bounded * advantage_B1
     if stream.surrogate == "clip":
@@ -258,11 +315,39 @@ LOG_RATIO_LIMIT = 20.0
 """Beyond it (a factor of 5e8) a ratio is held: an infinite one would make a clipped token NaN."""
 
 
-def ratio(batch: Batch, logp_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """Importance ratio ``pi / pi_old``; 1 outside the mask, and where there is no old policy."""
+def ratio(batch: Batch, logp_BT: Tensor, mask_BT: Tensor, level: str = "token") -> Tensor:
+    """Importance ratio ``pi / pi_old``; 1 outside the mask, and where there is no old policy.
+
+    At level ``sequence`` every token of a row has the geometric mean over its masked tokens.
+    """
     old = logp_BT.detach() if batch.old_logp_BT is None else batch.old_logp_BT
     log_ratio = logp_BT.where(mask_BT, 0.0) - old.where(mask_BT, 0.0)
+    if level == "sequence":
+        n = mask_BT.sum(1, keepdim=True).clamp(min=1)
+        log_ratio = (log_ratio.sum(1, keepdim=True) / n).where(mask_BT, 0.0)
     return log_ratio.clamp(max=LOG_RATIO_LIMIT).exp()
+
+
+@torch.no_grad()
+def _weight(
+    stream: Stream, batch: Batch, logp_BT: Tensor, entropy_BT: Tensor | None, acts_BT: Tensor
+) -> Tensor:
+    """The stream's weight of every token, shape (B, T), without gradient."""
+    assert stream.weight is not None  # noqa: S101
+    ref = batch.ref_logp_BT
+    scores = Scores(
+        logp_BT.where(acts_BT, 0.0),
+        acts_BT,
+        None if entropy_BT is None else entropy_BT.where(acts_BT, 0.0),
+        None if ref is None else ref.where(acts_BT, 0.0),
+    )
+    weight = stream.weight.of(scores)
+    if weight.shape not in (acts_BT.shape, (len(acts_BT), 1)):
+        raise UserError(
+            f"weight '{stream.weight.name}' of stream '{stream.name}' must have shape (B, T) or "
+            f"(B, 1), got {tuple(weight.shape)}"
+        )
+    return weight.expand(acts_BT.shape)
 
 
 @torch.no_grad()
@@ -297,13 +382,14 @@ def _stats(
 def _count_clipped(
     stats: dict[str, tuple[Tensor, Tensor]],
     method: Method,
+    stream: Stream,
     batch: Batch,
     logp_BT: Tensor,
     advantage_B1: Tensor,
     acts_BT: Tensor,
 ) -> None:
     """Add a clip stream's tokens whose gradient the clip removes to ``clip_ratio/region_mean``."""
-    rho = ratio(batch, logp_BT, acts_BT)
+    rho = ratio(batch, logp_BT, acts_BT, stream.level)
     clipped = (rho < 1.0 - method.epsilon) & (advantage_B1 < 0)
     clipped = (clipped | ((rho > 1.0 + method.clip_high) & (advantage_B1 > 0))) & acts_BT
     name = "clip_ratio/region_mean"

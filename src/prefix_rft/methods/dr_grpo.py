@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prefix_rft.core.method import ROLLOUT, Method, Stream, regularisers
+from prefix_rft.core.method import ROLLOUT, SAMPLED, Method, Stream, regularisers
 
 
 def dr_grpo(
@@ -33,7 +33,7 @@ def dr_grpo(
         summary="GRPO without the two biases: no division by the std, none by the row's length",
         source="arXiv 2503.20783, section 3.2",
         streams=(
-            Stream("policy", ("policy",), "clip", "group", ROLLOUT),
+            Stream("policy", SAMPLED, "clip", "group", ROLLOUT),
             *regularisers(beta, entropy_coef, ROLLOUT),
         ),
         baseline="mean",

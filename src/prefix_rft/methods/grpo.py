@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prefix_rft.core.method import ROLLOUT, Method, Stream, regularisers
+from prefix_rft.core.method import ROLLOUT, SAMPLED, Method, Stream, regularisers
 
 
 def grpo(
@@ -33,7 +33,7 @@ def grpo(
         summary="on-policy rollouts, advantage normalised by the group's mean and std",
         source="arXiv 2402.03300, section 4.1, Eq. 3",
         streams=(
-            Stream("policy", ("policy",), "clip", "group", ROLLOUT),
+            Stream("policy", SAMPLED, "clip", "group", ROLLOUT),
             *regularisers(beta, entropy_coef, ROLLOUT),
         ),
         baseline="mean_std",

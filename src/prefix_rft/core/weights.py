@@ -1,0 +1,165 @@
+"""Detached weights of tokens and rows, and shapes of a likelihood: what sets the hybrids apart.
+
+A weight is a function of what a forward says about the tokens; nothing it returns carries a
+gradient. A shape is a function of the likelihood, through which the gradient goes.
+
+Shape letters: B rows, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from prefix_rft.core.select import keep_fraction
+from prefix_rft.errors import UserError, choose
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a weight may look at, detached.
+
+    Attributes:
+        logp_BT: log-probabilities of the tokens; 0 outside the mask.
+        mask_BT: bool, the tokens on which the stream acts.
+        entropy_BT: entropies at the same positions, in nats; 0 outside the mask.
+        ref_logp_BT: log-probabilities under the reference policy; 0 outside the mask.
+    """
+
+    logp_BT: Tensor
+    mask_BT: Tensor
+    entropy_BT: Tensor | None = None
+    ref_logp_BT: Tensor | None = None
+
+    def row_mean(self, x_BT: Tensor) -> Tensor:
+        """Mean over the masked tokens of each row, shape (B, 1); 0 for a row without any."""
+        n = self.mask_BT.sum(1, keepdim=True).clamp(min=1)
+        return x_BT.where(self.mask_BT, 0.0).sum(1, keepdim=True) / n
+
+    @property
+    def entropy(self) -> Tensor:
+        """Entropies.
+
+        Raises:
+            UserError: the engine gave none.
+        """
+        if self.entropy_BT is None:
+            raise UserError("a weight reads entropies, but got none")
+        return self.entropy_BT
+
+    @property
+    def log_ratio_to_ref(self) -> Tensor:
+        """``log pi - log pi_ref`` of every token.
+
+        Raises:
+            UserError: there is no reference policy.
+        """
+        if self.ref_logp_BT is None:
+            raise UserError("a weight compares with the reference policy, but ref_logp_BT is None")
+        return self.logp_BT - self.ref_logp_BT
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A named weight: ``of`` maps scores to shape (B, T), or (B, 1) for a weight of whole rows."""
+
+    name: str
+    of: Callable[[Scores], Tensor]
+    needs_reference: bool = False
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A named function of the likelihood or the ratio; the gradient goes through it."""
+
+    name: str
+    of: Callable[[Tensor], Tensor]
+
+
+def probability() -> Weight:
+    """``p``, the token's own probability (DFT, arXiv 2508.05629)."""
+    return Weight("p", lambda s: s.logp_BT.exp())
+
+
+def uncertainty() -> Weight:
+    """``p (1 - p)``: most at p = 1/2, 0 at both ends (CHORD-phi, arXiv 2508.11408)."""
+    return Weight("p(1-p)", lambda s: s.logp_BT.exp() * -torch.expm1(s.logp_BT))
+
+
+def exp_entropy(scale: float, sign: float, per_token: bool = False) -> Weight:
+    """``scale exp(sign H)``, H the row's mean entropy or the token's (SRFT, arXiv 2506.19767).
+
+    Args:
+        scale: the paper's 0.5 on demonstrations and 0.1 on correct rollouts.
+        sign: -1 on demonstrations, +1 on rollouts.
+        per_token: the token's own entropy; the paper does not say which.
+    """
+
+    def of(s: Scores) -> Tensor:
+        entropy = s.entropy if per_token else s.row_mean(s.entropy)
+        return scale * (sign * entropy).exp()
+
+    level = "token" if per_token else "row"
+    return Weight(f"{scale:g} exp({'-' if sign < 0 else ''}H), H of the {level}", of)
+
+
+def sequence_importance(temperature: float = 1.0, cap: float = 16.0) -> Weight:
+    """``min(exp(temperature mean_t(log pi - log pi_ref)), cap)``, one for each row.
+
+    iw-SFT, arXiv 2507.12856, as the authors' code has it: an exponentiated mean, not the ratio of
+    the whole sequences.
+    """
+
+    def of(s: Scores) -> Tensor:
+        mean = temperature * s.row_mean(s.log_ratio_to_ref)
+        return mean.exp().clamp(max=cap)  # an overflow is infinite, and then the cap
+
+    return Weight(f"min(exp({temperature:g} mean log pi/pi_ref), {cap:g})", of, True)
+
+
+DIVERGENCES = ("total_variation", "pearson", "squared_hellinger")
+
+
+def f_divergence(divergence: str, beta: float, floor: float = 0.0, cap: float = 16.0) -> Weight:
+    """``beta phi'(x)`` with ``x = beta (log pi - log pi_ref)``, held within [floor, cap].
+
+    A derived form, not the paper's (arXiv 2507.00018 gives no formula that could be verified).
+    ``phi' = 1`` (total variation: plain SFT), ``1 - x/2`` (Pearson; it turns negative for x > 2,
+    which the floor prevents), ``1/(1+x)^2`` (squared Hellinger; it has a pole at x = -1, before
+    which the cap holds it).
+    """
+    choose("divergence", divergence, DIVERGENCES)
+
+    def of(s: Scores) -> Tensor:
+        x = beta * s.log_ratio_to_ref
+        if divergence == "total_variation":
+            slope = torch.ones_like(x)
+        elif divergence == "pearson":
+            slope = 1.0 - x / 2.0
+        else:
+            # Beyond the pole the form means nothing: the token is as far off as it can be.
+            slope = torch.where(x > -1.0, (1.0 + x).clamp(min=1e-6) ** -2, torch.inf)
+        return (beta * slope).clamp(floor, cap)
+
+    return Weight(f"{beta:g} phi'({divergence})", of, True)
+
+
+def top_entropy(fraction: float) -> Weight:
+    """1 on the ``fraction`` of each row's tokens with the highest entropy, else 0."""
+    if not 0.0 <= fraction <= 1.0:
+        raise UserError(f"the fraction to keep must be in [0, 1], got {fraction}")
+
+    def of(s: Scores) -> Tensor:
+        return keep_fraction(s.entropy, s.mask_BT, fraction, per_row=True).to(s.logp_BT.dtype)
+
+    return Weight(f"top {fraction:.0%} entropy of the row", of)
+
+
+def saturating(gamma: float) -> Shape:
+    """``x / (x + gamma)`` (LUFFY's policy shaping, arXiv 2504.14945)."""
+    if gamma <= 0:
+        raise UserError(f"gamma must be positive, got {gamma}")
+    return Shape(f"x/(x+{gamma:g})", lambda x: x / (x + gamma))

@@ -1,0 +1,106 @@
+"""AdaBack, adaptive backtracking (arXiv 2506.18110, ICLR 2026)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from prefix_rft.core.method import SAMPLED, Method, Stream, regularisers
+from prefix_rft.core.planner import Group, Planner, Record, Starts
+
+
+@dataclass(frozen=True)
+class Interval(Planner):
+    """Each example keeps an interval of ratios; a group's rows share one drawn from it.
+
+    A group whose mean reward is below ``threshold`` raises the lower end to its ratio; another one
+    lowers the upper end to it and the lower end to 0. A new example starts from a moving average
+    of all intervals.
+    """
+
+    threshold: float
+    ema: float
+    plain: float
+
+    def bounds(self, group: Group) -> tuple[float, float]:
+        """The example's interval, or the average one."""
+        known = group.own or group.shared
+        return known.get("low", 0.0), known.get("high", 1.0)
+
+    def starts(self, group: Group) -> Starts:
+        """One start for the whole group; now and then none."""
+        rng = group.random()
+        index, plain = rng.randrange(len(group.lengths)), rng.random() < self.plain
+        low, high = self.bounds(group)
+        start = group.start(index, low + (high - low) * rng.random())
+        return group.everyone(None if plain or not start.length else start)
+
+    def learn(
+        self, group: Group, starts: Starts, rewards: Sequence[float]
+    ) -> tuple[Record, Record]:
+        """Move the interval, and the average towards it."""
+        known = [r for r in rewards if not math.isnan(r)]
+        start = starts[0]
+        if not known or (start is None and group.step and not group.own):
+            return group.own, group.shared
+        ratio = 0.0 if start is None or start.ratio is None else start.ratio
+        low, high = self.bounds(group)
+        if sum(known) / len(known) < self.threshold:
+            low, high = min(ratio, high), high
+        else:
+            low, high = 0.0, max(ratio, 0.0)
+        shared = {
+            "low": self.ema * group.shared.get("low", 0.0) + (1.0 - self.ema) * low,
+            "high": self.ema * group.shared.get("high", 1.0) + (1.0 - self.ema) * high,
+        }
+        return {"low": low, "high": high}, shared
+
+
+def adaback(
+    *,
+    threshold: float = 0.5,
+    ema: float = 0.99,
+    plain: float = 0.1,
+    epsilon: float = 0.2,
+    epsilon_high: float | None = None,
+    delta: float | None = None,
+    beta: float = 0.0,
+    entropy_coef: float = 0.0,
+    truncated: str = "keep",
+    aggregation: str = "seq_mean_token_mean",
+    const: float | None = None,
+) -> Method:
+    """GRPO from a prefix, as context, whose length adapts to each example.
+
+    Args:
+        threshold: mean reward of a group below which more is revealed next time.
+        ema: of the average interval from which new examples start.
+        plain: probability of a group without prefix.
+        epsilon: clip range.
+        epsilon_high: upper clip range; None is ``epsilon``.
+        delta: upper bound of the ratio (dual clip); None is none.
+        beta: KL coefficient.
+        entropy_coef: entropy bonus.
+        truncated: ``mask`` takes the advantage from rows that ran into the length limit.
+        aggregation: normaliser, see ``Method``; prefixes are not counted.
+        const: of the sums.
+    """
+    return Method(
+        name="adaback",
+        summary="GRPO from a prefix (context) whose length each example finds for itself",
+        source="arXiv 2506.18110",
+        streams=(
+            Stream("policy", SAMPLED, "clip", "group"),
+            *regularisers(beta, entropy_coef, SAMPLED),
+        ),
+        planner=Interval(threshold, ema, plain),
+        baseline="mean_std",
+        aggregation=aggregation,
+        const=const,
+        epsilon=epsilon,
+        epsilon_high=epsilon_high,
+        delta=delta,
+        truncated=truncated,
+        unverified="no code was found; threshold, average and share of plain groups are ours",
+    )

@@ -1,0 +1,38 @@
+"""f-divergence SFT: experimental, a form derived here and not the paper's (arXiv 2507.00018)."""
+
+from __future__ import annotations
+
+from prefix_rft.core.method import Method, Stream
+from prefix_rft.core.weights import f_divergence
+
+
+def fdiv_sft(
+    *,
+    divergence: str = "pearson",
+    beta: float = 1.0,
+    floor: float = 0.0,
+    cap: float = 16.0,
+    aggregation: str = "token_mean",
+    const: float | None = None,
+) -> Method:
+    """SFT with tokens weighted by ``beta phi'(beta log pi/pi_ref)``. Experimental, derived.
+
+    Args:
+        divergence: ``total_variation`` (plain SFT), ``pearson`` or ``squared_hellinger``.
+        beta: of the implicit reward.
+        floor: smallest weight; 0 keeps Pearson's from turning negative beyond x = 2.
+        cap: largest weight; it holds the squared Hellinger's before its pole at x = -1.
+        aggregation: normaliser, see ``Method``.
+        const: of the sums.
+    """
+    weight = f_divergence(divergence, beta, floor, cap)
+    return Method(
+        name="fdiv_sft",
+        summary="experimental: SFT with weights derived from an f-divergence to the initial model",
+        source="derived here from the idea of arXiv 2507.00018",
+        streams=(Stream("demonstration", ("demonstration",), "logp", 1.0, weight=weight),),
+        num_demonstrations=1,
+        aggregation=aggregation,
+        const=const,
+        unverified="the paper's losses: this form is derived, not theirs",
+    )

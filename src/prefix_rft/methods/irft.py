@@ -1,0 +1,35 @@
+"""IRFT, implicit reward learning fine-tuning (arXiv 2405.17888, NeurIPS 2024)."""
+
+from __future__ import annotations
+
+from prefix_rft.core.contrast import SelfPlay
+from prefix_rft.core.method import Method, Stream
+
+
+def irft(*, beta_contrast: float = 0.1, stages: int = 5) -> Method:
+    """Prefer demonstrations to samples of the policy as it was when the stage began.
+
+    At each of ``stages`` equal parts of the run the reference becomes the policy; negatives are
+    sampled from it. One stage is SPIN. Rewards are not used.
+
+    Args:
+        beta_contrast: scale of the margin (authors' code: 0.1).
+        stages: how many times the reference is set.
+    """
+    demonstration = ("demonstration",)
+    return Method(
+        name="irft",
+        summary="demonstrations preferred to samples of a policy frozen at each stage, no reward",
+        source="arXiv 2405.17888 and the authors' spin_loss",
+        streams=(
+            Stream("demonstration", demonstration, "logp", "sequence"),
+            Stream("negatives", ("policy",), "logp", "sequence", demonstration),
+        ),
+        num_demonstrations=1,
+        contrast=SelfPlay(beta_contrast),
+        sampler="reference",
+        reference_stages=stages,
+        aggregation="sum_over_const",
+        const=1.0,
+        unverified="the paper's result figures",
+    )

@@ -1,0 +1,34 @@
+"""iw-SFT, importance-weighted SFT (arXiv 2507.12856)."""
+
+from __future__ import annotations
+
+from prefix_rft.core.method import Method, Stream
+from prefix_rft.core.weights import sequence_importance
+
+
+def iw_sft(
+    *,
+    temperature: float = 1.0,
+    cap: float = 16.0,
+    aggregation: str = "token_mean",
+    const: float | None = None,
+) -> Method:
+    """SFT whose rows are weighted by how much likelier they are than under the initial model.
+
+    Args:
+        temperature: factor in the exponent (the authors' call: 1.0).
+        cap: largest weight.
+        aggregation: normaliser, see ``Method``.
+        const: of the sums.
+    """
+    weight = sequence_importance(temperature, cap)
+    return Method(
+        name="iw_sft",
+        summary="SFT with each row weighted by its likelihood ratio to the initial model",
+        source="arXiv 2507.12856 and the authors' IwSFTLoss",
+        streams=(Stream("demonstration", ("demonstration",), "logp", 1.0, weight=weight),),
+        num_demonstrations=1,
+        aggregation=aggregation,
+        const=const,
+        unverified="the paper's headline figures",
+    )

@@ -1,0 +1,64 @@
+"""MIFO (arXiv 2510.04454)."""
+
+from __future__ import annotations
+
+from prefix_rft.core.method import ROLLOUT, SAMPLED, Method, Stream, regularisers
+from prefix_rft.core.weights import top_entropy
+
+
+def mifo(
+    *,
+    unsolved_at: float = 0.25,
+    entropy_keep: float = 0.2,
+    epsilon: float = 0.2,
+    epsilon_high: float | None = None,
+    delta: float | None = None,
+    beta: float = 0.0,
+    entropy_coef: float = 0.0,
+    truncated: str = "keep",
+    aggregation: str = "token_mean",
+    const: float | None = None,
+) -> Method:
+    """GRPO, interleaved with SFT on the uncertain tokens of prompts with low accuracy.
+
+    The paper also freezes, during SFT, the parameters that RL has changed most: give
+    ``parameter_mask: {kind: mifo}`` with it.
+
+    Args:
+        unsolved_at: solve rate at or below which a prompt's demonstration is set aside.
+        entropy_keep: share of a demonstration's tokens that are trained, the most uncertain.
+        epsilon: clip range.
+        epsilon_high: upper clip range; None is ``epsilon``.
+        delta: upper bound of the ratio (dual clip); None is none.
+        beta: KL coefficient.
+        entropy_coef: entropy bonus.
+        truncated: ``mask`` takes the advantage from rows that ran into the length limit.
+        aggregation: normaliser, see ``Method``; SFT steps have the token mean.
+        const: of the sums.
+    """
+    return Method(
+        name="mifo",
+        summary="GRPO, interleaved with SFT on uncertain tokens of prompts with low accuracy",
+        source="arXiv 2510.04454",
+        streams=(
+            Stream("policy", SAMPLED, "clip", "group", ROLLOUT),
+            Stream(
+                "demonstration",
+                ("demonstration",),
+                "logp",
+                1.0,
+                weight=top_entropy(entropy_keep),
+                aggregation="token_mean",
+            ),
+            *regularisers(beta, entropy_coef, ROLLOUT),
+        ),
+        interleave=unsolved_at,
+        baseline="mean_std",
+        aggregation=aggregation,
+        const=const,
+        epsilon=epsilon,
+        epsilon_high=epsilon_high,
+        delta=delta,
+        truncated=truncated,
+        unverified="no code was found; the thresholds are ours",
+    )

@@ -1,0 +1,93 @@
+"""POPE (arXiv 2601.18779)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from prefix_rft.core.method import SAMPLED, Method, Stream, regularisers
+from prefix_rft.core.planner import Group, Planner, Record, Starts
+from prefix_rft.core.prefix import is_hybrid
+
+
+@dataclass(frozen=True)
+class Guided(Planner):
+    """Half of a group is guided by the shortest prefix of the example that has been rewarded.
+
+    The search goes on while training: the ratio grows by ``step`` each time all guided rows fail.
+    """
+
+    first: float
+    step: float
+    share: float
+    solved_above: float = 0.0
+
+    def starts(self, group: Group) -> Starts:
+        """Guided rows first, then plain ones."""
+        index = group.random().randrange(len(group.lengths))
+        start = group.start(index, group.own.get("ratio", self.first))
+        guided = round(self.share * group.rows)
+        return tuple(start if is_hybrid(row, guided) else None for row in range(group.rows))
+
+    def learn(
+        self, group: Group, starts: Starts, rewards: Sequence[float]
+    ) -> tuple[Record, Record]:
+        """Lengthen the prefix where no guided row was rewarded."""
+        guided = [r for r, s in zip(rewards, starts, strict=True) if s and not math.isnan(r)]
+        ratio = group.own.get("ratio", self.first)
+        if guided and max(guided) <= self.solved_above:
+            ratio = min(1.0, ratio + self.step)
+        return {"ratio": ratio}, group.shared
+
+
+def pope(
+    *,
+    first_ratio: float = 0.1,
+    ratio_step: float = 0.1,
+    guided_share: float = 0.5,
+    epsilon: float = 0.2,
+    epsilon_high: float | None = None,
+    delta: float | None = None,
+    beta: float = 0.0,
+    entropy_coef: float = 0.0,
+    truncated: str = "keep",
+    aggregation: str = "seq_mean_token_mean",
+    const: float | None = None,
+) -> Method:
+    """GRPO on plain and guided rollouts side by side; the guide is context, never a target.
+
+    Plain rows are compared with plain ones, guided with guided ones.
+
+    Args:
+        first_ratio: of the prefix, at an example's first visit.
+        ratio_step: by which it grows when all guided rows fail.
+        guided_share: share of a group's rows that are guided (paper: 1:1).
+        epsilon: clip range.
+        epsilon_high: upper clip range; None is ``epsilon``.
+        delta: upper bound of the ratio (dual clip); None is none.
+        beta: KL coefficient.
+        entropy_coef: entropy bonus.
+        truncated: ``mask`` takes the advantage from rows that ran into the length limit.
+        aggregation: normaliser, see ``Method``; prefixes are not counted.
+        const: of the sums.
+    """
+    return Method(
+        name="pope",
+        summary="GRPO on plain rows and on rows guided by the shortest rewarded prefix (context)",
+        source="arXiv 2601.18779",
+        streams=(
+            Stream("policy", ("policy",), "clip", "policy_group", SAMPLED),
+            Stream("guided", ("continuation",), "clip", "hybrid_group", SAMPLED),
+            *regularisers(beta, entropy_coef, SAMPLED),
+        ),
+        planner=Guided(first_ratio, ratio_step, guided_share),
+        baseline="mean_std",
+        aggregation=aggregation,
+        const=const,
+        epsilon=epsilon,
+        epsilon_high=epsilon_high,
+        delta=delta,
+        truncated=truncated,
+        unverified="the authors' code could not be read; the search replaces their precomputed one",
+    )

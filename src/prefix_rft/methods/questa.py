@@ -1,0 +1,72 @@
+"""QuestA (arXiv 2507.13266)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from prefix_rft.core.method import SAMPLED, Method, Stream, regularisers
+from prefix_rft.core.planner import Group, Planner, Starts
+from prefix_rft.errors import UserError
+
+
+@dataclass(frozen=True)
+class Stages(Planner):
+    """All rows start from the same share of a demonstration, which falls from stage to stage."""
+
+    ratios: tuple[float, ...]
+
+    def starts(self, group: Group) -> Starts:
+        """One start for the whole group."""
+        stage = min(len(self.ratios) - 1, group.step * len(self.ratios) // group.total_steps)
+        index = group.random().randrange(len(group.lengths))
+        start = group.start(index, self.ratios[stage])
+        return group.everyone(start if start.length else None)
+
+
+def questa(
+    *,
+    ratios: Any = (0.5, 0.25),
+    epsilon: float = 0.2,
+    epsilon_high: float | None = None,
+    delta: float | None = None,
+    beta: float = 0.0,
+    entropy_coef: float = 0.0,
+    truncated: str = "keep",
+    aggregation: str = "token_mean",
+    const: float | None = None,
+) -> Method:
+    """GRPO with part of the solution as a hint, half of it and then a quarter.
+
+    Args:
+        ratios: share of the demonstration in each stage; stages are equally long.
+        epsilon: clip range.
+        epsilon_high: upper clip range; None is ``epsilon``.
+        delta: upper bound of the ratio (dual clip); None is none.
+        beta: KL coefficient.
+        entropy_coef: entropy bonus.
+        truncated: ``mask`` takes the advantage from rows that ran into the length limit.
+        aggregation: normaliser, see ``Method``; hints are not counted.
+        const: of the sums.
+    """
+    listed = isinstance(ratios, (list, tuple)) and len(ratios) > 0
+    if not listed or not all(isinstance(r, (int, float)) and 0 <= r <= 1 for r in ratios):
+        raise UserError(f"ratios must be a list of numbers in [0, 1], got {ratios}")
+    return Method(
+        name="questa",
+        summary="GRPO with half, then a quarter of the demonstration as context",
+        source="arXiv 2507.13266 and the authors' partial_50_grpo.yaml",
+        streams=(
+            Stream("policy", SAMPLED, "clip", "batch"),
+            *regularisers(beta, entropy_coef, SAMPLED),
+        ),
+        planner=Stages(tuple(ratios)),
+        baseline="mean_std",
+        aggregation=aggregation,
+        const=const,
+        epsilon=epsilon,
+        epsilon_high=epsilon_high,
+        delta=delta,
+        truncated=truncated,
+        unverified="a variant: the hint stands in the answer, and ratios are not decoupled",
+    )

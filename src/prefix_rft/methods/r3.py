@@ -1,0 +1,76 @@
+"""R3, reverse curriculum (arXiv 2402.05808, ICML 2024), without its critic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from prefix_rft.core.method import SAMPLED, Method, Stream, regularisers
+from prefix_rft.core.planner import Group, Planner, Start, Starts
+
+
+@dataclass(frozen=True)
+class StepBoundary(Planner):
+    """All rows of a group start at one boundary between steps of a demonstration, drawn uniformly.
+
+    The prompt itself is one of the boundaries, the end is not.
+    """
+
+    chunks: int
+    needs_boundaries = True
+
+    def starts(self, group: Group) -> Starts:
+        """One start for the whole group."""
+        rng = group.random()
+        index = rng.randrange(len(group.lengths))
+        known = group.boundaries[index] if group.boundaries else ()
+        equal = {group.start(index, k / self.chunks).length for k in range(1, self.chunks)}
+        room = group.start(index, 1.0).length
+        lengths = [0, *sorted(n for n in (known or equal) if 0 < n <= room)]
+        length = rng.choice(lengths)
+        start = Start(index, length, length / group.lengths[index])
+        return group.everyone(start if length else None)
+
+
+def r3(
+    *,
+    chunks: int = 5,
+    epsilon: float = 0.2,
+    epsilon_high: float | None = None,
+    delta: float | None = None,
+    beta: float = 0.05,
+    entropy_coef: float = 0.0,
+    truncated: str = "keep",
+    aggregation: str = "seq_mean_token_mean",
+    const: float | None = None,
+) -> Method:
+    """GRPO from states along a demonstration; what came before is context.
+
+    Args:
+        chunks: where a demonstration has no line breaks, it is cut into so many equal parts.
+        epsilon: clip range.
+        epsilon_high: upper clip range; None is ``epsilon``.
+        delta: upper bound of the ratio (dual clip); None is none.
+        beta: KL coefficient, as a term of the loss (the authors' code: 0.05 in the reward).
+        entropy_coef: entropy bonus.
+        truncated: ``mask`` takes the advantage from rows that ran into the length limit.
+        aggregation: normaliser, see ``Method``; prefixes are not counted.
+        const: of the sums.
+    """
+    return Method(
+        name="r3",
+        summary="GRPO from start states along a demonstration (context); no critic",
+        source="arXiv 2402.05808 and the authors' main.py",
+        streams=(
+            Stream("policy", SAMPLED, "clip", "group"),
+            *regularisers(beta, entropy_coef, SAMPLED),
+        ),
+        planner=StepBoundary(chunks),
+        baseline="mean_std",
+        aggregation=aggregation,
+        const=const,
+        epsilon=epsilon,
+        epsilon_high=epsilon_high,
+        delta=delta,
+        truncated=truncated,
+        unverified="a variant: the paper has PPO with a critic and GAE where this has groups",
+    )

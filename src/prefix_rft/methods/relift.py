@@ -1,0 +1,43 @@
+"""ReLIFT (arXiv 2506.07527)."""
+
+from __future__ import annotations
+
+from prefix_rft.core.method import ROLLOUT, SAMPLED, Method, Stream, regularisers
+
+
+def relift(
+    *,
+    unsolved_at: float = 0.0,
+    beta: float = 0.0,
+    entropy_coef: float = 0.001,
+    truncated: str = "keep",
+    aggregation: str = "sum_over_const",
+    const: float | None = None,
+) -> Method:
+    """RL steps, and between them steps of SFT on the demonstrations of prompts that all failed.
+
+    The demonstrations of prompts without any solved rollout are set aside, first in, first out;
+    once they fill the rows of a generation, the next generation is made of them alone.
+
+    Args:
+        unsolved_at: solve rate at or below which a prompt's demonstration is set aside.
+        beta: KL coefficient.
+        entropy_coef: entropy bonus (authors' code: 0.001).
+        truncated: ``mask`` takes the advantage from rows that ran into the length limit.
+        aggregation: normaliser of the RL steps, see ``Method``; SFT steps have the token mean.
+        const: of the sums.
+    """
+    return Method(
+        name="relift",
+        summary="RL, interleaved with SFT steps on the demonstrations of prompts that all failed",
+        source="arXiv 2506.07527 and the authors' trainer and actor",
+        streams=(
+            Stream("policy", SAMPLED, "ratio", "group", ROLLOUT),
+            Stream("demonstration", ("demonstration",), "logp", 1.0, aggregation="token_mean"),
+            *regularisers(beta, entropy_coef, ROLLOUT),
+        ),
+        interleave=unsolved_at,
+        aggregation=aggregation,
+        const=const,
+        truncated=truncated,
+    )

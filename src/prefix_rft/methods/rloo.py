@@ -1,0 +1,46 @@
+"""RLOO (arXiv 2402.14740)."""
+
+from __future__ import annotations
+
+from prefix_rft.core.method import ROLLOUT, SAMPLED, Method, Stream, regularisers
+from prefix_rft.errors import choose
+
+RATIOS = {"none": "logp", "old": "ratio"}
+
+
+def rloo(
+    *,
+    ratio: str = "none",
+    beta: float = 0.0,
+    entropy_coef: float = 0.0,
+    truncated: str = "keep",
+    aggregation: str = "sum_over_const",
+    const: float | None = 1.0,
+) -> Method:
+    """REINFORCE with a leave-one-out baseline: ``n/(n-1) (R - mean)``, no clip (section 3).
+
+    A completion is one action: its tokens' log-probabilities are summed, and the rows averaged.
+
+    Args:
+        ratio: ``none`` is the paper's REINFORCE; ``old`` multiplies by the token's importance
+            ratio, for several updates from one generation.
+        beta: KL coefficient, as a term of the loss; the paper takes the KL from the reward.
+        entropy_coef: entropy bonus.
+        truncated: ``mask`` takes the advantage from rows that ran into the length limit.
+        aggregation: normaliser, see ``Method``.
+        const: of the sums; 1 is the plain sum over a row's tokens.
+    """
+    choose("ratio", ratio, RATIOS)
+    return Method(
+        name="rloo",
+        summary="REINFORCE against the mean of the other rollouts, no clip",
+        source="arXiv 2402.14740, section 3",
+        streams=(
+            Stream("policy", SAMPLED, RATIOS[ratio], "group", ROLLOUT),
+            *regularisers(beta, entropy_coef, ROLLOUT),
+        ),
+        baseline="leave_one_out",
+        aggregation=aggregation,
+        const=const,
+        truncated=truncated,
+    )

@@ -1,0 +1,64 @@
+"""SuperRL (arXiv 2506.01096)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefix_rft.core.method import EVERYONE, ROLLOUT, Method, Stream, regularisers
+from prefix_rft.core.schedules import parse
+
+
+def superrl(
+    *,
+    sft_coef: Any = 1.0,
+    num_demonstrations: int = 1,
+    epsilon: float = 0.2,
+    epsilon_high: float | None = None,
+    delta: float | None = None,
+    beta: float = 0.0,
+    entropy_coef: float = 0.0,
+    truncated: str = "keep",
+    aggregation: str = "sum_over_const",
+    const: float | None = None,
+) -> Method:
+    """RL on a prompt with any rewarded rollout, SFT on its demonstration otherwise.
+
+    Args:
+        sft_coef: coefficient of the SFT term.
+        num_demonstrations: rows of the group that are whole demonstrations, trained or not.
+        epsilon: clip range.
+        epsilon_high: upper clip range; None is ``epsilon``.
+        delta: upper bound of the ratio (dual clip); None is none.
+        beta: KL coefficient.
+        entropy_coef: entropy bonus.
+        truncated: ``mask`` takes the advantage from rows that ran into the length limit.
+        aggregation: normaliser of both terms, see ``Method``.
+        const: of the sums.
+    """
+    return Method(
+        name="superrl",
+        summary="a prompt gets GRPO if a rollout is rewarded, else SFT on its demonstration",
+        source="arXiv 2506.01096",
+        streams=(
+            Stream("policy", ("policy",), "clip", "policy_group", EVERYONE, gate=(0.0, 1.0)),
+            Stream(
+                "demonstration",
+                ("demonstration",),
+                "logp",
+                1.0,
+                EVERYONE,
+                parse(sft_coef),
+                gate=(-1.0, 0.0),
+            ),
+            *regularisers(beta, entropy_coef, ROLLOUT),
+        ),
+        num_demonstrations=num_demonstrations,
+        baseline="mean_std",
+        aggregation=aggregation,
+        const=const,
+        epsilon=epsilon,
+        epsilon_high=epsilon_high,
+        delta=delta,
+        truncated=truncated,
+        unverified="the authors' code was not read; their learnt mixing is not built",
+    )

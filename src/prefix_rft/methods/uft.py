@@ -1,0 +1,91 @@
+"""UFT (arXiv 2505.16984)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from prefix_rft.core.method import SAMPLED, Method, Stream, regularisers
+from prefix_rft.core.planner import Group, Planner, Starts
+from prefix_rft.core.schedules import Schedule, constant, cosine
+
+
+@dataclass(frozen=True)
+class Hint(Planner):
+    """All rows of a group share a hint of ``Binomial(chunks, share)`` chunks of a demonstration.
+
+    ``share`` falls along a cosine and the hints end at ``until`` of the run.
+    """
+
+    chunks: int
+    high: float
+    low: float
+    until: float
+
+    def starts(self, group: Group) -> Starts:
+        """One hint for the whole group."""
+        end = round(self.until * group.total_steps)
+        if group.step >= end:
+            return group.everyone(None)
+        rng = group.random()
+        index = rng.randrange(len(group.lengths))
+        share = cosine(self.high, self.low, max(1, end))(group.step)
+        chunks = sum(rng.random() < share for _ in range(self.chunks))
+        start = group.start(index, chunks / self.chunks)
+        return group.everyone(start if start.length else None)
+
+
+def uft(
+    *,
+    hint_coef: float = 0.001,
+    chunks: int = 5,
+    hint_high: float = 0.95,
+    hint_low: float = 0.05,
+    hint_until: float = 0.6,
+    epsilon: float = 0.2,
+    epsilon_high: float | None = None,
+    delta: float | None = None,
+    beta: float = 0.001,
+    entropy_coef: float = 0.001,
+    truncated: str = "keep",
+    aggregation: str = "token_mean",
+    const: float | None = None,
+) -> Method:
+    """GRPO from a shrinking hint, plus a little maximum likelihood of the hint.
+
+    The constants are those of the authors' code: share 0.95 to 0.05 over 300 of 500 steps.
+
+    Args:
+        hint_coef: coefficient of the hint's negative log-likelihood, a mean over hint tokens.
+        chunks: equal parts of a demonstration; a hint is a number of them.
+        hint_high: expected share of the hint at the start.
+        hint_low: and at the end of the schedule.
+        hint_until: share of the run after which there are no hints.
+        epsilon: clip range.
+        epsilon_high: upper clip range; None is ``epsilon``.
+        delta: upper bound of the ratio (dual clip); None is none.
+        beta: KL coefficient.
+        entropy_coef: entropy bonus.
+        truncated: ``mask`` takes the advantage from rows that ran into the length limit.
+        aggregation: normaliser, see ``Method``.
+        const: of the sums.
+    """
+    hint: Schedule = constant(hint_coef)
+    return Method(
+        name="uft",
+        summary="GRPO from a shared hint that shrinks, with a little SFT on the hint",
+        source="arXiv 2505.16984 and the authors' dp_actor and rl_dataset",
+        streams=(
+            Stream("policy", SAMPLED, "clip", "group"),
+            Stream("hint", ("prefix",), "logp", 1.0, coefficient=hint, aggregation="token_mean"),
+            *regularisers(beta, entropy_coef, SAMPLED),
+        ),
+        planner=Hint(chunks, hint_high, hint_low, hint_until),
+        baseline="mean_std",
+        aggregation=aggregation,
+        const=const,
+        epsilon=epsilon,
+        epsilon_high=epsilon_high,
+        delta=delta,
+        truncated=truncated,
+        unverified="the paper's result figures",
+    )
