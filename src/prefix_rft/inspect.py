@@ -19,7 +19,7 @@ from prefix_rft.data import DataError, Renderer, find_source, read_rows
 from prefix_rft.data.demonstrations import EXAMPLE, IDS, KEPT, fate_of
 from prefix_rft.data.render import end_of_text_ids
 from prefix_rft.engines.sampling import SamplingSettings, generate, sample, supported
-from prefix_rft.engines.trl.plan import plan_rows
+from prefix_rft.engines.trl.plan import Moment, plan_rows
 from prefix_rft.errors import UserError
 from prefix_rft.findings import clean, say
 from prefix_rft.models import give_template, load_configs, load_model, load_tokenizer, quiet
@@ -142,12 +142,9 @@ def hybrid_row(
     plan = plan_rows(
         setup.method,
         [{IDS: demonstrations, EXAMPLE: number - 1}],
-        num_generations=setup.plan.generations,
-        offset=0,
-        seed=setup.args.seed,
-        step=step,
-        total_steps=steps,
-        max_completion_length=setup.args.max_completion_length,
+        Moment(
+            setup.plan.generations, setup.args.seed, step, steps, setup.args.max_completion_length
+        ),
     )[0]
     prefix = list(plan.prefix)
     if net is None:

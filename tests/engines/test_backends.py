@@ -202,7 +202,7 @@ def test_evaluation_never_sees_a_demonstration(tmp_path: Path) -> None:
     contexts: list[list[int]] = []
     original = trainer._sample
     trainer._sample = lambda p, x: (
-        contexts.extend([*a, *b] for a, b in zip(p, x, strict=True)),
+        contexts.extend([*a, *b.known] for a, b in zip(p, x, strict=True)),
         original(p, x),
     )[1]
     metrics = trainer.evaluate()

@@ -7,29 +7,37 @@ from prefix_rft.core.objective import (
     LossOutput,
     Targets,
     advantages,
+    dropped,
     loss,
     prepare,
     select_prefix,
+    with_sequence,
 )
+from prefix_rft.core.planner import Group, Planner, Start
 from prefix_rft.core.prefix import PrefixSampler, draw_prefix, prefix_length
 from prefix_rft.core.schedules import Schedule
 from prefix_rft.core.select import keep_fraction
 
 __all__ = [
     "Batch",
+    "Group",
     "LossOutput",
     "Method",
+    "Planner",
     "PrefixSampler",
     "Schedule",
     "Selection",
+    "Start",
     "Stream",
     "Targets",
     "advantages",
     "draw_prefix",
+    "dropped",
     "group_advantage",
     "keep_fraction",
     "loss",
     "prefix_length",
     "prepare",
     "select_prefix",
+    "with_sequence",
 ]

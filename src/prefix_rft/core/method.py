@@ -297,12 +297,14 @@ class Method:
     @property
     def needs_reference(self) -> bool:
         """Whether anything compares with, or samples from, the reference policy."""
+        return self.needs_own_reference or any(s.surrogate == "kl" for s in self.streams)
+
+    @property
+    def needs_own_reference(self) -> bool:
+        """Whether it needs the reference policy for more than a KL term."""
         return (
             self.sampler == "reference"
-            or any(
-                s.surrogate == "kl" or (s.weight is not None and s.weight.needs_reference)
-                for s in self.streams
-            )
+            or any(s.weight is not None and s.weight.needs_reference for s in self.streams)
             or (self.contrast is not None and self.contrast.needs_reference)
         )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from jinja2.exceptions import TemplateError
@@ -75,6 +76,13 @@ class Renderer:
             end = stops[0] if stops else end
         for name, value in (("eos_ids", eos_ids), ("opening", opening), ("end", end)):
             object.__setattr__(self, name, value)
+
+    @cached_property
+    def newline_ids(self) -> frozenset[int]:
+        """Tokens that end a line."""
+        ids = range(len(self.tokenizer))  # pyright: ignore[reportArgumentType]
+        texts = self.tokenizer.batch_decode([[i] for i in ids])
+        return frozenset(i for i, text in zip(ids, texts, strict=True) if "\n" in text)
 
     def text(self, messages: list[dict[str, Any]], opening: bool = True) -> str:
         """A conversation as the template writes it, up to where the model goes on.

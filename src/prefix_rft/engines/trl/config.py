@@ -28,11 +28,11 @@ OWNED = {
 """TRL settings that a method replaces: a value other than TRL's default is refused, not ignored."""
 
 
-def parse_options(text: str) -> dict[str, Any]:
-    """Method options given as JSON, as on a command line."""
+def parse_options(name: str, text: str) -> dict[str, Any]:
+    """Options given as JSON, as on a command line."""
     options = json.loads(text)
     if not isinstance(options, dict):
-        raise ValueError(f"method_options must be a mapping, got {text}")
+        raise ValueError(f"{name} must be a mapping, got {text}")
     return options
 
 
@@ -45,10 +45,8 @@ def refuse_owned(config: Any, base: type, owned: dict[str, str]) -> None:
 
 
 def with_const(method: Method, max_completion_length: Any) -> Method:
-    """The method with ``const`` of ``sum_over_const`` at the completion budget, if it is open."""
-    if method.aggregation == "sum_over_const" and method.const is None:
-        return replace(method, const=float(max_completion_length))
-    return method
+    """The method with ``const`` of its sums at the completion budget, if it is open."""
+    return replace(method, const=float(max_completion_length)) if method.const is None else method
 
 
 @dataclass
@@ -95,10 +93,16 @@ class PrefixRFTConfig(GRPOConfig):
         },
     )
 
+    parameter_mask: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": "Train some weights only, e.g. {'kind': 'speft', 'fraction': 0.05}."},
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.method_options, str):
-            self.method_options = parse_options(self.method_options)
+        for name in ("method_options", "parameter_mask"):
+            if isinstance(getattr(self, name), str):
+                setattr(self, name, parse_options(name, getattr(self, name)))
         if self.temperature <= 0:
             raise ValueError(f"temperature must be positive to explore, got {self.temperature}")
         if not 0 < self.top_p <= 1:
@@ -113,7 +117,18 @@ class PrefixRFTConfig(GRPOConfig):
                 f"gradient_accumulation_steps ({self.gradient_accumulation_steps}), so that every "
                 "optimizer step is made of rollouts that are known when it starts"
             )
-        self.resolve_method()
+        method = self.resolve_method()
+        if method.needs_unit_temperature and self.temperature != 1.0:
+            raise ValueError(
+                f"method '{self.method}' reads likelihoods of demonstrations, which are those of "
+                f"temperature 1, got {self.temperature}"
+            )
+        if method.contrast is not None and steps != self.gradient_accumulation_steps:
+            raise ValueError(
+                f"method '{self.method}' compares the rows of whole groups, so each generation "
+                "must be one optimizer step: leave steps_per_generation and "
+                "generation_batch_size alone"
+            )
 
     def resolve_method(self) -> Method:
         """The method with the shared options of this config, and those agreed on both sides.
@@ -142,7 +157,8 @@ class PrefixRFTConfig(GRPOConfig):
                 setattr(self, key, known[key])
         method = load(self.method, **given)
         generations: Any = self.num_generations
-        if method.num_hybrid + method.num_demonstrations > generations:
+        demonstrations = method.num_hybrid + method.num_demonstrations
+        if demonstrations > generations or (method.num_demonstrations >= generations):
             raise ValueError(
                 f"method '{self.method}' wants {method.num_hybrid} hybrid and "
                 f"{method.num_demonstrations} demonstration rows in groups of "

@@ -2,60 +2,133 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from prefix_rft.core import Method, draw_prefix
-from prefix_rft.core.prefix import is_hybrid
+from prefix_rft.core import Method
+from prefix_rft.core.planner import Group, Record, Start
 from prefix_rft.data.demonstrations import EXAMPLE, IDS
 
 
 @dataclass(frozen=True)
 class RowPlan:
-    """One row: its group, its place in the group, and the token ids it starts from."""
+    """One row: its group, its place in the group, and what is known of it before sampling.
+
+    Attributes:
+        example: index in the dataset.
+        group: id, unique in the generation batch of all processes.
+        row: place in the group.
+        start: where in a demonstration it starts; None for an on-policy row.
+        prefix: the demonstration's ids up to there.
+        whole: the row is a whole demonstration; nothing is sampled.
+        kept: completion of an earlier attempt, prefix included, which stays as it is.
+        kept_logps: the sampler's log-probs of that completion, if it gave any.
+        attempt: how often its group has been sampled before.
+    """
 
     example: int
     group: int
     row: int
+    start: Start | None = None
     prefix: tuple[int, ...] = ()
-    ratio: float | None = None
+    whole: bool = False
+    kept: tuple[int, ...] | None = None
+    kept_logps: tuple[float | None, ...] | None = None
+    attempt: int = 0
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to sample."""
+        return self.whole or self.kept is not None
+
+    @property
+    def known(self) -> tuple[int, ...]:
+        """The ids of the completion that are known before sampling."""
+        return self.prefix if self.kept is None else self.kept
+
+    @property
+    def hybrid(self) -> bool:
+        """Whether it continues a prefix of at least one token."""
+        return bool(self.prefix) and not self.whole
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What planning needs to know of the run.
+
+    Attributes:
+        num_generations: rows of a group.
+        seed: of the run.
+        step: optimizer step at which the rows are generated.
+        total_steps: of the run.
+        max_completion_length: budget in tokens, prefix included.
+        newlines: ids of the tokens that end a line, for planners that ask for boundaries.
+        examples: what the planner remembers of each example.
+        shared: and of all of them.
+    """
+
+    num_generations: int
+    seed: int
+    step: int
+    total_steps: int
+    max_completion_length: int
+    newlines: frozenset[int] = frozenset()
+    examples: Mapping[int, Record] | None = None
+    shared: Record | None = None
+
+    def group(self, method: Method, example: Mapping[str, Any], attempt: int = 0) -> Group:
+        """The group of an example that is about to be sampled."""
+        index = int(example[EXAMPLE])
+        demonstrations = example[IDS]
+        boundaries: tuple[tuple[int, ...], ...] = ()
+        if method.law.needs_boundaries:
+            boundaries = tuple(
+                tuple(i + 1 for i, t in enumerate(d) if t in self.newlines) for d in demonstrations
+            )
+        return Group(
+            example=index,
+            rows=self.num_generations,
+            lengths=tuple(len(d) for d in demonstrations),
+            seed=self.seed,
+            step=self.step,
+            total_steps=self.total_steps,
+            max_length=self.max_completion_length,
+            attempt=attempt,
+            attempts=method.attempts,
+            own=(self.examples or {}).get(index, {}),
+            shared=self.shared or {},
+            boundaries=boundaries,
+        )
 
 
 def plan_rows(
     method: Method,
-    inputs: Sequence[dict[str, Any]],
-    *,
-    num_generations: int,
-    offset: int,
-    seed: int,
-    step: int,
-    total_steps: int,
-    max_completion_length: int,
+    inputs: Sequence[Mapping[str, Any]],
+    moment: Moment,
+    offset: int = 0,
+    attempt: int = 0,
 ) -> list[RowPlan]:
-    """Plan this process's rows, which stand at ``offset`` in the generation batch of all processes.
+    """Plan this process's rows, which stand at ``offset`` in the generation batch of all.
 
-    The first ``num_hybrid`` rows of a group start from a demonstration if the example has one.
+    A group whose example has no demonstration is on-policy throughout.
     """
-    plans = []
+    plans, starts, before = [], (), None
     for i, example in enumerate(inputs):
-        group, row = divmod(offset + i, num_generations)
-        demonstrations = example[IDS]
-        index = int(example[EXAMPLE])
-        hybrid = is_hybrid(row, method.num_hybrid) and len(demonstrations) > 0
-        if not hybrid or method.prefix is None:
-            plans.append(RowPlan(index, group, row))
-            continue
-        draw = draw_prefix(
-            method.prefix,
-            [len(d) for d in demonstrations],
-            seed=seed,
-            step=step,
-            total_steps=total_steps,
-            example=index,
-            row=row,
-            max_length=max_completion_length,
-        )
-        prefix = tuple(int(t) for t in demonstrations[draw.index][: draw.length])
-        plans.append(RowPlan(index, group, row, prefix, draw.ratio))
+        group, row = divmod(offset + i, moment.num_generations)
+        if group != before:
+            asked = moment.group(method, example, attempt)
+            starts = method.law.starts(asked) if asked.lengths else asked.everyone(None)
+            before = group
+        plan = RowPlan(int(example[EXAMPLE]), group, row, attempt=attempt)
+        plans.append(starting(plan, example, starts[row]))
     return plans
+
+
+def starting(plan: RowPlan, example: Mapping[str, Any], start: Start | None) -> RowPlan:
+    """The row, starting there."""
+    if start is None or not start.length:
+        return replace(plan, start=None, prefix=(), whole=False)
+    demonstration = example[IDS][start.index]
+    prefix = tuple(int(t) for t in demonstration[: start.length])
+    return replace(plan, start=start, prefix=prefix, whole=start.length == len(demonstration))

@@ -8,6 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from torch import Tensor
+
 from prefix_rft.engines.trl.plan import RowPlan
 from prefix_rft.engines.trl.window import Rows
 from prefix_rft.rewards.checked import name_of
@@ -25,7 +27,8 @@ def write_rollouts(
 ) -> None:
     """Write the rollouts of all processes to ``output_dir/rollouts/step_N.jsonl``.
 
-    A line holds ids, the length of the prefix, text, reward (null: could not be graded), each
+    A line holds ids, the length of the prefix, whether the row is a whole demonstration, how often
+    its group was sampled before, text, reward (null: could not be graded), each
     grader's verdict, advantage of the sampled tokens, and whether the row ran into the length
     limit.
     """
@@ -36,7 +39,8 @@ def write_rollouts(
         prompt = rows["prompt_ids"][i][rows["prompt_mask"][i].bool()].tolist()
         completion = rows["completion_ids"][i][rows["completion_mask"][i].bool()].tolist()
         reward = rows["row_reward"][i].item()
-        origin = "continuation" if plan.prefix else "policy"
+        sampled = "continuation" if plan.prefix else "policy"
+        origin = "demonstration" if plan.whole else sampled
         stream = next((s for s, o in enumerate(streams) if origin in o.tokens), 0)
         lines.append(
             {
@@ -47,6 +51,8 @@ def write_rollouts(
                 "prompt_ids": prompt,
                 "completion_ids": completion,
                 "prefix_length": len(plan.prefix),
+                "demonstration": plan.whole,
+                "attempt": plan.attempt,
                 "prompt": decode(prompt),
                 "text": decode(completion),
                 "reward": None if reward != reward else reward,
@@ -64,3 +70,19 @@ def write_rollouts(
         path = folder / f"step_{trainer.state.global_step:06d}.jsonl"
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         path.write_text(text, encoding="utf-8")
+
+
+def log_starts(trainer: PrefixRFTTrainer, lengths: Tensor, demo_N: Tensor) -> None:
+    """Log how many rows start from a prefix, how long it is, and the bounds of its law."""
+    method, metrics = trainer.method, trainer.metrics
+    if not method.branches:
+        return
+    if method.prefix is not None:
+        low, high = method.prefix.interval(trainer.state.global_step, trainer.state.max_steps)
+        metrics["prefix/low"].append(low)
+        metrics["prefix/high"].append(high)
+    metrics["prefix/row_share"].append(len(lengths) / len(demo_N))
+    if len(lengths):
+        metrics["prefix/length"].append(lengths.float().mean().item())
+    if method.trains("demonstration"):
+        metrics["demonstration/row_share"].append(demo_N.float().mean().item())

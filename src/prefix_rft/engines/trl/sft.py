@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,9 @@ from prefix_rft.core import Batch, Method, Targets, loss, prepare
 from prefix_rft.data.demonstrations import imitation_rows
 from prefix_rft.data.render import Renderer, end_of_text_ids
 from prefix_rft.engines.trl.config import parse_options, refuse_owned, with_const
+from prefix_rft.engines.trl.parameter_mask import ParameterMask
+from prefix_rft.engines.trl.reference import ReferencePolicy
+from prefix_rft.engines.trl.state import MethodState, SaveState, load_state
 from prefix_rft.methods import load
 
 OWNED = {
@@ -44,10 +47,16 @@ class DemonstrationConfig(SFTConfig):
         default=256, metadata={"help": "Longer demonstrations (EOS included) are dropped."}
     )
 
+    parameter_mask: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={"help": "Train some weights only, e.g. {'kind': 'speft', 'fraction': 0.05}."},
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.method_options, str):
-            self.method_options = parse_options(self.method_options)
+        for name in ("method_options", "parameter_mask"):
+            if isinstance(getattr(self, name), str):
+                setattr(self, name, parse_options(name, getattr(self, name)))
         refuse_owned(self, SFTConfig, OWNED)
         kwargs: Any = self.dataset_kwargs or {}
         self.dataset_kwargs = {**kwargs, "skip_prepare_dataset": True}
@@ -94,12 +103,12 @@ class DemonstrationTrainer(SFTTrainer):
             processing_class = AutoTokenizer.from_pretrained(source)
 
         config = None if isinstance(model, str) else model.generation_config
-        renderer = Renderer(processing_class, end_of_text_ids(processing_class, config))
+        self.renderer = Renderer(processing_class, end_of_text_ids(processing_class, config))
 
         def rows(dataset: Any) -> Any:
             column = args.demonstration_column
             budget = args.max_completion_length
-            return imitation_rows(dataset, processing_class, budget, column, renderer)
+            return imitation_rows(dataset, processing_class, budget, column, self.renderer)
 
         train_dataset, self.demonstrations = rows(train_dataset)
         if isinstance(eval_dataset, dict):
@@ -117,6 +126,14 @@ class DemonstrationTrainer(SFTTrainer):
             processing_class=processing_class,
             **kwargs,
         )
+        self.method_state = MethodState()
+        self.reference = ReferencePolicy(self) if self.method.needs_own_reference else None
+        self.parameter_mask = ParameterMask.of(self)
+        self.add_callback(SaveState(self))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kw: Any) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, *args, **kw)
+        load_state(self, resume_from_checkpoint)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """The micro-batches of the next optimizer step; fixes the step's targets on the way."""
@@ -149,6 +166,10 @@ class DemonstrationTrainer(SFTTrainer):
         extra: dict[str, Any] = {"use_cache": False}
         if self.aux_loss_enabled:
             extra["output_router_logits"] = True
+        if self.reference is not None:
+            with torch.no_grad(), self.reference.swapped():
+                scored = model(**inputs, use_cache=False, fused_lm_head=True)
+            batch = replace(batch, ref_logp_BT=scored.log_probs)
         outputs = model(**{**inputs, **extra}, fused_lm_head=True)
         targets = None
         if self.model.training:

@@ -2,16 +2,19 @@
 
 What is overridden, always around ``super()`` or as a whole, never by copying TRL's code:
 
-- ``_generate_and_score_completions`` plans the rows before and attaches their origin afterwards;
+- ``_generate_and_score_completions`` plans the rows before and attaches their origin afterwards,
+  and samples groups again that the method does not take as they are;
 - ``_generate_single_turn`` puts prefix ids behind the prompt, then in front of the completion;
 - ``_calculate_rewards`` keeps the rewards, which TRL turns into advantages of its own;
 - ``_prepare_inputs`` sorts the rows of each optimizer step by length;
+- ``_load_from_checkpoint`` restores what the method remembers;
 - ``_compute_loss`` hands log-probs and entropies of TRL's forward to ``core.objective``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -19,15 +22,21 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from trl import GRPOTrainer
 
-from prefix_rft.core import Method, Targets, advantages, loss, prepare
+from prefix_rft.core import Method, Targets, loss, prepare
 from prefix_rft.data import DataError, tokenize_demonstrations
 from prefix_rft.data.demonstrations import OURS
 from prefix_rft.data.render import Renderer
 from prefix_rft.engines.sampling import SamplingSettings, sample, supported
+from prefix_rft.engines.trl.attach import attach
 from prefix_rft.engines.trl.config import PrefixRFTConfig
-from prefix_rft.engines.trl.entropy import prefix_entropy, select_in_pool
-from prefix_rft.engines.trl.plan import RowPlan, plan_rows
+from prefix_rft.engines.trl.entropy import select_in_pool
+from prefix_rft.engines.trl.parameter_mask import ParameterMask
+from prefix_rft.engines.trl.plan import RowPlan
+from prefix_rft.engines.trl.reference import ReferencePolicy
 from prefix_rft.engines.trl.rollouts import write_rollouts
+from prefix_rft.engines.trl.rounds import generate
+from prefix_rft.engines.trl.scores import contrasted
+from prefix_rft.engines.trl.state import MethodState, SaveState, load_state
 from prefix_rft.engines.trl.verdicts import excluded, log_prefix_leak, log_verdicts
 from prefix_rft.engines.trl.window import Rows, by_length, join, to_batch, trim
 from prefix_rft.rewards import checked
@@ -70,11 +79,6 @@ class PrefixRFTTrainer(GRPOTrainer):
             raise ValueError(
                 f"method '{self.method.name}' never samples: train it with DemonstrationTrainer"
             )
-        if self.method.num_demonstrations:
-            raise ValueError(
-                f"method '{self.method.name}' puts whole demonstrations in a group, "
-                "which this trainer cannot do yet"
-            )
         for name in ("tools", "rollout_func", "environment_factory"):
             if kwargs.get(name) is not None:
                 raise ValueError(f"{name} is not supported: a prefix belongs to a single turn")
@@ -88,6 +92,7 @@ class PrefixRFTTrainer(GRPOTrainer):
         self._targets: Targets | None = None
         self._window: Any = None
         self._stats: dict[str, tuple[Tensor, Tensor]] = {}
+        self.method_state = MethodState()
         super().__init__(model, reward_funcs, args, *positional, **kwargs)
         self.graders: list[Any] = [f for f in self.reward_funcs if hasattr(f, "verdicts")]
         if args.log_prefix_leak and not self.graders:
@@ -95,17 +100,39 @@ class PrefixRFTTrainer(GRPOTrainer):
         if self._is_vlm:
             raise ValueError("vision-language models are not supported yet")
         self._tokenize_train_dataset()
+        self._check_method()
+        self.reference = ReferencePolicy(self) if self.method.needs_own_reference else None
+        self.parameter_mask = ParameterMask.of(self)
+        self.add_callback(SaveState(self))
+
+    def _check_method(self) -> None:
+        method = self.method
+        swaps = method.interleave is not None or "resample" in (method.all_wrong, method.all_right)
+        if swaps and self.demonstrations is None:
+            raise ValueError(
+                f"method '{method.name}' goes back to examples of the dataset, which a stream "
+                "does not allow: give a dataset of known length"
+            )
+        if method.sampler == "reference" and not self._samples_itself():
+            raise ValueError(
+                f"method '{method.name}' samples from the reference policy, which needs the plain "
+                "transformers backend with fast_generation"
+            )
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kw: Any) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, *args, **kw)
+        load_state(self, resume_from_checkpoint)
 
     def _tokenize_train_dataset(self) -> None:
         template: Any = self.chat_template_kwargs
-        renderer = Renderer(self._tokenizer, tuple(self.eos_token_ids), template)
+        self.renderer = Renderer(self._tokenizer, tuple(self.eos_token_ids), template)
         with self.accelerator.main_process_first():
             self.train_dataset, self.demonstrations = tokenize_demonstrations(
                 self.train_dataset,
                 self.processing_class,
                 self.max_completion_length,
                 self.args.demonstration_column,
-                renderer,
+                self.renderer,
             )
         report = self.demonstrations
         batch: Any = self.args.generation_batch_size
@@ -128,30 +155,33 @@ class PrefixRFTTrainer(GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Rows:
         if not self.model.training:  # evaluation never sees a demonstration
             return super()._generate_and_score_completions(inputs)
-        self._plans = plans = plan_rows(
-            self.method,
-            inputs,
-            num_generations=self.num_generations,
-            offset=self.accelerator.process_index * len(inputs),
-            seed=self.args.seed,
-            step=self.state.global_step,
-            total_steps=self.state.max_steps,
-            max_completion_length=self.max_completion_length,
-        )
-        self._row_rewards = None
+        if self.reference is not None:
+            self.reference.enter_stage()
+        made = generate(self, inputs)
+        attach(self, made)
+        verdicts = [list(g.verdicts) for g in self.graders]
+        if self.args.log_prefix_leak:
+            log_prefix_leak(self, made.inputs, made.plans)
+        if self.args.log_rollouts:
+            write_rollouts(self, made.rows, made.plans, verdicts)
+        return made.rows
+
+    def score(self, inputs: list[dict[str, Any]], plans: list[RowPlan]) -> Rows:
+        """Sample and reward the rows as planned; ``outcomes`` are then all processes' rewards."""
+        self._plans, self._row_rewards = plans, None
         rows = super()._generate_and_score_completions(inputs)
         if self._plans is not None or self._row_rewards is None:
             raise RuntimeError(
                 "this version of TRL did not call _generate_single_turn or _calculate_rewards, "
                 "so no prefix was used; supported: trl>=1.16,<2"
             )
-        self._attach(rows, plans, self._row_rewards)
-        verdicts = [list(g.verdicts) for g in self.graders]
-        if self.args.log_prefix_leak:
-            log_prefix_leak(self, inputs, plans)
-        if self.args.log_rollouts:
-            write_rollouts(self, rows, plans, verdicts)
         return rows
+
+    @property
+    def outcomes(self) -> Tensor:
+        """Rewards of the rows of all processes, as graded, before any price on their length."""
+        assert self._row_rewards is not None  # noqa: S101  (set by score)
+        return self._row_rewards
 
     def _generate_single_turn(
         self,
@@ -162,12 +192,17 @@ class PrefixRFTTrainer(GRPOTrainer):
         **kwargs: Any,
     ) -> tuple[list[list[int]], list[list[float | None]] | None]:
         plans, self._plans = self._plans, None
-        prefixes = [p.prefix for p in plans] if plans else [()] * len(prompt_ids)
+        if plans is None:
+            plans = [RowPlan(0, 0, 0)] * len(prompt_ids)
         if self._samples_itself():
-            sampled, logps = self._sample(prompt_ids, prefixes), None
+            sampled, logps = self._sample(prompt_ids, plans), None
         else:
-            contexts = [[*p, *prefix] for p, prefix in zip(prompt_ids, prefixes, strict=True)]
-            if plans and self.method.num_hybrid:
+            # A row that needs no sampling is sent too: engines want as many from every process.
+            contexts = [
+                [*ids, *(() if plan.done else plan.prefix)]
+                for ids, plan in zip(prompt_ids, plans, strict=True)
+            ]
+            if self.model.training and self.method.branches:
                 # Rows of a group differ: each one must be sent, not one for the whole group. All
                 # processes must ask for the same, also one that holds no hybrid row.
                 args, kwargs = _one_generation_each(args, kwargs)
@@ -175,12 +210,17 @@ class PrefixRFTTrainer(GRPOTrainer):
                 contexts, images, fields, *args, **kwargs
             )
         budget = self.max_completion_length
-        completions = [[*prefix, *c][:budget] for prefix, c in zip(prefixes, sampled, strict=True)]
+        completions = [
+            [*plan.known, *(() if plan.done else ids)][:budget]
+            for plan, ids in zip(plans, sampled, strict=True)
+        ]
         if logps is not None:
             # None becomes NaN and then an importance ratio of exactly 1; 0 would be a lie.
             logps = [
-                [*[None] * len(prefix), *lp][:budget]
-                for prefix, lp in zip(prefixes, logps, strict=True)
+                [*(plan.kept_logps or [None] * len(plan.known)), *(() if plan.done else row)][
+                    :budget
+                ]
+                for plan, row in zip(plans, logps, strict=True)
             ]
         return completions, logps
 
@@ -215,9 +255,12 @@ class PrefixRFTTrainer(GRPOTrainer):
             and supported(self.accelerator.unwrap_model(self.model))
         )
 
-    def _sample(
-        self, prompts: list[list[int]], prefixes: Sequence[Sequence[int]]
-    ) -> list[list[int]]:
+    def _sample(self, prompts: list[list[int]], plans: Sequence[RowPlan]) -> list[list[int]]:
+        """Continuations of the rows that are not done; nothing for the others."""
+        open_rows = [i for i, plan in enumerate(plans) if not plan.done]
+        found: list[list[int]] = [[] for _ in plans]
+        if not open_rows:
+            return found
         model = self.accelerator.unwrap_model(self.model)
         settings = SamplingSettings(
             eos_token_ids=tuple(self.eos_token_ids),
@@ -227,14 +270,19 @@ class PrefixRFTTrainer(GRPOTrainer):
             top_p=self.top_p,
             min_p=self.min_p,
         )
+        prefixes = [plans[i].prefix for i in open_rows]
         budgets = [self.max_completion_length - len(p) for p in prefixes]
+        frozen = self.reference if self.method.sampler == "reference" else None
         was_training = model.training
         model.eval()
         try:
-            with self.accelerator.autocast():
-                return sample(model, prompts, budgets, settings, prefixes)
+            with self.accelerator.autocast(), frozen.swapped() if frozen else nullcontext():
+                made = sample(model, [prompts[i] for i in open_rows], budgets, settings, prefixes)
         finally:
             model.train(was_training)
+        for i, ids in zip(open_rows, made, strict=True):
+            found[i] = ids
+        return found
 
     def _calculate_rewards(self, inputs: list[dict[str, Any]], *args: Any, **kwargs: Any) -> Tensor:
         visible = [{k: v for k, v in row.items() if not k.startswith(OURS)} for row in inputs]
@@ -248,42 +296,6 @@ class PrefixRFTTrainer(GRPOTrainer):
         log_verdicts(self, ungraded)
         # TRL leaves rows without any reward out of what it logs.
         return rewards_per_func.masked_fill(ungraded[:, None], torch.nan)
-
-    def _attach(self, rows: Rows, plans: list[RowPlan], rewards_N: Tensor) -> None:
-        """Add origin, reward, group and advantages to the rows; groups may span processes."""
-        device = rows["completion_ids"].device
-        lengths = torch.tensor([len(p.prefix) for p in plans], device=device)
-        position = torch.arange(rows["completion_ids"].size(1), device=device)
-        rows["prefix_mask"] = position < lengths[:, None]
-        group = torch.tensor([p.group for p in plans], device=device)
-        group_N, length_N = self.accelerator.gather(group), self.accelerator.gather(lengths)
-        hybrid_N = length_N > 0
-        advantage_SN = advantages(
-            self.method, rewards_N, group_N, hybrid_N, torch.zeros_like(hybrid_N)
-        )
-        mine = slice(
-            self.accelerator.process_index * len(plans),
-            (self.accelerator.process_index + 1) * len(plans),
-        )
-        rows["row_reward"], rows["row_group"] = rewards_N[mine], group
-        rows["row_advantages"] = advantage_SN[:, mine].T.contiguous()
-        last = rows["completion_mask"].sum(1).clamp(min=1) - 1
-        end = rows["completion_ids"].gather(1, last[:, None])[:, 0]
-        rows["row_truncated"] = ~torch.isin(end, torch.tensor(self.eos_token_ids, device=device))
-        selection = self.method.selection
-        if selection is not None and selection.source == "rollout":
-            rows["prefix_entropy"] = prefix_entropy(self, rows)
-        self._log_prefixes(length_N[hybrid_N], len(length_N))
-
-    def _log_prefixes(self, lengths: Tensor, rows: int) -> None:
-        if self.method.prefix is None:
-            return
-        low, high = self.method.prefix.interval(self.state.global_step, self.state.max_steps)
-        metrics = {"prefix/low": low, "prefix/high": high, "prefix/row_share": len(lengths) / rows}
-        if len(lengths):
-            metrics["prefix/length"] = lengths.float().mean().item()
-        for name, value in metrics.items():
-            self._metrics["train"][name].append(value)
 
     # ---- loss ----------------------------------------------------------------------------------
 
@@ -311,11 +323,13 @@ class PrefixRFTTrainer(GRPOTrainer):
             self._window,
             step=self.state.global_step,
             total_steps=self.state.max_steps,
-            advantage_SB=rows["row_advantages"].T,
+            advantage_SB=contrasted(self, rows),
             keep_BT=select_in_pool(self, rows, start // size),
             all_sum=lambda x: self.accelerator.reduce(x, reduction="sum"),
         )
         self._stats = {}
+        if self.parameter_mask is not None:
+            self.parameter_mask.imitation = bool(rows["row_imitation"].all())
 
     def _compute_loss(self, model: Any, inputs: Rows) -> Tensor:
         if not self.model.training:

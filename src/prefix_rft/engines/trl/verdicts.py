@@ -42,7 +42,7 @@ def log_prefix_leak(
     trainer: PrefixRFTTrainer, inputs: Sequence[dict[str, Any]], plans: Sequence[RowPlan]
 ) -> None:
     """Log the share of hybrid rows whose prefix alone is correct to the first grader."""
-    hybrid = [(row, plan) for row, plan in zip(inputs, plans, strict=True) if plan.prefix]
+    hybrid = [(row, plan) for row, plan in zip(inputs, plans, strict=True) if plan.hybrid]
     leaks = 0
     if hybrid:
         ids = [list(plan.prefix) for _, plan in hybrid]

@@ -60,17 +60,18 @@ def to_batch(rows: Rows) -> Batch:
     prefix = rows["prefix_mask"]
     weight = rows.get("importance_sampling_ratio")
     if weight is not None:
-        # The sampler never drew the prefix: its correction is 1, whatever the rest of the row has.
-        weight = weight.expand(prefix.shape).masked_fill(prefix, 1.0)
+        # The sampler never drew a demonstration's tokens: their correction is 1.
+        weight = weight.expand(prefix.shape).masked_fill(prefix | rows["demo_mask"], 1.0)
     return Batch(
         tokens_BT=rows["completion_ids"],
         response_mask_BT=rows["completion_mask"].bool(),
         prefix_mask_BT=prefix,
-        demo_mask_BT=torch.zeros_like(prefix),
+        demo_mask_BT=rows["demo_mask"],
         old_logp_BT=rows.get("old_per_token_logps"),
         reward_B=rows["row_reward"],
         group_B=rows["row_group"],
         ref_logp_BT=rows.get("ref_per_token_logps"),
         weight_BT=weight,
         truncated_B=rows["row_truncated"],
+        dropped_B=rows["row_dropped"],
     )

@@ -1,0 +1,58 @@
+"""From rollouts to what the loss needs: origin, reward, group and advantages of every row."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from prefix_rft.core import advantages, dropped
+from prefix_rft.core.outcome import overlong_penalty
+from prefix_rft.engines.trl.entropy import prefix_entropy
+from prefix_rft.engines.trl.rollouts import log_starts
+from prefix_rft.engines.trl.rounds import Generation
+from prefix_rft.engines.trl.scores import add_reference
+
+if TYPE_CHECKING:
+    from prefix_rft.engines.trl.trainer import PrefixRFTTrainer
+
+
+def attach(trainer: PrefixRFTTrainer, made: Generation) -> None:
+    """Add origin, reward, group and advantages to the rows; groups may span processes."""
+    rows, plans = made.rows, made.plans
+    device = rows["completion_ids"].device
+    position = torch.arange(rows["completion_ids"].size(1), device=device)
+    known = torch.tensor(
+        [[p.group, len(p.prefix), int(p.whole), p.example] for p in plans], device=device
+    )
+    group, lengths, whole, rows["row_example"] = known.T
+    rows["demo_mask"] = (position < lengths[:, None]) & whole.bool()[:, None]
+    rows["prefix_mask"] = (position < lengths[:, None]) & ~whole.bool()[:, None]
+    group_N, length_N, whole_N, _ = trainer.accelerator.gather(known).T
+    demo_N = whole_N.bool() & (length_N > 0)
+    hybrid_N = (length_N > 0) & ~demo_N
+    reward_N = trainer.outcomes
+    if trainer.method.overlong_buffer:
+        buffer = max(1, round(trainer.method.overlong_buffer * trainer.max_completion_length))
+        size_N = trainer.accelerator.gather(rows["completion_mask"].sum(1))
+        priced = overlong_penalty(
+            size_N, trainer.max_completion_length, buffer, trainer.method.overlong_penalty
+        )
+        reward_N = reward_N + priced.to(reward_N).where(~demo_N, 0.0)
+    advantage_SN = advantages(trainer.method, reward_N, group_N, hybrid_N, demo_N)
+    dropped_N = dropped(trainer.method, trainer.outcomes, group_N, demo_N)
+    n = len(plans)
+    mine = slice(trainer.accelerator.process_index * n, (trainer.accelerator.process_index + 1) * n)
+    rows["row_reward"], rows["row_group"] = trainer.outcomes[mine], group
+    rows["row_advantages"] = advantage_SN[:, mine].T.contiguous()
+    rows["row_dropped"] = dropped_N[mine]
+    rows["row_imitation"] = torch.full_like(group, made.imitation, dtype=torch.bool)
+    last = rows["completion_mask"].sum(1).clamp(min=1) - 1
+    end = rows["completion_ids"].gather(1, last[:, None])[:, 0]
+    rows["row_truncated"] = ~torch.isin(end, torch.tensor(trainer.eos_token_ids, device=device))
+    add_reference(trainer, rows)
+    selection = trainer.method.selection
+    if selection is not None and selection.source == "rollout":
+        rows["prefix_entropy"] = prefix_entropy(trainer, rows)
+    trainer.metrics["groups/dropped"].append(dropped_N.float().mean().item())
+    log_starts(trainer, length_N[hybrid_N], demo_N)

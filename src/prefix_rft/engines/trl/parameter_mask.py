@@ -1,0 +1,273 @@
+"""Train some of the weights only, with any method: which ones, and that no other one moves.
+
+The gradient of a masked weight is taken away where it arises, so that clipping, accumulation and
+processes see the masked gradient; after the update the masked weights are put back, so that neither
+weight decay nor the optimizer's memory moves them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import TrainerCallback
+
+from prefix_rft.core.saliency import SCOPES, SCORES, keep_most_salient, salience
+from prefix_rft.engines.trl.retain import retain_gradients
+from prefix_rft.errors import UserError, check_types, choose, refuse_unknown
+
+FILE = "parameter_mask.safetensors"
+KINDS = ("speft", "mifo", "retain")
+ACTIONS = ("freeze", "zero")
+
+
+@dataclass(frozen=True)
+class MaskOptions:
+    """A recipe's ``parameter_mask``.
+
+    Attributes:
+        kind: ``speft`` trains the most salient weights (arXiv 2412.13488); ``mifo`` freezes, in
+            steps of imitation, the weights that the other steps have changed most (arXiv
+            2510.04454; the rule is ours); ``retain`` looks at what a retain set needs (after arXiv
+            2410.03833; the rule is ours).
+        fraction: of the weights: trained (``speft``), frozen in imitation (``mifo``), frozen as
+            the most needed or zeroed as the least needed (``retain``).
+        score: salience, see ``core.saliency``.
+        scope: the fraction is of all weights together (``global``) or of each tensor (``local``).
+        update_every: choose anew after so many steps; 0 is never (``speft``).
+        score_steps: optimizer steps whose gradients are looked at; all but the last change nothing.
+        history: weight of the past in the moving average of changes (``mifo``).
+        data: the retain set, as ``train_data`` is given.
+        action: ``freeze`` the weights that the retain set needs most, or ``zero`` once those that
+            it needs least (``retain``).
+        examples: demonstrations of the retain set that are looked at.
+    """
+
+    kind: str
+    fraction: float = 0.05
+    score: str = "gradient"
+    scope: str = "global"
+    update_every: int = 0
+    score_steps: int = 1
+    history: float = 0.9
+    data: str | None = None
+    action: str = "freeze"
+    examples: int = 64
+
+    @classmethod
+    def read(cls, given: Mapping[str, Any]) -> MaskOptions:
+        """Check the options of a recipe.
+
+        Raises:
+            UserError: one is unknown or cannot be used.
+        """
+        names = {f.name: str(f.type) for f in fields(cls)}
+        refuse_unknown("option of parameter_mask", given, names)
+        check_types("option of parameter_mask", given, names)
+        if "kind" not in given:
+            raise UserError(f"parameter_mask needs a kind: {', '.join(KINDS)}")
+        options = cls(**given)
+        choose("kind of parameter_mask", options.kind, KINDS)
+        choose("salience score", options.score, SCORES)
+        choose("scope of the mask", options.scope, SCOPES)
+        choose("action of parameter_mask", options.action, ACTIONS)
+        if not 0.0 < options.fraction < 1.0:
+            raise UserError(f"parameter_mask: fraction must be in (0, 1), got {options.fraction}")
+        if options.update_every < 0 or options.score_steps < 1 or options.examples < 1:
+            raise UserError(
+                "parameter_mask: update_every must be at least 0, score_steps and examples 1"
+            )
+        if not 0.0 <= options.history < 1.0:
+            raise UserError(f"parameter_mask: history must be in [0, 1), got {options.history}")
+        if (options.data is None) == (options.kind == "retain"):
+            raise UserError("parameter_mask: kind retain needs data, and no other kind has any")
+        return options
+
+
+class ParameterMask(TrainerCallback):
+    """Holds the masks, and holds the weights to them."""
+
+    @classmethod
+    def of(cls, trainer: Any) -> ParameterMask | None:
+        """The mask that the trainer's arguments ask for, at work; None where they ask for none."""
+        given = trainer.args.parameter_mask
+        if not given:
+            return None
+        mask = cls(trainer, MaskOptions.read(given))
+        trainer.add_callback(mask)
+        return mask
+
+    def __init__(self, trainer: Any, options: MaskOptions) -> None:
+        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+            raise UserError("parameter_mask cannot be used with sharded weights (FSDP, DeepSpeed)")
+        if options.kind == "mifo" and trainer.method.interleave is None:
+            raise UserError(
+                "parameter_mask kind mifo masks steps of imitation, which method "
+                f"'{trainer.method.name}' does not have: use mifo or relift"
+            )
+        self.trainer, self.options = trainer, options
+        self.masks: dict[str, Tensor] | None = None
+        self.imitation = False  # whether the present step is one; the trainer says so
+        self.sums: dict[str, Tensor] = {}
+        self.squares: dict[str, Tensor] = {}
+        self.changes: dict[str, Tensor] = {}
+        self.before: dict[str, Tensor] = {}
+        self.scored = 0
+        for name, p in self._parameters():
+            p.register_hook(lambda gradient, name=name: self._filter(name, gradient))
+
+    def _parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        return ((n, p) for n, p in model.named_parameters() if p.requires_grad)
+
+    @property
+    def _active(self) -> bool:
+        return self.masks is not None and (self.options.kind != "mifo" or self.imitation)
+
+    def _filter(self, name: str, gradient: Tensor) -> Tensor:
+        if not self._active or self._choosing:
+            return gradient
+        assert self.masks is not None  # noqa: S101
+        return gradient * self.masks[name]
+
+    @property
+    def _choosing(self) -> bool:
+        """Whether the gradients of this step are looked at to choose a mask."""
+        if self.options.kind != "speft":
+            return False
+        every, step = self.options.update_every, self.trainer.state.global_step
+        due = self.masks is None or (every > 0 and step > 0 and step % every == 0)
+        return due or self.scored > 0
+
+    # ---- what the trainer's loop calls ---------------------------------------------------------
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Look at the retain set, before the first step."""
+        if self.options.kind != "retain" or self.masks is not None:
+            return
+        sums, squares = retain_gradients(self.trainer, self.options)
+        scores = self._scores(sums, squares)
+        if self.options.action == "freeze":
+            needed = keep_most_salient(scores, self.options.fraction, self.options.scope)
+            self.masks = {name: ~m for name, m in needed.items()}
+            return
+        least = {name: -s for name, s in scores.items()}
+        unneeded = keep_most_salient(least, self.options.fraction, self.options.scope)
+        for name, p in self._parameters():
+            p.data.masked_fill_(unneeded[name], 0.0)
+        self.masks = {name: torch.ones_like(m) for name, m in unneeded.items()}
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Choose a mask if one is due, and remember the weights that must not move."""
+        if self._choosing:
+            self._look()
+        held = self._choosing and self.scored > 0
+        if self.options.kind == "mifo":
+            self._choose_by_change()
+        if self._active or held or self.options.kind == "mifo":
+            self.before = {name: p.detach().clone() for name, p in self._parameters()}
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Put back what must not have moved."""
+        held = self.scored > 0
+        optimizer = kwargs["optimizer"]
+        memory: Any = getattr(optimizer, "optimizer", optimizer).state
+        with torch.no_grad():
+            for name, p in self._parameters():
+                if name not in self.before:
+                    continue
+                before = self.before[name]
+                if held:
+                    p.copy_(before)
+                elif self._active:
+                    assert self.masks is not None  # noqa: S101
+                    mask = self.masks[name]
+                    p.copy_(torch.where(mask, p, before))
+                    self._mask_memory(memory.get(p, {}), mask)
+                elif self.options.kind == "mifo":
+                    self._track(name, (p - before).abs())
+        if held:
+            memory.clear()  # a step that was only looked at leaves nothing in the optimizer
+        self.before = {}
+
+    @staticmethod
+    def _mask_memory(memory: Mapping[str, Any], mask: Tensor) -> None:
+        for value in memory.values():
+            if torch.is_tensor(value) and value.shape == mask.shape:
+                value.mul_(mask)
+
+    # ---- choosing ------------------------------------------------------------------------------
+
+    def _scores(
+        self, sums: Mapping[str, Tensor], squares: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        seed = self.trainer.args.seed
+        return {
+            name: salience(self.options.score, p.detach(), sums[name], squares[name], seed + i)
+            for i, (name, p) in enumerate(self._parameters())
+        }
+
+    def _look(self) -> None:
+        """Add up this step's gradients; after the last step to look at, choose."""
+        for name, p in self._parameters():
+            g = torch.zeros_like(p) if p.grad is None else p.grad.detach()
+            self.sums[name] = self.sums.get(name, torch.zeros_like(g)) + g
+            self.squares[name] = self.squares.get(name, torch.zeros_like(g)) + g**2
+        self.scored += 1
+        if self.scored < self.options.score_steps:
+            return
+        scores = self._scores(self.sums, self.squares)
+        self.masks = keep_most_salient(scores, self.options.fraction, self.options.scope)
+        self.sums, self.squares, self.scored = {}, {}, 0
+        for name, p in self._parameters():
+            if p.grad is not None:
+                p.grad.mul_(self.masks[name])
+
+    def _track(self, name: str, change: Tensor) -> None:
+        old, alpha = self.changes.get(name), self.options.history
+        self.changes[name] = change if old is None else alpha * old + (1.0 - alpha) * change
+
+    def _choose_by_change(self) -> None:
+        """For a step of imitation: freeze what the other steps have changed most."""
+        if not self.imitation or not self.changes:
+            return
+        most = keep_most_salient(self.changes, self.options.fraction, self.options.scope)
+        self.masks = {name: ~m for name, m in most.items()}
+        for name, p in self._parameters():
+            if p.grad is not None:
+                p.grad.mul_(self.masks[name])
+
+    # ---- checkpoints ---------------------------------------------------------------------------
+
+    def save(self, folder: Path) -> None:
+        """Write masks and history."""
+        kinds = {"mask": self.masks or {}, "change": self.changes, "sum": self.sums}
+        kinds["squares"] = self.squares
+        data = {f"{kind}/{n}": t.contiguous() for kind, ts in kinds.items() for n, t in ts.items()}
+        data["scored"] = torch.tensor([self.scored])
+        save_file(data, folder / FILE)
+
+    def load(self, folder: Path) -> None:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            UserError: there is no such file, or it is of another model.
+        """
+        if not (folder / FILE).is_file():
+            raise UserError(f"checkpoint '{folder}' has no {FILE}: it was made without a mask")
+        data = load_file(folder / FILE)
+        self.scored = int(data.pop("scored"))
+        of: dict[str, dict[str, Tensor]] = {"mask": {}, "change": {}, "sum": {}, "squares": {}}
+        known = dict(self._parameters())
+        for key, tensor in data.items():
+            kind, _, name = key.partition("/")
+            if name not in known or known[name].shape != tensor.shape:
+                raise UserError(f"'{folder / FILE}' holds the mask of another model")
+            of[kind][name] = tensor.to(known[name].device)
+        self.masks = of["mask"] or None
+        self.changes, self.sums, self.squares = of["change"], of["sum"], of["squares"]

@@ -1,0 +1,82 @@
+"""The reference policy as a second set of weights that trades places with the model's own.
+
+No second model: the weights are swapped for the duration of a forward or of sampling. With an
+adapter only its weights are kept twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from prefix_rft.errors import UserError
+
+FILE = "reference.safetensors"
+
+
+class ReferencePolicy:
+    """The policy as it was when this was made, or last renewed."""
+
+    def __init__(self, trainer: Any) -> None:
+        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+            raise UserError(
+                f"method '{trainer.method.name}' keeps a reference policy, which cannot be done "
+                "with sharded weights (FSDP, DeepSpeed) yet"
+            )
+        self.trainer = trainer
+        self.renewed = False
+        self.weights: dict[str, Tensor] = {}
+        self._copy()
+
+    def _parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        return ((n, p) for n, p in model.named_parameters() if p.requires_grad)
+
+    def _copy(self) -> None:
+        self.weights = {name: p.detach().clone() for name, p in self._parameters()}
+
+    def enter_stage(self) -> None:
+        """Make the policy of now the reference where a new stage of the method begins."""
+        trainer, stages = self.trainer, self.trainer.method.reference_stages
+        stage = min(stages - 1, trainer.state.global_step * stages // trainer.state.max_steps)
+        if stage != trainer.method_state.stage:
+            trainer.method_state.stage = stage
+            self._copy()
+            self.renewed = True
+
+    @contextmanager
+    def swapped(self) -> Iterator[None]:
+        """The model has the reference's weights inside this context."""
+        own = {name: p.data for name, p in self._parameters()}
+        for name, p in self._parameters():
+            p.data = self.weights[name]
+        try:
+            yield
+        finally:
+            for name, p in self._parameters():
+                p.data = own[name]
+
+    def save(self, folder: Path) -> None:
+        """Write the weights; those that a run starts from are not written again."""
+        if self.renewed:
+            save_file(self.weights, folder / FILE)
+
+    def load(self, folder: Path) -> None:
+        """Read what :meth:`save` wrote; without a file the reference is the initial model.
+
+        Raises:
+            UserError: the weights are those of another model.
+        """
+        if not (folder / FILE).is_file():
+            return
+        weights = load_file(folder / FILE)
+        if set(weights) != set(self.weights):
+            raise UserError(f"'{folder / FILE}' holds the weights of another model")
+        self.weights = {n: w.to(self.weights[n]) for n, w in weights.items()}
+        self.renewed = True

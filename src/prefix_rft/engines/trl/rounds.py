@@ -1,0 +1,255 @@
+"""From a batch of prompts to the rollouts of a generation: plan, sample, and perhaps sample again.
+
+Every decision is taken from what all processes know (rewards of all rows), so all take the same
+one, and each holds the same number of rows throughout. A row that an attempt does not change keeps
+its completion: it is not sampled again, only scored with the rest.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from prefix_rft.core import outcome
+from prefix_rft.core.planner import Group, Planner, Start, Starts
+from prefix_rft.core.prefix import generator
+from prefix_rft.data.demonstrations import EXAMPLE, IDS
+from prefix_rft.engines.trl.plan import Moment, RowPlan, plan_rows, starting
+from prefix_rft.engines.trl.window import Rows
+
+if TYPE_CHECKING:
+    from prefix_rft.engines.trl.trainer import PrefixRFTTrainer
+
+Inputs = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """The rollouts of a generation on this process.
+
+    Attributes:
+        inputs: one example for each row.
+        plans: what was known of each row.
+        rows: TRL's tensors.
+        imitation: the rows are demonstrations that had been set aside.
+    """
+
+    inputs: Inputs
+    plans: list[RowPlan]
+    rows: Rows
+    imitation: bool = False
+
+
+def generate(trainer: PrefixRFTTrainer, inputs: Inputs) -> Generation:
+    """Plan and sample the rows, and change groups as the method's ``all_wrong`` asks."""
+    method, state = trainer.method, trainer.method_state
+    offset = trainer.accelerator.process_index * len(inputs)
+    if set_aside := take_waiting(trainer, len(inputs), offset):
+        return Generation(*set_aside, trainer.score(*set_aside), imitation=True)
+    moment = Moment(
+        num_generations=trainer.num_generations,
+        seed=trainer.args.seed,
+        step=trainer.state.global_step,
+        total_steps=trainer.state.max_steps,
+        max_completion_length=trainer.max_completion_length,
+        newlines=trainer.renderer.newline_ids if method.law.needs_boundaries else frozenset(),
+        examples=state.examples,
+        shared=state.shared,
+    )
+    plans = plan_rows(method, inputs, moment, offset)
+    limit = method.attempts
+    if method.all_wrong == "demonstration" and method.all_right != "resample":
+        limit = 1  # a demonstration in the group's place settles it
+    logged = {name: len(values) for name, values in trainer.metrics.items()}
+    rows = trainer.score(inputs, plans)
+    first = again = flat_groups(trainer, plans)
+    for attempt in range(1, limit + 1):
+        if not bool(again.any()):
+            break
+        changed = next_attempt(trainer, Generation(inputs, plans, rows), moment, attempt, again)
+        if changed is None:
+            break
+        inputs, plans = changed
+        for name, values in trainer.metrics.items():
+            del values[logged.get(name, 0) :]  # an attempt that was given up is no result
+        rows = trainer.score(inputs, plans)
+        again = flat_groups(trainer, plans)
+    if method.samples_again:
+        trainer.metrics["groups/resampled"].append(first.float().mean().item())
+    learn(trainer, inputs, plans, moment)
+    return Generation(inputs, plans, rows)
+
+
+def flat_groups(trainer: PrefixRFTTrainer, plans: Sequence[RowPlan]) -> Tensor:
+    """For each row of all processes: whether its group is one that the method changes."""
+    method = trainer.method
+    group_N, demo_N, rate_N = solve_rates(trainer, plans)
+    again = torch.zeros_like(demo_N)
+    if method.all_wrong in ("resample", "lengthen", "demonstration"):
+        settled = torch.isin(group_N, group_N[demo_N]) & (method.all_wrong == "demonstration")
+        again |= outcome.all_wrong(rate_N) & ~settled
+    if method.all_right == "resample":
+        again |= outcome.all_right(rate_N)
+    return again
+
+
+def solve_rates(
+    trainer: PrefixRFTTrainer, plans: Sequence[RowPlan]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Group, whether a whole demonstration, and solve rate of the sampled rows, of all rows."""
+    device = trainer.accelerator.device
+    own = torch.tensor([[p.group, int(p.whole)] for p in plans], device=device)
+    group_N, demo_N = trainer.accelerator.gather(own).T
+    demo_N = demo_N.bool()
+    rate_N = outcome.solve_rate(trainer.outcomes, group_N, ~demo_N, trainer.method.solved_above)
+    return group_N, demo_N, rate_N
+
+
+def next_attempt(
+    trainer: PrefixRFTTrainer, last: Generation, moment: Moment, attempt: int, again_N: Tensor
+) -> tuple[Inputs, list[RowPlan]] | None:
+    """The inputs and plans of the next attempt; None where no process changes a row."""
+    method = trainer.method
+    n = len(last.plans)
+    mine = slice(trainer.accelerator.process_index * n, (trainer.accelerator.process_index + 1) * n)
+    _, _, rate_N = solve_rates(trainer, last.plans)
+    again, rate = again_N[mine].tolist(), rate_N[mine].tolist()
+    inputs, plans, changes = [], [], 0
+    for i, (example, plan) in enumerate(zip(last.inputs, last.plans, strict=True)):
+        how = (method.all_wrong if rate[i] == 0.0 else "resample") if again[i] else "keep"
+        if how == "resample":
+            example = another_example(trainer, moment, attempt, plan.group)
+        fresh = replanned(method, plan, example, moment, attempt, how)
+        if fresh is None:
+            fresh = kept(plan, last.rows, i)
+        else:
+            changes += 1
+        inputs.append(example)
+        plans.append(fresh)
+    total = trainer.accelerator.reduce(
+        torch.tensor(changes, device=trainer.accelerator.device), reduction="sum"
+    )
+    return (inputs, plans) if int(total) else None
+
+
+def replanned(
+    method: Any, plan: RowPlan, example: dict[str, Any], moment: Moment, attempt: int, how: str
+) -> RowPlan | None:
+    """The row's plan for the next attempt, or None where it stays as it is."""
+    if how == "keep" or (how != "resample" and not example[IDS]):
+        return None
+    group = moment.group(method, example, 0 if how == "resample" else attempt)
+    blank = RowPlan(int(example[EXAMPLE]), plan.group, plan.row, attempt=attempt)
+    if how == "demonstration":
+        if plan.row:
+            return None
+        index = group.random().randrange(len(group.lengths))
+        return starting(blank, example, Start(index, group.lengths[index], 1.0))
+    starts = method.law.starts(group) if group.lengths else group.everyone(None)
+    if how == "lengthen" and starts[plan.row] == plan.start:
+        return None
+    return starting(blank, example, starts[plan.row])
+
+
+def kept(plan: RowPlan, rows: Rows, i: int) -> RowPlan:
+    """The row with the completion that it has."""
+    if plan.done:
+        return plan
+    mask = rows["completion_mask"][i].bool()
+    logps = rows.get("sampling_per_token_logps")
+    return replace(
+        plan,
+        kept=tuple(rows["completion_ids"][i][mask].tolist()),
+        kept_logps=None
+        if logps is None
+        else tuple(None if x != x else x for x in logps[i][mask].tolist()),
+    )
+
+
+def another_example(
+    trainer: PrefixRFTTrainer, moment: Moment, attempt: int, group: int
+) -> dict[str, Any]:
+    """An example of the dataset in place of a group's own, the same on every process."""
+    rng = random.Random(f"resample:{moment.seed}:{moment.step}:{attempt}:{group}")
+    rows: Any = trainer.train_dataset
+    return dict(rows[rng.randrange(len(rows))])
+
+
+def learn(
+    trainer: PrefixRFTTrainer, inputs: Inputs, plans: Sequence[RowPlan], moment: Moment
+) -> None:
+    """Tell the planner how its groups went, and set aside what waits for imitation."""
+    method, state = trainer.method, trainer.method_state
+    group_N, _, rate_N = solve_rates(trainer, plans)
+    metrics = trainer.metrics
+    for name, share in (("wrong", rate_N == 0.0), ("right", rate_N == 1.0)):
+        metrics[f"groups/all_{name}"].append(share.float().mean().item())
+    remembers = type(method.law).learn is not Planner.learn
+    if not remembers and method.interleave is None:
+        return
+    # A group may lie across processes: each says what it holds of it.
+    firsts = [
+        (p.group, moment.group(method, x)) for p, x in zip(plans, inputs, strict=True) if p.row == 0
+    ]
+    everyone = trainer.gather_list(firsts)
+    starts = trainer.gather_list([(p.group, p.row, p.start) for p in plans])
+    start_of = {(g, row): s for g, row, s in starts}
+    rewards = trainer.outcomes.tolist()
+    by_group: dict[int, list[float]] = {}
+    for g, r in zip(group_N.tolist(), rewards, strict=True):
+        by_group.setdefault(g, []).append(r)
+    rate = dict(zip(group_N.tolist(), rate_N.tolist(), strict=True))
+    for g, asked in sorted(everyone, key=lambda x: x[0]):
+        if not asked.lengths:
+            continue
+        if remembers:
+            known: Group = replace(
+                asked, own=state.examples.get(asked.example, {}), shared=state.shared
+            )
+            own_starts: Starts = tuple(start_of[g, row] for row in range(asked.rows))
+            own, shared = method.law.learn(known, own_starts, by_group[g])
+            state.remember({asked.example: own})
+            state.shared = dict(shared)
+        if method.interleave is not None and rate[g] <= method.interleave:
+            set_aside(state.waiting, asked)
+    if remembers:
+        metrics["memory/examples"].append(float(len(state.examples)))
+    if method.interleave is not None:
+        metrics["interleave/waiting"].append(float(len(state.waiting)))
+
+
+def set_aside(waiting: list[tuple[int, int]], group: Group) -> None:
+    """Put one of the example's demonstrations at the end of the queue, unless it is there."""
+    if any(example == group.example for example, _ in waiting):
+        return
+    rng = generator(group.seed, group.step, group.example, -1)
+    waiting.append((group.example, rng.randrange(len(group.lengths))))
+
+
+def take_waiting(
+    trainer: PrefixRFTTrainer, rows: int, offset: int
+) -> tuple[Inputs, list[RowPlan]] | None:
+    """This process's share of a generation of demonstrations, once enough of them wait."""
+    if trainer.method.interleave is None:
+        return None
+    waiting = trainer.method_state.waiting
+    wanted = rows * trainer.accelerator.num_processes
+    full = len(waiting) >= wanted
+    trainer.metrics["interleave/step"].append(float(full))
+    if not full:
+        return None
+    mine = waiting[offset : offset + rows]
+    del waiting[:wanted]
+    dataset: Any = trainer.train_dataset
+    inputs, plans = [], []
+    for i, (index, which) in enumerate(mine):
+        example = dict(dataset[index])
+        whole = Start(which, len(example[IDS][which]), 1.0)
+        inputs.append(example)
+        plans.append(starting(RowPlan(index, offset + i, 0), example, whole))
+    return inputs, plans
