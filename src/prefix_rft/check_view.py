@@ -23,6 +23,7 @@ from prefix_rft.errors import UserError
 from prefix_rft.findings import Finding, clean, say
 from prefix_rft.memory import count_parameters, estimate
 from prefix_rft.models import load_configs, load_tokenizer, quiet
+from prefix_rft.recipe import read_recipe, stage_names
 from prefix_rft.rewards.verdict import STATUSES
 
 SHOWN = 20
@@ -38,8 +39,15 @@ def run_check(
         UserError: a recipe that cannot be resolved.
     """
     quiet()
-    with closing(configure(path, overrides)) as setup, ThreadPoolExecutor(1) as graders:
-        found = check_setup(setup, console, graders, limit)
+    names, found = stage_names(read_recipe(path, overrides)), 0
+    for stage, name in enumerate(names):
+        if len(names) > 1:
+            say(console, f"stage {stage + 1} of {len(names)}: {name}")
+        with (
+            closing(configure(path, overrides, stage)) as setup,
+            ThreadPoolExecutor(1) as graders,
+        ):
+            found += check_setup(setup, console, graders, limit)
     if found:
         several = "problems" if found > 1 else "problem"
         console.print(f"[bold red]{found} {several}:[/] training would waste time")

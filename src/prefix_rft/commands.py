@@ -9,11 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
-from prefix_rft.core import Method, Schedule
 from prefix_rft.errors import UserError
-from prefix_rft.methods import BUILT_IN, load
 
 
 def train(args: argparse.Namespace) -> None:
@@ -123,50 +120,13 @@ def eval(args: argparse.Namespace) -> None:
 
 def methods(args: argparse.Namespace) -> None:
     """``prefix-rft methods``."""
-    console = Console()
+    from prefix_rft.methods import load
+    from prefix_rft.methods_view import show_method, show_methods
+
     if args.name:
-        show_method(console, load(args.name))
-        return
-    table = Table()
-    for column in ("method", "what it does", "source"):
-        table.add_column(column, no_wrap=column == "method")
-    for name in BUILT_IN:
-        method = load(name)
-        table.add_row(name, method.summary, method.source)
-    console.print(table)
-
-
-def show_method(console: Console, method: Method) -> None:
-    """One method's rows, streams and options."""
-    console.print(f"{method.name}: {method.summary}", highlight=False)
-    console.print(f"source: {method.source}", highlight=False)
-    if method.samples:
-        console.print(
-            f"rows of a group: {method.num_hybrid} hybrid, the rest on-policy", highlight=False
-        )
+        show_method(Console(), load(args.name))
     else:
-        console.print("rows: whole demonstrations, nothing is sampled", highlight=False)
-    streams = Table(title="streams")
-    for column in ("stream", "tokens", "surrogate", "advantage", "normaliser counts"):
-        streams.add_column(column)
-    for s in method.streams:
-        counted = ", ".join(s.counted)
-        streams.add_row(s.name, ", ".join(s.tokens), s.surrogate, str(s.advantage), counted)
-    console.print(streams)
-    options = Table(title="options")
-    options.add_column("option")
-    options.add_column("default")
-    for name, value in method.options.items():
-        options.add_row(name, describe(value))
-    console.print(options)
-
-
-def describe(value: object) -> str:
-    """An option's default, as a person would write it."""
-    if isinstance(value, Schedule):
-        over = "the run" if value.steps is None else f"{value.steps} steps"
-        return f"{value.kind} {value.start} -> {value.end} over {over}"
-    return str(value)
+        show_methods(Console())
 
 
 def task(args: argparse.Namespace) -> None:
@@ -183,7 +143,7 @@ def task(args: argparse.Namespace) -> None:
     except ValueError as error:
         raise UserError(f"task '{args.name}': {error}") from error
     Console().print(
-        f"wrote train.jsonl, test.jsonl, base/ and recipe.yaml to {folder}\n"
+        f"wrote train.jsonl, test.jsonl, base/, recipe.yaml and recipes/ to {folder}\n"
         f"next: prefix-rft train {folder / 'recipe.yaml'}",
         highlight=False,
         soft_wrap=True,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,14 @@ import torch
 
 from prefix_rft.core import Method
 from prefix_rft.engines.trl import DemonstrationConfig, PrefixRFTConfig
+from prefix_rft.engines.trl.parameter_mask import MaskOptions
 from prefix_rft.errors import UserError, check_types
+from prefix_rft.imports import load_function
 from prefix_rft.methods import load
 from prefix_rft.models import one_line
 from prefix_rft.recipe import BatchPlan, Recipe, load_recipe, plan_batches
 from prefix_rft.rewards import BUILT_IN, close_all, load_rewards
+from prefix_rft.rif import Filter
 from prefix_rft.run_folder import free_run_folder
 
 
@@ -50,16 +53,37 @@ class Setup:
         close_all(self.rewards)
 
 
-def configure(path: str, overrides: Sequence[str]) -> Setup:
+def configure(
+    path: str, overrides: Sequence[str], stage: int = 0, model: str | None = None
+) -> Setup:
     """Read a recipe and resolve it.
+
+    Args:
+        path: of the recipe.
+        overrides: ``key=value`` strings.
+        stage: index of the stage, for a recipe with several.
+        model: in place of the recipe's, as a later stage has it.
 
     Raises:
         UserError: anything in it that cannot be used.
     """
-    recipe = load_recipe(path, overrides)
+    recipe = load_recipe(path, overrides, None, stage, model)
+    if ":" in recipe.method_name:  # a module beside the recipe can be named too
+        load_function(recipe.method_name, recipe.folder, "method")
     method = load(recipe.method_name, **recipe.method_options)
     config_class = PrefixRFTConfig if method.samples else DemonstrationConfig
-    recipe = load_recipe(path, overrides, [f.name for f in fields(config_class) if f.init])
+    keys = [f.name for f in fields(config_class) if f.init]
+    recipe = load_recipe(path, overrides, keys, stage, model)
+    mask = recipe.trainer.get("parameter_mask")
+    if mask is not None:
+        data = MaskOptions.read(mask).data
+        if data is not None and (recipe.folder / data).exists():  # paths are those of the recipe
+            mask = {**mask, "data": str(recipe.folder / data)}
+            recipe = replace(recipe, trainer={**recipe.trainer, "parameter_mask": mask})
+    if recipe.rif is not None:
+        Filter.read(recipe.rif)
+        if not recipe.reward:
+            raise UserError("rif needs a reward, which says what is solved")
     rewards, weights = reward_functions(recipe, method)
     args, plan = trainer_arguments(recipe, method, config_class)
     if method.samples and args.reward_weights is None:
@@ -109,8 +133,15 @@ def trainer_arguments(recipe: Recipe, method: Method, config_class: type) -> tup
         defaults |= {"num_generations": generations, "log_rollouts": True}
     if not torch.accelerator.is_available():
         defaults |= {"use_cpu": True, "bf16": False, "activation_checkpointing": False}
+    checkpoint = given.get("resume_from_checkpoint")
+    if checkpoint is not None and not (Path(checkpoint) / "trainer_state.json").is_file():
+        raise UserError(
+            f"resume_from_checkpoint '{checkpoint}' is no checkpoint: name a folder "
+            "RUN/checkpoint-N"
+        )
+    new = free_run_folder(Path(recipe.runs), recipe.name)
     derived = {
-        "output_dir": str(free_run_folder(Path(recipe.runs), recipe.name)),
+        "output_dir": str(new if checkpoint is None else Path(checkpoint).parent),
         "per_device_train_batch_size": plan.micro_batch_size,
         "gradient_accumulation_steps": plan.micro_batches,
         "method": recipe.method_name,

@@ -61,33 +61,35 @@ def bootstrap_interval(
     return low.item(), high.item()
 
 
-def evaluate(
+@dataclass(frozen=True)
+class Samples:
+    """Sampled answers to P problems, k each, and what the grader said.
+
+    Attributes:
+        reward_Pk: NaN where an answer could not be graded.
+        truncated: share that ran into the length limit.
+        no_answer: share in which the grader found no answer.
+    """
+
+    reward_Pk: torch.Tensor
+    truncated: float
+    no_answer: float
+
+
+def sample_and_grade(
     model: Any,
     tokenizer: Any,
     rows: Dataset,
     reward: Callable[..., Any],
     *,
-    samples: int = 4,
+    samples: int,
     temperature: float = 1.0,
     max_completion_length: int = 256,
     seed: int = 0,
     batch_size: int = 64,
     template_kwargs: Mapping[str, Any] | None = None,
-) -> Evaluation:
-    """Sample ``samples`` completions of each row's prompt and grade them.
-
-    Args:
-        model: causal language model.
-        tokenizer: its tokenizer.
-        rows: dataset with ``prompt`` and the columns that the reward wants.
-        reward: function with TRL's signature; its value counts as correctness.
-        samples: completions of each problem.
-        temperature: 0 is greedy.
-        max_completion_length: in tokens.
-        seed: of the samples; the global random state is left as it was.
-        batch_size: rows sampled at once.
-        template_kwargs: for the chat template, such as ``enable_thinking``.
-    """
+) -> Samples:
+    """Sample ``samples`` completions of each row's prompt and grade them; see :func:`evaluate`."""
     reward = checked(reward)
     render = Renderer(
         tokenizer, end_of_text_ids(tokenizer, model.generation_config), template_kwargs or {}
@@ -127,20 +129,66 @@ def evaluate(
             for v in verdicts
         ]
     )
-    per_problem = rewards.view(-1, samples).nanmean(1)
+    ended = sum(ids[-1] in settings.eos_token_ids for ids in sampled)
+    return Samples(
+        rewards.view(-1, samples),
+        1.0 - ended / len(sampled),
+        sum(v.status == NO_ANSWER for v in verdicts) / len(sampled),
+    )
+
+
+def evaluate(
+    model: Any,
+    tokenizer: Any,
+    rows: Dataset,
+    reward: Callable[..., Any],
+    *,
+    samples: int = 4,
+    temperature: float = 1.0,
+    max_completion_length: int = 256,
+    seed: int = 0,
+    batch_size: int = 64,
+    template_kwargs: Mapping[str, Any] | None = None,
+) -> Evaluation:
+    """avg@k of a model on held-out problems.
+
+    Args:
+        model: causal language model.
+        tokenizer: its tokenizer.
+        rows: dataset with ``prompt`` and the columns that the reward wants.
+        reward: function with TRL's signature; its value counts as correctness.
+        samples: completions of each problem.
+        temperature: 0 is greedy.
+        max_completion_length: in tokens.
+        seed: of the samples; the global random state is left as it was.
+        batch_size: rows sampled at once.
+        template_kwargs: for the chat template, such as ``enable_thinking``.
+    """
+    found = sample_and_grade(
+        model,
+        tokenizer,
+        rows,
+        reward,
+        samples=samples,
+        temperature=temperature,
+        max_completion_length=max_completion_length,
+        seed=seed,
+        batch_size=batch_size,
+        template_kwargs=template_kwargs,
+    )
+    per_problem = found.reward_Pk.nanmean(1)
     per_problem = per_problem[~per_problem.isnan()].tolist()
     if not per_problem:
         raise UserError(f"reward function '{name_of(reward)}' could grade none of the completions")
     low, high = bootstrap_interval(per_problem, seed)
-    ended = sum(ids[-1] in settings.eos_token_ids for ids in sampled)
     return Evaluation(
         problems=len(per_problem),
         samples=samples,
         mean=sum(per_problem) / len(per_problem),
         low=low,
         high=high,
-        truncated=1.0 - ended / len(sampled),
-        no_answer=sum(v.status == NO_ANSWER for v in verdicts) / len(sampled),
-        ungraded=int(rewards.isnan().sum()),
+        truncated=found.truncated,
+        no_answer=found.no_answer,
+        ungraded=int(found.reward_Pk.isnan().sum()),
         per_problem=per_problem,
     )

@@ -29,6 +29,7 @@ _Loader.add_implicit_resolver(
 )
 
 DEFAULT_METHOD = "prefix_rft"
+STAGES = "stages"
 BATCH = "give prompts_per_step and micro_batch_size"
 DERIVED = {
     "per_device_train_batch_size": BATCH,
@@ -38,7 +39,6 @@ DERIVED = {
     "method_options": "give them under method",
     "eval_strategy": "held-out rows are evaluated at the end; give eval_data",
     "do_eval": "held-out rows are evaluated at the end; give eval_data",
-    "resume_from_checkpoint": "resuming is not in the command yet; use the trainer from Python",
     "trust_remote_code": "code that comes with a model is never run",
     "push_to_hub": "push the folder runs/NAME/model yourself",
     "hub_token": "a recipe is written to the run folder; use the environment for secrets",
@@ -63,6 +63,9 @@ class Recipe:
         reward: a built-in name, ``package.module:function`` with TRL's reward signature, a mapping
             with ``name`` and options, or a list of these.
         method: a method's name, or a mapping with ``name`` and options.
+        rif: options of rollout-based instance filtering before training; ``{}`` is its defaults.
+        stages: mappings of keys that differ from stage to stage; each stage starts from the model
+            that the one before has left.
         name: of the run folder.
         runs: where run folders go (relative to the working directory).
         prompts_per_step: prompts in one optimizer step, over all processes.
@@ -84,6 +87,7 @@ class Recipe:
     only_correct_demonstrations: bool = False
     reward: str | Mapping[str, Any] | Sequence[Any] | None = None
     method: str | Mapping[str, Any] = DEFAULT_METHOD
+    rif: Mapping[str, Any] | None = None
     name: str = "run"
     runs: str = "runs"
     prompts_per_step: int = 16
@@ -153,7 +157,11 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
     return data
 
 
-def _assign(data: dict[str, Any], keys: list[str], value: Any, override: str) -> None:
+def _assign(data: Any, keys: list[str], value: Any, override: str) -> None:
+    if keys[0] == STAGES and len(keys) > 1 and isinstance(data.get(STAGES), list):
+        data, keys = _stage(data[STAGES], keys[1], override), keys[2:]
+        if not keys:
+            raise UserError(f"'{override}' must name a key of the stage")
     for key in keys[:-1]:
         inner = data.get(key)
         if key == "method" and isinstance(inner, str):
@@ -166,20 +174,77 @@ def _assign(data: dict[str, Any], keys: list[str], value: Any, override: str) ->
     data[keys[-1]] = value
 
 
+def _stage(stages: list[Any], number: str, override: str) -> Any:
+    """The stage that ``stages.NUMBER.key=value`` means."""
+    if not number.isdigit() or not 1 <= int(number) <= len(stages):
+        raise UserError(f"'{override}': stages are numbered from 1 to {len(stages)}")
+    return stages[int(number) - 1]
+
+
+def stages_of(data: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The stages of a recipe's mapping; one without any key of its own where it names none.
+
+    Raises:
+        UserError: they are not a list of mappings, or name a key that they may not.
+    """
+    stages = data.get(STAGES, [{}])
+    if not isinstance(stages, list) or not stages:
+        raise UserError("recipe key 'stages' must be a list of mappings, one for each stage")
+    for number, stage in enumerate(stages, 1):
+        if not isinstance(stage, dict):
+            raise UserError(f"stage {number} of the recipe must be a mapping, got {stage!r}")
+        for key in (STAGES, "model", "runs"):
+            if key in stage:
+                raise UserError(f"stage {number} of the recipe cannot have a '{key}' of its own")
+    return stages
+
+
+def stage_names(data: Mapping[str, Any]) -> list[str]:
+    """The name of each stage's run: the recipe's, with number and method where there are several.
+
+    Raises:
+        UserError: see :func:`stages_of`.
+    """
+    name, stages = data.get("name", "run"), stages_of(data)
+    if STAGES not in data:
+        return [name]
+
+    def method(stage: Mapping[str, Any]) -> str:
+        given = stage.get("method", data.get("method", DEFAULT_METHOD))
+        named = given.get("name", DEFAULT_METHOD) if isinstance(given, dict) else given
+        return str(named).replace(":", ".").rpartition(".")[2]
+
+    return [f"{name}-{i}-{s.get('name', method(s))}" for i, s in enumerate(stages, 1)]
+
+
 def load_recipe(
-    path: str | Path, overrides: Sequence[str] = (), trainer_keys: Sequence[str] | None = None
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    trainer_keys: Sequence[str] | None = None,
+    stage: int = 0,
+    model: str | None = None,
 ) -> Recipe:
-    """The recipe in a file.
+    """The recipe in a file, or one stage of it.
 
     Args:
         path: YAML file.
         overrides: ``key=value`` strings.
         trainer_keys: keys that the trainer's configuration knows; None accepts any.
+        stage: index of the stage.
+        model: in place of the recipe's, as a later stage has it.
 
     Raises:
         UserError: see :func:`read_recipe`; also a missing or unknown key, or a value of wrong type.
     """
     data = read_recipe(path, overrides)
+    name = stage_names(data)[stage]
+    data = {
+        **{k: v for k, v in data.items() if k != STAGES},
+        **stages_of(data)[stage],
+        "name": name,
+    }
+    if model is not None:
+        data["model"] = model
     own = [f.name for f in fields(Recipe) if f.name not in ("trainer", "folder")]
     for key, instead in DERIVED.items():
         if key in data:
@@ -187,7 +252,7 @@ def load_recipe(
     mine = {k: v for k, v in data.items() if k in own}
     rest = {k: v for k, v in data.items() if k not in own}
     if trainer_keys is not None:
-        refuse_unknown("recipe key", rest, [*own, *trainer_keys])
+        refuse_unknown("recipe key", rest, [*own, STAGES, *trainer_keys])
     for key in ("model", "train_data"):
         if key not in mine:
             raise UserError(f"recipe '{path}' needs the key '{key}' (a path)")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict
@@ -26,19 +28,57 @@ from prefix_rft.evaluate import Evaluation, evaluate
 from prefix_rft.models import load_model, one_line, quiet
 from prefix_rft.preflight import preflight
 from prefix_rft.progress import Progress
-from prefix_rft.recipe import Recipe
+from prefix_rft.recipe import Recipe, read_recipe, stage_names
+from prefix_rft.rif import Filter, choose_rows, filter_rows
 from prefix_rft.run_folder import write_json, write_start
 
 
 def train(path: str, overrides: Sequence[str], console: Console) -> Path:
-    """Train as the recipe says; returns the run folder.
+    """Train as the recipe says, stage by stage; returns the last run folder.
 
     Raises:
         UserError: anything in the recipe, data, model or reward that cannot be used.
     """
     quiet()
-    with closing(configure(path, overrides)) as setup:
-        return run(setup, console)
+    data = read_recipe(path, overrides)
+    names = stage_names(data)
+    first, model = resumed_stage(data, names)
+    # All stages are resolved before the first one runs: a fault in the last costs no time.
+    for stage in range(first, len(names)):
+        configure(path, overrides, stage, model).close()
+    folder = Path()
+    for stage in range(first, len(names)):
+        if len(names) > 1:
+            console.print(f"stage {stage + 1} of {len(names)}: {names[stage]}", highlight=False)
+        later = overrides if stage == first else without_resume(overrides)
+        with closing(configure(path, later, stage, model)) as setup:
+            folder = run(setup, console)
+        model = str((folder / "model").resolve())
+    return folder
+
+
+def resumed_stage(data: dict[str, Any], names: Sequence[str]) -> tuple[int, str | None]:
+    """The stage that a run goes on from, and the model that this stage had started from.
+
+    Raises:
+        UserError: the checkpoint belongs to no stage.
+    """
+    checkpoint = data.get("resume_from_checkpoint")
+    if checkpoint is None or len(names) == 1:
+        return 0, None
+    folder = Path(str(checkpoint)).parent
+    for stage, name in enumerate(names):
+        if re.fullmatch(rf"{re.escape(name)}(-\d+)?", folder.name):
+            known = read_recipe(folder / "recipe.yaml")
+            return stage, None if stage == 0 else str(known["model"])
+    raise UserError(
+        f"resume_from_checkpoint '{checkpoint}' is of none of the stages {', '.join(names)}"
+    )
+
+
+def without_resume(overrides: Sequence[str]) -> list[str]:
+    """The overrides for a stage that begins."""
+    return [*overrides, "resume_from_checkpoint=null"]
 
 
 def run(setup: Setup, console: Console) -> Path:
@@ -60,8 +100,19 @@ def run(setup: Setup, console: Console) -> Path:
     model, tokenizer = load_model(recipe.model_source(), **kwargs)
 
     rows, held_out = preflight(setup, model, tokenizer, rows, held_out, console)
-    agree(rows)
     folder = Path(args.output_dir)
+    filtered = None
+    if recipe.rif is not None:
+        rule, record = Filter.read(recipe.rif), folder / "rif.json"
+        if args.resume_from_checkpoint and record.is_file():
+            solved = json.loads(record.read_text(encoding="utf-8"))["solved"]
+            rows, filtered = choose_rows(rule, rows, solved, console)
+        else:
+            with console.status("sampling every prompt, to leave out those that teach nothing"):
+                rows, filtered = filter_rows(
+                    rule, model, tokenizer, rows, rewards[0], args, console
+                )
+    agree(rows)
     new = [f for f in (folder, folder.parent) if not f.exists()]
     shared: dict[str, Any] = {"train_dataset": rows, "processing_class": tokenizer}
     try:
@@ -78,6 +129,8 @@ def run(setup: Setup, console: Console) -> Path:
     main = trainer.accelerator.is_main_process
     if main:
         write_start(folder, resolved(recipe, method, args))
+        if filtered is not None:
+            write_json(folder / "rif.json", filtered)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Progress(console, folder))
     if main:
@@ -90,7 +143,7 @@ def run(setup: Setup, console: Console) -> Path:
     if held_out is not None:
         with console.status("evaluating the base model"):
             evaluations["base"] = evaluate_model(recipe, args, model, tokenizer, held_out, rewards)
-    trainer.train()
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.save_model(str(folder / "model"))
     if held_out is not None:
         trained = trainer.accelerator.unwrap_model(trainer.model)

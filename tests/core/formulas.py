@@ -400,7 +400,7 @@ def iw_sft(s: Step) -> Tensor:
 
 @method("demo", "attached", "no beta in x", "no floor")
 def fdiv_sft(s: Step) -> Tensor:
-    """``phi'(x)`` for phi = x, x - x^2/4, x/(1+x) at ``x = beta log pi/pi_ref``; held in 0 to 16."""
+    """``beta phi'(beta log pi/pi_ref)`` for phi = x, x - x^2/4 or x/(1+x); held in 0 to 16."""
 
     def one(i: int, t: int) -> Any:
         beta = s.o.get("beta", 1.0)

@@ -137,8 +137,7 @@ def relift(s: Step) -> Tensor:
     rl = over(s, gains, ROLL, CONST) + extras(s, ROLL, CONST, coef=0.001)
     if s.wrong == "one normaliser":
         return rl + over(s, sft, (DEMO,), CONST)
-    n = sum(len(s.at(i, DEMO)) for i in s.rows(WHOLE))
-    return rl - sum(sft.values()) / n
+    return rl - sum(sft.values()) / max(1, len(sft))
 
 
 def switched(s: Step, is_rl: bool, g: int, rl: Gains, sft: Gains) -> Gains:
@@ -151,7 +150,7 @@ def switched(s: Step, is_rl: bool, g: int, rl: Gains, sft: Gains) -> Gains:
 
 @method("demo", "std", "clip", "gate swapped", "at the gate", "both", "demo in the baseline")
 def hpt(s: Step) -> Tensor:
-    """arXiv 2509.04419 and its code: accuracy P > gate is RL without std and clip, else SFT of the
+    """arXiv 2509.04419 and its code: accuracy > gate is RL without std and clip, else SFT of the
     demonstration; entropy 0.001 on rollouts."""
     rl: Gains = {}
     kinds = (POLICY, WHOLE) if s.wrong == "demo in the baseline" else (POLICY,)
@@ -164,8 +163,8 @@ def hpt(s: Step) -> Tensor:
     for g in s.groups():
         R = [s.reward[i] for i in s.graded(s.rows(POLICY)) if s.group[i] == g]
         if R:
-            P, gate = sum(r > 0 for r in R) / len(R), s.o.get("gate", 0.0)
-            is_rl = P >= gate if s.wrong == "at the gate" else P > gate
+            accuracy, gate = sum(r > 0 for r in R) / len(R), s.o.get("gate", 0.0)
+            is_rl = accuracy > gate or (s.wrong == "at the gate" and accuracy == gate)
             gains.update(switched(s, is_rl, g, rl, sft))
     return over(s, gains, ALL, CONST) + extras(s, ROLL, CONST, coef=0.001)
 
@@ -230,7 +229,7 @@ def mifo(s: Step) -> Tensor:
     n = len(keep) if s.wrong == "kept alone counted" else len(sft)
     how = "token_mean"
     rl = over(s, policy_gradient(s, True), ROLL, how) + extras(s, ROLL, how)
-    return rl - sum(sft[k] for k in keep) / n
+    return rl - sum(sft[k] for k in keep) / max(1, n)
 
 
 # ---- contrasts -----------------------------------------------------------------------------------
@@ -328,8 +327,11 @@ WITH_PREFIX = {
 }
 
 
-def make(layout: str, seed: int, vocabulary: int = 7, old: bool = True) -> Step:
-    """Rows of ragged lengths in shuffled groups, some with a prompt token inside the tensors."""
+def make(layout: str, seed: int, old: bool = True, square: bool = False) -> Step:
+    """Rows of ragged lengths in shuffled groups, some with a prompt token inside the tensors.
+
+    ``square`` pads them until there are as many positions as rows.
+    """
     rng = random.Random(f"{layout}:{seed}")
     rows: list[tuple[list[str], float, int]] = []
     for g, rewards in enumerate([*REWARDS, []]):
@@ -343,12 +345,12 @@ def make(layout: str, seed: int, vocabulary: int = 7, old: bool = True) -> Step:
             rows.append(([DEMO] * rng.randint(2, 9), reward, g))
     rng.shuffle(rows)
     kinds = [[PROMPT] * (rng.random() < 0.3) + kind for kind, _, _ in rows]
-    T = max(map(len, kinds))
+    T = len(kinds) if square else max(map(len, kinds))
     kinds = [row + [PAD] * (T - len(row)) for row in kinds]
     dice = torch.Generator().manual_seed(seed)
     B = len(rows)
-    logits = 1.5 * torch.randn(B, T, vocabulary, generator=dice, dtype=torch.float64)
-    tokens = torch.randint(0, vocabulary, (B, T), generator=dice)
+    logits = 1.5 * torch.randn(B, T, 7, generator=dice, dtype=torch.float64)
+    tokens = torch.randint(0, 7, (B, T), generator=dice)
     noise = torch.randn(2, B, T, generator=dice, dtype=torch.float64)
     step = Step(
         kinds,

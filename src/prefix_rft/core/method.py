@@ -35,6 +35,7 @@ ADVANTAGES = (
     "group", "policy_group", "hybrid_group", "batch", "reward", "solved", "unsolved", "sequence",
 )  # fmt: skip
 AGGREGATIONS = ("token_mean", "seq_mean_token_mean", "sum_over_const", "sum")
+REGULARISERS = ("kl", "entropy")
 LEVELS = ("token", "sequence")
 COUNTS = ("all", "trained")
 SOURCES = ("rollout", "current")
@@ -56,7 +57,7 @@ class Stream:
         tokens: origins of the tokens that the term trains.
         surrogate: ``clip`` is PPO's ``min(rho A, clip(rho) A)`` (arXiv 1707.06347, eq. 7);
             ``ratio`` is ``rho A``; ``cispo`` is ``A log pi`` with the detached clipped ratio as
-            weight (arXiv 2506.13585, eq. 4); ``logp`` is ``A log pi`` (maximum likelihood for
+            weight (arXiv 2506.13585); ``logp`` is ``A log pi`` (maximum likelihood for
             A = 1); ``likelihood`` is ``A f(pi)``, ``f`` the shape; ``kl`` is minus the k3 estimator
             against the reference policy (arXiv 2402.03300, eq. 4); ``entropy`` is the entropy of
             the policy.
@@ -168,10 +169,12 @@ class Method:
         attempts: how many times a group may be sampled again.
         solved_above: a row is solved if its reward exceeds this.
         overlong_buffer: share of the completion budget over which the reward of long rows falls
-            (DAPO, arXiv 2503.14476, eq. 13); 0 is none.
+            (DAPO, arXiv 2503.14476); 0 is none.
         overlong_penalty: what a row at the budget loses.
-        interleave: solve rate at or below which a prompt's demonstrations are set aside; when they
-            fill the rows of a generation, the next one is made of them. None is never.
+        interleave: solve rate at or below which a prompt's demonstrations are set aside; when
+            enough wait, the next generation is made of them. None is never.
+        interleave_rows: how many are enough; None is the rows of a generation. The rows that are
+            left over take no part in the step.
         contrast: gives the ``sequence`` advantage.
         sampler: which policy makes the rollouts: the trained one, or the reference.
         reference_stages: how many times in the run the reference is set to the policy; 1 is the
@@ -203,6 +206,7 @@ class Method:
     overlong_buffer: float = 0.0
     overlong_penalty: float = 1.0
     interleave: float | None = None
+    interleave_rows: int | None = None
     contrast: Contrast | None = None
     sampler: str = "policy"
     reference_stages: int = 1
@@ -218,6 +222,8 @@ class Method:
         choose("sampler", self.sampler, SAMPLERS)
         if not self.streams:
             raise UserError(f"method '{self.name}' has no stream, so it would train nothing")
+        if self.interleave_rows is not None and self.interleave_rows < 1:
+            raise UserError(f"interleave_rows must be at least 1, got {self.interleave_rows}")
         if self.attempts < 1 or self.reference_stages < 1:
             raise UserError("attempts and reference_stages must be at least 1")
         if not 0.0 <= self.overlong_buffer <= 1.0:
@@ -245,6 +251,18 @@ class Method:
                 f"method '{self.name}' trains no continuation, so it cannot lengthen a prefix: "
                 "choose another all_wrong"
             )
+        if self.all_wrong == "lengthen" and not self.law.lengthens:
+            raise UserError(
+                f"method '{self.name}' plans its prefixes itself and does not lengthen them within "
+                "a step: choose another all_wrong"
+            )
+        if self.all_wrong in ("drop", "resample") and any(
+            s.gate is not None and s.gate[0] < 0.0 for s in self.streams
+        ):
+            raise UserError(
+                f"method '{self.name}' trains on groups that fail, so they cannot be left out: "
+                "choose another all_wrong"
+            )
         if self.all_wrong == "demonstration" and not self.trains("demonstration"):
             raise UserError(
                 f"method '{self.name}' trains no demonstration, so all_wrong: demonstration has "
@@ -252,8 +270,8 @@ class Method:
             )
 
     def trains(self, origin: str) -> bool:
-        """Whether a stream acts on tokens of this origin."""
-        return any(origin in s.tokens for s in self.streams)
+        """Whether a stream, KL and entropy aside, acts on tokens of this origin."""
+        return any(origin in s.tokens for s in self.streams if s.surrogate not in REGULARISERS)
 
     @property
     def clip_high(self) -> float:
@@ -281,7 +299,7 @@ class Method:
         if self.planner is not None:
             return self.planner
         if self.all_wrong == "lengthen" and not self.num_hybrid:
-            return Branch()
+            return Branch(self.num_demonstrations)
         return RandomPrefix(self.num_hybrid, self.num_demonstrations, self.prefix)
 
     @property
@@ -313,7 +331,10 @@ class Method:
         """Whether a stream reads likelihoods as such: they are those of temperature 1."""
         return any(
             s.weight is not None
-            or (s.surrogate in ("logp", "likelihood") and set(s.tokens) & {"demonstration"})
+            or (
+                s.surrogate in ("logp", "likelihood")
+                and set(s.tokens) & {"prefix", "demonstration"}
+            )
             for s in self.streams
         )
 
@@ -328,11 +349,15 @@ def fallback(count: tuple[str, ...] = EVERYONE) -> Stream:
 
 
 def regularisers(
-    beta: float, entropy_coef: float, tokens: tuple[str, ...], count: tuple[str, ...] = ()
+    beta: float,
+    entropy_coef: float,
+    tokens: tuple[str, ...],
+    count: tuple[str, ...] = (),
+    gate: tuple[float, float] | None = None,
 ) -> tuple[Stream, ...]:
     """The KL and entropy streams of a method, left out where their coefficient is 0."""
     streams = []
     for name, coefficient in (("kl", beta), ("entropy", entropy_coef)):
         if coefficient:
-            streams.append(Stream(name, tokens, name, 1.0, count, constant(coefficient)))
+            streams.append(Stream(name, tokens, name, 1.0, count, constant(coefficient), gate=gate))
     return tuple(streams)

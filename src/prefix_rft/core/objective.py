@@ -19,7 +19,7 @@ from torch import Tensor
 from prefix_rft.core import outcome
 from prefix_rft.core.advantage import group_advantage
 from prefix_rft.core.batch import Batch
-from prefix_rft.core.method import DEFAULT_CONST, Method, Stream
+from prefix_rft.core.method import DEFAULT_CONST, REGULARISERS, Method, Stream
 from prefix_rft.core.select import keep_fraction
 from prefix_rft.core.weights import Scores
 from prefix_rft.errors import UserError
@@ -216,8 +216,8 @@ def _trained(
 ) -> Tensor:
     """Tokens on which the stream acts: its origins, less what has no advantage."""
     tokens = batch.origin(stream.tokens)
-    if stream.surrogate in ("kl", "entropy"):
-        return tokens
+    if stream.surrogate in REGULARISERS:
+        return tokens & (advantage_B != 0)[:, None]  # a closed gate
     tokens = tokens & (keep_BT | ~batch.prefix_mask_BT) & (advantage_B != 0)[:, None]
     if method.truncated == "mask":
         if batch.truncated_B is None:
@@ -388,10 +388,13 @@ def _count_clipped(
     advantage_B1: Tensor,
     acts_BT: Tensor,
 ) -> None:
-    """Add a clip stream's tokens whose gradient the clip removes to ``clip_ratio/region_mean``."""
+    """Add the tokens that the clip acts on to ``clip_ratio/region_mean``: those whose gradient it
+    removes, or, for ``cispo``, whose weight it holds."""
     rho = ratio(batch, logp_BT, acts_BT, stream.level)
     clipped = (rho < 1.0 - method.epsilon) & (advantage_B1 < 0)
     clipped = (clipped | ((rho > 1.0 + method.clip_high) & (advantage_B1 > 0))) & acts_BT
+    if stream.surrogate == "cispo":
+        clipped = ((rho < 1.0 - method.epsilon) | (rho > 1.0 + method.clip_high)) & acts_BT
     name = "clip_ratio/region_mean"
     s, n = stats.get(name, (clipped.new_zeros((), dtype=torch.int64),) * 2)
     stats[name] = (s + clipped.sum(), n + acts_BT.sum())

@@ -44,7 +44,7 @@ def all_right(rate_B: Tensor) -> Tensor:
 
 def overlong_penalty(length_B: Tensor, budget: int, buffer: int, penalty: float) -> Tensor:
     """What is added to the reward of long rows: 0 up to ``budget - buffer`` tokens, then a line
-    down to ``-penalty`` at the budget (DAPO's soft overlong punishment, arXiv 2503.14476, Eq. 13).
+    down to ``-penalty`` at the budget (DAPO's soft overlong punishment, arXiv 2503.14476).
 
     Raises:
         UserError: the buffer is not within the budget.

@@ -48,6 +48,7 @@ class Group:
         own: what the planner remembers of this example; empty at first.
         shared: what it remembers of all.
         boundaries: for each demonstration, the lengths at which a step of it ends.
+        solved_above: a row is solved if its reward exceeds this.
     """
 
     example: int
@@ -62,6 +63,7 @@ class Group:
     own: Record = field(default_factory=dict)
     shared: Record = field(default_factory=dict)
     boundaries: tuple[tuple[int, ...], ...] = ()
+    solved_above: float = 0.0
 
     def random(self, row: int = 0) -> random.Random:
         """A random source of (seed, step, example, row) and nothing else."""
@@ -78,8 +80,13 @@ class Group:
 
 
 class Planner:
-    """Decides where rows start. Derive a frozen dataclass from it and give it ``starts``."""
+    """Decides where rows start. Derive a frozen dataclass from it and give it ``starts``.
 
+    ``lengthens`` says that a group which is sampled again (``attempt`` above 0) starts from longer
+    prefixes, and ``needs_boundaries`` that the planner reads the group's boundaries.
+    """
+
+    lengthens = False
     needs_boundaries = False
 
     def starts(self, group: Group) -> Starts:
@@ -109,6 +116,7 @@ class RandomPrefix(Planner):
     num_hybrid: int = 0
     num_demonstrations: int = 0
     prefix: PrefixSampler | None = None
+    lengthens = True
 
     def starts(self, group: Group) -> Starts:
         """Prefixes first, whole demonstrations next, then on-policy rows."""
@@ -137,14 +145,20 @@ class RandomPrefix(Planner):
 
 @dataclass(frozen=True)
 class Branch(Planner):
-    """On-policy rows first; sampled again, all rows branch from one demonstration (BREAD).
+    """On-policy rows first; sampled again, they all branch from one demonstration (BREAD).
 
-    The k-th time of n they share the first ``k / (n + 1)`` of it.
+    The k-th time of n they share the first ``k / (n + 1)`` of it. ``num_demonstrations`` rows are
+    whole demonstrations throughout.
     """
 
+    num_demonstrations: int = 0
+    lengthens = True
+
     def starts(self, group: Group) -> Starts:
-        """No prefix at first, then one for the whole group."""
+        """No prefix at first, then one for all rows but the whole demonstrations."""
+        plain = RandomPrefix(0, self.num_demonstrations).starts(group)
         if not group.attempt:
-            return group.everyone(None)
+            return plain
         index = group.random().randrange(len(group.lengths))
-        return group.everyone(group.start(index, group.attempt / (group.attempts + 1)))
+        start = group.start(index, group.attempt / (group.attempts + 1))
+        return tuple(start if whole is None else whole for whole in plain)

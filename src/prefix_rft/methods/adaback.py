@@ -15,8 +15,8 @@ class Interval(Planner):
     """Each example keeps an interval of ratios; a group's rows share one drawn from it.
 
     A group whose mean reward is below ``threshold`` raises the lower end to its ratio; another one
-    lowers the upper end to it and the lower end to 0. A new example starts from a moving average
-    of all intervals.
+    lowers the upper end to it and the lower end to 0. A closed interval that fails opens up to 1.
+    A new example starts from a moving average of all intervals.
     """
 
     threshold: float
@@ -42,14 +42,16 @@ class Interval(Planner):
         """Move the interval, and the average towards it."""
         known = [r for r in rewards if not math.isnan(r)]
         start = starts[0]
-        if not known or (start is None and group.step and not group.own):
-            return group.own, group.shared
+        fails = bool(known) and sum(known) / len(known) < self.threshold
+        if not known or (fails and start is None):
+            return group.own, group.shared  # that it fails without a prefix says nothing new
         ratio = 0.0 if start is None or start.ratio is None else start.ratio
         low, high = self.bounds(group)
-        if sum(known) / len(known) < self.threshold:
-            low, high = min(ratio, high), high
+        if not fails:
+            low, high = 0.0, ratio
         else:
-            low, high = 0.0, max(ratio, 0.0)
+            # An interval that has closed and fails opens again: the rule alone would be stuck.
+            low, high = ratio, high if high > ratio else 1.0
         shared = {
             "low": self.ema * group.shared.get("low", 0.0) + (1.0 - self.ema) * low,
             "high": self.ema * group.shared.get("high", 1.0) + (1.0 - self.ema) * high,
@@ -102,5 +104,5 @@ def adaback(
         epsilon_high=epsilon_high,
         delta=delta,
         truncated=truncated,
-        unverified="no code was found; threshold, average and share of plain groups are ours",
+        unverified="no code was found; threshold, average, plain groups and reopening are ours",
     )

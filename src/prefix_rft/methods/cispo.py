@@ -15,7 +15,7 @@ def cispo(
     aggregation: str = "token_mean",
     const: float | None = None,
 ) -> Method:
-    """``sg(clip(rho, 1-epsilon, 1+epsilon_high)) A log pi``: no token loses its gradient (Eq. 4).
+    """``sg(clip(rho, 1-epsilon, 1+epsilon_high)) A log pi``: no token loses its gradient.
 
     Args:
         epsilon: lower clip range; 1 is none, as in the paper.
@@ -30,7 +30,7 @@ def cispo(
     return Method(
         name="cispo",
         summary="REINFORCE with the clipped importance ratio as a weight",
-        source="arXiv 2506.13585, Eq. 4",
+        source="arXiv 2506.13585",
         streams=(
             Stream("policy", SAMPLED, "cispo", "group", ROLLOUT),
             *regularisers(beta, entropy_coef, ROLLOUT),

@@ -15,7 +15,8 @@ def discriminative(
 ) -> Method:
     """Raise a demonstration's likelihood against that of sampled answers to the same prompt.
 
-    One row of a group is the demonstration, the others are the negatives. Rewards are not used.
+    One row of a group is the demonstration, the others are the negatives. Rewards do
+    not enter the loss; one is asked for all the same, as what to watch.
 
     Args:
         averaged: DFT2: mean log-probabilities, no reference model in the loss.
@@ -40,4 +41,5 @@ def discriminative(
         sampler=negatives,
         aggregation="seq_mean_token_mean" if averaged else "sum_over_const",
         const=1.0,
+        unverified="a variant: the paper's negatives answer another system prompt, at T 0.7",
     )

@@ -22,7 +22,7 @@ def grpo(
         epsilon: clip range.
         epsilon_high: upper clip range; None is ``epsilon``.
         delta: upper bound of the ratio (dual clip); None is none.
-        beta: KL coefficient (the paper trains with 0.04; TRL's default, and ours, is 0).
+        beta: KL coefficient (the paper's is said to be 0.04; TRL's default, and ours, is 0).
         entropy_coef: entropy bonus.
         truncated: ``mask`` takes the advantage from rows that ran into the length limit.
         aggregation: normaliser, see ``Method``.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from prefix_rft.core.method import EVERYONE, ROLLOUT, Method, Stream, regularisers
+from prefix_rft.core.method import EVERYONE, Method, Stream, regularisers
 from prefix_rft.core.schedules import parse
 
 
@@ -26,7 +26,8 @@ def hpt(
 
     Args:
         gate: solve rate at or below which a prompt gets SFT (0, or 2/8 for Llama).
-        sft_coef: coefficient of the SFT term (1.0; 0.3 for the 1.5B model).
+        sft_coef: coefficient of the SFT term. The authors' 1.0 (0.3 for the 1.5B model) is that of
+            a token mean: under our shared normaliser the same number weighs less.
         num_demonstrations: rows of the group that are whole demonstrations, trained or not.
         beta: KL coefficient.
         entropy_coef: entropy bonus (authors' code: 0.001).
@@ -49,7 +50,7 @@ def hpt(
                 parse(sft_coef),
                 gate=(-1.0, gate),
             ),
-            *regularisers(beta, entropy_coef, ROLLOUT),
+            *regularisers(beta, entropy_coef, ("policy",), EVERYONE, (gate, 1.0)),
         ),
         num_demonstrations=num_demonstrations,
         aggregation=aggregation,

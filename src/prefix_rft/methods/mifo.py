@@ -9,6 +9,7 @@ from prefix_rft.core.weights import top_entropy
 def mifo(
     *,
     unsolved_at: float = 0.25,
+    sft_prompts: int | None = None,
     entropy_keep: float = 0.2,
     epsilon: float = 0.2,
     epsilon_high: float | None = None,
@@ -26,6 +27,7 @@ def mifo(
 
     Args:
         unsolved_at: solve rate at or below which a prompt's demonstration is set aside.
+        sft_prompts: demonstrations of one SFT step; None is the rows of a generation.
         entropy_keep: share of a demonstration's tokens that are trained, the most uncertain.
         epsilon: clip range.
         epsilon_high: upper clip range; None is ``epsilon``.
@@ -33,7 +35,8 @@ def mifo(
         beta: KL coefficient.
         entropy_coef: entropy bonus.
         truncated: ``mask`` takes the advantage from rows that ran into the length limit.
-        aggregation: normaliser, see ``Method``; SFT steps have the token mean.
+        aggregation: normaliser, see ``Method``; SFT steps have the mean over
+            all tokens of the demonstrations, trained or not.
         const: of the sums.
     """
     return Method(
@@ -53,6 +56,7 @@ def mifo(
             *regularisers(beta, entropy_coef, ROLLOUT),
         ),
         interleave=unsolved_at,
+        interleave_rows=sft_prompts,
         baseline="mean_std",
         aggregation=aggregation,
         const=const,

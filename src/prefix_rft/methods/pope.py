@@ -21,7 +21,6 @@ class Guided(Planner):
     first: float
     step: float
     share: float
-    solved_above: float = 0.0
 
     def starts(self, group: Group) -> Starts:
         """Guided rows first, then plain ones."""
@@ -36,7 +35,8 @@ class Guided(Planner):
         """Lengthen the prefix where no guided row was rewarded."""
         guided = [r for r, s in zip(rewards, starts, strict=True) if s and not math.isnan(r)]
         ratio = group.own.get("ratio", self.first)
-        if guided and max(guided) <= self.solved_above:
+        too_short = not any(starts)  # for a single token
+        if too_short or (guided and max(guided) <= group.solved_above):
             ratio = min(1.0, ratio + self.step)
         return {"ratio": ratio}, group.shared
 

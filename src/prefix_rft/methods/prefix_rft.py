@@ -106,4 +106,5 @@ def prefix_rft(
         epsilon_high=epsilon_high,
         delta=delta,
         truncated=truncated,
+        unverified="normaliser, clip range and static weight of the published runs",
     )

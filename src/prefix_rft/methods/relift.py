@@ -8,6 +8,7 @@ from prefix_rft.core.method import ROLLOUT, SAMPLED, Method, Stream, regulariser
 def relift(
     *,
     unsolved_at: float = 0.0,
+    sft_prompts: int | None = None,
     beta: float = 0.0,
     entropy_coef: float = 0.001,
     truncated: str = "keep",
@@ -17,10 +18,12 @@ def relift(
     """RL steps, and between them steps of SFT on the demonstrations of prompts that all failed.
 
     The demonstrations of prompts without any solved rollout are set aside, first in, first out;
-    once they fill the rows of a generation, the next generation is made of them alone.
+    once ``sft_prompts`` of them wait, the next generation is made of them alone.
 
     Args:
         unsolved_at: solve rate at or below which a prompt's demonstration is set aside.
+        sft_prompts: demonstrations of one SFT step (authors' code: 128, with 128 x 8 rollouts in an
+            RL step); None is the rows of a generation.
         beta: KL coefficient.
         entropy_coef: entropy bonus (authors' code: 0.001).
         truncated: ``mask`` takes the advantage from rows that ran into the length limit.
@@ -37,6 +40,7 @@ def relift(
             *regularisers(beta, entropy_coef, ROLLOUT),
         ),
         interleave=unsolved_at,
+        interleave_rows=sft_prompts,
         aggregation=aggregation,
         const=const,
         truncated=truncated,

@@ -26,7 +26,8 @@ def rl_sft(
     The baseline is over the rollouts alone: the demonstration's reward does not enter it.
 
     Args:
-        sft_coef: coefficient of the SFT loss; a number or a schedule.
+        sft_coef: coefficient of the SFT loss; a number or a schedule. The authors' 1.0 is that of a
+            token mean: under our shared normaliser the same number weighs less.
         num_demonstrations: rows of the group that are whole demonstrations.
         epsilon: clip range.
         epsilon_high: upper clip range; None is ``epsilon``.
@@ -53,4 +54,5 @@ def rl_sft(
         epsilon_high=epsilon_high,
         delta=delta,
         truncated=truncated,
+        unverified="the RL half of the authors' baseline: its clip and number of rollouts",
     )

@@ -24,5 +24,5 @@ def self_sft(
         sampler=rollouts,
         aggregation=aggregation,
         const=const,
-        unverified="the authors' code was not found",
+        unverified="a variant: the paper imitates an RL-trained model's rollouts; no code found",
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from prefix_rft.core.method import EVERYONE, Method, Stream, regularisers
 from prefix_rft.core.weights import exp_entropy, saturating
+from prefix_rft.errors import choose
 
 
 def srft(
@@ -36,6 +37,7 @@ def srft(
         aggregation: normaliser of all terms, see ``Method``.
         const: of the sums.
     """
+    choose("entropy_level", entropy_level, ("row", "token"))
     per_token = entropy_level == "token"
     demonstration, policy = ("demonstration",), ("policy",)
     shape = None if gamma is None else saturating(gamma)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from prefix_rft.core.method import EVERYONE, ROLLOUT, Method, Stream, regularisers
+from prefix_rft.core.method import EVERYONE, Method, Stream, regularisers
 from prefix_rft.core.schedules import parse
 
 
@@ -50,7 +50,7 @@ def superrl(
                 parse(sft_coef),
                 gate=(-1.0, 0.0),
             ),
-            *regularisers(beta, entropy_coef, ROLLOUT),
+            *regularisers(beta, entropy_coef, ("policy",), EVERYONE, (0.0, 1.0)),
         ),
         num_demonstrations=num_demonstrations,
         baseline="mean_std",

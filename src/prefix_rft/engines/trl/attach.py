@@ -23,12 +23,13 @@ def attach(trainer: PrefixRFTTrainer, made: Generation) -> None:
     device = rows["completion_ids"].device
     position = torch.arange(rows["completion_ids"].size(1), device=device)
     known = torch.tensor(
-        [[p.group, len(p.prefix), int(p.whole), p.example] for p in plans], device=device
+        [[p.group, len(p.prefix), int(p.whole), p.example, int(p.filler)] for p in plans],
+        device=device,
     )
-    group, lengths, whole, rows["row_example"] = known.T
+    group, lengths, whole, rows["row_example"], _ = known.T
     rows["demo_mask"] = (position < lengths[:, None]) & whole.bool()[:, None]
     rows["prefix_mask"] = (position < lengths[:, None]) & ~whole.bool()[:, None]
-    group_N, length_N, whole_N, _ = trainer.accelerator.gather(known).T
+    group_N, length_N, whole_N, _, filler_N = trainer.accelerator.gather(known).T
     demo_N = whole_N.bool() & (length_N > 0)
     hybrid_N = (length_N > 0) & ~demo_N
     reward_N = trainer.outcomes
@@ -40,7 +41,7 @@ def attach(trainer: PrefixRFTTrainer, made: Generation) -> None:
         )
         reward_N = reward_N + priced.to(reward_N).where(~demo_N, 0.0)
     advantage_SN = advantages(trainer.method, reward_N, group_N, hybrid_N, demo_N)
-    dropped_N = dropped(trainer.method, trainer.outcomes, group_N, demo_N)
+    dropped_N = dropped(trainer.method, trainer.outcomes, group_N, demo_N) | filler_N.bool()
     n = len(plans)
     mine = slice(trainer.accelerator.process_index * n, (trainer.accelerator.process_index + 1) * n)
     rows["row_reward"], rows["row_group"] = trainer.outcomes[mine], group

@@ -42,7 +42,7 @@ class MaskOptions:
         update_every: choose anew after so many steps; 0 is never (``speft``).
         score_steps: optimizer steps whose gradients are looked at; all but the last change nothing.
         history: weight of the past in the moving average of changes (``mifo``).
-        data: the retain set, as ``train_data`` is given.
+        data: the retain set: a file, a folder, or the name of a dataset.
         action: ``freeze`` the weights that the retain set needs most, or ``zero`` once those that
             it needs least (``retain``).
         examples: demonstrations of the retain set that are looked at.

@@ -25,6 +25,7 @@ class RowPlan:
         kept: completion of an earlier attempt, prefix included, which stays as it is.
         kept_logps: the sampler's log-probs of that completion, if it gave any.
         attempt: how often its group has been sampled before.
+        filler: the row takes no part in the step.
     """
 
     example: int
@@ -36,6 +37,7 @@ class RowPlan:
     kept: tuple[int, ...] | None = None
     kept_logps: tuple[float | None, ...] | None = None
     attempt: int = 0
+    filler: bool = False
 
     @property
     def done(self) -> bool:
@@ -99,6 +101,7 @@ class Moment:
             own=(self.examples or {}).get(index, {}),
             shared=self.shared or {},
             boundaries=boundaries,
+            solved_above=method.solved_above,
         )
 
 

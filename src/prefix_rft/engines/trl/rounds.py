@@ -238,18 +238,24 @@ def take_waiting(
     if trainer.method.interleave is None:
         return None
     waiting = trainer.method_state.waiting
-    wanted = rows * trainer.accelerator.num_processes
+    room = rows * trainer.accelerator.num_processes
+    wanted = min(trainer.method.interleave_rows or room, room)
     full = len(waiting) >= wanted
     trainer.metrics["interleave/step"].append(float(full))
     if not full:
         return None
-    mine = waiting[offset : offset + rows]
+    taken = waiting[:wanted]
     del waiting[:wanted]
     dataset: Any = trainer.train_dataset
     inputs, plans = [], []
-    for i, (index, which) in enumerate(mine):
+    for i in range(offset, offset + rows):
+        index, which = taken[i % wanted]
         example = dict(dataset[index])
-        whole = Start(which, len(example[IDS][which]), 1.0)
+        plan = RowPlan(index, i, 0)
+        if i < wanted:
+            plan = starting(plan, example, Start(which, len(example[IDS][which]), 1.0))
+        else:  # one token, so that every process has its rows
+            plan = replace(plan, kept=(trainer.renderer.end,), filler=True)
         inputs.append(example)
-        plans.append(starting(RowPlan(index, offset + i, 0), example, whole))
+        plans.append(plan)
     return inputs, plans

@@ -40,7 +40,8 @@ def write_rows(path: Path, puzzles: Sequence[Puzzle], limit: int, seed: int) -> 
 
 
 def write(folder: Path, n_train: int = 3000, n_test: int = 400, seed: int = 0) -> None:
-    """Write ``train.jsonl``, ``test.jsonl``, ``base/`` and ``recipe.yaml`` into ``folder``.
+    """Write ``train.jsonl``, ``test.jsonl``, ``base/``, ``recipe.yaml`` and ``recipes/`` (one for
+    each method) into ``folder``.
 
     Raises:
         ValueError: there are fewer different puzzles than asked for.
@@ -52,3 +53,4 @@ def write(folder: Path, n_train: int = 3000, n_test: int = 400, seed: int = 0) -
     with as_file(files(PACKAGE)) as package:
         shutil.copytree(package / "base", folder / "base", dirs_exist_ok=True)
         shutil.copy(package / "recipe.yaml", folder / "recipe.yaml")
+        shutil.copytree(package / "recipes", folder / "recipes", dirs_exist_ok=True)

@@ -1,0 +1,123 @@
+"""Rollout-based instance filtering: before training, leave out prompts that teach nothing.
+
+arXiv 2507.05386 (ICML 2026): prompts whose rollouts are never rewarded are dropped before training.
+The paper's exact rule and number of rollouts could not be verified; the defaults here are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from datasets import Dataset
+from rich.console import Console
+
+from prefix_rft.errors import UserError, check_types, refuse_unknown
+from prefix_rft.evaluate import sample_and_grade
+from prefix_rft.findings import say
+
+
+@dataclass(frozen=True)
+class Filter:
+    """A recipe's ``rif``: a prompt stays if ``min_solved <= solved rollouts <= max_solved``.
+
+    Attributes:
+        samples: rollouts of each prompt.
+        min_solved: fewer solved ones, and the prompt is left out.
+        max_solved: more, and it is left out too; by default there is no such bound.
+        temperature: of the rollouts.
+        solved_above: a rollout is solved if its reward exceeds this.
+    """
+
+    samples: int = 8
+    min_solved: int = 1
+    max_solved: int | None = None
+    temperature: float = 1.0
+    solved_above: float = 0.0
+
+    @classmethod
+    def read(cls, given: Mapping[str, Any]) -> Filter:
+        """Check the options of a recipe.
+
+        Raises:
+            UserError: one is unknown or cannot be used.
+        """
+        kinds = {f.name: str(f.type) for f in fields(cls)}
+        refuse_unknown("option of rif", given, kinds)
+        check_types("option of rif", given, kinds)
+        rule = cls(**given)
+        top = rule.samples if rule.max_solved is None else rule.max_solved
+        if rule.samples < 1 or not 0 <= rule.min_solved <= top <= rule.samples:
+            raise UserError(
+                "rif: samples must be at least 1 and 0 <= min_solved <= max_solved <= samples, got "
+                f"{rule.samples}, {rule.min_solved}, {rule.max_solved}"
+            )
+        if rule.temperature <= 0:
+            raise UserError(f"rif: temperature must be positive, got {rule.temperature}")
+        return rule
+
+
+def filter_rows(
+    rule: Filter,
+    model: Any,
+    tokenizer: Any,
+    rows: Dataset,
+    reward: Any,
+    args: Any,
+    console: Console,
+) -> tuple[Dataset, dict[str, Any]]:
+    """The rows whose prompts the model solves often enough, and a record of all.
+
+    Each process samples for its share of the prompts.
+
+    Raises:
+        UserError: no row is left.
+    """
+    state = PartialState()
+    own = list(range(state.process_index, len(rows), state.num_processes))
+    solved: list[tuple[int, int]] = []
+    if own:
+        model.to(state.device)
+        found = sample_and_grade(
+            model,
+            tokenizer,
+            rows.select(own),
+            reward,
+            samples=rule.samples,
+            temperature=rule.temperature,
+            max_completion_length=args.max_completion_length,
+            seed=args.seed + state.process_index,
+            batch_size=args.per_device_train_batch_size,
+            template_kwargs=getattr(args, "chat_template_kwargs", None),
+        )
+        counts: list[int] = (found.reward_Pk > rule.solved_above).sum(1).tolist()
+        solved = list(zip(own, counts, strict=True))
+    counts = [n for _, n in sorted(gather_object(solved))]
+    return choose_rows(rule, rows, counts, console)
+
+
+def choose_rows(
+    rule: Filter, rows: Dataset, solved: list[int], console: Console
+) -> tuple[Dataset, dict[str, Any]]:
+    """The rows that stay, given how many rollouts of each were solved.
+
+    Raises:
+        UserError: no row is left.
+    """
+    top = rule.samples if rule.max_solved is None else rule.max_solved
+    kept = [i for i, n in enumerate(solved) if rule.min_solved <= n <= top]
+    few = sum(n < rule.min_solved for n in solved)
+    words = (
+        f"rif: {len(kept)} of {len(rows)} prompts stay; {few} have fewer than {rule.min_solved} "
+        f"solved of {rule.samples} rollouts, {len(rows) - len(kept) - few} more than {top}"
+    )
+    if not kept:
+        raise UserError(f"{words}: nothing is left to train on; lower min_solved")
+    say(console, words)
+    histogram = torch.bincount(torch.tensor(solved), minlength=rule.samples + 1).tolist()
+    record = {"rule": asdict(rule), "solved": solved, "prompts_by_solved": histogram}
+    return rows.select(kept), record

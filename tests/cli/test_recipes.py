@@ -1,0 +1,197 @@
+"""Every method trains through its recipe, resumes with its own state, reports split metrics."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from safetensors.torch import load_file
+
+from prefix_rft.errors import UserError
+from prefix_rft.methods import BUILT_IN, load
+from prefix_rft.recipe import load_recipe, stage_names
+from prefix_rft.tasks.countdown import write
+from prefix_rft.train import train
+
+RECIPES = Path(__file__).parents[2] / "src/prefix_rft/tasks/countdown/recipes"
+PAGES = Path(__file__).parents[2] / "docs/methods"
+STAGED = "sft_then_rl"
+NAMES = sorted(p.stem for p in RECIPES.glob("*.yaml"))
+QUICK = ("luffy", "relift", "adaback", "irft", "iw_sft", "speft")
+STATE = {"adaback": "examples", "pope": "examples", "discriminative": "examples"}
+HALF, STEPS = 12, 24
+SMALL = (
+    f"max_steps={STEPS}",
+    "prompts_per_step=8",
+    "micro_batch_size=null",
+    "eval_data=null",
+    "save_strategy=steps",
+    f"save_steps={HALF}",
+)
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("countdown")
+    write(folder, 250, 20, 0)
+    return folder
+
+
+def test_every_method_has_a_recipe_and_a_page() -> None:
+    for name in BUILT_IN:
+        assert (RECIPES / f"{name}.yaml").is_file(), name
+        assert load_recipe(RECIPES / f"{name}.yaml").method_name == name
+        page = (PAGES / f"{name}.md").read_text()
+        headings = ("What it is for", "## Equation", "## The lines", "switch", "## Recipe")
+        assert all(h in page for h in (*headings, "## Metrics to watch", "arXiv")), name
+        # What could not be verified is said on the page, not only in the code.
+        said = " ".join(page.partition("## Not verified")[2].split())
+        assert said.lower().startswith(load(name).unverified.lower()), name
+
+
+def run(task: Path, name: str, runs: Path, *more: str) -> Path:
+    overrides = [*SMALL, f"runs={runs}", *more]
+    return train(str(task / "recipes" / f"{name}.yaml"), overrides, Console(quiet=True))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in NAMES if n != STAGED],
+)
+def test_a_recipe_trains_and_resumes(task: Path, tmp_path: Path, name: str) -> None:
+    folder = run(task, name, tmp_path / "runs")
+    whole = load_file(folder / "model/model.safetensors")
+    base = load_file(task / "base/model.safetensors")
+    assert any(not whole[k].equal(base[k]) for k in whole)
+    lines = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = [x for x in lines if "loss" in x]
+    assert [x["step"] for x in lines] == list(range(1, STEPS + 1))
+    method = load(load_recipe(RECIPES / f"{name}.yaml").method_name)
+    seen = {k for x in lines for k in x}
+    for origin in ("policy", "prefix", "demonstration"):
+        if method.trains(origin) and method.interleave is None and name != "all_wrong":
+            assert f"{origin}/logp" in seen, origin
+    if method.samples:
+        assert {"policy/reward", "groups/all_wrong", "groups/dropped"} <= seen or (
+            "prefix/reward" in seen  # all rows of a group may start from a prefix
+        )
+
+    state = json.loads((folder / f"checkpoint-{STEPS}/method_state.json").read_text())
+    if name in STATE:
+        assert state[STATE[name]]
+    shutil.rmtree(folder / "model")
+    shutil.rmtree(folder / f"checkpoint-{STEPS}")
+    again = run(task, name, tmp_path / "runs", f"resume_from_checkpoint={folder}/checkpoint-{HALF}")
+    assert again == folder
+    assert json.loads((folder / f"checkpoint-{STEPS}/method_state.json").read_text()) == state
+    resumed = load_file(folder / "model/model.safetensors")
+    assert all(resumed[k].equal(whole[k]) for k in whole)
+
+
+def test_stages_hand_over_weights_and_tokenizer(task: Path, tmp_path: Path) -> None:
+    recipe = str(task / "recipes" / f"{STAGED}.yaml")
+    runs = tmp_path / "runs"
+    overrides = [
+        *SMALL[1:2],
+        "stages.1.max_steps=4",
+        "stages.2.max_steps=4",
+        "stages.2.micro_batch_size=null",
+        "eval_data=null",
+        "save_strategy=steps",
+        "save_steps=2",
+        f"runs={runs}",
+    ]
+    folder = train(recipe, overrides, Console(quiet=True))
+    first = runs / "countdown-sft-rl-1-sft"
+    assert folder == runs / "countdown-sft-rl-2-dr_grpo"
+    assert load_recipe(folder / "recipe.yaml").model == str((first / "model").resolve())
+    assert (folder / "model/tokenizer.json").is_file()
+    one, two, base = (
+        load_file(f / "model.safetensors")
+        for f in (first / "model", folder / "model", task / "base")
+    )
+    assert any(not one[k].equal(base[k]) for k in one)
+    assert any(not two[k].equal(one[k]) for k in two)
+    # Resumed in its second stage: the first one is not trained again.
+    shutil.rmtree(folder / "model")
+    before = (first / "metrics.jsonl").read_text()
+    more = [f"resume_from_checkpoint={folder}/checkpoint-2"]
+    assert train(recipe, [*overrides, *more], Console(quiet=True)) == folder
+    resumed = load_file(folder / "model/model.safetensors")
+    assert all(resumed[k].equal(two[k]) for k in two)
+    assert (first / "metrics.jsonl").read_text() == before
+    assert sorted(p.name for p in runs.iterdir()) == [first.name, folder.name]
+
+
+def test_a_method_of_your_own(task: Path, tmp_path: Path) -> None:
+    examples = Path(__file__).parents[2] / "examples"
+    overrides = [f"model={task}/base", f"train_data={task}/train.jsonl", f"runs={tmp_path}"]
+    folder = train(
+        str(examples / "custom_method.yaml"),
+        [*SMALL, "max_steps=4", "save_steps=2", *overrides],
+        Console(quiet=True),
+    )
+    state = json.loads((folder / "checkpoint-4/method_state.json").read_text())
+    rates = [v["solve_rate"] for v in state["examples"].values()]
+    assert rates
+    assert all(0 <= r <= 1 for r in rates)
+    last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-2])
+    assert 0 <= last["prefix/weight"] <= 1
+
+
+def test_rif_leaves_out_what_is_never_solved(task: Path, tmp_path: Path) -> None:
+    folder = run(task, "rif", tmp_path, "max_steps=2", "save_strategy=no", "rif.samples=4")
+    record = json.loads((folder / "rif.json").read_text())
+    assert len(record["solved"]) == 250
+    assert sum(record["prompts_by_solved"]) == 250
+    assert max(record["solved"]) <= 4
+    used = {
+        json.loads(line)["prompt"]
+        for path in (folder / "rollouts").glob("*.jsonl")
+        for line in path.read_text().splitlines()
+    }
+    rows = [json.loads(x)["prompt"] for x in (task / "train.jsonl").read_text().splitlines()]
+    solved = {p for p, n in zip(rows, record["solved"], strict=True) if n}
+    assert used
+    assert used <= solved
+    assert set(rows) - solved
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "sentence"),
+    [
+        ("rif", "rif.samples=0", "rif: samples must be at least 1"),
+        ("rif", "rif.min_solved=9", "min_solved <= max_solved"),
+        ("rif", "rif.sampels=4", "unknown option of rif 'sampels'"),
+        ("speft", "parameter_mask.kind=spfet", "did you mean 'speft'"),
+        ("speft", "parameter_mask.fraction=2", "fraction must be in"),
+        ("speft", "parameter_mask.data=x", "no other kind has any"),
+        ("grpo", "parameter_mask={kind: mifo}", "does not have: use mifo or relift"),
+        ("luffy", "temperature=0.7", "those of temperature 1"),
+        ("luffy", "num_generations=1", "demonstration rows in groups of"),
+        ("sft", "method.all_wrong=drop", "samples no groups"),
+        ("grpo", "method.all_wrong=dorp", "did you mean 'drop'"),
+        ("discriminative", "method.tau=0", "tau must be positive"),
+        ("questa", "method.ratios=[2]", "must be a list of numbers in"),
+        (STAGED, "max_steps=3", "stage 1 sets 'max_steps'; give stages.1.max_steps=3"),
+        (STAGED, "stages.3.max_steps=3", "numbered from 1 to 2"),
+        (STAGED, "stages.2.model=x", "cannot have a 'model' of its own"),
+        (STAGED, "stages.2.method=grop", "did you mean 'grpo'"),
+        ("grpo", "resume_from_checkpoint=nowhere", "is no checkpoint"),
+    ],
+)
+def test_wrong_input(task: Path, tmp_path: Path, name: str, override: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        train(
+            str(task / "recipes" / f"{name}.yaml"),
+            [f"runs={tmp_path}", override],
+            Console(quiet=True),
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_stage_names() -> None:
+    data = {"name": "x", "stages": [{"method": "sft"}, {}, {"name": "last"}]}
+    assert stage_names(data) == ["x-1-sft", "x-2-prefix_rft", "x-3-last"]
+    assert stage_names({"name": "x"}) == ["x"]

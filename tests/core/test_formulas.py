@@ -1,0 +1,293 @@
+"""Every method's loss and gradient against its published formula, and against wrong ones."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import formulas
+import formulas_mixed
+import pytest
+import torch
+from formulas import FORMULAS, LAYOUT, MISTAKES, Step
+from torch import Tensor
+
+from prefix_rft.core import Batch, Method, Targets, advantages, dropped, loss, prepare
+from prefix_rft.core.contrast import Sequences
+from prefix_rft.core.objective import with_sequence
+from prefix_rft.methods import BUILT_IN, load, options_of
+
+NAN = float("nan")
+CONTRASTS = ("discriminative", "irft")
+
+
+def mask(step: Step, *kinds: str) -> Tensor:
+    return torch.tensor([[k in kinds for k in row] for row in step.kind])
+
+
+def batch_of(step: Step, method: Method) -> Batch:
+    """The step as the package's batch, with rubbish wherever nothing may be read."""
+    response = mask(step, *formulas.ALL)
+    old = None if step.old is None else torch.tensor(step.old, dtype=torch.float64)
+    ref = torch.tensor(step.ref, dtype=torch.float64).masked_fill(~response, -torch.inf)
+    batch = Batch(
+        step.tokens,
+        response,
+        mask(step, formulas.PREFIX),
+        mask(step, formulas.DEMO),
+        None if old is None else old.masked_fill(~response, NAN),
+        torch.tensor(step.reward, dtype=torch.float64),
+        torch.tensor(step.group),
+        ref_logp_BT=ref,
+        truncated_B=torch.tensor(step.truncated),
+    )
+    out = dropped(method, batch.reward_B, batch.group_B, batch.demo_B)
+    return replace(batch, dropped_B=out)
+
+
+def sequences(step: Step, batch: Batch) -> Sequences:
+    """What an engine tells a contrast: the group is the example."""
+    response, logp = batch.response_mask_BT, step.logp.detach()
+    assert batch.ref_logp_BT is not None
+    return Sequences(
+        logp.where(response, 0.0).sum(1),
+        response.sum(1),
+        batch.group_B,
+        batch.demo_B,
+        batch.group_B,
+        batch.ref_logp_BT.where(response, 0.0).sum(1),
+    )
+
+
+def targets_of(
+    method: Method, step: Step, batch: Batch, entropy: Tensor, memory: dict | None = None
+) -> Targets:
+    """The targets of a whole step, with the contrast's advantages if the method has one."""
+    given = advantages(method, batch.reward_B, batch.group_B, batch.hybrid_B, batch.demo_B)
+    if method.contrast is not None:
+        memory = {} if memory is None else memory
+        value, updates = method.contrast(sequences(step, batch), memory)
+        memory.update(updates)
+        given = with_sequence(method, given, value)
+    return prepare(method, batch, entropy, step.at_step, 400, advantage_SB=given)
+
+
+def library(name: str, step: Step, memory: dict | None = None) -> tuple[Tensor, Tensor]:
+    """The package's loss and its gradient with respect to the logits."""
+    method = load(name, **step.o)
+    batch = batch_of(step, method)
+    outside = ~batch.response_mask_BT
+    logp = step.logp.masked_fill(outside, torch.inf)
+    entropy = step.entropy.masked_fill(outside, NAN)
+    targets = targets_of(method, step, batch, entropy.detach(), memory)
+    value = loss(method, batch, logp, entropy, targets=targets).loss
+    return value.detach(), torch.autograd.grad(value, step.logits)[0]
+
+
+def formula(name: str, step: Step) -> tuple[Tensor, Tensor]:
+    value = FORMULAS[name](step)
+    return value.detach(), torch.autograd.grad(value, step.logits)[0]
+
+
+def error(name: str, layout: str, seed: int, wrong: str = "", **how: Any) -> float:
+    """The largest difference between the two, relative to the size of the gradient."""
+    step = formulas_mixed.make(layout, seed, how.pop("old", True), how.pop("square", False))
+    step.at_step, step.o = how.pop("at_step", 0), how
+    ours = library(name, replace(step))
+    theirs = formula(name, replace(step, wrong=wrong))
+    size = ours[1].abs().max().item()
+    assert 1e-9 < size < math.inf
+    # Row by row, so that a stream with a small coefficient is not lost beside a large one.
+    rows = [x.abs().amax((1, 2)) for x in (ours[1] - theirs[1], theirs[1])]
+    gradient = (rows[0] / (rows[1] + 1e-6 * size)).max().item()
+    value = (ours[0] - theirs[0]).abs().item() / size
+    # The surrogate of IRFT has its gradient, not its value.
+    return gradient if name == "irft" else max(gradient, value)
+
+
+def test_every_method_has_a_formula() -> None:
+    assert set(FORMULAS) == set(BUILT_IN)
+    assert all(len(MISTAKES[name]) >= 2 for name in BUILT_IN)
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_the_gradient_is_the_formulas(name: str) -> None:
+    for seed in range(6):
+        assert error(name, LAYOUT[name], seed) < 1e-10
+        assert error(name, LAYOUT[name], 10 + seed, old=False) < 1e-10
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_as_many_positions_as_rows(name: str) -> None:
+    """Where B = T a row's weight that is spread along the wrong side raises no error."""
+    assert error(name, LAYOUT[name], 30, square=True) < 1e-10
+
+
+WITH: dict[tuple[str, str], dict] = {
+    # Options (and old policies) under which the mistake can show at all.
+    ("iw_sft", "no cap"): {"cap": 1.05},
+    ("fdiv_sft", "no beta in x"): {"beta": 0.5},
+    ("fdiv_sft", "no floor"): {"beta": 4.0},
+    ("hpt", "at the gate"): {"gate": 0.25},
+}
+WITH |= {(n, "k1"): {"beta": 0.3} for n in BUILT_IN}
+
+
+@pytest.mark.parametrize(("name", "wrong"), [(n, w) for n in BUILT_IN for w in MISTAKES[n]])
+def test_a_mistake_is_seen(name: str, wrong: str) -> None:
+    how = WITH.get((name, wrong), {})
+    # A rare one (a ratio between two clips) need not show in every step.
+    assert max(error(name, LAYOUT[name], seed, wrong, **how) for seed in range(4)) > 1e-3
+
+
+AGGREGATIONS = ("token_mean", "seq_mean_token_mean", "sum_over_const", "sum")
+
+
+@pytest.mark.parametrize("name", [n for n in BUILT_IN if "aggregation" in options_of(n)])
+def test_every_normaliser(name: str) -> None:
+    for seed, aggregation in enumerate(AGGREGATIONS):
+        how = {"aggregation": aggregation, "const": 7.0}
+        assert error(name, LAYOUT[name], seed, **how) < 1e-10
+
+
+@pytest.mark.parametrize("name", [n for n in BUILT_IN if "truncated" in options_of(n)])
+def test_every_method_with_its_shared_options(name: str) -> None:
+    given = {"truncated": "mask", "entropy_coef": 0.2, "beta": 0.3, "epsilon": 0.1, "delta": 1.45}
+    known = options_of(name)
+    how = {k: v for k, v in given.items() if k in known}
+    assert error(name, LAYOUT[name], 4, **how) < 1e-10
+    if "epsilon_high" in known and name not in ("gspo", "cispo"):
+        assert error(name, LAYOUT[name], 5, epsilon=0.15, epsilon_high=0.4) < 1e-10
+
+
+OPTIONS: list[tuple[str, dict]] = [
+    ("luffy", {"gamma": None}),
+    ("luffy", {"gamma": 0.5, "beta": 0.3}),
+    ("srft", {"entropy_level": "token"}),
+    ("srft", {"gamma": 0.1, "sft_weight": 0.8, "positive_weight": 0.3}),
+    ("hpt", {"gate": 0.25}),
+    ("hpt", {"gate": 0.5, "sft_coef": 0.3}),
+    ("superrl", {"sft_coef": 0.3}),
+    ("rl_sft", {"sft_coef": 0.25}),
+    ("chord", {"mu": 0.4}),
+    ("chord", {"phi": False}),
+    ("chord", {"phi": False, "at_step": 77}),
+    ("chord", {"phi": False, "at_step": 300}),
+    ("mifo", {"entropy_keep": 0.55}),
+    ("rloo", {"ratio": "old"}),
+    ("cispo", {"epsilon": 0.1, "epsilon_high": 0.1}),
+    ("iw_sft", {"temperature": 2.0}),
+    ("iw_sft", {"cap": 1.05}),
+    ("fdiv_sft", {"beta": 0.5}),
+    ("fdiv_sft", {"beta": 4.0}),
+    ("fdiv_sft", {"beta": 4.0, "floor": -3.0, "cap": 5.0}),
+    ("fdiv_sft", {"divergence": "squared_hellinger"}),
+    ("fdiv_sft", {"divergence": "squared_hellinger", "beta": 3.0}),
+    ("fdiv_sft", {"divergence": "total_variation", "beta": 0.3}),
+    ("discriminative", {"averaged": True}),
+    ("discriminative", {"tau": 0.7, "gamma": 0.4}),
+    ("discriminative", {"averaged": True, "tau": 0.7, "gamma": 0.4}),
+    ("irft", {"beta_contrast": 1.5}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), OPTIONS, ids=lambda x: str(x))
+def test_options_of_single_methods(name: str, options: dict) -> None:
+    for seed in (6, 7):
+        assert error(name, LAYOUT[name], seed, **options) < 1e-10
+
+
+@pytest.mark.parametrize(
+    ("options", "wrong"),
+    [
+        ({"averaged": True}, "attached"),
+        ({"averaged": True}, "u stays"),
+        ({"averaged": True}, "sum of negatives"),
+        ({"entropy_level": "token"}, "attached"),
+        ({"divergence": "squared_hellinger"}, "attached"),
+        ({"temperature": 2.0}, "attached"),
+        ({"gate": 0.25}, "gate swapped"),
+        ({"phi": False, "at_step": 77}, "shares swapped"),
+    ],
+    ids=lambda x: str(x),
+)
+def test_a_mistake_is_seen_under_an_option(options: dict, wrong: str) -> None:
+    keys = set(options) - {"at_step"}
+    (name,) = (n for n in BUILT_IN if keys <= set(options_of(n)))
+    assert error(name, LAYOUT[name], 8, wrong, **options) > 1e-4
+
+
+FROM_PROMPT = [n for n in BUILT_IN if LAYOUT[n] == "plain" and load(n).trains("continuation")]
+FROM_PREFIX = [n for n in BUILT_IN if LAYOUT[n] in ("hint", "half", "one")]
+
+
+@pytest.mark.parametrize("name", FROM_PROMPT + FROM_PREFIX)
+def test_rows_that_the_method_does_not_plan(name: str) -> None:
+    """Whole demonstrations beside them change nothing; hybrid rows are rollouts like others."""
+    for seed in (20, 21):
+        assert error(name, "everything", seed) < 1e-10
+        assert error(name, "plain", seed) < 1e-10
+
+
+@pytest.mark.parametrize("name", ["relift", "mifo", "luffy", "chord", "superrl", "self_sft"])
+def test_steps_without_demonstrations(name: str) -> None:
+    """Interleaved methods have them between their steps of imitation, the others by bad luck."""
+    for seed in (22, 23):
+        assert error(name, "plain", seed) < 1e-10
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+def test_the_moving_average_of_the_partition(averaged: bool) -> None:
+    """Four visits of the same examples under a policy that moves."""
+    memory: dict = {}
+    ours_u: dict[int, float] = {}
+    for visit in range(4):
+        step = formulas_mixed.make("contrast", visit)
+        step.o = {"averaged": averaged}
+        ours = library("discriminative", replace(step), memory)
+        theirs = formula("discriminative", replace(step, u=ours_u))
+        forgetful = formula("discriminative", replace(step, u={}))
+        size = theirs[1].abs().max()
+        for a, b in zip(ours, theirs, strict=True):
+            assert (a - b).abs().max() < 1e-10 * size
+        assert {k: v["u"] for k, v in memory.items()} == pytest.approx(ours_u, rel=1e-12)
+        assert (ours[1] - forgetful[1]).abs().max() > (1e-3 * size if visit else -1)
+
+
+def test_an_example_that_comes_twice_in_a_step_moves_its_average_twice() -> None:
+    """u: 0, then log(1/2 + 1/2 e^s1), then log(1/2 e^u + 1/2 e^s2)."""
+    contrast = load("discriminative", gamma=0.5).contrast
+    assert contrast is not None
+    t = torch.tensor
+    rows = Sequences(
+        t([-1.0, -2.0, -1.0, -3.0]),
+        t([1, 1, 1, 1]),
+        t([0, 0, 1, 1]),
+        t([True, False, True, False]),
+        t([5, 5, 5, 5]),
+        t([0.0, -2.5, 0.0, -2.0]),
+    )
+    value, memory = contrast(rows, {})
+    first = math.log(0.5 + 0.5 * math.exp(0.5))
+    second = math.log(0.5 * math.exp(first) + 0.5 * math.exp(-1.0))
+    assert memory == {5: {"u": pytest.approx(second)}}
+    expected = [1.0, -math.exp(0.5 - first), 1.0, -math.exp(-1.0 - second)]
+    assert value.tolist() == pytest.approx(expected)
+
+
+def test_irft_by_hand() -> None:
+    """One demonstration, two negatives: margins 2 and 0.5 at beta 0.1, pairs averaged."""
+    contrast = load("irft").contrast
+    assert contrast is not None
+    t = torch.tensor
+    rows = Sequences(
+        t([-3.0, -4.0, -5.0]),
+        t([2, 3, 4]),
+        t([0, 0, 0]),
+        t([True, False, False]),
+        t([0, 0, 0]),
+        t([-4.0, -3.0, -5.5]),
+    )
+    value, memory = contrast(rows, {})
+    pull = [0.05 / (1 + math.exp(0.1 * margin)) for margin in (2.0, 0.5)]
+    assert value.tolist() == pytest.approx([sum(pull), -pull[0], -pull[1]])
+    assert memory == {}
