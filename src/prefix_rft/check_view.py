@@ -151,14 +151,17 @@ def show_batches(console: Console, setup: Setup, train: Checked) -> None:
     steps = setup.total_steps(rows)
     iterations = getattr(setup.args, "num_iterations", 1)
     say(console, f"\n{plan}")
-    if method.samples and method.num_hybrid and train.rows:
-        share = train.with_demonstration / train.rows
-        hybrid = plan.prompts * method.num_hybrid * share
-        say(
-            console,
-            f"about {hybrid:.1f} of the {plan.rows} rows of a step start from a demonstration "
-            f"({method.num_hybrid} of {plan.generations} in a group that has one)",
-        )
+    share = train.with_demonstration / train.rows if train.rows else 0.0
+    for number, what in (
+        (method.num_hybrid, "start from a demonstration"),
+        (method.num_demonstrations, "are whole demonstrations"),
+    ):
+        if method.samples and number and train.rows and method.planner is None:
+            say(
+                console,
+                f"about {plan.prompts * number * share:.1f} of the {plan.rows} rows of a step "
+                f"{what} ({number} of {plan.generations} in a group that has one)",
+            )
     epochs = steps * plan.prompts / iterations / rows if rows else 0.0
     text = f"{steps} optimizer steps"
     if method.samples:

@@ -115,6 +115,9 @@ def trainer_arguments(recipe: Recipe, method: Method, config_class: type) -> tup
         UserError: numbers that do not divide, or a value that TRL refuses.
     """
     given = {k: v for k, v in recipe.trainer.items() if k != "model_init_kwargs"}
+    for key in ("save_strategy", "logging_strategy"):
+        if given.get(key) is False:  # YAML reads no as false
+            given[key] = "no"
     kinds = {f.name: getattr(f.type, "__name__", str(f.type)) for f in fields(config_class)}
     check_types("recipe key", given, kinds)
     if given.get("learning_rate", 0.0) < 0 or given.get("seed", 0) < 0:

@@ -27,11 +27,15 @@ from prefix_rft.rewards import grade_texts
 from prefix_rft.rewards.checked import name_of
 
 PROMPT, PREFIX, CHOSEN = "prompt", "prefix", "prefix, of highest entropy"
+CONTEXT, TRAINED, WHOLE = "prefix, as context", "prefix, all of it", "demonstration"
 SAMPLED, END, REST = "continuation", "EOS", "rest of the demonstration"
 STYLES = {
     PROMPT: "blue",
     PREFIX: "green",
     CHOSEN: "bold black on green",
+    CONTEXT: "bright_black",
+    TRAINED: "green",
+    WHOLE: "green",
     SAMPLED: "yellow",
     END: "bold white on red",
     REST: "bright_black",
@@ -106,7 +110,7 @@ def show_row(
     if setup.method.samples:
         tokens += hybrid_row(setup, render, prompt, demonstrations, number, step, steps, net)
     elif demonstrations:
-        tokens += ended(demonstrations[0], PREFIX, render)
+        tokens += ended(demonstrations[0], WHOLE, render)
     show(console, tokens, render, ids)
     for reward in setup.rewards:
         for index, text in enumerate(texts, 1):
@@ -146,14 +150,20 @@ def hybrid_row(
             setup.plan.generations, setup.args.seed, step, steps, setup.args.max_completion_length
         ),
     )[0]
-    prefix = list(plan.prefix)
+    prefix, method = list(plan.prefix), setup.method
+    if plan.whole:
+        return ended(prefix, WHOLE, render)
+    role = CONTEXT
+    if method.trains("prefix"):
+        role = PREFIX if method.selection is not None else TRAINED
+    row = [Token(i, role) for i in prefix]
     if net is None:
         rest = next((d[len(prefix) :] for d in demonstrations if d[: len(prefix)] == prefix), [])
-        return [Token(i, PREFIX) for i in prefix] + (ended(rest, REST, render) if prefix else [])
-    kept = chosen(setup, net, prompt, prefix)
-    sampled = continuation(setup, net, render, prompt, prefix)
-    row = [Token(i, CHOSEN if k else PREFIX) for i, k in zip(prefix, kept, strict=True)]
-    return row + ended(sampled, SAMPLED, render)
+        return row + (ended(rest, REST, render) if prefix else [])
+    if role == PREFIX:
+        kept = chosen(setup, net, prompt, prefix)
+        row = [Token(i, CHOSEN if k else PREFIX) for i, k in zip(prefix, kept, strict=True)]
+    return row + ended(continuation(setup, net, render, prompt, prefix), SAMPLED, render)
 
 
 def ended(ids: list[int], role: str, render: Renderer) -> list[Token]:
@@ -171,8 +181,6 @@ def chosen(setup: Setup, net: Any, prompt: list[int], prefix: list[int]) -> list
     logp = logits.log_softmax(-1)
     entropy = -(logp.exp() * logp).sum(-1)
     every = torch.ones_like(entropy, dtype=torch.bool)
-    if setup.method.selection is None:
-        return every[0].tolist()
     return select_prefix(setup.method, every, entropy, setup.args.seed)[0].tolist()
 
 
@@ -200,6 +208,9 @@ def show(console: Console, tokens: list[Token], render: Renderer, ids: bool) -> 
         PROMPT: "not trained",
         PREFIX: "not trained",
         CHOSEN: "trained with the row's advantage",
+        CONTEXT: "not trained",
+        TRAINED: "trained",
+        WHOLE: "trained",
         SAMPLED: "sampled and trained",
         END: "trained where the row has it",
         REST: "not in the row: the policy goes on from the prefix",

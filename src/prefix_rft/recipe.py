@@ -238,11 +238,15 @@ def load_recipe(
     """
     data = read_recipe(path, overrides)
     name = stage_names(data)[stage]
-    data = {
-        **{k: v for k, v in data.items() if k != STAGES},
-        **stages_of(data)[stage],
-        "name": name,
-    }
+    own_keys = stages_of(data)[stage]
+    for override in overrides:
+        key = override.partition("=")[0].partition(".")[0]
+        if key in own_keys:
+            raise UserError(
+                f"'{override}' has no effect: stage {stage + 1} sets '{key}'; give "
+                f"stages.{stage + 1}.{override}"
+            )
+    data = {**{k: v for k, v in data.items() if k != STAGES}, **own_keys, "name": name}
     if model is not None:
         data["model"] = model
     own = [f.name for f in fields(Recipe) if f.name not in ("trainer", "folder")]

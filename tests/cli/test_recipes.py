@@ -169,7 +169,7 @@ def test_rif_leaves_out_what_is_never_solved(task: Path, tmp_path: Path) -> None
         ("speft", "parameter_mask.data=x", "no other kind has any"),
         ("grpo", "parameter_mask={kind: mifo}", "does not have: use mifo or relift"),
         ("luffy", "temperature=0.7", "those of temperature 1"),
-        ("luffy", "num_generations=1", "demonstration rows in groups of"),
+        ("luffy", "method.num_demonstrations=8", "demonstration rows in groups of"),
         ("sft", "method.all_wrong=drop", "samples no groups"),
         ("grpo", "method.all_wrong=dorp", "did you mean 'drop'"),
         ("discriminative", "method.tau=0", "tau must be positive"),

@@ -134,16 +134,20 @@ def extras(
     beta: float = 0.0,
     coef: float = 0.0,
     const: float = 8192.0,
+    groups: set[int] | None = None,
+    counted: tuple[str, ...] | None = None,
 ) -> Tensor:
-    """``beta`` KL (k3, arXiv 2402.03300 Eq. 4) less ``coef`` times the entropy."""
+    """``beta`` KL (k3, arXiv 2402.03300 Eq. 4) less ``coef`` times the entropy, in some groups."""
     beta, coef = s.o.get("beta", beta), s.o.get("entropy_coef", coef)
     gains: Gains = {}
     for i in range(len(s.kind)):
+        if groups is not None and s.group[i] not in groups:
+            continue
         for t in s.at(i, *kinds) if beta or coef else []:
             x = s.ref[i][t] - s.lp[i][t]
             k3 = -x if s.wrong == "k1" else x.exp() - x - 1
             gains[i, t] = coef * s.H[i][t] - beta * k3
-    return over(s, gains, kinds, how, const)
+    return over(s, gains, counted or kinds, how, const)
 
 
 Formula = Callable[[Step], Tensor]

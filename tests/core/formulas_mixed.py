@@ -140,18 +140,34 @@ def relift(s: Step) -> Tensor:
     return rl - sum(sft.values()) / max(1, len(sft))
 
 
-def switched(s: Step, is_rl: bool, g: int, rl: Gains, sft: Gains) -> Gains:
-    """The group's part of one of the two losses."""
-    chosen = rl if is_rl != (s.wrong == "gate swapped") else sft
-    if s.wrong == "both":
-        chosen = {**rl, **sft}
-    return {k: v for k, v in chosen.items() if s.group[k[0]] == g}
+def switched(s: Step, rl: Gains, sft: Gains, is_rl: dict[int, bool], coef: float) -> Tensor:
+    """Each group's part of one of the two losses over one normaliser; groups without any reward
+    have neither. What is regularised are the rollouts that RL trains."""
+    gains: Gains = {}
+    for g, chosen in is_rl.items():
+        losses = [rl if chosen != (s.wrong == "gate swapped") else sft]
+        for loss in [rl, sft] if s.wrong == "both" else losses:
+            gains.update({k: v for k, v in loss.items() if s.group[k[0]] == g})
+    open_groups = {g for g, chosen in is_rl.items() if chosen}
+    if s.wrong == "all rollouts regularised":
+        open_groups = set(s.groups())
+    more = extras(s, OWN, CONST, coef=coef, groups=open_groups, counted=ALL)
+    return over(s, gains, ALL, CONST) + more
 
 
-@method("demo", "std", "clip", "gate swapped", "at the gate", "both", "demo in the baseline")
+def own_rewards(s: Step) -> dict[int, list[float]]:
+    """What the rollouts of each group got, where any got anything."""
+    rewards: dict[int, list[float]] = {}
+    for i in s.graded(s.rows(POLICY)):
+        rewards.setdefault(s.group[i], []).append(s.reward[i])
+    return rewards
+
+
+@method("demo", "std", "clip", "gate swapped", "at the gate", "both", "demo in the baseline",
+        "all rollouts regularised")  # fmt: skip
 def hpt(s: Step) -> Tensor:
-    """arXiv 2509.04419 and its code: accuracy > gate is RL without std and clip, else SFT of the
-    demonstration; entropy 0.001 on rollouts."""
+    """arXiv 2509.04419 and its code: accuracy > gate is RL without std and clip, else the rollouts
+    give way to SFT of the demonstration; entropy 0.001."""
     rl: Gains = {}
     kinds = (POLICY, WHOLE) if s.wrong == "demo in the baseline" else (POLICY,)
     for i in s.rows(POLICY):
@@ -159,14 +175,11 @@ def hpt(s: Step) -> Tensor:
         for t in s.sampled(i):
             rl[i, t] = ppo(s, s.rho(i, t), A) if s.wrong == "clip" else A * s.rho(i, t)
     sft = times(s.o.get("sft_coef", 1.0), nll(s, s.rows(WHOLE)))
-    gains: Gains = {}
-    for g in s.groups():
-        R = [s.reward[i] for i in s.graded(s.rows(POLICY)) if s.group[i] == g]
-        if R:
-            accuracy, gate = sum(r > 0 for r in R) / len(R), s.o.get("gate", 0.0)
-            is_rl = accuracy > gate or (s.wrong == "at the gate" and accuracy == gate)
-            gains.update(switched(s, is_rl, g, rl, sft))
-    return over(s, gains, ALL, CONST) + extras(s, ROLL, CONST, coef=0.001)
+    is_rl = {}
+    for g, R in own_rewards(s).items():
+        accuracy, gate = sum(r > 0 for r in R) / len(R), s.o.get("gate", 0.0)
+        is_rl[g] = accuracy > gate or (s.wrong == "at the gate" and accuracy == gate)
+    return switched(s, rl, sft, is_rl, 0.001)
 
 
 @method("demo", "std", "no clip", "gate swapped", "both", "demo in the baseline", "gate on the sum")
@@ -174,13 +187,9 @@ def superrl(s: Step) -> Tensor:
     """arXiv 2506.01096: ``(1-c) L_SFT + c L_PG``, ``c = 1[max R > 0]``."""
     rl = policy_gradient(s, True, (POLICY,), (POLICY,))
     sft = times(s.o.get("sft_coef", 1.0), nll(s, s.rows(WHOLE)))
-    gains: Gains = {}
-    for g in s.groups():
-        R = [s.reward[i] for i in s.graded(s.rows(POLICY)) if s.group[i] == g]
-        if R:
-            is_rl = sum(R) > 1.0 if s.wrong == "gate on the sum" else max(R) > 0
-            gains.update(switched(s, is_rl, g, rl, sft))
-    return over(s, gains, ALL, CONST) + extras(s, ROLL, CONST)
+    on_sum = s.wrong == "gate on the sum"
+    is_rl = {g: sum(R) > 1.0 if on_sum else max(R) > 0 for g, R in own_rewards(s).items()}
+    return switched(s, rl, sft, is_rl, 0.0)
 
 
 @method("demo", "std", "no clip", "attached", "phi is p", "shares swapped", "demo in the baseline",

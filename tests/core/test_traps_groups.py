@@ -142,6 +142,11 @@ def test_methods_that_read_likelihoods_say_so(name: str) -> None:
     assert c.method.needs_unit_temperature or not (reads or imitates)
 
 
+@pytest.mark.parametrize(("name", "how"), [("uft", {}), ("prefix_rft", {"prefix_loss": "static"})])
+def test_likelihood_of_a_prefix_is_that_of_temperature_one(name: str, how: dict) -> None:
+    assert load(name, **how).needs_unit_temperature
+
+
 @pytest.mark.parametrize("name", ["grpo", "dr_grpo", "dapo", "gspo", "cispo", "bread", "questa"])
 def test_methods_of_ratios_have_any_temperature(name: str) -> None:
     assert not load(name).needs_unit_temperature

@@ -138,6 +138,7 @@ def test_the_law_of_a_method() -> None:
     assert load("grpo", all_wrong="lengthen").law == Branch()
     assert load("bread").law == Branch()
     assert load("prefix_rft", all_wrong="lengthen").law == load("prefix_rft").law
+    assert load("luffy", all_wrong="lengthen").law == Branch(1)
     assert lengths_of("luffy", group()) == [100, None, None, None]
     assert lengths_of("luffy", group(), num_demonstrations=2) == [100, 100, None, None]
 
@@ -160,6 +161,11 @@ def test_what_a_method_refuses() -> None:
         ("grpo", {"all_wrong": "drp"}, "did you mean 'drop'"),
         ("grpo", {"attempts": 0}, "at least 1"),
         ("rl_sft", {"all_wrong": "lengthen"}, "cannot lengthen a prefix"),
+        ("uft", {"all_wrong": "lengthen"}, "does not lengthen them"),
+        ("hpt", {"all_wrong": "drop"}, "trains on groups that fail"),
+        ("superrl", {"all_wrong": "resample"}, "trains on groups that fail"),
+        ("srft", {"entropy_level": "batch"}, "unknown entropy_level"),
+        ("relift", {"sft_prompts": 0}, "at least 1"),
         ("sft", {"all_wrong": "drop"}, "samples no groups"),
         ("dapo", {"overlong_buffer": 1.5}, "overlong_buffer must be in"),
         ("questa", {"ratios": [0.5, 2.0]}, "ratios must be a list"),
@@ -182,6 +188,13 @@ def test_what_a_method_refuses() -> None:
         replace(load("irft"), contrast=None)
     with pytest.raises(ValueError, match="fraction to keep"):
         Selection(1.5)
+
+
+@pytest.mark.parametrize("name", ["luffy", "chord"])
+def test_lengthening_keeps_the_whole_demonstrations(name: str) -> None:
+    for attempt, rest in ((0, None), (1, 25), (2, 50), (3, 75)):
+        asked = group(attempt=attempt, attempts=3)
+        assert lengths_of(name, asked, all_wrong="lengthen") == [100, rest, rest, rest]
 
 
 # ---- BREAD ---------------------------------------------------------------------------------------
@@ -254,18 +267,39 @@ def test_a_new_example_starts_from_the_average_interval() -> None:
 
 
 def test_adaback_closes_in_on_what_an_example_needs() -> None:
-    """An example that succeeds from 0.6 on: the interval ends around 0.6 or below."""
+    """An example that succeeds from 0.6 on: groups end up there, whatever the chance of a start."""
     law, own, shared = load("adaback", plain=0.0).law, {}, {}
-    highs = []
-    for step in range(60):
+    ratios, needed = [], 0.6
+    for step in range(120):
         asked = group(step=step, lengths=(1000,), own=own, shared=shared)
         starts = law.starts(asked)
-        ratio = starts[0].ratio if starts[0] else 0.0  # nothing at all is a start, too
-        right = float(ratio is not None and ratio >= 0.6)
-        own, shared = law.learn(asked, starts, [right] * 4)
-        highs.append(own["high"])
-    assert highs == sorted(highs, reverse=True)
-    assert 0.6 <= own["high"] < 0.7
+        ratio = starts[0].ratio if starts[0] else 0.0
+        assert ratio is not None
+        ratios.append(ratio)
+        own, shared = law.learn(asked, starts, [float(ratio >= needed)] * 4)
+        assert 0 <= own["low"] <= own["high"] <= 1
+    assert max(ratios[60:]) < 0.75
+    assert own["high"] >= 0.6
+
+
+def test_an_interval_that_has_closed_opens_again() -> None:
+    """A policy that has got worse: the one ratio that is left fails."""
+    law = load("adaback").law
+    own, _ = law.learn(group(own={"low": 0.3, "high": 0.3}), (Start(0, 30, 0.3),) * 4, [0.0] * 4)
+    assert own == {"low": 0.3, "high": 1.0}
+
+
+def test_what_a_plain_group_teaches() -> None:
+    """Success needs nothing revealed; failure says nothing new, at whatever step."""
+    law = load("adaback").law
+    known = {"low": 0.6, "high": 0.9}
+    for step in (0, 5):
+        asked = group(step=step, own=known, shared={"low": 0.1, "high": 0.8})
+        assert law.learn(asked, (None,) * 4, [0.0] * 4) == (asked.own, asked.shared)
+        assert law.learn(asked, (None,) * 4, [1.0] * 4)[0] == {"low": 0.0, "high": 0.0}
+        new = group(step=step)
+        assert law.learn(new, (None,) * 4, [0.0] * 4) == ({}, {})
+        assert law.learn(new, (None,) * 4, [1.0] * 4)[0] == {"low": 0.0, "high": 0.0}
 
 
 # ---- POPE ----------------------------------------------------------------------------------------
@@ -295,6 +329,21 @@ def test_pope_lengthens_a_guide_that_helps_no_one() -> None:
     own, _ = law.learn(group(own={"ratio": 0.95}), starts, [0.0] * 4)
     assert own == {"ratio": 1.0}
     assert lengths_of("pope", group(own=own)) == [99, 99, None, None]
+
+
+def test_pope_calls_a_row_solved_where_the_method_does() -> None:
+    """A guided row at 0.3 is not solved above 0.5, but above 0."""
+    law = load("pope").law
+    for threshold, ratio in ((0.5, 0.2), (0.0, 0.1), (0.3, 0.2)):
+        asked = group(solved_above=threshold)
+        own, _ = law.learn(asked, law.starts(asked), [0.3, 0.0, 1.0, 1.0])
+        assert own["ratio"] == pytest.approx(ratio)
+
+
+def test_pope_lengthens_a_guide_that_is_no_token_long() -> None:
+    """A tenth of three tokens: such rows are plain ones."""
+    own, _ = load("pope").law.learn(group(lengths=(3,)), (None,) * 4, [1.0] * 4)
+    assert own["ratio"] == pytest.approx(0.2)
 
 
 # ---- R3 ------------------------------------------------------------------------------------------

@@ -1,17 +1,19 @@
 """The family's training steps a second time: from the formulas, in plain torch.
 
-Nothing here calls prefix_rft. Sampled ids, where a row's demonstration part ends, and which rows are
-of one group come from the trainer; rewards, flat groups, advantages, log-probs, entropies,
+Nothing here calls prefix_rft. Sampled ids, where a row's demonstration part ends, and which rows
+are of one group come from the trainer; rewards, flat groups, advantages, log-probs, entropies,
 normalisers, loss and gradient are computed anew, one unpadded row at a time. A formula takes its
 constants as keyword arguments: a control gives it a wrong one.
 """
 
 import copy
+import gc
 import math
 import statistics
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -22,6 +24,11 @@ from transformers import TrainerCallback
 
 from tiny import make_config, make_model, make_rows, make_tokenizer
 
+# Each training run begins with a full collection of garbage: let it not go through every import.
+gc.collect()
+gc.freeze()
+
+EOS = 1
 CONST = 24.0  # the completion budget of tiny's configuration
 
 # ---- data and rewards ----------------------------------------------------------------------------
@@ -213,7 +220,10 @@ class Recorder(TrainerCallback):
         self.records.append(
             Record(
                 copy.deepcopy(model.state_dict()),
-                [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in model.parameters()],
+                [
+                    torch.zeros_like(p) if p.grad is None else p.grad.clone()
+                    for p in model.parameters()
+                ],
                 sum(loss for loss, _ in calls),
                 rows,
                 generation,
@@ -231,9 +241,34 @@ def score(model: Any, row: Row, temperature: float = 1.0) -> tuple[Tensor, Tenso
     return table[range(len(row.completion)), row.completion], -(table.exp() * table).sum(-1)
 
 
+def solve_rate(rows: Sequence[Row]) -> float:
+    """Share of solved rows among the graded ones; NaN where none is graded."""
+    known = [r.reward > 0 for r in rows if not math.isnan(r.reward)]
+    return sum(known) / len(known) if known else math.nan
+
+
+def without(record: Record, *rates: float) -> Record:
+    """The step without the groups whose rollouts are solved at one of these rates."""
+
+    def rate(row: Row) -> float:
+        mates = [r for r in record.generation if r.group == row.group and r.kind != "demo"]
+        return solve_rate(mates)
+
+    return replace(record, rows=[r for r in record.rows if rate(r) not in rates])
+
+
+def a_model(weights: dict[str, Tensor]) -> Any:
+    """A model with these weights."""
+    model = copy.deepcopy(EMPTY)
+    model.load_state_dict(weights)
+    return model
+
+
+EMPTY = make_model(make_tokenizer())
+
+
 class Update:
-    """An optimizer step as formulas see it: its rows with log-probs ``lp``, entropies ``H``, the
-    log-probs ``old`` under the policy that made them and ``ref`` under the reference."""
+    """An optimizer step as formulas see it: rows, their log-probs ``lp`` and entropies ``H``."""
 
     def __init__(
         self,
@@ -245,18 +280,28 @@ class Update:
         total: int = 1,
     ) -> None:
         self.rows, self.generation = record.rows, record.generation
-        self.step, self.total = step, total
-        self.model = make_model(make_tokenizer())
-        self.old, self.ref = (self._frozen(w, temperature) for w in (old, ref))
-        self.model.load_state_dict(record.weights)
-        self.model.zero_grad()
+        self.temperature, self.step, self.total = temperature, step, total
+        self.weights = {"now": record.weights, "old": old, "ref": ref}
+        self.model = a_model(record.weights)
         both = [score(self.model, r, temperature) for r in self.rows]
         self.lp, self.H = [x for x, _ in both], [x for _, x in both]
 
+    @cached_property
+    def old(self) -> list[Tensor]:
+        """Log-probs under the policy that made the rows."""
+        return self._under("old")
+
+    @cached_property
+    def ref(self) -> list[Tensor]:
+        """Log-probs under the reference."""
+        return self._under("ref")
+
     @torch.no_grad()
-    def _frozen(self, weights: dict[str, Tensor], temperature: float) -> list[Tensor]:
-        self.model.load_state_dict(weights)
-        return [score(self.model, r, temperature)[0] for r in self.rows]
+    def _under(self, name: str) -> list[Tensor]:
+        if self.weights[name] is self.weights["now"]:
+            return [x.detach() for x in self.lp]
+        model = a_model(self.weights[name])
+        return [score(model, r, self.temperature)[0] for r in self.rows]
 
     def gradient(self, loss: Tensor) -> list[Tensor]:
         """Of all parameters."""
@@ -278,13 +323,7 @@ class Update:
 
     def rate(self, i: int, *kinds: str) -> float:
         """Share of solved rows among the graded ones of the group."""
-        known = [r.reward > 0 for r in self.mates(i, *kinds) if not math.isnan(r.reward)]
-        return sum(known) / len(known) if known else math.nan
-
-    def unflat(self, rows: Sequence[int], wrong: bool = True, right: bool = True) -> list[int]:
-        """Without the rows of groups that are all wrong, or all right."""
-        rates = {i: self.rate(i, "own", "hybrid") for i in rows}
-        return [i for i in rows if not (wrong and rates[i] == 0) and not (right and rates[i] == 1)]
+        return solve_rate(self.mates(i, *kinds))
 
     def ratio(self, i: int) -> Tensor:
         """pi / pi_old of each token."""
@@ -334,17 +373,26 @@ def tokens(u: Update, rows: Sequence[int]) -> int:
 # ---- demonstrations and rewards ------------------------------------------------------------------
 
 
-def luffy(u: Update, gamma: float = 0.1, base: Sequence[str] = ALL, entropy: float = 1e-3) -> Tensor:
-    """A pi/pi_old on rollouts, A pi/(pi + gamma) on demonstrations, one baseline, no std."""
+def luffy(
+    u: Update,
+    gamma: float = 0.1,
+    base: Sequence[str] = ALL,
+    entropy: float = 1e-3,
+    cut: Sequence[str] = (),
+) -> Tensor:
+    """A pi/pi_old on rollouts, A pi/(pi + gamma) on demonstrations, one baseline, no std; rows of
+    the kinds ``cut`` have no gain if they ran into the limit."""
     gains = []
-    for i in u.of(*ALL):
-        A, p = advantage(u.rows[i], u.mates(i, *base)), u.lp[i].exp()
-        gains.append(A * (p / (p + gamma) if u.rows[i].whole else u.ratio(i)) + entropy * u.H[i])
+    for i, row in enumerate(u.rows):
+        A, p = advantage(row, u.mates(i, *base)), u.lp[i].exp()
+        if row.kind in cut and row.completion[-1] != EOS:
+            A = 0.0
+        gains.append(A * (p / (p + gamma) if row.whole else u.ratio(i)) + entropy * u.H[i])
     return per(len(u.rows) * CONST, gains)
 
 
 def srft(u: Update, sign: float = -1.0, scale: float = 0.1, detach: bool = True) -> Tensor:
-    """0.5 exp(-H) SFT + A pi on demonstrations; 0.1 exp(H) log pi of right rows, -log pi of wrong."""
+    """0.5 exp(-H) SFT + A pi of demonstrations; 0.1 exp(H) log pi of right rows, - of wrong."""
     gains = []
     for i, row in enumerate(u.rows):
         H = u.H[i].mean().detach() if detach else u.H[i].mean()
@@ -357,17 +405,16 @@ def srft(u: Update, sign: float = -1.0, scale: float = 0.1, detach: bool = True)
 
 
 def hpt(u: Update, gate: float = 0.0, entropy: float = 1e-3, count: Sequence[str] = ALL) -> Tensor:
-    """A pi/pi_old where a rollout of the prompt is solved, log pi of the demonstration where not."""
+    """A pi/pi_old and entropy where rollouts of the prompt are solved, else log pi of the
+    demonstration."""
     gains = []
     for i, row in enumerate(u.rows):
         solves = u.rate(i, "own") > gate
         if row.whole and not solves:
             gains.append(u.lp[i])
         elif not row.whole and solves:
-            gains.append(advantage(row, u.mates(i, "own")) * u.ratio(i))
-    own = u.of(*ROLLOUT)
-    bonus = per(len(own) * CONST, [entropy * u.H[i] for i in own])
-    return per(len(u.of(*count)) * CONST, gains) + bonus
+            gains.append(advantage(row, u.mates(i, "own")) * u.ratio(i) + entropy * u.H[i])
+    return per(len(u.of(*count)) * CONST, gains)
 
 
 def superrl(u: Update, how: str = "std", both: bool = False) -> Tensor:
@@ -391,14 +438,22 @@ def rl_sft(u: Update, base: Sequence[str] = ("own",), weight: float = 1.0) -> Te
     return per(len(u.rows) * CONST, gains)
 
 
-def chord(u: Update, mu: float = 0.1, detach: bool = True, base: Sequence[str] = ROLLOUT) -> Tensor:
-    """(1 - mu) PPO + mu p(1-p) log pi, each a mean over its own tokens."""
+def chord(
+    u: Update,
+    mu: float = 0.1,
+    detach: bool = True,
+    base: Sequence[str] = ROLLOUT,
+    end: float | None = None,
+) -> Tensor:
+    """(1 - mu) PPO + mu p(1-p) log pi, each a mean over its own tokens; with ``end`` mu goes there
+    in a straight line, and the factor p(1-p) is not there."""
+    mu = mu if end is None else mu + (end - mu) * u.step / u.total
     own, demos = u.of(*ROLLOUT), u.of("demo")
     rl = [ppo(u.ratio(i), advantage(u.rows[i], u.mates(i, *base), "std")) for i in own]
     sft = []
     for i in demos:
         p = u.lp[i].detach().exp() if detach else u.lp[i].exp()
-        sft.append(p * (1 - p) * u.lp[i])
+        sft.append((p * (1 - p) if end is None else 1.0) * u.lp[i])
     return (1 - mu) * per(tokens(u, own), rl) + mu * per(tokens(u, demos), sft)
 
 
@@ -453,6 +508,22 @@ def bread(u: Update, how: str = "std", skip: bool = True) -> Tensor:
     return row_means(after_prefix(u, how, lambda i: u.mates(i, *ROLLOUT)))
 
 
+def r3(u: Update, beta: float = 0.05) -> Tensor:
+    """GRPO behind a state of the demonstration, and k3 to the reference."""
+    gains = after_prefix(u, "std", lambda i: u.mates(i, *ROLLOUT))
+    for n, i in enumerate(u.of(*ROLLOUT)):
+        d = (u.ref[i] - u.lp[i])[u.rows[i].prefix :]
+        gains[n] = gains[n] - beta * (d.exp() - d - 1)
+    return row_means(gains)
+
+
+def questa(u: Update, grouped: bool = False) -> Tensor:
+    """PPO behind a hint, against all rollouts of the generation; token mean."""
+    everyone = [r for r in u.generation if r.kind in ROLLOUT]
+    gains = after_prefix(u, "std", lambda i: u.mates(i, *ROLLOUT) if grouped else everyone)
+    return per(sum(map(len, gains)), gains)
+
+
 def pope(u: Update, joint: bool = False) -> Tensor:
     """GRPO, guided rows against guided ones and plain rows against plain ones."""
     return row_means(
@@ -489,7 +560,7 @@ def dapo(u: Update, high: float = 0.28, buffer: int = 5, flat_count: bool = Fals
         excess = min(max(len(row.completion) - (CONST - buffer), 0), buffer)
         return replace(row, reward=row.reward - excess / buffer) if buffer else row
 
-    rows = u.unflat(u.of(*ROLLOUT))
+    rows = [i for i in u.of(*ROLLOUT) if u.rate(i, *ROLLOUT) not in (0.0, 1.0)]
     gains = []
     for i in rows:
         A = advantage(priced(u.rows[i]), [priced(m) for m in u.mates(i, *ROLLOUT)], "std")
@@ -539,9 +610,7 @@ def sft(u: Update) -> Tensor:
 
 def dft(u: Update, detach: bool = True) -> Tensor:
     """Times the token's own probability."""
-    return per(
-        sum(map(len, u.lp)), [(x.detach() if detach else x).exp() * x for x in u.lp]
-    )
+    return per(sum(map(len, u.lp)), [(x.detach() if detach else x).exp() * x for x in u.lp])
 
 
 def iw_sft(u: Update, cap: float = 16.0, per_token: bool = False) -> Tensor:
@@ -599,7 +668,7 @@ def discriminative(
 
 
 def irft(u: Update, beta: float = 0.1) -> Tensor:
-    """-log sigmoid(beta [gain of y - gain of y_j]), means over pairs and prompts; gains over ref."""
+    """-log sigmoid(beta [gain of y - gain of y_j]), mean over pairs and prompts; gain over ref."""
     pairs = contrasts(u)
     losses = []
     for i, negatives in pairs:

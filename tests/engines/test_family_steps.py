@@ -5,7 +5,7 @@ right; and a formula with one mistake in it must not fit.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ class Case:
     needs: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return "-".join([self.method, *map(str, self.options.values())])
+        return "-".join([self.method, *self.options])
 
 
 COLD = {"temperature": 0.9}
@@ -47,17 +47,20 @@ HINTS = ("hint:5", "hint:9", "mixed", "right")
 ROLLOUTS = [
     Case("luffy", plain.luffy, ({"gamma": 0.2}, {"base": plain.ROLLOUT}, {"entropy": 0.0})),
     Case("srft", plain.srft, ({"sign": 1.0}, {"scale": 1.0}, {"detach": False})),
+    Case("luffy", partial(plain.luffy, cut=plain.ROLLOUT), ({"cut": ()},),
+         {"truncated": "mask"}),
     Case("hpt", plain.hpt, ({"gate": 0.5}, {"entropy": 0.0}, {"count": plain.ROLLOUT})),
     Case("hpt", partial(plain.hpt, gate=0.5), ({},), {"gate": 0.5}, fates=("mixed",)),
     Case("superrl", plain.superrl, ({"how": "mean"}, {"both": True})),
     Case("chord", plain.chord, ({"mu": 0.2}, {"detach": False}, {"base": plain.ALL})),
+    Case("chord", partial(plain.chord, mu=0.9, end=0.1), ({"end": 0.9},),
+         {"phi": False, "mu": {"kind": "linear", "start": 0.9, "end": 0.1}}),
     Case("rl_sft", plain.rl_sft, ({"base": plain.ALL}, {"weight": 0.5})),
     Case(
         "uft",
         plain.uft,
         ({"hint": 0.0}, {"beta": 0.5}, {"entropy": 0.0}),
         fates=("mixed",),
-        settings=COLD,
         steps=3,
         needs=("hybrid",),
     ),
@@ -71,6 +74,8 @@ ROLLOUTS = [
          needs=("hybrid",)),
     Case("pope", plain.pope, ({"joint": True},), {"first_ratio": 0.4}, fates=("mixed",),
          settings=COLD, needs=("hybrid",)),
+    Case("questa", plain.questa, ({"grouped": True},), settings=COLD, needs=("hybrid",)),
+    Case("r3", plain.r3, ({"beta": 0.5},), fates=("mixed",), settings=COLD, needs=("hybrid",)),
     Case("prefix_rft", plain.prefix_rft, ({"fraction": 0.5},), fates=("mixed",), settings=COLD,
          needs=("hybrid",)),
     Case("dapo", plain.dapo, ({"buffer": 0}, {"flat_count": True}), {"attempts": 1},
@@ -93,16 +98,21 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def updates(
-    recorder: plain.Recorder, temperature: float, per_generation: int = 1, ref: int = 0
+    records: list[plain.Record],
+    temperature: float = 1.0,
+    per_generation: int = 1,
+    per_stage: int | None = None,
 ) -> list[plain.Update]:
-    """What formulas read, for every step; the rollouts are of the first step of a generation."""
-    records = recorder.records
+    """What formulas read, for every step; rollouts and reference are of the first step of a
+    generation and of a stage."""
     return [
         plain.Update(
             record,
             old=records[n - n % per_generation].weights,
-            ref=records[ref].weights,
+            ref=records[n - n % (per_stage or len(records))].weights,
             temperature=temperature,
+            step=n,
+            total=len(records),
         )
         for n, record in enumerate(records)
     ]
@@ -138,13 +148,13 @@ def test_a_step_is_its_formula(tmp_path: Path, saved: str, case: Case, parts: in
         case.method,
         plain.make_fates(case.fates * (12 // len(case.fates))),
         options=case.options,
-        model=saved if case.method == "uft" else None,
+        model=saved if case.method in ("uft", "r3") else None,
         gradient_accumulation_steps=parts,
         max_steps=case.steps,
         **settings,
     )
     trainer.train()
-    steps = updates(recorder, settings.get("temperature", 1.0))
+    steps = updates(recorder.records, settings.get("temperature", 1.0))
     assert len(steps) == case.steps
     assert any(any(g.any() for g in r.gradient) for r in recorder.records)
     for record, update in zip(recorder.records, steps, strict=True):
@@ -156,3 +166,196 @@ def test_a_step_is_its_formula(tmp_path: Path, saved: str, case: Case, parts: in
             if mistake:
                 wrong = partial(case.formula, **mistake)
                 assert largest_error(recorder.records, steps, wrong) > MISTAKEN, mistake
+
+
+MOVED = [
+    Case("luffy", plain.luffy, ({"gamma": 0.2},)),
+    Case("dapo", plain.dapo, ({"high": 0.2},), {"attempts": 1}, settings=COLD),
+    Case("cispo", plain.cispo, ({"detach": False}, {"high": 0.2}), settings=COLD),
+    Case("cispo", partial(plain.cispo, low=0.1, high=0.1), ({"low": 1.0}, {"high": 4.0}),
+         {"epsilon": 0.1, "epsilon_high": 0.1}, settings=COLD),
+    Case("gspo", plain.gspo, ({"whole": False}, {"low": 0.2, "high": 0.2}), settings=COLD),
+    Case("rloo", plain.rloo, ({"how": "mean"},), settings=COLD),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", MOVED, ids=str)
+def test_a_second_update_of_the_same_rollouts(tmp_path: Path, case: Case) -> None:
+    """The policy has moved away from the one that sampled: ratios, and clips at work."""
+    trainer, recorder = plain.start(
+        PrefixRFTTrainer,
+        tmp_path,
+        case.method,
+        plain.make_fates(case.fates * 2),
+        options=case.options,
+        gradient_accumulation_steps=2,
+        max_steps=4,
+        num_iterations=2,
+        learning_rate=1e-2,
+        **{"per_device_train_batch_size": 8, **case.settings},
+    )
+    trainer.train()
+    temperature = case.settings.get("temperature", 1.0)
+    steps = updates(recorder.records, temperature, per_generation=2)
+    for record, update in zip(recorder.records, steps, strict=True):
+        fits(record, update, case.formula(update))
+    assert max((r - 1).abs().max().item() for r in map(steps[1].ratio, range(16))) > 0.3
+    for mistake in case.mistakes:
+        wrong = partial(case.formula, **mistake)
+        assert largest_error(recorder.records[1::2], steps[1::2], wrong) > MISTAKEN, mistake
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("luffy", plain.luffy),
+        Case("chord", plain.chord),
+        Case("dapo", plain.dapo, options={"attempts": 1}),
+        Case("bread", plain.bread, fates=HINTS),
+        Case("self_sft", plain.self_sft),
+    ],
+    ids=str,
+)
+def test_several_steps_of_one_generation(tmp_path: Path, case: Case) -> None:
+    """Groups lie across steps, some steps have no demonstration or no trained row at all; each
+    step has a normaliser of its own, and the advantages are those of the whole group."""
+    trainer, recorder = plain.start(
+        PrefixRFTTrainer,
+        tmp_path,
+        case.method,
+        plain.make_fates(case.fates * 2, missing=(1,)),
+        options=case.options,
+        per_device_train_batch_size=4,
+        steps_per_generation=4,
+        max_steps=4,
+    )
+    trainer.train()
+    steps = updates(recorder.records, per_generation=4)
+    assert len(steps[0].rows) == 4
+    assert len(steps[0].generation) == 16
+    if case.method in ("luffy", "chord"):
+        kinds = [{r.kind for r in s.rows} for s in steps]
+        assert {"own", "demo"} in kinds
+        assert {"own"} in kinds
+    assert any(len({r.group for r in s.rows}) > 1 for s in steps)
+    for record, update in zip(recorder.records, steps, strict=True):
+        fits(record, update, case.formula(update))
+
+
+@pytest.mark.parametrize(
+    ("options", "formula", "mistakes"),
+    [
+        ({}, plain.discriminative, ({"gamma": 1.0}, {"tau": 2.0}, {"scale": 0.5})),
+        ({"negatives": "policy", "tau": 0.9}, partial(plain.discriminative, tau=0.9), ()),
+        (
+            {"averaged": True},
+            partial(plain.discriminative, averaged=True, tau=0.3, gamma=0.9),
+            ({"gamma": 0.85}, {"averaged": False}),
+        ),
+    ],
+    ids=["dft", "policy", "dft2"],
+)
+@pytest.mark.parametrize("parts", [1, 4])
+def test_discriminative_steps(
+    tmp_path: Path, options: dict, formula: Any, mistakes: tuple, parts: int
+) -> None:
+    """Five examples, one of them without demonstration: the moving averages are used again."""
+    trainer, recorder = plain.start(
+        PrefixRFTTrainer,
+        tmp_path,
+        "discriminative",
+        plain.make_fates(["mixed"] * 4, missing=(1,)),
+        options=options,
+        gradient_accumulation_steps=parts,
+        per_device_train_batch_size=16 // parts,
+        max_steps=3,
+        learning_rate=1e-3,
+    )
+    trainer.train()
+    steps = updates(recorder.records)
+    memory: dict[int, float] = {}
+    for record, update in zip(recorder.records, steps, strict=True):
+        fits(record, update, formula(update, memory))
+    assert set(memory) == {0, 2, 3}
+    told = {k: v["u"] for k, v in trainer.method_state.examples.items()}
+    assert told == pytest.approx(memory, abs=1e-5)
+    for mistake in mistakes:
+        other: dict[int, float] = {}
+        wrong = [
+            plain.relative_error(r.gradient, u.gradient(formula(u, other, **mistake)))
+            for r, u in zip(recorder.records, steps, strict=True)
+        ]
+        assert max(wrong) > MISTAKEN, mistake
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_irft_steps(tmp_path: Path, parts: int) -> None:
+    """The gradient is that of -log sigmoid itself; the reference is of the stage's first step."""
+    trainer, recorder = plain.start(
+        PrefixRFTTrainer,
+        tmp_path,
+        "irft",
+        plain.make_fates(["mixed"] * 8, missing=(2,)),
+        options={"stages": 2, "beta_contrast": 0.5},
+        gradient_accumulation_steps=parts,
+        per_device_train_batch_size=16 // parts,
+        max_steps=4,
+    )
+    trainer.train()
+    steps = updates(recorder.records, per_stage=2)
+    for record, update in zip(recorder.records, steps, strict=True):
+        loss = plain.irft(update, beta=0.5)
+        assert plain.relative_error(record.gradient, update.gradient(loss)) < TOLERANCE
+    whole = updates(recorder.records)
+    assert largest_error(recorder.records[3:], whole[3:], partial(plain.irft, beta=0.5)) > MISTAKEN
+    assert largest_error(recorder.records[1:2], steps[1:2], plain.irft) > MISTAKEN
+
+
+IMITATION = [
+    Case("sft", plain.sft),
+    Case("dft", plain.dft, ({"detach": False},)),
+    Case("iw_sft", plain.iw_sft, ({"per_token": True},)),
+    Case("iw_sft", partial(plain.iw_sft, cap=0.9), ({"cap": 16.0},), {"cap": 0.9}),
+    Case("fdiv_sft", plain.fdiv_sft, ({"slope": 1.0},)),
+    Case("fdiv_sft", partial(plain.fdiv_sft, floor=0.95), ({"floor": 0.0},), {"floor": 0.95}),
+]
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+@pytest.mark.parametrize("case", IMITATION, ids=str)
+def test_an_imitation_step_is_its_formula(tmp_path: Path, case: Case, parts: int) -> None:
+    """The reference of the weights is the model as it was at the start."""
+    recorder = plain.Recorder()
+    trainer = DemonstrationTrainer(
+        plain.sharp_model(),
+        DemonstrationConfig(
+            output_dir=str(tmp_path),
+            method=case.method,
+            method_options=case.options,
+            max_steps=3,
+            per_device_train_batch_size=8 // parts,
+            gradient_accumulation_steps=parts,
+            learning_rate=1e-2,
+            lr_scheduler_type="constant",
+            max_grad_norm=0.0,
+            report_to="none",
+            use_cpu=True,
+            bf16=False,
+            activation_checkpointing=False,
+            disable_tqdm=True,
+            save_strategy="no",
+            logging_steps=1,
+        ),
+        train_dataset=plain.make_fates(["mixed"] * 12, several=True),
+        processing_class=make_tokenizer(),
+        callbacks=[recorder],
+    )
+    recorder.watch(trainer, "compute_loss")
+    trainer.train()
+    steps = updates(recorder.records)
+    assert [len(s.rows) for s in steps] == [8, 8, 8]
+    for record, update in zip(recorder.records, steps, strict=True):
+        fits(record, update, case.formula(update))
+    for mistake in case.mistakes:
+        wrong = partial(case.formula, **mistake)
+        assert largest_error(recorder.records[1:], steps[1:], wrong) > MISTAKEN, mistake

@@ -257,6 +257,8 @@ def loss(
         logp_BT = logp_BT.float()  # sums over a step need more than eight bits
     total = logp_BT.new_zeros(())
     stats = _stats(batch, logp_BT, entropy_BT, targets)
+    if not method.trains("prefix"):
+        del stats["prefix/kept"]
     for s, stream in enumerate(method.streams):
         # Padding and tokens without advantage never reach an exp: they leave before it, not after.
         acts_BT = targets.acts_SBT[s]

@@ -44,7 +44,9 @@ def attach(trainer: PrefixRFTTrainer, made: Generation) -> None:
     dropped_N = dropped(trainer.method, trainer.outcomes, group_N, demo_N) | filler_N.bool()
     n = len(plans)
     mine = slice(trainer.accelerator.process_index * n, (trainer.accelerator.process_index + 1) * n)
-    rows["row_reward"], rows["row_group"] = trainer.outcomes[mine], group
+    filler = filler_N[mine].bool()
+    rows["row_reward"] = trainer.outcomes[mine].masked_fill(filler, torch.nan)
+    rows["row_group"] = group
     rows["row_advantages"] = advantage_SN[:, mine].T.contiguous()
     rows["row_dropped"] = dropped_N[mine]
     rows["row_imitation"] = torch.full_like(group, made.imitation, dtype=torch.bool)

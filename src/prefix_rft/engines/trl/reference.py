@@ -6,6 +6,7 @@ adapter only its weights are kept twice.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,8 @@ from torch import Tensor
 
 from prefix_rft.errors import UserError
 
-FILE = "reference.safetensors"
+WEIGHTS = "reference.safetensors"
+FINGERPRINT = "reference.sha256"
 
 
 class ReferencePolicy:
@@ -62,21 +64,36 @@ class ReferencePolicy:
             for name, p in self._parameters():
                 p.data = own[name]
 
+    def _fingerprint(self) -> str:
+        """A hash of the first values of each weight."""
+        digest = hashlib.sha256()
+        for name, w in self.weights.items():
+            first = w.flatten()[:64].float().cpu().tolist()
+            digest.update(f"{name} {tuple(w.shape)} {first}".encode())
+        return digest.hexdigest()
+
     def save(self, folder: Path) -> None:
-        """Write the weights; those that a run starts from are not written again."""
+        """Write the weights; of those that a run starts from only a fingerprint."""
         if self.renewed:
-            save_file(self.weights, folder / FILE)
+            save_file(self.weights, folder / WEIGHTS)
+        (folder / FINGERPRINT).write_text(self._fingerprint() + "\n", encoding="utf-8")
 
     def load(self, folder: Path) -> None:
-        """Read what :meth:`save` wrote; without a file the reference is the initial model.
+        """Read what :meth:`save` wrote; without weights the reference is the initial model.
 
         Raises:
-            UserError: the weights are those of another model.
+            UserError: a file is missing, or the run had started from another model.
         """
-        if not (folder / FILE).is_file():
-            return
-        weights = load_file(folder / FILE)
-        if set(weights) != set(self.weights):
-            raise UserError(f"'{folder / FILE}' holds the weights of another model")
-        self.weights = {n: w.to(self.weights[n]) for n, w in weights.items()}
-        self.renewed = True
+        if not (folder / FINGERPRINT).is_file():
+            raise UserError(f"checkpoint '{folder}' has no {FINGERPRINT}: it had no reference")
+        if (folder / WEIGHTS).is_file():
+            weights = load_file(folder / WEIGHTS)
+            if set(weights) != set(self.weights):
+                raise UserError(f"'{folder / WEIGHTS}' holds the weights of another model")
+            self.weights = {n: w.to(self.weights[n]) for n, w in weights.items()}
+            self.renewed = True
+        if (folder / FINGERPRINT).read_text(encoding="utf-8").strip() != self._fingerprint():
+            raise UserError(
+                f"checkpoint '{folder}' was made with another reference policy: give the trainer "
+                "the model that the run started from"
+            )
