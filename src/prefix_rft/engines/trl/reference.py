@@ -67,7 +67,7 @@ class ReferencePolicy:
     def _fingerprint(self) -> str:
         """A hash of the first values of each weight."""
         digest = hashlib.sha256()
-        for name, w in self.weights.items():
+        for name, w in sorted(self.weights.items()):
             first = w.flatten()[:64].float().cpu().tolist()
             digest.update(f"{name} {tuple(w.shape)} {first}".encode())
         return digest.hexdigest()
@@ -90,7 +90,7 @@ class ReferencePolicy:
             weights = load_file(folder / WEIGHTS)
             if set(weights) != set(self.weights):
                 raise UserError(f"'{folder / WEIGHTS}' holds the weights of another model")
-            self.weights = {n: w.to(self.weights[n]) for n, w in weights.items()}
+            self.weights = {n: weights[n].to(w) for n, w in self.weights.items()}
             self.renewed = True
         if (folder / FINGERPRINT).read_text(encoding="utf-8").strip() != self._fingerprint():
             raise UserError(
