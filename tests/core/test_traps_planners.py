@@ -267,7 +267,7 @@ def test_a_new_example_starts_from_the_average_interval() -> None:
 
 
 def test_adaback_closes_in_on_what_an_example_needs() -> None:
-    """An example that succeeds from 0.6 on: groups end up there, whatever the chance of a start."""
+    """An example that succeeds from 0.6 on: the upper end comes down to there."""
     law, own, shared = load("adaback", plain=0.0).law, {}, {}
     ratios, needed = [], 0.6
     for step in range(120):
@@ -277,9 +277,9 @@ def test_adaback_closes_in_on_what_an_example_needs() -> None:
         assert ratio is not None
         ratios.append(ratio)
         own, shared = law.learn(asked, starts, [float(ratio >= needed)] * 4)
-        assert 0 <= own["low"] <= own["high"] <= 1
-    assert max(ratios[60:]) < 0.75
-    assert own["high"] >= 0.6
+        assert 0 <= own.get("low", 0.0) <= own.get("high", 1.0) <= 1
+    assert 0.6 <= own["high"] < 0.7
+    assert max(ratios[60:]) < 0.7
 
 
 def test_an_interval_that_has_closed_opens_again() -> None:

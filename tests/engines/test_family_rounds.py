@@ -1,4 +1,4 @@
-"""Groups that are sampled again: which rows, how often, from what, and what becomes of the others."""
+"""Groups that are sampled again: which rows, how often, from what, and what the others become."""
 
 import json
 import math
@@ -276,3 +276,399 @@ def check_files(folder: Path, watch: Watch) -> None:
             origin = "demonstration" if plan.whole else "continuation" if plan.prefix else "policy"
             mine = [s for s, stream in enumerate(streams) if origin in stream.tokens]
             assert line["advantage"] == rows["row_advantages"][i, mine[0] if mine else 0].item()
+
+
+def test_the_same_seed_takes_the_same_prompts(tmp_path: Path) -> None:
+    """From the whole dataset, also from examples that no generation had yet."""
+    found = []
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        _, _, watch = run(
+            tmp_path / name,
+            "grpo",
+            plain.make_fates(["wrong"] * 64),
+            options={"all_wrong": "resample"},
+            max_steps=2,
+            seed=seed,
+        )
+        attempts = [a for g in watch.generations for a in g]
+        found.append([[p.example for p in a.plans][::4] for a in attempts])
+    assert found[0] == found[1]
+    assert found[0] != found[2]
+    taken = [example for groups in found[0] for example in groups]
+    assert max(taken) > 32
+    assert len(set(taken)) > 16
+
+
+def test_attempts_are_bounded_and_what_fails_for_good_trains_nothing(tmp_path: Path) -> None:
+    trainer, recorder, watch = run(
+        tmp_path,
+        "grpo",
+        plain.make_fates(["wrong"] * 8),
+        options={"all_wrong": "resample", "attempts": 2, "entropy_coef": 0.1},
+        max_steps=2,
+        logging_steps=100,
+    )
+    for generation in watch.generations:
+        assert [a.asked for a in generation] == [list(range(16))] * 3
+        assert [{p.attempt for p in a.plans} for a in generation] == [{0}, {1}, {2}]
+    for record in recorder.records:
+        assert record.loss == 0.0
+        assert not any(g.any() for g in record.gradient)
+    assert watch.logged["groups/dropped"] == [1.0, 1.0]
+    assert watch.logged["groups/resampled"] == [1.0, 1.0]
+    start = plain.sharp_model().state_dict()
+    for name, weight in trainer.model.state_dict().items():
+        assert torch.equal(weight, start[name])
+
+
+def luffy_with_more_entropy(u: plain.Update) -> torch.Tensor:
+    return plain.luffy(u, entropy=0.1)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "formula"),
+    [
+        ("grpo", {"all_wrong": "drop"}, plain.grpo),
+        ("grpo", {"all_wrong": "drop", "all_right": "drop"}, plain.grpo),
+        ("prefix_rft", {"all_right": "drop", "num_hybrid": 2}, plain.prefix_rft),
+        ("luffy", {"all_wrong": "drop", "entropy_coef": 0.1}, luffy_with_more_entropy),
+        ("dapo", {"all_wrong": "drop", "all_right": "drop"}, plain.dapo),
+        ("pope", {"all_wrong": "drop", "first_ratio": 0.4}, plain.pope),
+    ],
+)
+@pytest.mark.parametrize("parts", [1, 4])
+def test_dropped_groups_are_in_no_normaliser(
+    tmp_path: Path,
+    method: str,
+    options: dict,
+    formula: Callable[[plain.Update], torch.Tensor],
+    parts: int,
+) -> None:
+    _, recorder, watch = run(
+        tmp_path,
+        method,
+        plain.make_fates(MIX),
+        options=options,
+        max_steps=2,
+        per_device_train_batch_size=16 // parts,
+        gradient_accumulation_steps=parts,
+        logging_steps=100,
+    )
+    rates = [r for name, r in (("all_wrong", 0.0), ("all_right", 1.0)) if name in options]
+    assert [len(g) for g in watch.generations] == [1, 1]
+    fewer = 0
+    for record in recorder.records:
+        left = plain.without(record, *rates)
+        step = plain.Update(left, record.weights, record.weights)
+        loss = formula(step)
+        assert record.loss == pytest.approx(loss.item(), rel=1e-5, abs=1e-7)
+        assert plain.relative_error(record.gradient, step.gradient(loss)) < 1e-5
+        fewer += len(record.rows) - len(left.rows)
+    assert fewer > 0
+    check_metrics(watch)
+
+
+def grpo_behind_prefixes(u: plain.Update) -> torch.Tensor:
+    """A method of rollouts alone counts prefixes as its own tokens, and trains none of them."""
+    values = [
+        g.sum() / len(u.lp[i])
+        for i, g in enumerate(plain.after_prefix(u, "std", lambda i: u.mates(i, *plain.ROLLOUT)))
+    ]
+    return plain.row_means(values)
+
+
+@pytest.mark.parametrize(
+    ("method", "formula"), [("bread", plain.bread), ("grpo", grpo_behind_prefixes)]
+)
+def test_prefixes_of_failing_groups_grow(
+    tmp_path: Path, method: str, formula: Callable[[plain.Update], torch.Tensor]
+) -> None:
+    """k/(n+1) of the demonstration at the k-th attempt; a group without demonstration stays as it
+    is, and so does one that has been solved."""
+    fates = ["wrong", "hint:4", "wrong", "hint:8", "mixed", "never", "hint:12", "right"]
+    _, recorder, watch = run(
+        tmp_path,
+        method,
+        plain.make_fates(fates, missing=(2,), several=True),
+        options={"all_wrong": "lengthen"},
+        max_steps=2,
+        logging_steps=100,
+        log_rollouts=True,
+    )
+    dataset = watch.trainer.train_dataset
+    lengths: dict[int, list[int]] = {}
+    for generation in watch.generations:
+        for number, attempt in enumerate(generation):
+            for i, (plan, completion) in enumerate(
+                zip(attempt.plans, attempt.completions, strict=True)
+            ):
+                if plan.attempt == number:
+                    assert i in attempt.asked
+                    lengths.setdefault(plan.example, []).append(len(plan.prefix))
+                    known = demonstrations(dataset, plan.example)
+                    if number:
+                        size = math.floor(number / 4 * len(known[plan.start.index]))
+                        assert len(plan.prefix) == size
+                        assert completion[:size] == known[plan.start.index][:size]
+                else:
+                    assert i not in attempt.asked
+                    assert completion == generation[number - 1].completions[i]
+                if number:
+                    before = generation[number - 1]
+                    failed = before.rate(i) == 0.0 and bool(dataset[plan.example]["demonstration"])
+                    assert (i in attempt.asked) == failed
+        for i in range(0, 16, 4):
+            assert len({p.start for p in generation[-1].plans[i : i + 4]}) == 1
+    grown = {k: v[::4] for k, v in lengths.items()}
+    assert grown[0] == sorted(set(grown[0]))
+    assert len(grown[0]) == 4
+    assert grown[2] == [0]
+    assert grown[5] == grown[7] == [0]
+    assert [len(grown[k]) > n for k, n in ((1, 1), (3, 2), (6, 3))] == [True] * 3
+    assert not any(rows["row_dropped"].any() for rows in watch.trained)
+    for record in recorder.records:
+        step = plain.Update(record, record.weights, record.weights)
+        loss = formula(step)
+        assert record.loss == pytest.approx(loss.item(), rel=1e-5, abs=1e-7)
+        assert plain.relative_error(record.gradient, step.gradient(loss)) < 1e-5
+    check_metrics(watch)
+    check_files(tmp_path, watch)
+
+
+def test_only_the_hybrid_rows_grow_where_a_method_has_them(tmp_path: Path) -> None:
+    """Half of what was left, and half again; the group's other rows are kept as they are."""
+    _, recorder, watch = run(
+        tmp_path,
+        "prefix_rft",
+        plain.make_fates(["wrong", "hint:12", "mixed", "wrong"] * 2, missing=(3,)),
+        options={"all_wrong": "lengthen", "prefix_low": 0.1, "prefix_high": 0.4},
+        max_steps=2,
+        logging_steps=100,
+    )
+    dataset, longest = watch.trainer.train_dataset, 0
+    for generation in watch.generations:
+        longest = max(longest, len(generation))
+        first = generation[0]
+        for number, attempt in enumerate(generation[1:], 1):
+            before = generation[number - 1]
+            for i, plan in enumerate(attempt.plans):
+                old = before.plans[i]
+                moves = before.rate(i) == 0.0 and plan.row == 0 and plan.example not in (3,)
+                assert (i in attempt.asked) == moves
+                if not moves:
+                    assert attempt.completions[i] == before.completions[i]
+                    continue
+                (known,) = demonstrations(dataset, plan.example)
+                left = (1.0 - first.plans[i].start.ratio) * 0.5**number
+                size = min(len(known) - 1, math.floor((1.0 - left) * len(known)))
+                assert len(plan.prefix) == size
+                assert size > len(old.prefix) or size == len(known) - 1
+                assert attempt.completions[i][:size] == known[:size]
+    assert longest == 4
+    for record in recorder.records:
+        step = plain.Update(record, record.weights, record.weights)
+        loss = plain.prefix_rft(step)
+        assert record.loss == pytest.approx(loss.item(), rel=1e-5, abs=1e-7)
+        assert plain.relative_error(record.gradient, step.gradient(loss)) < 1e-5
+    check_metrics(watch)
+
+
+def imitated(u: plain.Update) -> list[torch.Tensor]:
+    return [u.lp[i] for i in u.of("demo")]
+
+
+def grpo_or_demonstration(u: plain.Update) -> torch.Tensor:
+    """Rollouts over rollouts, demonstrations over all rows."""
+    fallback = -plain.total([x.mean() for x in imitated(u)]) / len(u.rows)
+    return plain.grpo(u) + fallback
+
+
+def prefix_rft_or_demonstration(u: plain.Update) -> torch.Tensor:
+    return plain.prefix_rft(u) + plain.per(len(u.rows) * plain.CONST, imitated(u))
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "formula"),
+    [
+        ("grpo", {}, grpo_or_demonstration),
+        ("prefix_rft", {"num_hybrid": 2}, prefix_rft_or_demonstration),
+        ("luffy", {}, plain.luffy),
+        ("grpo", {"all_right": "resample"}, None),
+    ],
+    ids=["grpo", "prefix_rft", "luffy", "and-resample"],
+)
+def test_a_demonstration_in_the_place_of_a_first_row(
+    tmp_path: Path,
+    method: str,
+    options: dict,
+    formula: Callable[[plain.Update], torch.Tensor] | None,
+) -> None:
+    """Nothing is sampled again; a group that has a demonstration, or has none, stays as it is."""
+    _, recorder, watch = run(
+        tmp_path,
+        method,
+        plain.make_fates(["wrong", "mixed", "wrong", "right"] * 3, missing=(2,), several=True),
+        options={"all_wrong": "demonstration", **options},
+        max_steps=2,
+        logging_steps=100,
+        log_rollouts=True,
+    )
+    dataset, placed = watch.trainer.train_dataset, 0
+    for generation in watch.generations:
+        for before, after in zip(generation, generation[1:], strict=False):
+            for i, (old, new) in enumerate(zip(before.plans, after.plans, strict=True)):
+                fails = (
+                    before.rate(i) == 0.0
+                    and method != "luffy"
+                    and bool(dataset[old.example]["demonstration"])
+                )
+                settled = any(p.group == old.group and p.whole for p in before.plans)
+                if fails and not settled and old.row == 0:
+                    placed += 1
+                    assert new.whole
+                    assert after.completions[i] in demonstrations(dataset, old.example)
+                    assert new.example == old.example
+                elif not (before.rate(i) == 1.0 and options.get("all_right")):
+                    assert after.completions[i] == before.completions[i]
+                    assert (new.whole, new.prefix) == (old.whole, old.prefix)
+                    assert i not in after.asked
+        assert formula is None or all(not a.asked for a in generation[1:])
+        assert len(generation) <= (2 if formula else 4)
+        if method != "luffy":
+            last = generation[-1]
+            for i, plan in enumerate(last.plans[::4]):
+                if last.rate(4 * i) == 0.0 and dataset[plan.example]["demonstration"]:
+                    assert plan.whole or (formula is None and len(generation) == 4)
+    assert (placed > 0) == (method != "luffy")
+    for record in recorder.records:
+        if formula is not None:
+            step = plain.Update(record, record.weights, record.weights)
+            loss = formula(step)
+            assert record.loss == pytest.approx(loss.item(), rel=1e-5, abs=1e-7)
+            assert plain.relative_error(record.gradient, step.gradient(loss)) < 1e-5
+    check_metrics(watch)
+    check_files(tmp_path, watch)
+
+
+def test_rows_without_reward_make_no_group_flat(tmp_path: Path) -> None:
+    """All rows ungraded: neither wrong nor right, kept, without advantage, but counted. A group
+    whose graded rows all fail is wrong."""
+    _, recorder, watch = run(
+        tmp_path,
+        "grpo",
+        plain.make_fates(
+            ["never", "patchy", "never", "mixed", "patchy", "patchy", "mixed", "wrong"]
+        ),
+        options={"all_wrong": "drop", "all_right": "resample"},
+        max_steps=2,
+        logging_steps=100,
+        log_rollouts=True,
+    )
+    ungraded = 0
+    for record, generation in zip(recorder.records, watch.generations, strict=True):
+        last = generation[-1]
+        for i, plan in enumerate(last.plans):
+            if watch.trainer.train_dataset[plan.example]["fate"] == "never":
+                ungraded += 1
+                assert math.isnan(last.rewards[i])
+                assert plan.attempt == 0
+        step = plain.Update(plain.without(record, 0.0, 1.0), record.weights, record.weights)
+        loss = plain.grpo(step)
+        assert record.loss == pytest.approx(loss.item(), rel=1e-5, abs=1e-7)
+        assert plain.relative_error(record.gradient, step.gradient(loss)) < 1e-5
+        assert all(math.isfinite(x) for x in [record.loss])
+    assert ungraded == 8
+    check_metrics(watch)
+    check_files(tmp_path, watch)
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("luffy", {}),
+        ("luffy", {"all_wrong": "resample", "num_demonstrations": 2}),
+        ("bread", {}),
+        ("dapo", {}),
+        ("relift", {"sft_prompts": 3}),
+        ("grpo", {"all_wrong": "demonstration"}),
+    ],
+    ids=["luffy", "luffy-again", "bread", "dapo", "relift", "demonstration"],
+)
+@pytest.mark.parametrize("backend", ["generate", "colocate", "server"])
+def test_other_engines(tmp_path: Path, method: str, options: dict, backend: str) -> None:
+    """An engine gets every row, also one that is done: what it makes of that is not taken. The
+    sampler's log-probs of a kept row are kept, and those of a demonstration are not made up."""
+    trainer, _ = plain.start(
+        PrefixRFTTrainer,
+        tmp_path,
+        method,
+        plain.make_fates(["wrong", "mixed", "hint:8", "wrong"] * 2, missing=(3,)),
+        options=options,
+        max_steps=3,
+        fast_generation=False,
+    )
+    asked: list[tuple[list[list[int]], list[list[int]]]] = []
+    engine = FakeVLLM(trainer, backend)
+    if backend == "generate":
+        original = trainer.model.generate
+
+        def listen(input_ids: Any, attention_mask: Any, **kwargs: Any) -> Any:
+            made = original(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+            rows = zip(input_ids, attention_mask.bool(), strict=True)
+            contexts = [row[m].tolist() for row, m in rows]
+            asked.append((contexts, made[:, input_ids.size(1) :].tolist()))
+            return made
+
+        trainer.model.generate = listen
+    else:
+        trainer.vllm_generation, trainer.use_vllm, trainer._last_loaded_step = engine, True, -1
+        generate = engine.generate
+
+        def hear(**kwargs: Any) -> Any:
+            assert kwargs["num_generations"] == 1
+            found = generate(**kwargs)
+            asked.append((kwargs["prompts"], found[1]))
+            return found
+
+        engine.generate = hear
+    watch = Watch(trainer)
+    windows: list[Any] = []
+    opened = trainer._open_window
+    trainer._open_window = lambda: (opened(), windows.append(trainer._window))
+    trainer.train()
+
+    attempts = [a for g in watch.generations for a in g]
+    assert len(attempts) == len(asked)
+    assert all(not a.asked for a in attempts)  # the library's own sampler was not used
+    done = 0
+    for attempt, (contexts, made) in zip(attempts, asked, strict=True):
+        assert len(contexts) == 16
+        for i, plan in enumerate(attempt.plans):
+            completion = attempt.completions[i]
+            if plan.done:
+                done += 1
+                assert contexts[i] == attempt.prompts[i]
+                assert completion == list(plan.known)
+                continue
+            k = len(plan.prefix)
+            assert contexts[i] == attempt.prompts[i] + completion[:k]
+            assert completion[k:] == made[i][: len(completion) - k]
+    assert done > 0
+    if backend == "generate":
+        return
+    for generation in watch.generations:
+        for before, after in zip(generation, generation[1:], strict=False):
+            for i, plan in enumerate(after.plans):
+                if plan.kept is not None:
+                    assert after.completions[i] == before.completions[i]
+                    assert same(after.logps[i], before.logps[i])
+        last = generation[-1]
+        for i, plan in enumerate(last.plans):
+            k = len(plan.known) if plan.whole else len(plan.prefix)
+            assert all(math.isnan(x) for x in last.logps[i][:k])
+            sampled = [] if plan.filler else last.logps[i][k:]
+            assert all(math.isfinite(x) and x < 0 for x in sampled)
+    for batch in windows:
+        given = batch.prefix_mask_BT | batch.demo_mask_BT
+        assert (batch.weight_BT[given] == 1).all()
+        assert batch.weight_BT[batch.response_mask_BT].isfinite().all()
