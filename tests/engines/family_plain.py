@@ -138,6 +138,9 @@ def rows_of(batch: dict[str, Any], source: Any) -> list[Row]:
         example = int(batch["row_example"][i])
         text = tokenizer.decode(completion, skip_special_tokens=True)
         graded = reward_of(text, source[example]["demonstration"], source[example]["fate"])
+        told = batch["row_reward"][i].item()
+        if batch["row_dropped"][i] and completion == [EOS] and math.isnan(told):
+            continue  # it fills up a step of demonstrations
         demo, prefix = batch["demo_mask"][i], batch["prefix_mask"][i]
         assert int(demo.sum()) in (0, len(completion))
         assert not prefix[int(prefix.sum()) :].any()
@@ -150,7 +153,6 @@ def rows_of(batch: dict[str, Any], source: Any) -> list[Row]:
             group=int(batch["row_group"][i]),
             example=example,
         )
-        told = batch["row_reward"][i].item()
         assert told == row.reward or (told != told and graded is None)
         assert row.prompt == tokenizer(source[example]["prompt"])["input_ids"]
         rows.append(row)
@@ -209,7 +211,8 @@ class Recorder(TrainerCallback):
         trainer = self.trainer
         model = trainer.accelerator.unwrap_model(trainer.model)
         size = args.gradient_accumulation_steps
-        calls = self.calls[-size:]
+        # An epoch of imitation may end with a step of fewer micro-batches.
+        calls, self.calls = self.calls, []
         if hasattr(trainer, "_buffered_inputs"):
             last = (trainer._step - 1) % args.steps_per_generation
             parts = [rows_of(m, trainer.train_dataset) for m in trainer._buffered_inputs]

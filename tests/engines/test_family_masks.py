@@ -1,0 +1,535 @@
+"""Masks of parameters: exactly the chosen weights move, whatever the optimizer remembers."""
+
+import json
+import math
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import family_plain as plain
+import pytest
+import torch
+from peft import LoraConfig
+from torch import Tensor
+from transformers import TrainerCallback
+
+from prefix_rft import DemonstrationTrainer, PrefixRFTTrainer
+from prefix_rft.engines.trl.parameter_mask import MaskOptions
+from prefix_rft.engines.trl.sft import DemonstrationConfig
+from prefix_rft.errors import UserError
+from tiny import make_rows, make_tokenizer
+
+DECAY = {"weight_decay": 0.1, "optim": "adamw_torch", "learning_rate": 1e-2}
+
+
+class Steps(TrainerCallback):
+    """Of every optimizer step: weights before and after, gradients before and after the choice of a
+    mask, and the optimizer's memory."""
+
+    def __init__(self) -> None:
+        self.before: list[dict[str, Tensor]] = []
+        self.after: list[dict[str, Tensor]] = []
+        self.found: list[dict[str, Tensor]] = []
+        self.used: list[dict[str, Tensor]] = []
+        self.memory: list[dict[str, list[Tensor]]] = []
+        self.masks: list[dict[str, Tensor] | None] = []
+        self.imitation: list[bool] = []
+        self.trainer: Any = None
+
+    def named(self, model: Any) -> dict[str, Any]:
+        return {n: p for n, p in model.named_parameters() if p.requires_grad}
+
+    def gradients(self, model: Any) -> dict[str, Tensor]:
+        named = self.named(model).items()
+        return {n: torch.zeros_like(p) if p.grad is None else p.grad.clone() for n, p in named}
+
+    def on_pre_optimizer_step(self, *args: Any, model: Any = None, **kwargs: Any) -> None:
+        self.before.append({n: p.detach().clone() for n, p in self.named(model).items()})
+        self.found.append(self.gradients(model))
+
+    def on_optimizer_step(self, *args: Any, model: Any = None, **kwargs: Any) -> None:
+        self.used.append(self.gradients(model))
+
+    def on_step_end(
+        self, *args: Any, model: Any = None, optimizer: Any = None, **kwargs: Any
+    ) -> None:
+        self.after.append({n: p.detach().clone() for n, p in self.named(model).items()})
+        state = getattr(optimizer, "optimizer", optimizer).state
+        self.memory.append(
+            {
+                n: [v.clone() for v in state[p].values() if v.shape == p.shape]
+                for n, p in self.named(model).items()
+                if p in state
+            }
+        )
+        mask = self.trainer.parameter_mask
+        held = mask.masks
+        self.masks.append(None if held is None else {n: m.clone() for n, m in held.items()})
+        self.imitation.append(mask.imitation)
+
+    def moved(self, step: int) -> dict[str, Tensor]:
+        """Where the step changed a weight."""
+        pairs = zip(self.before[step].items(), self.after[step].values(), strict=True)
+        return {n: a != b for (n, a), b in pairs}
+
+    def check(self, step: int, mask: dict[str, Tensor] | None = None) -> None:
+        """Outside the mask no weight moves and nothing is remembered; inside, nearly all move."""
+        mask = self.masks[step] if mask is None else mask
+        assert mask is not None
+        moved, inside, both = self.moved(step), 0, 0
+        for name, m in mask.items():
+            assert not (moved[name] & ~m).any(), name
+            assert not self.used[step][name][~m].any(), name
+            for value in self.memory[step].get(name, []):
+                assert not value[~m].any(), name
+            inside, both = inside + int(m.sum()), both + int((moved[name] & m).sum())
+        assert both > 0.95 * inside
+
+
+def flat(tensors: dict[str, Tensor]) -> Tensor:
+    return torch.cat([t.flatten() for t in tensors.values()])
+
+
+def norm(tensors: dict[str, Tensor]) -> float:
+    return flat(tensors).double().norm().item()
+
+
+def top(scores: dict[str, Tensor], fraction: float, scope: str) -> dict[str, Tensor]:
+    """The highest scores: of all tensors together, or of each."""
+
+    def best(x: Tensor) -> Tensor:
+        keep = torch.zeros(x.numel(), dtype=torch.bool)
+        order = sorted(range(x.numel()), key=lambda i: -x[i].item())
+        keep[order[: max(1, round(fraction * x.numel()))]] = True
+        return keep
+
+    if scope == "local":
+        return {n: best(s.flatten()).view(s.shape) for n, s in scores.items()}
+    parts = best(flat(scores)).split([s.numel() for s in scores.values()])
+    return {n: m.view(s.shape) for (n, s), m in zip(scores.items(), parts, strict=True)}
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor], differing: int = 0) -> bool:
+    return set(a) == set(b) and sum(int((a[n] != b[n]).sum()) for n in a) <= differing
+
+
+def run(
+    folder: Path, method: str, mask: dict[str, Any], fates: Any = ("mixed",) * 12, **settings: Any
+) -> tuple[Any, Steps, plain.Recorder]:
+    steps = Steps()
+    if method == "sft":
+        settings.pop("options", None)
+        settings.pop("num_generations", None)
+        batch = settings.pop("per_device_train_batch_size", 8)
+        recorder = plain.Recorder()
+        steps.trainer = DemonstrationTrainer(
+            plain.sharp_model(),
+            DemonstrationConfig(
+                **{
+                    "output_dir": str(folder),
+                    "method": "sft",
+                    "per_device_train_batch_size": batch,
+                    "report_to": "none",
+                    "use_cpu": True,
+                    "bf16": False,
+                    "activation_checkpointing": False,
+                    "disable_tqdm": True,
+                    "save_strategy": "no",
+                    "logging_steps": 1,
+                    "max_grad_norm": 0.0,
+                    "lr_scheduler_type": "constant",
+                    "parameter_mask": mask,
+                    **DECAY,
+                    **settings,
+                }
+            ),
+            train_dataset=plain.make_fates(fates),
+            processing_class=make_tokenizer(),
+            callbacks=[recorder, steps],
+        )
+        recorder.watch(steps.trainer, "compute_loss")
+    else:
+        steps.trainer, recorder = plain.start(
+            PrefixRFTTrainer,
+            folder,
+            method,
+            plain.make_fates(fates),
+            parameter_mask=mask,
+            callbacks=[steps],
+            **{"per_device_train_batch_size": 8, **DECAY, **settings},
+        )
+    return steps.trainer, steps, recorder
+
+
+FORMULAS = {"prefix_rft": plain.prefix_rft, "luffy": plain.luffy, "sft": plain.sft}
+
+
+@pytest.mark.parametrize("method", ["prefix_rft", "luffy", "sft"])
+@pytest.mark.parametrize("parts", [1, 2])
+def test_only_the_chosen_weights_move(tmp_path: Path, method: str, parts: int) -> None:
+    """And the gradient is that of the method, masked before it is clipped."""
+    limit = 0.05
+    trainer, steps, recorder = run(
+        tmp_path,
+        method,
+        {"kind": "speft", "fraction": 0.1},
+        max_steps=4,
+        max_grad_norm=limit,
+        per_device_train_batch_size=8 // parts,
+        gradient_accumulation_steps=parts,
+    )
+    trainer.train()
+    first = steps.masks[0]
+    assert first is not None
+    size = flat(steps.before[0]).numel()
+    assert sum(int(m.sum()) for m in first.values()) == round(0.1 * size)
+    start = plain.sharp_model()
+    for step, record in enumerate(recorder.records):
+        steps.check(step)
+        assert same(steps.masks[step], first)
+        update = plain.Update(record, record.weights, record.weights)
+        gradient = update.gradient(FORMULAS[method](update))
+        full = dict(zip(first, gradient, strict=True))
+        masked = {n: g * first[n] for n, g in full.items()}
+        # The first step clips what it looks at, the others what they train.
+        length = norm(full if step == 0 else masked)
+        assert length > limit
+        told = trainer.state.log_history[step]["grad_norm"]
+        assert told == pytest.approx(length, rel=1e-4)
+        scaled = {n: g * (limit / length) for n, g in masked.items()}
+        error = plain.relative_error(list(steps.used[step].values()), list(scaled.values()))
+        assert error < 1e-4
+    for name, p in start.named_parameters():
+        assert torch.equal(steps.after[-1][name][~first[name]], p[~first[name]])
+
+
+@pytest.mark.parametrize("scope", ["global", "local"])
+@pytest.mark.parametrize("score", ["gradient", "magnitude", "snip", "fisher", "random"])
+def test_scores_and_scopes(tmp_path: Path, score: str, scope: str) -> None:
+    """Of two steps' gradients, the first of which changes nothing."""
+    trainer, steps, _ = run(
+        tmp_path,
+        "luffy",
+        {"kind": "speft", "fraction": 0.2, "score": score, "scope": scope, "score_steps": 2},
+        max_steps=3,
+    )
+    trainer.train()
+    assert steps.masks[0] is None
+    assert not any(m.any() for m in steps.moved(0).values())
+    assert all(not v.any() for values in steps.memory[0].values() for v in values)
+    w, g = steps.before[0], {n: steps.found[0][n] + steps.found[1][n] for n in steps.found[0]}
+    found = steps.masks[1]
+    assert found is not None
+    scores = {
+        "gradient": {n: g[n].abs() for n in g},
+        "magnitude": {n: w[n].abs() for n in g},
+        "snip": {n: (w[n] * g[n]).abs() for n in g},
+        "fisher": {n: steps.found[0][n] ** 2 + steps.found[1][n] ** 2 for n in g},
+    }
+    if score == "random":
+        for m in found.values():
+            share = m.float().mean().item()
+            assert 0.02 < share < 0.5 or m.numel() < 100
+            if scope == "local":
+                assert int(m.sum()) == max(1, round(0.2 * m.numel()))
+    else:
+        assert same(found, top(scores[score], 0.2, scope))
+    assert abs(flat(found).float().mean().item() - 0.2) < 0.01
+    steps.check(1)
+    steps.check(2)
+
+
+@pytest.mark.parametrize(("every", "look"), [(2, 1), (3, 2)])
+def test_a_mask_that_moves(tmp_path: Path, every: int, look: int) -> None:
+    """A weight that leaves the mask stands still at once: its momentum is gone."""
+    trainer, steps, _ = run(
+        tmp_path,
+        "luffy",
+        {"kind": "speft", "fraction": 0.05, "update_every": every, "score_steps": look},
+        max_steps=6,
+    )
+    trainer.train()
+    chosen, waiting = [], 0
+    for step in range(6):
+        if waiting or step % every == 0:
+            waiting += 1
+            if waiting < look:
+                assert not any(m.any() for m in steps.moved(step).values())
+                assert flat(steps.found[step]).ne(0).float().mean() > 0.9
+                continue
+            sums = {
+                n: sum(steps.found[step - k][n] for k in range(look)) for n in steps.found[step]
+            }
+            scores = {n: s.abs() for n, s in sums.items()}
+            assert same(steps.masks[step], top(scores, 0.05, "global"))
+            chosen.append(step)
+            waiting = 0
+        else:
+            assert same(steps.masks[step], steps.masks[step - 1])
+        steps.check(step)
+    assert chosen == {(2, 1): [0, 2, 4], (3, 2): [1, 4]}[every, look]
+    masks = [steps.masks[c] for c in chosen]
+    assert all(not same(a, b) for a, b in pairwise(masks))
+
+
+@pytest.mark.parametrize("method", ["mifo", "relift"])
+@pytest.mark.parametrize("parts", [1, 2])
+def test_imitation_leaves_alone_what_rewards_have_changed_most(
+    tmp_path: Path, method: str, parts: int
+) -> None:
+    """A moving average of the sizes of the other steps; those steps are free."""
+    trainer, steps, recorder = run(
+        tmp_path,
+        method,
+        {"kind": "mifo", "fraction": 0.2, "history": 0.5},
+        fates=["wrong", "mixed", "mixed", "mixed"] * 4,
+        options={"sft_prompts": 2, **({"unsolved_at": 0.5} if method == "mifo" else {})},
+        num_generations=4,
+        per_device_train_batch_size=16 // parts,
+        gradient_accumulation_steps=parts,
+        max_steps=8,
+    )
+    trainer.train()
+    changes: dict[str, Tensor] = {}
+    frozen: list[dict[str, Tensor]] = []
+    for step, record in enumerate(recorder.records):
+        imitation = record.rows[0].whole
+        assert steps.imitation[step] == imitation
+        update = plain.Update(record, record.weights, record.weights)
+        gradient = update.gradient({"mifo": plain.mifo, "relift": plain.relift}[method](update))
+        full = dict(zip(steps.before[step], gradient, strict=True))
+        if not imitation:
+            error = plain.relative_error(list(steps.used[step].values()), list(full.values()))
+            assert error < 1e-5
+            change = {n: (steps.after[step][n] - w).abs() for n, w in steps.before[step].items()}
+            changes = {n: 0.5 * changes[n] + 0.5 * c if changes else c for n, c in change.items()}
+            assert any(
+                (m & f[n]).any() for f in frozen[-1:] for n, m in steps.moved(step).items()
+            ) or (not frozen)
+            continue
+        most = top(changes, 0.2, "global")
+        frozen.append(most)
+        free = {n: ~m for n, m in most.items()}
+        assert same(steps.masks[step], free)
+        steps.check(step)
+        masked = {n: g * free[n] for n, g in full.items()}
+        error = plain.relative_error(list(steps.used[step].values()), list(masked.values()))
+        assert error < 1e-5, f"step {step}"
+    assert len(frozen) >= 2
+    assert not same(frozen[0], frozen[1])
+
+
+# ---- a retain set --------------------------------------------------------------------------------
+
+
+def retain_file(folder: Path) -> tuple[str, list[dict[str, str]]]:
+    rows = [
+        {"prompt": r["prompt"], "demonstration": r["demonstration"]}
+        for r in make_rows(6, seed=5).to_list()
+    ]
+    path = folder / "retain.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return str(path), rows
+
+
+def retain_scores(rows: list[dict[str, str]], score: str) -> dict[str, Tensor]:
+    """From the gradient of each demonstration's mean negative log-likelihood."""
+    model, tokenizer = plain.sharp_model(), make_tokenizer()
+    names = [n for n, _ in model.named_parameters()]
+    sums: dict[str, Any] = dict.fromkeys(names, 0.0)
+    for row in rows:
+        target = [*tokenizer(row["demonstration"])["input_ids"], plain.EOS]
+        logp, _ = plain.score(model, plain.Row(tokenizer(row["prompt"])["input_ids"], target))
+        gradients = torch.autograd.grad(-logp.mean(), list(model.parameters()))
+        for n, g in zip(names, gradients, strict=True):
+            sums[n] = sums[n] + (g**2 if score == "fisher" else g)
+    return sums if score == "fisher" else {n: s.abs() for n, s in sums.items()}
+
+
+@pytest.mark.parametrize("method", ["prefix_rft", "luffy", "sft"])
+def test_what_a_retain_set_needs_is_frozen(tmp_path: Path, method: str) -> None:
+    path, rows = retain_file(tmp_path)
+    score = "fisher" if method == "luffy" else "gradient"
+    mask = {"kind": "retain", "data": path, "fraction": 0.3, "examples": 4, "score": score}
+    trainer, steps, recorder = run(tmp_path, method, mask, max_steps=3)
+    trainer.train()
+    needed = top(retain_scores(rows[:4], score), 0.3, "global")
+    free = {n: ~m for n, m in needed.items()}
+    assert same(steps.masks[0], free, differing=4)
+    for step, record in enumerate(recorder.records):
+        steps.check(step)
+        update = plain.Update(record, record.weights, record.weights)
+        gradient = update.gradient(FORMULAS[method](update))
+        masked = {n: g * m for g, (n, m) in zip(gradient, steps.masks[0].items(), strict=True)}
+        assert trainer.state.log_history[step]["grad_norm"] == pytest.approx(norm(masked), rel=1e-4)
+
+
+def test_what_a_retain_set_does_not_need_is_zeroed_once(tmp_path: Path) -> None:
+    path, rows = retain_file(tmp_path)
+    mask = {"kind": "retain", "data": path, "fraction": 0.3, "action": "zero", "scope": "local"}
+    trainer, steps, recorder = run(tmp_path, "luffy", mask, max_steps=2)
+    trainer.train()
+    scores = {n: -s for n, s in retain_scores(rows, "gradient").items()}
+    least = top(scores, 0.3, "local")
+    start = dict(plain.sharp_model().named_parameters())
+    zeroed = {n: (w == 0) & (start[n] != 0) for n, w in steps.before[0].items()}
+    assert same(zeroed, {n: m & (start[n] != 0) for n, m in least.items()}, differing=8)
+    for n, w in steps.before[0].items():
+        assert torch.equal(w[~zeroed[n]], start[n][~zeroed[n]])
+    moved = steps.moved(0)
+    assert sum(int(m[zeroed[n]].sum()) for n, m in moved.items()) > 100
+    for record in recorder.records:
+        update = plain.Update(record, record.weights, record.weights)
+        error = plain.relative_error(record.gradient, update.gradient(plain.luffy(update)))
+        assert error < 1e-5
+
+
+# ---- checkpoints ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "mask", "settings"),
+    [
+        ("luffy", {"kind": "speft"}, {}),
+        ("prefix_rft", {"kind": "speft", "score_steps": 2, "score": "fisher"}, {}),
+        ("luffy", {"kind": "speft", "update_every": 3, "score_steps": 2, "scope": "local"}, {}),
+        ("sft", {"kind": "speft", "update_every": 2}, {}),
+        ("mifo", {"kind": "mifo", "fraction": 0.3}, {"options": {"sft_prompts": 2}}),
+        ("luffy", {"kind": "retain", "fraction": 0.3, "score": "snip"}, {}),
+        ("luffy", {"kind": "retain", "fraction": 0.3, "action": "zero"}, {}),
+    ],
+    ids=["speft", "looking", "moving", "sft", "mifo", "freeze", "zero"],
+)
+def test_a_resumed_run_has_the_mask(
+    tmp_path: Path, method: str, mask: dict, settings: dict
+) -> None:
+    if mask["kind"] == "retain":
+        mask = {**mask, "data": retain_file(tmp_path)[0]}
+    settings = {
+        "fates": ["wrong", "mixed"] * 8,
+        "max_steps": 6,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        **settings,
+    }
+    whole, steps, _ = run(tmp_path, method, mask, **settings)
+    whole.train()
+    for step in (1, 4):
+        again, later, _ = run(tmp_path, method, mask, **settings)
+        again.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
+        for n, weight in steps.after[-1].items():
+            assert torch.equal(weight, later.after[-1][n])
+        assert same(steps.masks[-1], later.masks[-1])
+
+
+def test_a_checkpoint_without_mask_is_refused(tmp_path: Path) -> None:
+    settings = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+    trainer, _ = plain.start(
+        PrefixRFTTrainer,
+        tmp_path,
+        "luffy",
+        plain.make_fates(["mixed"] * 8),
+        per_device_train_batch_size=8,
+        **settings,
+    )
+    trainer.train()
+    again, _, _ = run(tmp_path, "luffy", {"kind": "speft"}, **settings)
+    with pytest.raises(UserError, match="was made without a mask"):
+        again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+
+
+# ---- options and adapters ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({}, "needs a kind: speft, mifo, retain"),
+        ({"kind": "spefd"}, "did you mean 'speft'"),
+        ({"kind": "speft", "fractoin": 0.1}, "did you mean 'fraction'"),
+        ({"kind": "speft", "fraction": "a"}, "fraction"),
+        ({"kind": "speft", "fraction": 0.0}, r"fraction must be in \(0, 1\)"),
+        ({"kind": "speft", "fraction": 1.0}, r"fraction must be in \(0, 1\)"),
+        ({"kind": "speft", "fraction": float("nan")}, "must be a finite number"),
+        ({"kind": "speft", "score": "grad"}, "salience score"),
+        ({"kind": "speft", "scope": "all"}, "scope"),
+        ({"kind": "speft", "score_steps": 0}, "score_steps"),
+        ({"kind": "speft", "update_every": -1}, "update_every"),
+        ({"kind": "mifo", "history": 1.0}, "history"),
+        ({"kind": "speft", "data": "x.jsonl"}, "no other kind has any"),
+        ({"kind": "retain"}, "retain needs data"),
+        ({"kind": "retain", "data": "x.jsonl", "action": "burn"}, "action"),
+        ({"kind": "retain", "data": "x.jsonl", "examples": 0}, "examples"),
+    ],
+)
+def test_wrong_options_are_one_sentence(given: dict, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence) as caught:
+        MaskOptions.read(given)
+    assert len(str(caught.value).splitlines()) == 1
+    assert len(str(caught.value)) < 250
+
+
+def test_what_cannot_be_masked_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="use mifo or relift"):
+        run(tmp_path, "luffy", {"kind": "mifo"})
+    with pytest.raises(UserError, match="use mifo or relift"):
+        run(tmp_path, "sft", {"kind": "mifo"})
+    with pytest.raises(UserError, match="did you mean 'speft'"):
+        run(tmp_path, "sft", {"kind": "sprft"})
+    trainer, _, _ = run(tmp_path, "luffy", {"kind": "retain", "data": str(tmp_path / "none.jsonl")})
+    with pytest.raises(UserError, match=r"none\.jsonl"):
+        trainer.train()
+    bare = tmp_path / "bare.jsonl"
+    bare.write_text(json.dumps({"prompt": "q:1+1=?\n", "answer": "2"}) + "\n")
+    trainer, _, _ = run(tmp_path, "luffy", {"kind": "retain", "data": str(bare)}, max_steps=1)
+    with pytest.raises(UserError, match="no demonstration"):
+        trainer.train()
+
+
+def test_a_mask_as_json_is_a_mask(tmp_path: Path) -> None:
+    trainer, steps, _ = run(tmp_path, "luffy", '{"kind": "speft", "fraction": 0.5}', max_steps=1)
+    trainer.train()
+    assert flat(steps.masks[0]).float().mean().item() == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("method", "mask", "settings"),
+    [
+        ("luffy", {"kind": "speft", "fraction": 0.3, "update_every": 2}, {}),
+        ("mifo", {"kind": "mifo", "fraction": 0.3}, {"options": {"sft_prompts": 2}}),
+        ("prefix_rft", {"kind": "retain", "fraction": 0.3}, {}),
+    ],
+    ids=["speft", "mifo", "retain"],
+)
+def test_the_mask_of_an_adapter_is_over_the_adapter(
+    tmp_path: Path, method: str, mask: dict, settings: dict
+) -> None:
+    from peft import get_peft_model
+
+    if mask["kind"] == "retain":
+        mask = {**mask, "data": retain_file(tmp_path)[0]}
+    torch.manual_seed(0)
+    adapter = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    model = get_peft_model(plain.sharp_model(), adapter)
+    base = {n: p.detach().clone() for n, p in model.named_parameters() if not p.requires_grad}
+    trainer, steps, _ = run(
+        tmp_path,
+        method,
+        mask,
+        fates=["wrong", "mixed"] * 8,
+        model=model,
+        max_steps=5,
+        **settings,
+    )
+    trainer.train()
+    assert all("lora" in n for n in steps.before[0])
+    active = [i for i in range(5) if mask["kind"] != "mifo" or steps.imitation[i]]
+    assert len(active) >= 1
+    for step in active:
+        steps.check(step)
+    if mask["kind"] == "mifo":
+        free = [i for i in range(5) if i not in active and flat(steps.used[i]).any()]
+        assert all(flat(steps.moved(i)).float().mean() > 0.9 for i in free)
+    named = dict(trainer.model.named_parameters())
+    assert all(torch.equal(p, named[n]) for n, p in base.items())
+    assert math.isfinite(trainer.state.log_history[-2]["grad_norm"])

@@ -1,0 +1,382 @@
+"""What a method remembers: how it comes about, and that a run goes on from a checkpoint as if it
+had never stopped."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import family_plain as plain
+import pytest
+import torch
+
+from prefix_rft import DemonstrationTrainer, PrefixRFTTrainer
+from prefix_rft.engines.trl.sft import DemonstrationConfig
+from prefix_rft.errors import UserError
+from tiny import make_tokenizer
+
+TOKENIZER = make_tokenizer()
+
+
+def run(folder: Path, method: str, rows: Any, **settings: Any) -> tuple[Any, plain.Recorder]:
+    trainer, recorder = plain.start(PrefixRFTTrainer, folder, method, rows, **settings)
+    trainer.train()
+    return trainer, recorder
+
+
+# ---- the queue of demonstrations -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "wanted", "options"),
+    [
+        ("relift", 8, {}),
+        ("relift", 3, {"sft_prompts": 3}),
+        ("mifo", 5, {"sft_prompts": 5, "unsolved_at": 0.5}),
+        ("relift", 8, {"sft_prompts": 100}),
+    ],
+)
+def test_the_queue_is_first_in_first_out(
+    tmp_path: Path, method: str, wanted: int, options: dict
+) -> None:
+    """An example waits once; a step of demonstrations is made of those that have waited longest."""
+    fates = ["wrong", "mixed", "wrong", "wrong", "right", "wrong", "wrong", "wrong", "never"]
+    rows = plain.make_fates(fates + ["wrong"] * 3, missing=(2,), several=True)
+    seen: list[list[int]] = []
+    trainer, recorder = plain.start(
+        PrefixRFTTrainer,
+        tmp_path,
+        method,
+        rows,
+        options=options,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=4,
+        num_generations=2,
+        max_steps=12,
+        logging_steps=1,
+        log_rollouts=True,
+    )
+    original = trainer._generate_and_score_completions
+
+    def listen(inputs: Any) -> Any:
+        made = original(inputs)
+        seen.append([example for example, _ in trainer.method_state.waiting])
+        return made
+
+    trainer._generate_and_score_completions = listen
+    trainer.train()
+    queue: list[int] = []
+    imitations = []
+    for number, record in enumerate(recorder.records):
+        if len(queue) >= wanted:
+            assert all(r.whole for r in record.rows)
+            assert sorted(r.example for r in record.rows) == sorted(queue[:wanted])
+            for r in record.rows:
+                known = rows[r.example]["demonstration"]
+                assert TOKENIZER.decode(r.completion[:-1]) in known
+                assert r.completion[-1] == plain.EOS
+            del queue[:wanted]
+            imitations.append(number)
+        else:
+            assert {r.kind for r in record.rows} == {"own"}
+            assert len(record.rows) == 8
+            for group in range(4):
+                mates = [r for r in record.generation if r.group == group]
+                example = mates[0].example
+                low = plain.solve_rate(mates) <= options.get("unsolved_at", 0.0)
+                if low and rows[example]["demonstration"] and example not in queue:
+                    queue.append(example)
+        assert seen[number] == queue
+        told = trainer.state.log_history[number]
+        assert told["interleave/step"] == float(number in imitations)
+        step = plain.Update(record, record.weights, record.weights)
+        loss = {"relift": plain.relift, "mifo": plain.mifo}[method](step)
+        assert record.loss == pytest.approx(loss.item(), rel=1e-5, abs=1e-7)
+        assert plain.relative_error(record.gradient, step.gradient(loss)) < 1e-5
+    assert len(imitations) >= 2
+    which = {which for _, which in trainer.method_state.waiting}
+    assert which <= {0, 1}
+
+
+def test_files_of_a_step_of_demonstrations_tell_of_demonstrations(tmp_path: Path) -> None:
+    """Rows that only fill it up are no rollouts, and no rewards."""
+    trainer, recorder = run(
+        tmp_path,
+        "relift",
+        plain.make_fates(["wrong"] * 8),
+        options={"sft_prompts": 3},
+        max_steps=2,
+        log_rollouts=True,
+    )
+    assert [{r.whole for r in record.rows} for record in recorder.records] == [{False}, {True}]
+    text = (tmp_path / "rollouts/step_000001.jsonl").read_text()
+    lines = [json.loads(x) for x in text.splitlines()]
+    assert [x["example"] for x in lines] == [0, 1, 2]
+    assert all(x["demonstration"] and x["reward"] == 1.0 for x in lines)
+    told = trainer.state.log_history[1]
+    assert told["demonstration/reward"] == 1.0
+    assert "policy/reward" not in told
+
+
+# ---- the reference policy ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "stages"),
+    [
+        ("irft", {"stages": 3}, [0, 0, 2, 2, 4, 4]),
+        ("irft", {"stages": 4}, [0, 0, 2, 3, 3, 5]),
+        ("irft", {"stages": 1}, [0] * 6),
+        ("irft", {"stages": 50}, [0, 1, 2, 3, 4, 5]),
+        ("discriminative", {}, [0] * 6),
+        ("discriminative", {"negatives": "policy"}, [0] * 6),
+        ("self_sft", {"rollouts": "reference"}, [0] * 6),
+    ],
+)
+def test_the_reference_is_renewed_where_a_stage_begins(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    options: dict,
+    stages: list[int],
+) -> None:
+    """It is what samples, and what log-probs are compared with."""
+    import prefix_rft.engines.trl.trainer as module
+
+    trainer, recorder = plain.start(
+        PrefixRFTTrainer,
+        tmp_path,
+        method,
+        plain.make_fates(["mixed"] * 4),
+        options=options,
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=2,
+        max_steps=6,
+        learning_rate=1e-2,
+    )
+    sampled: list[dict[str, torch.Tensor]] = []
+    seen: list[dict[str, Any]] = []
+    original, generate = module.sample, trainer._generate_and_score_completions
+
+    def listen(model: Any, *args: Any) -> Any:
+        sampled.append({k: v.clone() for k, v in model.state_dict().items()})
+        return original(model, *args)
+
+    monkeypatch.setattr(module, "sample", listen)
+    trainer._generate_and_score_completions = lambda x: (seen.append(generate(x)), seen[-1])[1]
+    trainer.train()
+    assert len(sampled) == 6
+    frozen = options.get("negatives") != "policy"
+    for step, rows in enumerate(seen):
+        reference = recorder.records[stages[step]].weights
+        expected = reference if frozen else recorder.records[step].weights
+        for name, weight in sampled[step].items():
+            assert torch.equal(weight, expected[name])
+        known = plain.a_model(reference)
+        for row, scores in zip(
+            plain.rows_of(rows, trainer.train_dataset), rows["ref_per_token_logps"], strict=True
+        ):
+            with torch.no_grad():
+                logp = plain.score(known, row)[0]
+            assert torch.allclose(scores[: len(logp)], logp, atol=1e-5)
+            assert not scores[len(logp) :].any()
+
+
+# ---- going on from a checkpoint ------------------------------------------------------------------
+
+RESUMED = {
+    "relift": ("relift", {"sft_prompts": 3}, ["wrong", "mixed"] * 6, {}),
+    "adaback": ("adaback", {"plain": 0.0, "ema": 0.5}, ["hint:9"] * 4, {}),
+    "pope": ("pope", {"first_ratio": 0.2, "ratio_step": 0.2}, ["hint:12"] * 4, {}),
+    "discriminative": ("discriminative", {"gamma": 0.5}, ["mixed"] * 4, {}),
+    "irft": ("irft", {"stages": 4}, ["mixed"] * 12, {}),
+    "dapo": ("dapo", {}, ["wrong", "mixed", "right", "mixed"] * 3, {}),
+    "bread": ("bread", {}, ["hint:9", "mixed"] * 6, {}),
+    "luffy": ("luffy", {}, ["mixed"] * 12, {"steps_per_generation": 2}),
+}
+REMEMBERS = ("relift", "adaback", "pope", "discriminative", "irft")
+
+
+def checkpointed(folder: Path, case: str) -> Any:
+    method, options, fates, settings = RESUMED[case]
+    trainer, _ = plain.start(
+        PrefixRFTTrainer,
+        folder,
+        method,
+        plain.make_fates(fates),
+        options=options,
+        per_device_train_batch_size=8,
+        max_steps=6,
+        learning_rate=1e-2,
+        save_strategy="steps",
+        save_steps=2,
+        **settings,
+    )
+    return trainer
+
+
+def state(folder: Path, step: int) -> dict[str, Any]:
+    return json.loads((folder / f"checkpoint-{step}" / "method_state.json").read_text())
+
+
+def equal(a: Any, b: Any) -> bool:
+    pairs = zip(a.model.state_dict().values(), b.model.state_dict().values(), strict=True)
+    return all(torch.equal(x, y) for x, y in pairs)
+
+
+@pytest.mark.parametrize("case", RESUMED)
+def test_a_resumed_run_is_the_run(tmp_path: Path, case: str) -> None:
+    """Weights, memory, queue, stage and reference, bit for bit; each is in every checkpoint."""
+    whole = checkpointed(tmp_path / "whole", case)
+    whole.train()
+    states = {step: state(tmp_path / "whole", step) for step in (2, 4, 6)}
+    for step in (2, 4):
+        folder = tmp_path / f"from{step}"
+        folder.mkdir()
+        shutil.copytree(tmp_path / "whole" / f"checkpoint-{step}", folder / f"checkpoint-{step}")
+        again = checkpointed(folder, case)
+        again.train(resume_from_checkpoint=str(folder / f"checkpoint-{step}"))
+        assert again.state.global_step == 6
+        assert equal(whole, again)
+        assert vars(again.method_state) == vars(whole.method_state)
+        for later in range(step + 2, 7, 2):
+            assert state(folder, later) == states[later]
+        if whole.reference is not None:
+            for name, weight in whole.reference.weights.items():
+                assert torch.equal(weight, again.reference.weights[name])
+
+
+@pytest.mark.parametrize("case", REMEMBERS)
+def test_a_run_that_forgets_goes_another_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    """A control: what is in the checkpoint matters in the case above."""
+    whole = checkpointed(tmp_path, case)
+    whole.train()
+    assert any(state(tmp_path, 4)[k] for k in ("examples", "shared", "waiting", "stage"))
+    monkeypatch.setattr("prefix_rft.engines.trl.trainer.load_state", lambda *args: None)
+    again = checkpointed(tmp_path, case)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert not equal(whole, again) or vars(again.method_state) != vars(whole.method_state)
+
+
+def imitation(folder: Path, model: Any = None, method: str = "iw_sft") -> Any:
+    return DemonstrationTrainer(
+        plain.sharp_model() if model is None else model,
+        DemonstrationConfig(
+            output_dir=str(folder),
+            method=method,
+            max_steps=4,
+            per_device_train_batch_size=4,
+            learning_rate=1e-2,
+            report_to="none",
+            use_cpu=True,
+            bf16=False,
+            activation_checkpointing=False,
+            disable_tqdm=True,
+            save_strategy="steps",
+            save_steps=2,
+        ),
+        train_dataset=plain.make_fates(["mixed"] * 16),
+        processing_class=make_tokenizer(),
+    )
+
+
+def test_imitation_goes_on_with_the_first_model_as_reference(tmp_path: Path) -> None:
+    whole = imitation(tmp_path)
+    whole.train()
+    again = imitation(tmp_path)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert equal(whole, again)
+    other = plain.sharp_model()
+    with torch.no_grad():
+        other.model.norm.weight.mul_(1.5)
+    with pytest.raises(UserError, match="another reference policy"):
+        imitation(tmp_path, other).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with memory, a renewed reference and a mask."""
+    folder = tmp_path_factory.mktemp("finished")
+    irft_with_mask(folder).train()
+    return folder
+
+
+def irft_with_mask(folder: Path) -> Any:
+    trainer, _ = plain.start(
+        PrefixRFTTrainer,
+        folder,
+        "irft",
+        plain.make_fates(["mixed"] * 8),
+        options={"stages": 2},
+        per_device_train_batch_size=8,
+        max_steps=2,
+        save_strategy="steps",
+        save_steps=1,
+        parameter_mask={"kind": "speft", "fraction": 0.1},
+    )
+    return trainer
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def other_shape(path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(path)
+    name = next(n for n, t in tensors.items() if t.ndim == 2)
+    save_file({**tensors, name: tensors[name][:1].clone()}, path)
+
+
+DAMAGE = {
+    "no-state": ("method_state.json", Path.unlink),
+    "half-state": ("method_state.json", cut),
+    "empty-state": ("method_state.json", lambda p: p.write_text("")),
+    "list-state": ("method_state.json", lambda p: p.write_text("[]")),
+    "foreign-state": ("method_state.json", lambda p: p.write_text('{"step": 3}')),
+    "wrong-examples": (
+        "method_state.json",
+        lambda p: p.write_text('{"examples": [1], "shared": {}, "waiting": [], "stage": 0}'),
+    ),
+    "wrong-waiting": (
+        "method_state.json",
+        lambda p: p.write_text('{"examples": {}, "shared": {}, "waiting": [3], "stage": 0}'),
+    ),
+    "wrong-stage": (
+        "method_state.json",
+        lambda p: p.write_text('{"examples": {}, "shared": {}, "waiting": [], "stage": null}'),
+    ),
+    "no-reference": ("reference.safetensors", Path.unlink),
+    "half-reference": ("reference.safetensors", cut),
+    "shape-reference": ("reference.safetensors", other_shape),
+    "no-mask": ("parameter_mask.safetensors", Path.unlink),
+    "half-mask": ("parameter_mask.safetensors", cut),
+    "shape-mask": ("parameter_mask.safetensors", other_shape),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_is_refused_with_a_sentence(
+    tmp_path: Path, finished: Path, damage: str
+) -> None:
+    """It names the checkpoint; the run does not go on with half of what it knew."""
+    name, spoil = DAMAGE[damage]
+    checkpoint = tmp_path / "checkpoint-2"
+    shutil.copytree(finished / "checkpoint-2", checkpoint)
+    trainer = irft_with_mask(tmp_path)
+    spoil(checkpoint / name)
+    with pytest.raises(UserError, match="checkpoint-2"):
+        trainer._load_from_checkpoint(str(checkpoint))
+
+
+def test_a_checkpoint_of_another_trainer_is_refused(tmp_path: Path, finished: Path) -> None:
+    checkpoint = tmp_path / "checkpoint-2"
+    shutil.copytree(finished / "checkpoint-2", checkpoint)
+    (checkpoint / "method_state.json").unlink()
+    with pytest.raises(UserError, match=r"has no method_state\.json"):
+        irft_with_mask(tmp_path).train(resume_from_checkpoint=str(checkpoint))
+    with pytest.raises(UserError, match=r"has no method_state\.json"):
+        imitation(tmp_path, method="sft").train(resume_from_checkpoint=str(checkpoint))
