@@ -11,9 +11,17 @@ import torch
 from formulas import FORMULAS, LAYOUT, MISTAKES, Step
 from torch import Tensor
 
-from prefix_rft.core import Batch, Method, Targets, advantages, dropped, loss, prepare
+from prefix_rft.core import (
+    Batch,
+    Method,
+    Targets,
+    advantages,
+    dropped,
+    loss,
+    prepare,
+    with_sequence,
+)
 from prefix_rft.core.contrast import Sequences
-from prefix_rft.core.objective import with_sequence
 from prefix_rft.methods import BUILT_IN, load, options_of
 
 NAN = float("nan")

@@ -324,6 +324,24 @@ def test_half_precision_would_show() -> None:
     assert abs(logp.sum().item() - exact) > 1e-3 * abs(exact)
 
 
+def test_half_precision_entropies_are_summed_in_single() -> None:
+    T = 4012
+    entropy = torch.full((1, T), 1 / 3, dtype=torch.bfloat16)
+    everywhere = torch.ones(1, T, dtype=torch.bool)
+    batch = Batch(
+        torch.zeros(1, T, dtype=torch.int64),
+        everywhere,
+        ~everywhere,
+        ~everywhere,
+        None,
+        torch.zeros(1),
+        torch.zeros(1, dtype=torch.int64),
+    )
+    method = load("grpo", entropy_coef=1.0, aggregation="sum", const=1.0)
+    value = loss(method, batch, torch.zeros_like(entropy), entropy).loss
+    assert value.item() == pytest.approx(-entropy.double().sum().item(), rel=1e-6)
+
+
 def test_advantages_are_exact_whatever_the_rewards_precision() -> None:
     """A mean of single-precision rewards must not leave a flat group with a gradient."""
     reward = torch.full((7,), 0.1)

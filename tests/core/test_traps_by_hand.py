@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from prefix_rft.core import Batch, Method, Stream, advantages, dropped, loss, prepare
+from prefix_rft.core import Batch, Method, Stream, advantages, dropped, loss, prepare, with_sequence
 from prefix_rft.core.advantage import group_advantage
-from prefix_rft.core.objective import ratio, with_sequence
+from prefix_rft.core.objective import ratio
 from prefix_rft.core.outcome import all_right, all_wrong, overlong_penalty, solve_rate, solved
 from prefix_rft.core.schedules import linear
 from prefix_rft.core.weights import (
@@ -287,6 +287,14 @@ def test_dropped_rows_count_nowhere() -> None:
     assert same_advantages.item() == pytest.approx(rest.item())
 
 
+def test_dropped_rows_take_no_place_in_the_selection() -> None:
+    """20 % of the five prefix tokens that are left is one."""
+    b = batch(["ppppps"] * 2, [0.0, 1.0], [0, 1], dropped_B=t([True, False]))
+    entropy = t([[9.0, 8, 7, 6, 5, 0], [1, 2, 3, 4, 5, 0]])
+    targets = prepare(load("prefix_rft"), b, entropy, advantage_SB=torch.ones(3, 2))
+    assert targets.keep_BT.tolist() == [[False] * 6, [False] * 4 + [True, False]]
+
+
 # ---- gates ---------------------------------------------------------------------------------------
 
 
@@ -369,6 +377,35 @@ def test_a_contrasts_advantages_reach_the_streams_that_ask() -> None:
     method = replace(load("irft"), streams=(asks, other))
     before = t([[1.0, 1.0], [2.0, 3.0]])
     assert with_sequence(method, before, t([7.0, 8.0])).tolist() == [[7.0, 8.0], [2.0, 3.0]]
+
+
+def test_a_gate_holds_for_a_contrast_too() -> None:
+    """No rollout of group 0 is solved, so a gate on solved groups leaves it out."""
+    stream = Stream("s", POLICY, "logp", "sequence", gate=(0.0, 1.0))
+    method = Method("m", (stream,), contrast=load("irft").contrast)
+    b = batch(["s"] * 4, [0.0, 0.0, 1.0, 0.0], [0, 0, 1, 1])
+    before = advantages(method, b.reward_B, b.group_B, b.hybrid_B, b.demo_B)
+    after = with_sequence(method, before, t([7.0, 7, 7, 7], dtype=torch.float64))
+    assert after.tolist() == [[0.0, 0.0, 7.0, 7.0]]
+
+
+def test_what_a_weight_sees_is_0_outside_the_streams_tokens() -> None:
+    seen: list[Scores] = []
+
+    def of(s: Scores) -> Tensor:
+        seen.append(s)
+        return torch.ones_like(s.logp_BT)
+
+    rubbish = torch.full((4, 3), NAN, dtype=torch.float64)
+    logp, entropy, ref = (rubbish.where(~B.demo_mask_BT, x) for x in (-1.0, 2.0, -3.0))
+    b = replace(B, ref_logp_BT=ref)
+    gradient(one(weight=Weight("w", of), tokens=DEMO), b, logp, entropy_BT=entropy)
+    (s,) = seen
+    assert torch.equal(s.mask_BT, B.demo_mask_BT)
+    for x, value in ((s.logp_BT, -1.0), (s.entropy, 2.0), (s.ref_logp_BT, -3.0)):
+        assert torch.equal(x, value * B.demo_mask_BT.double())
+        assert not x.requires_grad
+    assert s.log_ratio_to_ref[B.demo_mask_BT].tolist() == [2.0]
 
 
 @pytest.mark.parametrize(

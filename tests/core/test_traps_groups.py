@@ -8,9 +8,8 @@ import torch
 from test_traps import CONTRASTS, GROUPED, case, gradients
 from torch import Tensor
 
-from prefix_rft.core import Batch, Method, advantages, loss, prepare
+from prefix_rft.core import Batch, Method, advantages, loss, prepare, with_sequence
 from prefix_rft.core.contrast import Discriminative, SelfPlay, Sequences
-from prefix_rft.core.objective import with_sequence
 from prefix_rft.core.weights import Scores, f_divergence, sequence_importance
 from prefix_rft.methods import BUILT_IN, load
 
@@ -288,6 +287,19 @@ def test_contrasts_of_long_sequences_in_single_precision(name: str) -> None:
     # The pull on the negative that is less likely by exp(1) is that much weaker.
     weaker = {"discriminative": math.e, "irft": (1 + math.exp(0.1)) / 2}[name]
     assert (value[1] / value[2]).item() == pytest.approx(weaker, rel=1e-3)
+
+
+def test_kl_pulls_back_however_far_the_policy_is() -> None:
+    """d k3 / d log pi = 1 - pi_ref/pi, the ratio held at exp(20): never pushed away."""
+    one = torch.ones(1, 1, dtype=torch.bool)
+    for x in (-700.0, -1.0, 0.0, 1.0, 19.0, 21.0, 60.0, 5000.0):
+        ref = t([[-1.0]], dtype=torch.float64)
+        batch = Batch(t([[0]]), one, ~one, ~one, None, t([0.0]), t([0]), ref_logp_BT=ref)
+        logp = (ref - x).requires_grad_()
+        value = loss(load("grpo", beta=1.0), batch, logp).loss
+        (g,) = torch.autograd.grad(value, logp)
+        assert g.item() == pytest.approx(-math.expm1(min(x, 20.0)))
+        assert value.item() >= 0
 
 
 # ---- 12: weights below zero, poles, unlikelihood -------------------------------------------------

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefix_rft.core.method import Selection, Stream
-from prefix_rft.core.planner import Branch, Group, RandomPrefix, Start
+from prefix_rft.core.planner import Group, Lengthening, RandomPrefix, Start
 from prefix_rft.core.prefix import PrefixSampler
 from prefix_rft.core.schedules import constant
 from prefix_rft.methods import BUILT_IN, load
@@ -118,12 +118,14 @@ def test_rows_of_a_group_stand_in_a_fixed_order() -> None:
 
 def test_a_prefix_that_failed_covers_half_of_what_was_left() -> None:
     """0.2, then 1 - 0.8/2 = 0.6, then 0.8, of 100 tokens; the last token stays in any case."""
-    law = RandomPrefix(1, 0, PrefixSampler(constant(0.2), constant(0.2)))
+    law = Lengthening(RandomPrefix(1, 0, PrefixSampler(constant(0.2), constant(0.2))))
     starts = [law.starts(group(attempt=k))[0] for k in (0, 1, 2, 12)]
     assert [s.length for s in starts if s] == [20, 60, 80, 99]
     sampler = load("prefix_rft").prefix
     assert sampler is not None
-    own = [RandomPrefix(2, 0, sampler).starts(group(attempt=k, step=50)) for k in (0, 1)]
+    own = [
+        Lengthening(RandomPrefix(2, 0, sampler)).starts(group(attempt=k, step=50)) for k in (0, 1)
+    ]
     for row in (0, 1):
         before, after = own[0][row], own[1][row]
         assert before is not None
@@ -135,10 +137,10 @@ def test_a_prefix_that_failed_covers_half_of_what_was_left() -> None:
 def test_the_law_of_a_method() -> None:
     assert load("grpo").law == RandomPrefix(0, 0, None)
     assert load("grpo").law.starts(group()) == (None,) * 4
-    assert load("grpo", all_wrong="lengthen").law == Branch()
-    assert load("bread").law == Branch()
-    assert load("prefix_rft", all_wrong="lengthen").law == load("prefix_rft").law
-    assert load("luffy", all_wrong="lengthen").law == Branch(1)
+    assert load("grpo", all_wrong="lengthen").law == Lengthening(RandomPrefix())
+    assert load("bread").law == Lengthening()
+    assert load("prefix_rft", all_wrong="lengthen").law == Lengthening(load("prefix_rft").law)
+    assert load("luffy", all_wrong="lengthen").law == Lengthening(RandomPrefix(0, 1))
     assert lengths_of("luffy", group()) == [100, None, None, None]
     assert lengths_of("luffy", group(), num_demonstrations=2) == [100, 100, None, None]
 
@@ -161,7 +163,6 @@ def test_what_a_method_refuses() -> None:
         ("grpo", {"all_wrong": "drp"}, "did you mean 'drop'"),
         ("grpo", {"attempts": 0}, "at least 1"),
         ("rl_sft", {"all_wrong": "lengthen"}, "cannot lengthen a prefix"),
-        ("uft", {"all_wrong": "lengthen"}, "does not lengthen them"),
         ("hpt", {"all_wrong": "drop"}, "trains on groups that fail"),
         ("superrl", {"all_wrong": "resample"}, "trains on groups that fail"),
         ("srft", {"entropy_level": "batch"}, "unknown entropy_level"),
@@ -195,6 +196,27 @@ def test_lengthening_keeps_the_whole_demonstrations(name: str) -> None:
     for attempt, rest in ((0, None), (1, 25), (2, 50), (3, 75)):
         asked = group(attempt=attempt, attempts=3)
         assert lengths_of(name, asked, all_wrong="lengthen") == [100, rest, rest, rest]
+
+
+@pytest.mark.parametrize("name", ["uft", "adaback", "pope", "r3", "questa"])
+def test_planners_of_their_own_lengthen_too(name: str) -> None:
+    """Sampled again, what is left of the demonstration is halved; plain rows stay plain."""
+    law = load(name, all_wrong="lengthen").law
+    for step in range(20):
+        before, after = (law.starts(group(attempt=k, step=step, attempts=3)) for k in (0, 1))
+        if not any(s and s.length for s in before):
+            assert {s.length for s in after if s} == {25}
+            continue
+        for b, a in zip(before, after, strict=True):
+            assert (b is None) == (a is None)
+            if b and a:
+                assert a.index == b.index
+                assert a.length in (99, 100 - math.ceil((100 - b.length) / 2))
+    assert law.learn(group(), law.starts(group()), [0.0] * 4) == load(name).law.learn(
+        group(), law.starts(group()), [0.0] * 4
+    )
+    assert law.remembers == load(name).law.remembers == (name in ("adaback", "pope"))
+    assert law.needs_boundaries == (name == "r3")
 
 
 # ---- BREAD ---------------------------------------------------------------------------------------
@@ -287,6 +309,16 @@ def test_an_interval_that_has_closed_opens_again() -> None:
     law = load("adaback").law
     own, _ = law.learn(group(own={"low": 0.3, "high": 0.3}), (Start(0, 30, 0.3),) * 4, [0.0] * 4)
     assert own == {"low": 0.3, "high": 1.0}
+
+
+@pytest.mark.parametrize("high", [0.0, 0.005])
+def test_an_interval_too_short_for_a_token_opens_again(high: float) -> None:
+    """Once solved without help, an example that fails from then on must get help again."""
+    law, own = load("adaback").law, {"low": 0.0, "high": high}
+    asked = group(own=own)
+    assert law.starts(asked) == (None,) * 4
+    own, _ = law.learn(asked, law.starts(asked), [0.0] * 4)
+    assert own == {"low": 0.0, "high": 1.0}
 
 
 def test_what_a_plain_group_teaches() -> None:

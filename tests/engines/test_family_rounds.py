@@ -403,16 +403,17 @@ def test_prefix_tokens_of_dropped_groups_are_not_ranked(tmp_path: Path, scope: s
     _, recorder, watch = run(
         tmp_path,
         "prefix_rft",
-        plain.make_fates(["right", "mixed", "right", "mixed"]),
+        plain.make_fates(["right", "mixed", "right", "mixed"] * 2),
         options={"all_right": "drop", "num_hybrid": 2, "entropy_scope": scope},
-        max_steps=1,
+        max_steps=2,
+        seed=4,
     )
-    (record,) = recorder.records
-    assert 8 <= watch.trained[0]["row_dropped"].sum() < 16
-    step = plain.Update(plain.without(record, 1.0), record.weights, record.weights)
-    loss = plain.prefix_rft(step)
-    assert record.loss == pytest.approx(loss.item(), rel=1e-5, abs=1e-7)
-    assert plain.relative_error(record.gradient, step.gradient(loss)) < 1e-5
+    for record, rows in zip(recorder.records, watch.trained, strict=True):
+        assert 8 <= rows["row_dropped"].sum() < 16
+        step = plain.Update(plain.without(record, 1.0), record.weights, record.weights)
+        loss = plain.prefix_rft(step)
+        assert record.loss == pytest.approx(loss.item(), rel=1e-5, abs=1e-7)
+        assert plain.relative_error(record.gradient, step.gradient(loss)) < 1e-5
 
 
 def grpo_behind_prefixes(u: plain.Update) -> torch.Tensor:
@@ -629,19 +630,23 @@ def test_rows_without_reward_make_no_group_flat(tmp_path: Path) -> None:
     check_files(tmp_path, watch)
 
 
+AGAIN = {"all_wrong": "resample", "num_demonstrations": 2}
+
+
 @pytest.mark.parametrize(
-    ("method", "options"),
+    ("backend", "method", "options"),
     [
-        ("luffy", {}),
-        ("luffy", {"all_wrong": "resample", "num_demonstrations": 2}),
-        ("bread", {}),
-        ("dapo", {}),
-        ("relift", {"sft_prompts": 3}),
-        ("grpo", {"all_wrong": "demonstration"}),
+        ("generate", "luffy", AGAIN),
+        ("generate", "bread", {}),
+        ("colocate", "luffy", {}),
+        ("colocate", "bread", {}),
+        ("colocate", "dapo", {}),
+        ("colocate", "relift", {"sft_prompts": 3}),
+        ("server", "luffy", AGAIN),
+        ("server", "dapo", {}),
+        ("server", "grpo", {"all_wrong": "demonstration"}),
     ],
-    ids=["luffy", "luffy-again", "bread", "dapo", "relift", "demonstration"],
 )
-@pytest.mark.parametrize("backend", ["generate", "colocate", "server"])
 def test_other_engines(tmp_path: Path, method: str, options: dict, backend: str) -> None:
     """An engine gets every row, also one that is done: what it makes of that is not taken. The
     sampler's log-probs of a kept row are kept, and those of a demonstration are not made up."""

@@ -230,7 +230,7 @@ def test_a_resumed_run_is_the_run(tmp_path: Path, case: str) -> None:
     whole = checkpointed(tmp_path / "whole", case)
     whole.train()
     states = {step: state(tmp_path / "whole", step) for step in (2, 4, 6)}
-    for step in (2, 4):
+    for step in (2, 4) if case in REMEMBERS else (4,):
         folder = tmp_path / f"from{step}"
         folder.mkdir()
         shutil.copytree(tmp_path / "whole" / f"checkpoint-{step}", folder / f"checkpoint-{step}")

@@ -17,7 +17,7 @@ from typing import Any
 
 from prefix_rft.core.advantage import BASELINES
 from prefix_rft.core.contrast import Contrast
-from prefix_rft.core.planner import Branch, Planner, RandomPrefix
+from prefix_rft.core.planner import Lengthening, Planner, RandomPrefix
 from prefix_rft.core.prefix import PrefixSampler
 from prefix_rft.core.schedules import Schedule, constant
 from prefix_rft.core.select import MODES, SCOPES
@@ -251,11 +251,6 @@ class Method:
                 f"method '{self.name}' trains no continuation, so it cannot lengthen a prefix: "
                 "choose another all_wrong"
             )
-        if self.all_wrong == "lengthen" and not self.law.lengthens:
-            raise UserError(
-                f"method '{self.name}' plans its prefixes itself and does not lengthen them within "
-                "a step: choose another all_wrong"
-            )
         if self.all_wrong in ("drop", "resample") and any(
             s.gate is not None and s.gate[0] < 0.0 for s in self.streams
         ):
@@ -296,11 +291,9 @@ class Method:
     @property
     def law(self) -> Planner:
         """The planner that decides where rows start."""
-        if self.planner is not None:
-            return self.planner
-        if self.all_wrong == "lengthen" and not self.num_hybrid:
-            return Branch(self.num_demonstrations)
-        return RandomPrefix(self.num_hybrid, self.num_demonstrations, self.prefix)
+        law = self.planner or RandomPrefix(self.num_hybrid, self.num_demonstrations, self.prefix)
+        lengthens = self.all_wrong == "lengthen" and not isinstance(law, Lengthening)
+        return Lengthening(law) if lengthens else law
 
     @property
     def branches(self) -> bool:

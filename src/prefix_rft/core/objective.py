@@ -16,9 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from prefix_rft.core import outcome
-from prefix_rft.core.advantage import group_advantage
 from prefix_rft.core.batch import Batch
+from prefix_rft.core.credit import advantages
 from prefix_rft.core.method import DEFAULT_CONST, REGULARISERS, Method, Stream
 from prefix_rft.core.select import keep_fraction
 from prefix_rft.core.weights import Scores
@@ -70,67 +69,6 @@ class LossOutput:
         return {k: (s / n).item() for k, (s, n) in self.stats.items() if n > 0}
 
 
-def advantages(
-    method: Method,
-    reward_B: Tensor,
-    group_B: Tensor,
-    hybrid_B: Tensor,
-    demo_B: Tensor,
-) -> Tensor:
-    """The advantage of every stream and row, shape (S, B).
-
-    Takes whole groups: call it where all rows of a group are known. Whole demonstrations enter a
-    group's baseline only for methods that plan such rows.
-    """
-    everyone = torch.ones_like(hybrid_B) if method.num_demonstrations else ~demo_B
-    policy_B = ~hybrid_B & ~demo_B
-    reward_B = reward_B if reward_B.device.type == "mps" else reward_B.double()
-    graded = torch.nan_to_num(reward_B, nan=0.0)
-    right = outcome.solved(reward_B, method.solved_above)
-    known = {
-        "reward": graded,
-        "solved": right.to(graded),
-        "unsolved": -(~right & ~torch.isnan(reward_B)).to(graded),
-        "sequence": torch.ones_like(graded),  # until the contrast has spoken: with_sequence
-    }
-    whole = torch.zeros_like(group_B)
-    for kind, groups, include in (
-        ("group", group_B, everyone),
-        ("policy_group", group_B, policy_B),
-        ("hybrid_group", group_B, hybrid_B),
-        ("batch", whole, everyone),
-    ):
-        if any(s.advantage == kind for s in method.streams):
-            known[kind] = group_advantage(reward_B, groups, include, method.baseline)
-    rate_B = outcome.solve_rate(reward_B, group_B, policy_B, method.solved_above)
-    rows = []
-    for s in method.streams:
-        of = s.advantage
-        value = known[of] if isinstance(of, str) else torch.full_like(graded, of)
-        if s.gate is not None:
-            value = value.where((rate_B > s.gate[0]) & (rate_B <= s.gate[1]), 0.0)
-        rows.append(value)
-    return torch.stack(rows)
-
-
-def with_sequence(method: Method, advantage_SB: Tensor, sequence_B: Tensor) -> Tensor:
-    """The advantages, with those of the method's contrast where a stream asks for them."""
-    asks = torch.tensor([s.advantage == "sequence" for s in method.streams])
-    return torch.where(asks.to(advantage_SB.device)[:, None], sequence_B, advantage_SB)
-
-
-def dropped(method: Method, reward_B: Tensor, group_B: Tensor, demo_B: Tensor) -> Tensor:
-    """Rows of the flat groups that the method drops, shape (B,)."""
-    rate_B = outcome.solve_rate(reward_B, group_B, ~demo_B, method.solved_above)
-    wrong, right = outcome.all_wrong(rate_B), outcome.all_right(rate_B)
-    drop = torch.zeros_like(wrong)
-    if method.all_wrong in ("drop", "resample"):
-        drop |= wrong
-    if method.all_right in ("drop", "resample"):
-        drop |= right
-    return drop
-
-
 def select_prefix(
     method: Method, prefix_BT: Tensor, entropy_BT: Tensor | None, seed: int
 ) -> Tensor:
@@ -176,7 +114,7 @@ def prepare(
             method, batch.reward_B, batch.group_B, batch.hybrid_B, batch.demo_B
         )
     if keep_BT is None:
-        keep_BT = select_prefix(method, batch.prefix_mask_BT, entropy_BT, step)
+        keep_BT = select_prefix(method, batch.origin(("prefix",)), entropy_BT, step)
 
     acts_SBT = torch.stack(
         [
@@ -217,7 +155,8 @@ def _trained(
     """Tokens on which the stream acts: its origins, less what has no advantage."""
     tokens = batch.origin(stream.tokens)
     if stream.surrogate in REGULARISERS:
-        return tokens & (advantage_B != 0)[:, None]  # a closed gate
+        open_B = torch.ones_like(advantage_B, dtype=torch.bool)
+        return tokens & (open_B if stream.gate is None else advantage_B != 0)[:, None]
     tokens = tokens & (keep_BT | ~batch.prefix_mask_BT) & (advantage_B != 0)[:, None]
     if method.truncated == "mask":
         if batch.truncated_B is None:
@@ -255,6 +194,8 @@ def loss(
         targets = prepare(method, batch, entropy_BT, step, total_steps)
     if logp_BT.dtype in (torch.bfloat16, torch.float16):
         logp_BT = logp_BT.float()  # sums over a step need more than eight bits
+    if entropy_BT is not None and entropy_BT.dtype in (torch.bfloat16, torch.float16):
+        entropy_BT = entropy_BT.float()
     total = logp_BT.new_zeros(())
     stats = _stats(batch, logp_BT, entropy_BT, targets)
     if not method.trains("prefix"):
@@ -293,7 +234,9 @@ def _surrogate(
         if batch.ref_logp_BT is None:
             raise UserError(f"stream '{stream.name}' of '{method.name}' needs ref_logp_BT")
         log_ratio = batch.ref_logp_BT.where(acts_BT, 0.0) - logp
-        return -(log_ratio.clamp(max=LOG_RATIO_LIMIT).exp() - log_ratio - 1.0)
+        # Beyond the limit the exponential goes on as a line, so that it still pulls back.
+        held = log_ratio.clamp(max=LOG_RATIO_LIMIT)
+        return -(held.exp() * (1.0 + log_ratio - held) - log_ratio - 1.0)
     if stream.surrogate == "logp":
         return advantage_B1 * logp
     if stream.surrogate == "likelihood":
@@ -375,7 +318,7 @@ def _stats(
             add(f"{origin}/entropy", entropy_BT, where)
     if entropy_BT is not None:
         add("entropy", entropy_BT, response)
-    stats["prefix/kept"] = (targets.keep_BT.sum(), batch.prefix_mask_BT.sum())
+    stats["prefix/kept"] = (targets.keep_BT.sum(), batch.origin(("prefix",)).sum())
     stats["prefix/token_share"] = (batch.prefix_mask_BT.sum(), response.sum())
     return stats
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from prefix_rft.core.prefix import PrefixSampler, draw_prefix, generator, is_hybrid, prefix_length
 
@@ -82,12 +82,15 @@ class Group:
 class Planner:
     """Decides where rows start. Derive a frozen dataclass from it and give it ``starts``.
 
-    ``lengthens`` says that a group which is sampled again (``attempt`` above 0) starts from longer
-    prefixes, and ``needs_boundaries`` that the planner reads the group's boundaries.
+    ``needs_boundaries`` says that the planner reads the group's boundaries.
     """
 
-    lengthens = False
     needs_boundaries = False
+
+    @property
+    def remembers(self) -> bool:
+        """Whether it learns from its groups."""
+        return type(self).learn is not Planner.learn
 
     def starts(self, group: Group) -> Starts:
         """One start for each row. Not called for a group without demonstrations."""
@@ -108,15 +111,11 @@ class Planner:
 
 @dataclass(frozen=True)
 class RandomPrefix(Planner):
-    """Prefix-RFT's law: the first rows draw a prefix each, the next ones are whole demonstrations.
-
-    Sampled again, a hybrid row's prefix covers half of what was left, and half again.
-    """
+    """Prefix-RFT's law: the first rows draw a prefix each, the next are whole demonstrations."""
 
     num_hybrid: int = 0
     num_demonstrations: int = 0
     prefix: PrefixSampler | None = None
-    lengthens = True
 
     def starts(self, group: Group) -> Starts:
         """Prefixes first, whole demonstrations next, then on-policy rows."""
@@ -134,9 +133,7 @@ class RandomPrefix(Planner):
                 row=row,
                 max_length=group.max_length,
             )
-            if not group.attempt:
-                return Start(draw.index, draw.length, draw.ratio)
-            return group.start(draw.index, 1.0 - (1.0 - draw.ratio) * 0.5**group.attempt)
+            return Start(draw.index, draw.length, draw.ratio)
         if row < self.num_hybrid + self.num_demonstrations:
             index = group.random(row).randrange(len(group.lengths))
             return Start(index, group.lengths[index], 1.0)
@@ -144,21 +141,48 @@ class RandomPrefix(Planner):
 
 
 @dataclass(frozen=True)
-class Branch(Planner):
-    """On-policy rows first; sampled again, they all branch from one demonstration (BREAD).
+class Lengthening(Planner):
+    """Another planner's starts, lengthened each time the group is sampled again.
 
-    The k-th time of n they share the first ``k / (n + 1)`` of it. ``num_demonstrations`` rows are
-    whole demonstrations throughout.
+    A prefix then covers half of what was left of its demonstration, and half again. Where the
+    group has no prefix at all, its on-policy rows branch from one (BREAD, arXiv 2506.17211): the
+    k-th time of n they share the first ``k / (n + 1)`` of a demonstration. Whole demonstrations
+    stay.
     """
 
-    num_demonstrations: int = 0
-    lengthens = True
+    inner: Planner = RandomPrefix()
+
+    @property
+    def needs_boundaries(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """As the planner within."""
+        return self.inner.needs_boundaries
 
     def starts(self, group: Group) -> Starts:
-        """No prefix at first, then one for all rows but the whole demonstrations."""
-        plain = RandomPrefix(0, self.num_demonstrations).starts(group)
+        """The planner's own starts at first, then longer ones."""
+        plain = self.inner.starts(replace(group, attempt=0))
         if not group.attempt:
             return plain
+        if any(s is not None and 0 < s.length < group.lengths[s.index] for s in plain):
+            return tuple(s and self._longer(group, s) for s in plain)
         index = group.random().randrange(len(group.lengths))
-        start = group.start(index, group.attempt / (group.attempts + 1))
-        return tuple(start if whole is None else whole for whole in plain)
+        branch = group.start(index, group.attempt / (group.attempts + 1))
+        return tuple(branch if s is None or not s.length else s for s in plain)
+
+    @staticmethod
+    def _longer(group: Group, start: Start) -> Start:
+        whole = group.lengths[start.index]
+        if start.length == whole:
+            return start
+        ratio = start.length / whole if start.ratio is None else start.ratio
+        return group.start(start.index, 1.0 - (1.0 - ratio) * 0.5**group.attempt)
+
+    def learn(
+        self, group: Group, starts: Starts, rewards: Sequence[float]
+    ) -> tuple[Record, Record]:
+        """As the planner within."""
+        return self.inner.learn(group, starts, rewards)
+
+    @property
+    def remembers(self) -> bool:
+        """As the planner within."""
+        return self.inner.remembers

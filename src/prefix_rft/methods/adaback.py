@@ -43,15 +43,16 @@ class Interval(Planner):
         known = [r for r in rewards if not math.isnan(r)]
         start = starts[0]
         fails = bool(known) and sum(known) / len(known) < self.threshold
-        if not known or (fails and start is None):
+        low, high = self.bounds(group)
+        helps = any(group.start(i, high).length for i in range(len(group.lengths)))
+        if not known or (fails and start is None and helps):
             return group.own, group.shared  # that it fails without a prefix says nothing new
         ratio = 0.0 if start is None or start.ratio is None else start.ratio
-        low, high = self.bounds(group)
         if not fails:
             low, high = 0.0, ratio
         else:
             # An interval that has closed and fails opens again: the rule alone would be stuck.
-            low, high = ratio, high if high > ratio else 1.0
+            low, high = ratio, high if helps and high > ratio else 1.0
         shared = {
             "low": self.ema * group.shared.get("low", 0.0) + (1.0 - self.ema) * low,
             "high": self.ema * group.shared.get("high", 1.0) + (1.0 - self.ema) * high,

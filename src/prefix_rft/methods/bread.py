@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from prefix_rft.core.method import SAMPLED, Method, Stream, regularisers
-from prefix_rft.core.planner import Branch
+from prefix_rft.core.planner import Lengthening
 
 
 def bread(
@@ -40,7 +40,7 @@ def bread(
             Stream("policy", SAMPLED, "clip", "group"),
             *regularisers(beta, entropy_coef, SAMPLED),
         ),
-        planner=Branch(),
+        planner=Lengthening(),
         all_wrong="lengthen",
         baseline="mean_std",
         aggregation=aggregation,

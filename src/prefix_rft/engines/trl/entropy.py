@@ -62,10 +62,11 @@ def select_in_pool(trainer: PrefixRFTTrainer, window: Rows, index: int) -> Tenso
     method = trainer.method
     seed = 1_000_003 * trainer.args.seed + trainer.state.global_step
     chosen = method.selection
-    mask = window["prefix_mask"]
+    mask = window["prefix_mask"] & ~window["row_dropped"][:, None]
     if chosen is None:
         return mask
     pool = join(trainer._buffered_inputs) if chosen.scope == "step" else window
+    candidates = pool["prefix_mask"] & ~pool["row_dropped"][:, None]
     if chosen.source == "rollout":
         entropy = pool["prefix_entropy"]
     else:
@@ -73,10 +74,10 @@ def select_in_pool(trainer: PrefixRFTTrainer, window: Rows, index: int) -> Tenso
     if chosen.scope == "row":
         return select_prefix(method, mask, entropy, seed)
 
-    local = entropy[pool["prefix_mask"]]
+    local = entropy[candidates]
     kept = _select_over_processes(trainer, local, seed)
-    keep = torch.zeros_like(pool["prefix_mask"])
-    keep[pool["prefix_mask"]] = kept
+    keep = torch.zeros_like(candidates)
+    keep[candidates] = kept
     if chosen.scope == "step":
         keep = keep[index * len(mask) : (index + 1) * len(mask)]
     return keep

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from prefix_rft.core import outcome
-from prefix_rft.core.planner import Group, Planner, Start, Starts
+from prefix_rft.core.planner import Group, Start, Starts
 from prefix_rft.core.prefix import generator
 from prefix_rft.data.demonstrations import EXAMPLE, IDS
 from prefix_rft.engines.trl.plan import Moment, RowPlan, plan_rows, starting
@@ -189,7 +189,7 @@ def learn(
     metrics = trainer.metrics
     for name, share in (("wrong", rate_N == 0.0), ("right", rate_N == 1.0)):
         metrics[f"groups/all_{name}"].append(share.float().mean().item())
-    remembers = type(method.law).learn is not Planner.learn
+    remembers = method.law.remembers
     if not remembers and method.interleave is None:
         return
     # A group may lie across processes: each says what it holds of it.

@@ -1,0 +1,75 @@
+"""Which advantage each stream gives each row, and which rows a step leaves out.
+
+Shape letters: B rows, S streams.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from prefix_rft.core import outcome
+from prefix_rft.core.advantage import group_advantage
+from prefix_rft.core.method import REGULARISERS, Method
+
+
+def advantages(
+    method: Method,
+    reward_B: Tensor,
+    group_B: Tensor,
+    hybrid_B: Tensor,
+    demo_B: Tensor,
+) -> Tensor:
+    """The advantage of every stream and row, shape (S, B).
+
+    Takes whole groups: call it where all rows of a group are known. Whole demonstrations enter a
+    group's baseline only for methods that plan such rows.
+    """
+    everyone = torch.ones_like(hybrid_B) if method.num_demonstrations else ~demo_B
+    policy_B = ~hybrid_B & ~demo_B
+    reward_B = reward_B if reward_B.device.type == "mps" else reward_B.double()
+    graded = torch.nan_to_num(reward_B, nan=0.0)
+    right = outcome.solved(reward_B, method.solved_above)
+    known = {
+        "reward": graded,
+        "solved": right.to(graded),
+        "unsolved": -(~right & ~torch.isnan(reward_B)).to(graded),
+        "sequence": torch.ones_like(graded),  # until the contrast has spoken: with_sequence
+    }
+    whole = torch.zeros_like(group_B)
+    for kind, groups, include in (
+        ("group", group_B, everyone),
+        ("policy_group", group_B, policy_B),
+        ("hybrid_group", group_B, hybrid_B),
+        ("batch", whole, everyone),
+    ):
+        if any(s.advantage == kind for s in method.streams):
+            known[kind] = group_advantage(reward_B, groups, include, method.baseline)
+    rate_B = outcome.solve_rate(reward_B, group_B, policy_B, method.solved_above)
+    rows = []
+    for s in method.streams:
+        of = 1.0 if s.surrogate in REGULARISERS else s.advantage
+        value = known[of] if isinstance(of, str) else torch.full_like(graded, of)
+        if s.gate is not None:
+            value = value.where((rate_B > s.gate[0]) & (rate_B <= s.gate[1]), 0.0)
+        rows.append(value)
+    return torch.stack(rows)
+
+
+def with_sequence(method: Method, advantage_SB: Tensor, sequence_B: Tensor) -> Tensor:
+    """The advantages, with those of the method's contrast where a stream asks for them."""
+    asks = torch.tensor([s.advantage == "sequence" for s in method.streams])
+    open_SB = asks.to(advantage_SB.device)[:, None] & (advantage_SB != 0)  # a closed gate is 0
+    return torch.where(open_SB, sequence_B, advantage_SB)
+
+
+def dropped(method: Method, reward_B: Tensor, group_B: Tensor, demo_B: Tensor) -> Tensor:
+    """Rows of the flat groups that the method drops, shape (B,)."""
+    rate_B = outcome.solve_rate(reward_B, group_B, ~demo_B, method.solved_above)
+    wrong, right = outcome.all_wrong(rate_B), outcome.all_right(rate_B)
+    drop = torch.zeros_like(wrong)
+    if method.all_wrong in ("drop", "resample"):
+        drop |= wrong
+    if method.all_right in ("drop", "resample"):
+        drop |= right
+    return drop

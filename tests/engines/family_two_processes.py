@@ -1,0 +1,124 @@
+"""Run by a test under torchrun with two gloo processes: one short run for each case.
+
+Usage: family_two_processes.py FOLDER
+
+With ``split`` a group of eight lies across both processes; otherwise each has a group of four, and
+the dataset is such that the first process alone has the groups that fail, or the demonstrations.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import family_plain as plain
+import torch
+
+from prefix_rft import DemonstrationTrainer, PrefixRFTTrainer
+from prefix_rft.engines.trl.sft import DemonstrationConfig
+from tiny import make_tokenizer
+
+EVEN = ("wrong", "mixed")
+ODD = (1, 3, 5, 7)
+STEPS = 3
+
+# name -> method, options, fates, examples without demonstration, whether a group is split, settings
+CASES: dict[str, tuple[str, dict[str, Any], tuple[str, ...], tuple[int, ...], bool, dict]] = {
+    "luffy": ("luffy", {}, ("mixed",), ODD, False, {}),
+    "luffy-split": ("luffy", {"all_wrong": "resample"}, EVEN, (3,), True, {}),
+    "chord": ("chord", {}, ("mixed",), ODD, False, {}),
+    "relift": ("relift", {"sft_prompts": 2}, EVEN, ODD, False, {}),
+    "mifo": (
+        "mifo",
+        {"sft_prompts": 2},
+        EVEN,
+        ODD,
+        False,
+        {"parameter_mask": {"kind": "mifo", "fraction": 0.2}},
+    ),
+    "dapo": ("dapo", {"attempts": 2}, EVEN, (), False, {"log_rollouts": True}),
+    "bread": ("bread", {}, ("hint:9", "mixed"), ODD, False, {"log_rollouts": True}),
+    "lengthen": ("prefix_rft", {"all_wrong": "lengthen"}, EVEN, (), True, {}),
+    "demonstration": ("grpo", {"all_wrong": "demonstration"}, EVEN, (), True, {}),
+    "adaback": ("adaback", {"plain": 0.0, "ema": 0.5}, EVEN, (), False, {}),
+    "discriminative": ("discriminative", {}, ("mixed",), (2,), True, {}),
+    "irft": ("irft", {"stages": 2}, ("mixed",), ODD, False, {}),
+    "irft-split": ("irft", {"stages": 3}, ("mixed",), (), True, {}),
+    "self_sft": ("self_sft", {}, ("wrong", "right"), (), False, {}),
+    "iw_sft": ("iw_sft", {}, ("mixed",), (), False, {}),
+}
+
+
+def trainer_of(name: str, folder: Path) -> tuple[Any, plain.Recorder]:
+    method, options, fates, missing, split, settings = CASES[name]
+    rows = plain.make_fates(fates * (8 // len(fates)), missing=missing)
+    common = {
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "max_steps": STEPS,
+        "learning_rate": 1e-2,
+        "ddp_find_unused_parameters": False,
+    }
+    if method != "iw_sft":
+        return plain.start(
+            PrefixRFTTrainer,
+            folder,
+            method,
+            rows,
+            options=options,
+            num_generations=8 if split else 4,
+            **common,
+            **settings,
+        )
+    recorder = plain.Recorder()
+    trainer = DemonstrationTrainer(
+        plain.sharp_model(),
+        DemonstrationConfig(
+            output_dir=str(folder),
+            method=method,
+            report_to="none",
+            use_cpu=True,
+            bf16=False,
+            activation_checkpointing=False,
+            disable_tqdm=True,
+            save_strategy="no",
+            max_grad_norm=0.0,
+            lr_scheduler_type="constant",
+            **common,
+        ),
+        train_dataset=rows,
+        processing_class=make_tokenizer(),
+        callbacks=[recorder],
+    )
+    recorder.watch(trainer, "compute_loss")
+    return trainer, recorder
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    found: dict[str, Any] = {}
+    rank = 0
+    for name in CASES:
+        trainer, recorder = trainer_of(name, folder / name)
+        forwards: list[tuple[int, int]] = []
+
+        def count(module: Any, args: Any, kwargs: Any, t: Any = trainer, f: Any = forwards) -> None:
+            if module.training:  # sampling is each process's own affair
+                f.append((t.state.global_step, len(kwargs["input_ids"])))
+
+        trainer.model.register_forward_pre_hook(count, with_kwargs=True)
+        trainer.train()
+        mask = trainer.parameter_mask
+        found[name] = {
+            "records": [r.plain() for r in recorder.records],
+            "forwards": forwards,
+            "state": vars(trainer.method_state),
+            "reference": trainer.reference and trainer.reference.weights,
+            "masks": mask and mask.masks,
+            "weights": trainer.accelerator.unwrap_model(trainer.model).state_dict(),
+        }
+        rank = trainer.accelerator.process_index
+    torch.save(found, folder / f"rank{rank}.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

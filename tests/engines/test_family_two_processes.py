@@ -1,0 +1,145 @@
+"""Two gloo processes compute what one would, also where only one of them has what matters."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import family_plain as plain
+import pytest
+import torch
+from family_two_processes import CASES, STEPS
+
+HERE = Path(__file__).parent
+
+
+def grpo_or_demonstration(u: plain.Update) -> torch.Tensor:
+    imitated = [u.lp[i].mean() for i in u.of("demo")]
+    return plain.grpo(u) - plain.total(imitated) / len(u.rows)
+
+
+FORMULAS = {
+    "lengthen": plain.prefix_rft,
+    "demonstration": grpo_or_demonstration,
+    "adaback": plain.bread,
+    "irft-split": plain.irft,
+}
+STAGES = {"irft": [0, 0, 2], "irft-split": [0, 1, 2]}
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    """All cases in one launch."""
+    folder = tmp_path_factory.mktemp("two")
+    paths = [str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")]
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node=2",
+            str(HERE / "family_two_processes.py"),
+            str(folder),
+        ],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder, [torch.load(folder / f"rank{r}.pt", weights_only=True) for r in (0, 1)]
+
+
+def joined(parts: list[dict[str, Any]]) -> list[plain.Record]:
+    """The steps with the rows of both processes, and the mean of their losses."""
+    records = []
+    for pair in zip(*(p["records"] for p in parts), strict=True):
+        rows = [[plain.Row(**r) for x in pair for r in x[k]] for k in ("rows", "generation")]
+        loss = sum(x["loss"] for x in pair) / 2
+        records.append(plain.Record(pair[0]["weights"], pair[0]["gradient"], loss, *rows))
+    return records
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_are_one(ranks: tuple[Path, list[dict[str, Any]]], case: str) -> None:
+    first, second = parts = [r[case] for r in ranks[1]]
+    assert first["forwards"] == second["forwards"]
+    assert first["state"] == second["state"]
+    for a, b in zip(first["records"], second["records"], strict=True):
+        assert all(map(torch.equal, a["gradient"], b["gradient"]))
+        assert all(map(torch.equal, a["weights"].values(), b["weights"].values()))
+    for kind in ("weights", "reference", "masks"):
+        if first[kind] is not None:
+            assert all(map(torch.equal, first[kind].values(), second[kind].values()))
+    records = joined(parts)
+    assert len(records) == STEPS
+    memory: dict[int, float] = {}
+    for number, record in enumerate(records):
+        rates = {"dapo": (0.0, 1.0), "luffy-split": (0.0,)}.get(case, ())
+        reference = records[STAGES.get(case, [0] * STEPS)[number]].weights
+        step = plain.Update(plain.without(record, *rates), record.weights, reference)
+        if case == "discriminative":
+            loss = plain.discriminative(step, memory)
+        else:
+            loss = (FORMULAS.get(case) or getattr(plain, CASES[case][0]))(step)
+        gradient = step.gradient(loss)
+        if case == "mifo" and record.rows[0].whole:
+            # The mask is chosen from both processes' steps, which are the same.
+            gradient = [g * m for g, m in zip(gradient, first["masks"].values(), strict=True)]
+            found = [g * m for g, m in zip(record.gradient, first["masks"].values(), strict=True)]
+            assert plain.relative_error(found, gradient) < 1e-5
+        else:
+            assert plain.relative_error(record.gradient, gradient) < 1e-5
+        if not case.startswith("irft"):
+            assert record.loss == pytest.approx(loss.item(), rel=1e-5, abs=1e-7)
+    told = {k: v["u"] for k, v in first["state"]["examples"].items() if "u" in v}
+    assert told == pytest.approx(memory, abs=1e-5)
+
+
+def test_the_cases_are_what_they_say(ranks: tuple[Path, list[dict[str, Any]]]) -> None:
+    """One process alone has demonstrations, groups that fail, solved rows; groups are split."""
+
+    def kinds(rank: int, case: str) -> list[set[str]]:
+        def kind(row: dict[str, Any]) -> str:
+            return plain.Row(**row).kind
+
+        return [{kind(r) for r in x["rows"]} for x in ranks[1][rank][case]["records"]]
+
+    for case in ("luffy", "chord", "irft"):
+        assert kinds(0, case) == [{"own", "demo"}] * STEPS
+        assert kinds(1, case) == [{"own"}] * STEPS
+    for case in ("relift", "mifo"):
+        assert kinds(0, case)[-1] == {"demo"}
+        assert kinds(1, case)[-1] == set()
+    assert any("hybrid" in k for k in kinds(0, "bread"))
+    assert kinds(1, "bread") == [{"own"}] * STEPS
+    for case in ("luffy-split", "discriminative", "irft-split", "demonstration"):
+        assert any("demo" in k for k in kinds(0, case))
+        assert kinds(1, case) == [{"own"}] * STEPS
+    solved = [
+        [any(r["reward"] > 0 for r in x["rows"]) for x in ranks[1][rank]["self_sft"]["records"]]
+        for rank in (0, 1)
+    ]
+    assert solved == [[False] * STEPS, [True] * STEPS]
+    assert len(ranks[1][0]["adaback"]["state"]["examples"]) == 6
+
+
+@pytest.mark.parametrize("case", ["dapo", "bread"])
+def test_files_have_the_rows_of_both(ranks: tuple[Path, list[dict[str, Any]]], case: str) -> None:
+    """Only the group of the first process is sampled again."""
+    folder, parts = ranks
+    again = set()
+    for step in range(STEPS):
+        text = (folder / case / f"rollouts/step_{step:06d}.jsonl").read_text()
+        lines = [json.loads(x) for x in text.splitlines()]
+        assert [(x["group"], x["row"]) for x in lines] == [divmod(i, 4) for i in range(8)]
+        trained = [r for p in parts for r in p[case]["records"][step]["rows"]]
+        told = sorted((x["group"], x["completion_ids"], x["reward"]) for x in lines)
+        assert told == sorted((r["group"], r["completion"], r["reward"]) for r in trained)
+        again |= {(x["group"], x["attempt"] > 0) for x in lines}
+    assert (0, True) in again
+    assert case == "dapo" or (1, True) not in again
