@@ -1,6 +1,7 @@
 """Every method trains through its recipe, resumes with its own state, reports split metrics."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -49,6 +50,16 @@ def test_every_method_has_a_recipe_and_a_page() -> None:
         # What could not be verified is said on the page, not only in the code.
         said = " ".join(page.partition("## Not verified")[2].split())
         assert said.lower().startswith(load(name).unverified.lower()), name
+
+
+@pytest.mark.parametrize("page", sorted(PAGES.glob("*.md")), ids=lambda p: p.stem)
+def test_the_lines_that_a_page_names_exist(page: Path) -> None:
+    text = page.read_text()
+    for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+        assert (page.parent / link).exists(), link
+    for link, name in re.findall(r"\]\((\S+\.py)\),\s+`(\w+)`", text):
+        source = (page.parent / link).read_text()
+        assert re.search(rf"(def|class) {name}\b|\b{name}\b *[:=]|\"{name}\"", source), (link, name)
 
 
 def run(task: Path, name: str, runs: Path, *more: str) -> Path:
