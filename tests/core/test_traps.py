@@ -17,7 +17,7 @@ from prefix_rft.core.weights import Scores
 from prefix_rft.methods import BUILT_IN, load
 
 NAN, INF = float("nan"), float("inf")
-GROUPED = ("group", "policy_group", "hybrid_group", "batch")
+GROUPED = ("group", "sampled_group", "policy_group", "hybrid_group", "batch")
 CONTRASTS = [n for n in BUILT_IN if load(n).contrast is not None]
 
 

@@ -1,4 +1,4 @@
-"""Weights, outcomes, gates, levels and normalisers against numbers worked out by hand."""
+"""Outcomes, gates, levels and normalisers against numbers worked out by hand."""
 
 import math
 from collections.abc import Callable
@@ -14,88 +14,13 @@ from prefix_rft.core.advantage import group_advantage
 from prefix_rft.core.objective import ratio
 from prefix_rft.core.outcome import all_right, all_wrong, overlong_penalty, solve_rate, solved
 from prefix_rft.core.schedules import linear
-from prefix_rft.core.weights import (
-    Scores,
-    Weight,
-    exp_entropy,
-    probability,
-    saturating,
-    sequence_importance,
-    top_entropy,
-    uncertainty,
-)
+from prefix_rft.core.weights import Scores, Weight, probability
 from prefix_rft.errors import UserError
 from prefix_rft.methods import load
 
 NAN, INF = float("nan"), float("inf")
 t = torch.tensor
 POLICY, DEMO = ("policy",), ("demonstration",)
-
-
-def scores(**how: Any) -> Scores:
-    """Two rows: p = 1/2 and 1/4, and 3/4; entropies 1 and 3, and 4; the rest is outside."""
-    logp = t([[0.5, 0.25, 1.0], [0.75, 1.0, 1.0]], dtype=torch.float64).log()
-    mask = t([[True, True, False], [True, False, False]])
-    entropy = t([[1.0, 3, 0], [4, 0, 0]]).double()
-    ref = t([[0.25, 0.25, 1.0], [0.25, 1.0, 1.0]], dtype=torch.float64).log()
-    return replace(Scores(logp, mask, entropy, ref), **how)
-
-
-# ---- weights -------------------------------------------------------------------------------------
-
-
-def test_weights_of_tokens() -> None:
-    assert probability().of(scores())[:, 0].tolist() == pytest.approx([0.5, 0.75])
-    phi = uncertainty().of(scores())
-    assert phi[0, :2].tolist() == pytest.approx([0.25, 0.1875])
-    assert phi[1, 0].item() == pytest.approx(0.1875)
-    # Near p = 1 the difference 1 - p must not be lost.
-    near = scores(logp_BT=t([[-1e-12, -40.0, -1e-12]] * 2, dtype=torch.float64))
-    assert uncertainty().of(near)[0, :2].tolist() == pytest.approx([1e-12, math.exp(-40)])
-
-
-def test_weights_by_entropy() -> None:
-    """Mean entropies of the rows: 2 and 4."""
-    down = exp_entropy(0.5, -1.0).of(scores())
-    assert down.shape == (2, 1)
-    assert down[:, 0].tolist() == pytest.approx([0.5 * math.exp(-2), 0.5 * math.exp(-4)])
-    up = exp_entropy(0.1, 1.0).of(scores())
-    assert up[:, 0].tolist() == pytest.approx([0.1 * math.exp(2), 0.1 * math.exp(4)])
-    each = exp_entropy(0.1, 1.0, per_token=True).of(scores())
-    assert each[0, :2].tolist() == pytest.approx([0.1 * math.e, 0.1 * math.exp(3)])
-    with pytest.raises(UserError, match="reads entropies, but got none"):
-        exp_entropy(0.5, -1.0).of(scores(entropy_BT=None))
-
-
-def test_weights_of_rows() -> None:
-    """Log-ratios to the reference: log 2 and 0 (mean log(2)/2), and log 3."""
-    got = sequence_importance().of(scores())
-    assert got.shape == (2, 1)
-    assert got[:, 0].tolist() == pytest.approx([math.sqrt(2), 3.0])
-    assert sequence_importance(2.0, 5.0).of(scores())[:, 0].tolist() == pytest.approx([2.0, 5.0])
-    assert sequence_importance().needs_reference
-    with pytest.raises(UserError, match="ref_logp_BT is None"):
-        sequence_importance().of(scores(ref_logp_BT=None))
-
-
-def test_the_most_uncertain_tokens_of_each_row() -> None:
-    """ceil(20 %) of five tokens is one, of six two; a tie goes to the earlier one."""
-    entropy = t([[1.0, 5, 2, 3, 4, 9], [2, 2, 1, 7, 0, 2]])
-    mask = torch.ones(2, 6, dtype=torch.bool)
-    mask[0, 5] = False
-    s = Scores(torch.zeros(2, 6), mask, entropy)
-    assert top_entropy(0.2).of(s).tolist() == [[0, 1, 0, 0, 0, 0], [1, 0, 0, 1, 0, 0]]
-    assert top_entropy(1.0).of(s).tolist() == mask.double().tolist()
-    assert not top_entropy(0.0).of(s).any()
-
-
-def test_shaping() -> None:
-    f = saturating(0.1).of
-    p = t([0.0, 0.1, 0.9, 1.0], dtype=torch.float64).requires_grad_()
-    assert f(p).tolist() == pytest.approx([0.0, 0.5, 0.9, 1 / 1.1])
-    (slope,) = torch.autograd.grad(f(p).sum(), p)
-    # p f'(p) = gamma p / (p + gamma)^2: at most 1/4, at p = gamma; 0.0826 at p = 1.
-    assert (slope * p).tolist() == pytest.approx([0.0, 0.25, 0.09, 0.1 / 1.21])
 
 
 # ---- outcomes ------------------------------------------------------------------------------------
@@ -334,6 +259,27 @@ def test_a_closed_gate_leaves_the_normaliser() -> None:
     got = gradient(load("hpt", entropy_coef=0.0, const=1.0), b)
     assert got == [[0.0], [0.0], [pytest.approx(-1 / 6)], [pytest.approx(-0.5 / 6)],
                    [pytest.approx(0.5 / 6)], [0.0]]  # fmt: skip
+
+
+@pytest.mark.parametrize("surrogate", ["kl", "entropy"])
+def test_a_regulariser_has_no_advantage(surrogate: str) -> None:
+    """It acts on every row, whatever the rewards and the advantages given; but a gate holds."""
+    b = batch(["s", "s", "s", "s"], [0.0, 0.0, 1.0, 1.0], [0, 0, 1, 1])
+    for value in ("group", "solved", 1.0):
+        method = one(surrogate, value=value)
+        assert prepare(method, b).acts_SBT.all()
+        assert prepare(method, b, advantage_SB=torch.zeros(1, 4)).acts_SBT.all()
+        gated = one(surrogate, value=value, gate=(0.0, 1.0))
+        assert prepare(gated, b).acts_SBT[0, :, 0].tolist() == [False, False, True, True]
+
+
+def test_advantages_of_single_precision_rewards_are_double() -> None:
+    """The mean of 0.1, 0.2 and 0.4, as single precision holds them, is not rounded again."""
+    reward, none = t([0.1, 0.2, 0.4]), torch.zeros(3, dtype=torch.bool)
+    (got,) = advantages(load("dr_grpo"), reward, torch.zeros(3, dtype=torch.int64), none, none)
+    exact = reward.double() - reward.double().mean()
+    assert got.dtype == torch.float64
+    assert torch.allclose(got, exact, rtol=1e-14, atol=0)
 
 
 # ---- the ratio of a row --------------------------------------------------------------------------

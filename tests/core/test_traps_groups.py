@@ -362,3 +362,22 @@ def test_unlikelihood_of_a_wrong_rollout_is_bounded_in_the_logits() -> None:
         assert torch.isfinite(g).all()
         assert g.abs().max() <= 1.0
         assert g[0, 0, 0] > 0  # down it goes
+
+
+# ---- groups that were sampled again ------------------------------------------------------------
+
+
+def lengthens(name: str) -> bool:
+    return load(name).trains("continuation") and load(name).contrast is None
+
+
+@pytest.mark.parametrize("name", [n for n in BUILT_IN if lengthens(n)])
+def test_a_group_that_branched_as_a_whole_is_trained(name: str) -> None:
+    """``all_wrong: lengthen`` turns all rows but whole demonstrations into hybrid ones."""
+    method = load(name, all_wrong="lengthen")
+    demos = method.num_demonstrations
+    rewards, group, _, demo = group_of([1.0, 0.0, 0.0, *[1.0] * demos], demos=demos)
+    got = advantages(method, rewards, group, ~demo, demo)
+    sampled = [s for s, stream in enumerate(method.streams) if "continuation" in stream.tokens]
+    trained = [s for s in sampled if method.streams[s].surrogate not in ("kl", "entropy")]
+    assert got[trained][:, ~demo].any()

@@ -348,6 +348,14 @@ def advantage(row: Row, mates: Sequence[Row], how: str = "mean") -> float:
     return centred * len(known) / (len(known) - 1) if how == "others" else centred
 
 
+def priced(row: Row, buffer: int) -> Row:
+    """A rollout pays for the tokens that it has beyond the budget less ``buffer``: 1 at the end."""
+    if not buffer or row.whole:
+        return row
+    excess = min(max(len(row.completion) - (CONST - buffer), 0), buffer)
+    return replace(row, reward=row.reward - excess / buffer)
+
+
 def ppo(ratio: Tensor, A: float, low: float = 0.2, high: float = 0.2) -> Tensor:
     """The smaller of the two."""
     return torch.minimum(ratio * A, ratio.clamp(1 - low, 1 + high) * A)
@@ -382,12 +390,14 @@ def luffy(
     base: Sequence[str] = ALL,
     entropy: float = 1e-3,
     cut: Sequence[str] = (),
+    buffer: int = 0,
 ) -> Tensor:
     """A pi/pi_old on rollouts, A pi/(pi + gamma) on demonstrations, one baseline, no std; rows of
     the kinds ``cut`` have no gain if they ran into the limit."""
     gains = []
     for i, row in enumerate(u.rows):
-        A, p = advantage(row, u.mates(i, *base)), u.lp[i].exp()
+        mates = [priced(m, buffer) for m in u.mates(i, *base)]
+        A, p = advantage(priced(row, buffer), mates), u.lp[i].exp()
         if row.kind in cut and row.completion[-1] != EOS:
             A = 0.0
         gains.append(A * (p / (p + gamma) if row.whole else u.ratio(i)) + entropy * u.H[i])
@@ -559,14 +569,11 @@ def grpo(u: Update, over: str = "row_means", how: str = "std") -> Tensor:
 def dapo(u: Update, high: float = 0.28, buffer: int = 5, flat_count: bool = False) -> Tensor:
     """Upper clip 0.28, token mean without flat groups, long rows pay up to 1."""
 
-    def priced(row: Row) -> Row:
-        excess = min(max(len(row.completion) - (CONST - buffer), 0), buffer)
-        return replace(row, reward=row.reward - excess / buffer) if buffer else row
-
     rows = [i for i in u.of(*ROLLOUT) if u.rate(i, *ROLLOUT) not in (0.0, 1.0)]
     gains = []
     for i in rows:
-        A = advantage(priced(u.rows[i]), [priced(m) for m in u.mates(i, *ROLLOUT)], "std")
+        mates = [priced(m, buffer) for m in u.mates(i, *ROLLOUT)]
+        A = advantage(priced(u.rows[i], buffer), mates, "std")
         gains.append(ppo(u.ratio(i), A, high=high))
     return per(tokens(u, u.of(*ROLLOUT) if flat_count else rows), gains)
 

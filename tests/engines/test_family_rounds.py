@@ -241,6 +241,16 @@ def check_metrics(watch: Watch) -> None:
     assert watch.logged["completions/mean_length"] == pytest.approx(
         [sum(x) / len(x) for x in lengths]
     )
+    if watch.trainer.method.branches:
+        begun = [[len(p.prefix) for p in a.plans if p.prefix and not p.whole] for a in lasts]
+        size = len(lasts[0].plans)
+        assert watch.logged["prefix/row_share"] == pytest.approx([len(x) / size for x in begun])
+        assert watch.logged.get("prefix/length", []) == pytest.approx(
+            [sum(x) / len(x) for x in begun if x]
+        )
+        if watch.trainer.method.trains("demonstration"):
+            demos = [sum(p.whole for p in a.plans) / size for a in lasts]
+            assert watch.logged["demonstration/row_share"] == pytest.approx(demos)
     dropped = [rows["row_dropped"].float().mean().item() for rows in watch.trained]
     assert watch.logged["groups/dropped"] == pytest.approx(dropped)
 
@@ -483,13 +493,22 @@ def test_prefixes_of_failing_groups_grow(
     check_files(tmp_path, watch)
 
 
-def test_only_the_hybrid_rows_grow_where_a_method_has_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("method", "options", "formula"),
+    [
+        ("prefix_rft", {"prefix_low": 0.1, "prefix_high": 0.4}, plain.prefix_rft),
+        ("pope", {"first_ratio": 0.3}, plain.pope),
+    ],
+)
+def test_only_the_hybrid_rows_grow_where_a_method_has_them(
+    tmp_path: Path, method: str, options: dict, formula: Callable[[plain.Update], torch.Tensor]
+) -> None:
     """Half of what was left, and half again; the group's other rows are kept as they are."""
     _, recorder, watch = run(
         tmp_path,
-        "prefix_rft",
+        method,
         plain.make_fates(["wrong", "hint:12", "mixed", "wrong"] * 2, missing=(3,)),
-        options={"all_wrong": "lengthen", "prefix_low": 0.1, "prefix_high": 0.4},
+        options={"all_wrong": "lengthen", **options},
         max_steps=2,
         logging_steps=100,
     )
@@ -501,7 +520,7 @@ def test_only_the_hybrid_rows_grow_where_a_method_has_them(tmp_path: Path) -> No
             before = generation[number - 1]
             for i, plan in enumerate(attempt.plans):
                 old = before.plans[i]
-                moves = before.rate(i) == 0.0 and plan.row == 0 and plan.example not in (3,)
+                moves = before.rate(i) == 0.0 and bool(first.plans[i].prefix)
                 assert (i in attempt.asked) == moves
                 if not moves:
                     assert attempt.completions[i] == before.completions[i]
@@ -515,7 +534,7 @@ def test_only_the_hybrid_rows_grow_where_a_method_has_them(tmp_path: Path) -> No
     assert longest == 4
     for record in recorder.records:
         step = plain.Update(record, record.weights, record.weights)
-        loss = plain.prefix_rft(step)
+        loss = formula(step)
         assert record.loss == pytest.approx(loss.item(), rel=1e-5, abs=1e-7)
         assert plain.relative_error(record.gradient, step.gradient(loss)) < 1e-5
     check_metrics(watch)
@@ -579,9 +598,11 @@ def test_a_demonstration_in_the_place_of_a_first_row(
                 elif not (before.rate(i) == 1.0 and options.get("all_right")):
                     assert after.completions[i] == before.completions[i]
                     assert (new.whole, new.prefix) == (old.whole, old.prefix)
+                    assert new.attempt == old.attempt
                     assert i not in after.asked
         assert formula is None or all(not a.asked for a in generation[1:])
         assert len(generation) <= (2 if formula else 4)
+        assert method != "luffy" or len(generation) == 1
         if method != "luffy":
             last = generation[-1]
             for i, plan in enumerate(last.plans[::4]):

@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from prefix_rft import DemonstrationTrainer, PrefixRFTTrainer
+from prefix_rft.engines.trl.parameter_mask import MaskOptions, ParameterMask
+from prefix_rft.engines.trl.reference import ReferencePolicy
 from prefix_rft.engines.trl.sft import DemonstrationConfig
 from prefix_rft.errors import UserError
 from tiny import make_tokenizer
@@ -182,6 +184,118 @@ def test_the_reference_is_renewed_where_a_stage_begins(
             assert not scores[len(logp) :].any()
 
 
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [("irft", {"stages": 2}), ("discriminative", {}), ("self_sft", {"rollouts": "reference"})],
+)
+def test_what_is_evaluated_is_the_policy_and_not_its_reference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, options: dict
+) -> None:
+    import prefix_rft.engines.trl.trainer as module
+
+    trainer, _ = plain.start(
+        PrefixRFTTrainer,
+        tmp_path,
+        method,
+        plain.make_fates(["mixed"] * 4),
+        options=options,
+        per_device_train_batch_size=8,
+        per_device_eval_batch_size=8,
+        max_steps=1,
+        learning_rate=1e-2,
+    )
+    trainer.eval_dataset = plain.make_fates(["mixed"] * 2)
+    trainer.train()
+    sampled: list[dict[str, torch.Tensor]] = []
+    original = module.sample
+
+    def listen(model: Any, *args: Any) -> Any:
+        sampled.append({k: v.clone() for k, v in model.state_dict().items()})
+        return original(model, *args)
+
+    monkeypatch.setattr(module, "sample", listen)
+    trainer.evaluate()
+    assert sampled
+    trained = trainer.model.state_dict()
+    assert not torch.equal(
+        trained["model.norm.weight"], torch.ones_like(trained["model.norm.weight"])
+    )
+    for weights in sampled:
+        assert all(torch.equal(weights[n], w) for n, w in trained.items())
+
+
+def test_what_has_no_reference_of_its_own_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another engine cannot sample from it, sharded weights cannot be swapped, a stream cannot be
+    gone back to."""
+    rows = plain.make_fates(["mixed"] * 4)
+    with pytest.raises(ValueError, match="plain transformers backend with fast_generation"):
+        plain.start(PrefixRFTTrainer, tmp_path, "irft", rows, fast_generation=False)
+    stream = rows.to_iterable_dataset()
+    for method, options in (("relift", {}), ("grpo", {"all_right": "resample"})):
+        with pytest.raises(ValueError, match="goes back to examples of the dataset"):
+            plain.start(PrefixRFTTrainer, tmp_path, method, stream, options=options)
+    trainer, _ = plain.start(PrefixRFTTrainer, tmp_path, "luffy", rows)
+    trainer.is_fsdp_enabled = True
+    for make in (
+        lambda: ReferencePolicy(trainer),
+        lambda: ParameterMask(trainer, MaskOptions.read({"kind": "speft"})),
+    ):
+        with pytest.raises(UserError, match="sharded weights"):
+            make()
+
+
+def test_an_adapter_is_swapped_alone(tmp_path: Path) -> None:
+    """The reference of an adapter holds no weight of the base; its log-probs are right."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    adapter = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    trainer, _ = plain.start(
+        PrefixRFTTrainer,
+        tmp_path,
+        "irft",
+        plain.make_fates(["mixed"] * 8),
+        options={"stages": 2},
+        model=get_peft_model(plain.sharp_model(), adapter),
+        per_device_train_batch_size=8,
+        max_steps=4,
+        learning_rate=1e-2,
+    )
+    states: list[dict[str, torch.Tensor]] = []
+    generate = trainer._generate_and_score_completions
+    gaps: list[float] = []
+
+    def listen(inputs: Any) -> Any:
+        states.append({k: v.clone() for k, v in trainer.model.state_dict().items()})
+        rows = generate(inputs)
+        now = trainer.model.state_dict()
+        assert all(torch.equal(now[k], v) for k, v in states[-1].items())
+        step = len(states) - 1
+        trainer.model.load_state_dict(states[step - step % 2])
+        for row, scores in zip(
+            plain.rows_of(rows, trainer.train_dataset), rows["ref_per_token_logps"], strict=True
+        ):
+            with torch.no_grad():
+                logp = plain.score(trainer.model, row)[0]
+            gaps.append((scores[: len(logp)] - logp).abs().max().item())
+        trainer.model.load_state_dict(states[-1])
+        return rows
+
+    trainer._generate_and_score_completions = listen
+    # The recorder reads weights that a plain model has.
+    trainer.callback_handler.callbacks = [
+        c for c in trainer.callback_handler.callbacks if not isinstance(c, plain.Recorder)
+    ]
+    trainer.train()
+    assert set(trainer.reference.weights) == {
+        n for n, p in trainer.model.named_parameters() if p.requires_grad
+    }
+    assert len(gaps) == 32
+    assert max(gaps) < 1e-5
+
+
 # ---- going on from a checkpoint ------------------------------------------------------------------
 
 RESUMED = {
@@ -280,6 +394,13 @@ def imitation(folder: Path, model: Any = None, method: str = "iw_sft") -> Any:
         train_dataset=plain.make_fates(["mixed"] * 16),
         processing_class=make_tokenizer(),
     )
+
+
+def test_imitation_is_evaluated_with_its_reference(tmp_path: Path) -> None:
+    """At first all weights are 1, and the loss is that of sft."""
+    rows = plain.make_fates(["mixed"] * 4)
+    losses = [imitation(tmp_path, method=m).evaluate(rows)["eval_loss"] for m in ("iw_sft", "sft")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def test_imitation_goes_on_with_the_first_model_as_reference(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ right; and a formula with one mistake in it must not fit.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,9 @@ import pytest
 import torch
 
 from prefix_rft import DemonstrationTrainer, PrefixRFTTrainer
+from prefix_rft.core import Method
 from prefix_rft.engines.trl.sft import DemonstrationConfig
+from prefix_rft.methods.luffy import luffy
 from tiny import make_tokenizer
 
 TOLERANCE = 1e-5
@@ -44,7 +46,14 @@ SMALL = {"num_generations": 2, "per_device_train_batch_size": 8}
 FAIL = ("mixed", "wrong", "wrong", "wrong")
 HINTS = ("hint:5", "hint:9", "mixed", "right")
 
+
+def priced_luffy() -> Method:
+    """A method of one's own: LUFFY with a price on long rollouts."""
+    return replace(luffy(), name="priced_luffy", overlong_buffer=0.5)
+
+
 ROLLOUTS = [
+    Case("test_family_steps:priced_luffy", partial(plain.luffy, buffer=12), ({"buffer": 0},)),
     Case("luffy", plain.luffy, ({"gamma": 0.2}, {"base": plain.ROLLOUT}, {"entropy": 0.0})),
     Case("srft", plain.srft, ({"sign": 1.0}, {"scale": 1.0}, {"detach": False})),
     Case("luffy", partial(plain.luffy, cut=plain.ROLLOUT), ({"cut": ()},),

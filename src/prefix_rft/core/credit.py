@@ -39,6 +39,7 @@ def advantages(
     whole = torch.zeros_like(group_B)
     for kind, groups, include in (
         ("group", group_B, everyone),
+        ("sampled_group", group_B, ~demo_B),
         ("policy_group", group_B, policy_B),
         ("hybrid_group", group_B, hybrid_B),
         ("batch", whole, everyone),

@@ -32,7 +32,8 @@ ROLLOUT = ("policy", "prefix", "continuation")
 SAMPLED = ("policy", "continuation")
 SURROGATES = ("clip", "ratio", "cispo", "logp", "likelihood", "kl", "entropy")
 ADVANTAGES = (
-    "group", "policy_group", "hybrid_group", "batch", "reward", "solved", "unsolved", "sequence",
+    "group", "sampled_group", "policy_group", "hybrid_group", "batch",
+    "reward", "solved", "unsolved", "sequence",
 )  # fmt: skip
 AGGREGATIONS = ("token_mean", "seq_mean_token_mean", "sum_over_const", "sum")
 REGULARISERS = ("kl", "entropy")
@@ -61,9 +62,10 @@ class Stream:
             A = 1); ``likelihood`` is ``A f(pi)``, ``f`` the shape; ``kl`` is minus the k3 estimator
             against the reference policy (arXiv 2402.03300, eq. 4); ``entropy`` is the entropy of
             the policy.
-        advantage: ``group`` (against all rollouts of the group), ``policy_group`` (against its
-            on-policy rows only), ``hybrid_group`` (against its hybrid rows only), ``batch``
-            (against all rollouts of the generation), ``reward`` (the raw reward), ``solved`` (1
+        advantage: ``group`` (against all rows of the group, with the whole demonstrations that the
+            method plans), ``sampled_group`` (without them), ``policy_group`` (against its on-policy
+            rows only), ``hybrid_group`` (against its hybrid rows only), ``batch`` (against all rows
+            of the generation), ``reward`` (the raw reward), ``solved`` (1
             for a solved row, else 0), ``unsolved`` (-1 for one that is not, else 0), ``sequence``
             (from the method's contrast), or a constant. Unused by ``kl`` and ``entropy``.
         count: origins whose tokens and rows the normaliser counts; ``tokens`` by default.

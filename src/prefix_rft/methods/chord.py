@@ -53,7 +53,7 @@ def chord(
         summary="GRPO and SFT in one loss, with a fading share (mu) or token weights p(1-p) (phi)",
         source="arXiv 2508.11408 and Trinity-RFT's chord_policy_loss",
         streams=(
-            Stream("policy", SAMPLED, "clip", "policy_group", coefficient=rest),
+            Stream("policy", SAMPLED, "clip", "sampled_group", coefficient=rest),
             Stream(
                 "demonstration", ("demonstration",), "logp", 1.0, coefficient=share, weight=weight
             ),

@@ -32,7 +32,7 @@ def hpt(
         beta: KL coefficient.
         entropy_coef: entropy bonus (authors' code: 0.001).
         truncated: ``mask`` takes the advantage from rows that ran into the length limit.
-        aggregation: normaliser of both terms, see ``Method``.
+        aggregation: normaliser of both terms, see ``Method``; all rows count.
         const: of the sums.
     """
     return Method(

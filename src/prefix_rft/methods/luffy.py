@@ -27,7 +27,7 @@ def luffy(
         beta: KL coefficient (authors' code: none).
         entropy_coef: entropy bonus (authors' code: 0.001).
         truncated: ``mask`` takes the advantage from rows that ran into the length limit.
-        aggregation: normaliser, see ``Method``.
+        aggregation: normaliser, see ``Method``; all rows count, the demonstration too.
         const: of the sums.
     """
     shape = None if gamma is None else saturating(gamma)

@@ -35,7 +35,7 @@ def rl_sft(
         beta: KL coefficient.
         entropy_coef: entropy bonus.
         truncated: ``mask`` takes the advantage from rows that ran into the length limit.
-        aggregation: normaliser of both terms, see ``Method``.
+        aggregation: normaliser of both terms, see ``Method``; all rows count.
         const: of the sums.
     """
     return Method(

@@ -34,7 +34,7 @@ def srft(
         gamma: shapes ``A pi`` as LUFFY does (a re-implementation: 0.1); None is the paper.
         entropy_coef: entropy bonus.
         truncated: ``mask`` takes the advantage from rows that ran into the length limit.
-        aggregation: normaliser of all terms, see ``Method``.
+        aggregation: normaliser of all terms, see ``Method``; all rows count.
         const: of the sums.
     """
     choose("entropy_level", entropy_level, ("row", "token"))
