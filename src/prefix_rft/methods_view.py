@@ -11,7 +11,6 @@ from rich.table import Table
 from prefix_rft.core import Method, Schedule, Stream
 from prefix_rft.findings import say
 from prefix_rft.methods import BUILT_IN, load
-from prefix_rft.methods.registry import GROUP_OPTIONS
 
 
 def kind(method: Method) -> str:
@@ -65,10 +64,6 @@ def show_method(console: Console, method: Method) -> None:
     options.add_column("default")
     for name, value in method.options.items():
         options.add_row(name, describe(value))
-    if method.samples:
-        for name in GROUP_OPTIONS:
-            if name not in method.options:
-                options.add_row(name, describe(getattr(method, name)))
     console.print(options)
 
 

@@ -192,7 +192,7 @@ def test_rif_leaves_out_what_is_never_solved(task: Path, tmp_path: Path) -> None
         ("grpo", "parameter_mask={kind: mifo}", "does not have: use mifo or relift"),
         ("luffy", "temperature=0.7", "those of temperature 1"),
         ("luffy", "method.num_demonstrations=8", "demonstration rows in groups of"),
-        ("sft", "method.all_wrong=drop", "samples no groups"),
+        ("sft", "method.all_wrong=drop", "has no effect in method .sft."),
         ("grpo", "method.all_wrong=dorp", "did you mean 'drop'"),
         ("discriminative", "method.tau=0", "tau must be positive"),
         ("questa", "method.ratios=[2]", "must be a list of numbers in"),

@@ -223,7 +223,7 @@ CASES: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     "num_generations of words": (edit(), ["num_generations=x"], "must be a whole number, got"),
     "an unknown tracker": (edit(report_to="nobody"), [], "nobody"),
     "weights of the wrong number": (edit(reward_weights=[1, 2]), [], "reward weights"),
-    "resuming": (edit(), ["resume_from_checkpoint=x"], "resuming is not in the command yet"),
+    "resuming": (edit(), ["resume_from_checkpoint=x"], "is no checkpoint: name a folder"),
     "a broken model file": (
         lambda f: (f / "base/model.safetensors").write_bytes(b"rubbish"),
         [],

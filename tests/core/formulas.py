@@ -279,6 +279,8 @@ def self_sft(s: Step) -> Tensor:
     right = [i for i in s.rows(POLICY) if s.reward[i] > 0]
     if s.wrong == "wrong rows too":
         right = s.graded(s.rows(POLICY))
+    if s.o.get("truncated") == "mask":  # a row that is not trained is not counted here
+        right = [i for i in right if not s.truncated[i]]
     gains: Gains = {}
     for i in right:
         A = advantage(s, i, s.mates(i, POLICY)) if s.wrong == "advantage" else 1.0

@@ -48,7 +48,12 @@ def test_every_method_says_what_and_whence(name: str) -> None:
 
 
 def test_someone_elses_method() -> None:
-    assert load("test_methods:reinforce", scale=2.0).options == {"scale": 2.0}
+    assert load("test_methods:reinforce", scale=2.0).options["scale"] == 2.0
+    # What every method has, it has too; what would have no effect in it, it has not.
+    assert load("test_methods:reinforce", all_wrong="drop").all_wrong == "drop"
+    assert load("test_methods:reinforce", aggregation="sum", const=2.0).const == 2.0
+    with pytest.raises(ValueError, match="'epsilon' has no effect in method 'test_methods:"):
+        load("test_methods:reinforce", epsilon=0.1)
     assert load("test_methods.reinforce").name == "reinforce"
 
 

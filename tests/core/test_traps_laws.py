@@ -71,7 +71,7 @@ def test_what_a_method_refuses() -> None:
         ("superrl", {"all_wrong": "resample"}, "trains on groups that fail"),
         ("srft", {"entropy_level": "batch"}, "unknown entropy_level"),
         ("relift", {"sft_prompts": 0}, "at least 1"),
-        ("sft", {"all_wrong": "drop"}, "samples no groups"),
+        ("sft", {"all_wrong": "drop"}, "has no effect in method .sft."),
         ("dapo", {"overlong_buffer": 1.5}, "overlong_buffer must be in"),
         ("questa", {"ratios": [0.5, 2.0]}, "ratios must be a list"),
         ("questa", {"ratios": []}, "ratios must be a list"),

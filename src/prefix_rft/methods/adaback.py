@@ -65,14 +65,8 @@ def adaback(
     threshold: float = 0.5,
     ema: float = 0.99,
     plain: float = 0.1,
-    epsilon: float = 0.2,
-    epsilon_high: float | None = None,
-    delta: float | None = None,
     beta: float = 0.0,
     entropy_coef: float = 0.0,
-    truncated: str = "keep",
-    aggregation: str = "seq_mean_token_mean",
-    const: float | None = None,
 ) -> Method:
     """GRPO from a prefix, as context, whose length adapts to each example.
 
@@ -80,14 +74,8 @@ def adaback(
         threshold: mean reward of a group below which more is revealed next time.
         ema: of the average interval from which new examples start.
         plain: probability of a group without prefix.
-        epsilon: clip range.
-        epsilon_high: upper clip range; None is ``epsilon``.
-        delta: upper bound of the ratio (dual clip); None is none.
         beta: KL coefficient.
         entropy_coef: entropy bonus.
-        truncated: ``mask`` takes the advantage from rows that ran into the length limit.
-        aggregation: normaliser, see ``Method``; prefixes are not counted.
-        const: of the sums.
     """
     return Method(
         name="adaback",
@@ -99,11 +87,6 @@ def adaback(
         ),
         planner=Interval(threshold, ema, plain),
         baseline="mean_std",
-        aggregation=aggregation,
-        const=const,
-        epsilon=epsilon,
-        epsilon_high=epsilon_high,
-        delta=delta,
-        truncated=truncated,
+        aggregation="seq_mean_token_mean",
         unverified="no code was found; threshold, average, plain groups and reopening are ours",
     )

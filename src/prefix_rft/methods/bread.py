@@ -8,14 +8,8 @@ from prefix_rft.core.planner import Lengthening
 
 def bread(
     *,
-    epsilon: float = 0.2,
-    epsilon_high: float | None = None,
-    delta: float | None = None,
     beta: float = 0.0,
     entropy_coef: float = 0.0,
-    truncated: str = "keep",
-    aggregation: str = "seq_mean_token_mean",
-    const: float | None = None,
 ) -> Method:
     """GRPO; a group that fails as a whole is sampled anew from a longer and longer prefix.
 
@@ -23,14 +17,8 @@ def bread(
     ``k/(n+1)`` of the demonstration.
 
     Args:
-        epsilon: clip range.
-        epsilon_high: upper clip range; None is ``epsilon``.
-        delta: upper bound of the ratio (dual clip); None is none.
         beta: KL coefficient.
         entropy_coef: entropy bonus.
-        truncated: ``mask`` takes the advantage from rows that ran into the length limit.
-        aggregation: normaliser, see ``Method``; prefixes are not counted.
-        const: of the sums.
     """
     return Method(
         name="bread",
@@ -43,11 +31,6 @@ def bread(
         planner=Lengthening(),
         all_wrong="lengthen",
         baseline="mean_std",
-        aggregation=aggregation,
-        const=const,
-        epsilon=epsilon,
-        epsilon_high=epsilon_high,
-        delta=delta,
-        truncated=truncated,
+        aggregation="seq_mean_token_mean",
         unverified="no code was found; the search for the prefix length is ours",
     )

@@ -14,14 +14,8 @@ def chord(
     phi: bool = True,
     mu: Any = None,
     num_demonstrations: int = 1,
-    epsilon: float = 0.2,
-    epsilon_high: float | None = None,
-    delta: float | None = None,
     beta: float = 0.0,
     entropy_coef: float = 0.0,
-    truncated: str = "keep",
-    aggregation: str = "token_mean",
-    const: float | None = None,
 ) -> Method:
     """``(1-mu) GRPO + mu SFT``: CHORD-phi weights the SFT tokens by ``p(1-p)``, CHORD-mu fades mu.
 
@@ -30,14 +24,8 @@ def chord(
         mu: share of the SFT loss, a number or a schedule. By default 0.1 with ``phi``, else a
             cosine from 0.9 to 0.05 over 200 steps (CHORD-mu).
         num_demonstrations: rows of the group that are whole demonstrations.
-        epsilon: clip range.
-        epsilon_high: upper clip range; None is ``epsilon``.
-        delta: upper bound of the ratio (dual clip); None is none.
         beta: KL coefficient.
         entropy_coef: entropy bonus.
-        truncated: ``mask`` takes the advantage from rows that ran into the length limit.
-        aggregation: normaliser of each term over its own tokens, see ``Method``.
-        const: of the sums.
     """
     share = parse(mu if mu is not None else 0.1 if phi else cosine(0.9, 0.05, 200))
     rest = Schedule(
@@ -61,10 +49,4 @@ def chord(
         ),
         num_demonstrations=num_demonstrations,
         baseline="mean_std",
-        aggregation=aggregation,
-        const=const,
-        epsilon=epsilon,
-        epsilon_high=epsilon_high,
-        delta=delta,
-        truncated=truncated,
     )

@@ -7,25 +7,17 @@ from prefix_rft.core.method import ROLLOUT, SAMPLED, Method, Stream, regulariser
 
 def cispo(
     *,
-    epsilon: float = 1.0,
-    epsilon_high: float | None = 4.0,
     beta: float = 0.0,
     entropy_coef: float = 0.0,
-    truncated: str = "keep",
-    aggregation: str = "token_mean",
-    const: float | None = None,
 ) -> Method:
     """``sg(clip(rho, 1-epsilon, 1+epsilon_high)) A log pi``: no token loses its gradient.
 
+    There is no lower clip, as in the paper, and the weight is at most 5: the paper gives no value,
+    TRL recommends this one.
+
     Args:
-        epsilon: lower clip range; 1 is none, as in the paper.
-        epsilon_high: upper clip range; the weight is at most ``1 + epsilon_high`` (the paper gives
-            no value; TRL recommends a cap of 5).
         beta: KL coefficient.
         entropy_coef: entropy bonus.
-        truncated: ``mask`` takes the advantage from rows that ran into the length limit.
-        aggregation: normaliser, see ``Method``.
-        const: of the sums.
     """
     return Method(
         name="cispo",
@@ -36,9 +28,6 @@ def cispo(
             *regularisers(beta, entropy_coef, ROLLOUT),
         ),
         baseline="mean_std",
-        aggregation=aggregation,
-        const=const,
-        epsilon=epsilon,
-        epsilon_high=epsilon_high,
-        truncated=truncated,
+        epsilon=1.0,
+        epsilon_high=4.0,
     )

@@ -7,16 +7,10 @@ from prefix_rft.core.method import ROLLOUT, SAMPLED, Method, Stream, regulariser
 
 def dapo(
     *,
-    epsilon: float = 0.2,
-    epsilon_high: float | None = 0.28,
-    delta: float | None = None,
     beta: float = 0.0,
     entropy_coef: float = 0.0,
-    truncated: str = "keep",
     overlong_buffer: float = 0.2,
     overlong_penalty: float = 1.0,
-    aggregation: str = "token_mean",
-    const: float | None = None,
 ) -> Method:
     """GRPO with a higher upper clip, a token mean, no flat groups, and a price on long rows.
 
@@ -24,17 +18,11 @@ def dapo(
     after ``attempts`` tries it is dropped from the step and from its normaliser.
 
     Args:
-        epsilon: lower clip range.
-        epsilon_high: upper clip range (3.1, "clip-higher").
-        delta: upper bound of the ratio (dual clip); None is none.
         beta: KL coefficient; the paper has none.
         entropy_coef: entropy bonus; the paper has none.
-        truncated: ``mask`` takes the advantage from rows that ran into the length limit.
         overlong_buffer: share of ``max_completion_length`` over which the reward falls (3.4: 4,096
             of 20,480 tokens); 0 is none.
         overlong_penalty: what a row at the limit loses.
-        aggregation: normaliser, see ``Method`` (3.3: the token mean).
-        const: of the sums.
     """
     return Method(
         name="dapo",
@@ -45,12 +33,7 @@ def dapo(
             *regularisers(beta, entropy_coef, ROLLOUT),
         ),
         baseline="mean_std",
-        aggregation=aggregation,
-        const=const,
-        epsilon=epsilon,
-        epsilon_high=epsilon_high,
-        delta=delta,
-        truncated=truncated,
+        epsilon_high=0.28,
         all_wrong="resample",
         all_right="resample",
         overlong_buffer=overlong_buffer,

@@ -6,14 +6,10 @@ from prefix_rft.core.method import Method, Stream
 from prefix_rft.core.weights import probability
 
 
-def dft(*, aggregation: str = "token_mean", const: float | None = None) -> Method:
+def dft() -> Method:
     """SFT whose tokens are weighted by their own detached probability.
 
     Not to be confused with discriminative fine-tuning, which calls itself DFT too.
-
-    Args:
-        aggregation: normaliser, see ``Method``.
-        const: of the sums.
     """
     return Method(
         name="dft",
@@ -21,6 +17,4 @@ def dft(*, aggregation: str = "token_mean", const: float | None = None) -> Metho
         source="arXiv 2508.05629 and the authors' fsdp_dft_trainer",
         streams=(Stream("demonstration", ("demonstration",), "logp", 1.0, weight=probability()),),
         num_demonstrations=1,
-        aggregation=aggregation,
-        const=const,
     )

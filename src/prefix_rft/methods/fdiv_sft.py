@@ -12,8 +12,6 @@ def fdiv_sft(
     beta: float = 1.0,
     floor: float = 0.0,
     cap: float = 16.0,
-    aggregation: str = "token_mean",
-    const: float | None = None,
 ) -> Method:
     """SFT with tokens weighted by ``beta phi'(beta log pi/pi_ref)``. Experimental, derived.
 
@@ -22,8 +20,6 @@ def fdiv_sft(
         beta: of the implicit reward.
         floor: smallest weight; 0 keeps Pearson's from turning negative beyond x = 2.
         cap: largest weight; it holds the squared Hellinger's before its pole at x = -1.
-        aggregation: normaliser, see ``Method``.
-        const: of the sums.
     """
     weight = f_divergence(divergence, beta, floor, cap)
     return Method(
@@ -32,7 +28,5 @@ def fdiv_sft(
         source="derived here from the idea of arXiv 2507.00018",
         streams=(Stream("demonstration", ("demonstration",), "logp", 1.0, weight=weight),),
         num_demonstrations=1,
-        aggregation=aggregation,
-        const=const,
         unverified="the paper's losses: this form is derived, not theirs",
     )

@@ -15,9 +15,6 @@ def hpt(
     num_demonstrations: int = 1,
     beta: float = 0.0,
     entropy_coef: float = 0.001,
-    truncated: str = "keep",
-    aggregation: str = "sum_over_const",
-    const: float | None = None,
 ) -> Method:
     """RL on a prompt whose rollouts succeed often enough, else SFT on its demonstration.
 
@@ -31,9 +28,6 @@ def hpt(
         num_demonstrations: rows of the group that are whole demonstrations, trained or not.
         beta: KL coefficient.
         entropy_coef: entropy bonus (authors' code: 0.001).
-        truncated: ``mask`` takes the advantage from rows that ran into the length limit.
-        aggregation: normaliser of both terms, see ``Method``; all rows count.
-        const: of the sums.
     """
     return Method(
         name="hpt",
@@ -53,7 +47,5 @@ def hpt(
             *regularisers(beta, entropy_coef, ("policy",), EVERYONE, (gate, 1.0)),
         ),
         num_demonstrations=num_demonstrations,
-        aggregation=aggregation,
-        const=const,
-        truncated=truncated,
+        aggregation="sum_over_const",
     )

@@ -10,16 +10,12 @@ def iw_sft(
     *,
     temperature: float = 1.0,
     cap: float = 16.0,
-    aggregation: str = "token_mean",
-    const: float | None = None,
 ) -> Method:
     """SFT whose rows are weighted by how much likelier they are than under the initial model.
 
     Args:
         temperature: factor in the exponent (the authors' call: 1.0).
         cap: largest weight.
-        aggregation: normaliser, see ``Method``.
-        const: of the sums.
     """
     weight = sequence_importance(temperature, cap)
     return Method(
@@ -28,7 +24,5 @@ def iw_sft(
         source="arXiv 2507.12856 and the authors' IwSFTLoss",
         streams=(Stream("demonstration", ("demonstration",), "logp", 1.0, weight=weight),),
         num_demonstrations=1,
-        aggregation=aggregation,
-        const=const,
         unverified="the paper's headline figures",
     )

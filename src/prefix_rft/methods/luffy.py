@@ -12,9 +12,6 @@ def luffy(
     gamma: float | None = 0.1,
     beta: float = 0.0,
     entropy_coef: float = 0.001,
-    truncated: str = "keep",
-    aggregation: str = "sum_over_const",
-    const: float | None = None,
 ) -> Method:
     """A whole demonstration in the group, as off-policy data: ``A f(pi)``, ``f(x) = x/(x+gamma)``.
 
@@ -26,9 +23,6 @@ def luffy(
         gamma: of the shaping; None is plain ``A pi``.
         beta: KL coefficient (authors' code: none).
         entropy_coef: entropy bonus (authors' code: 0.001).
-        truncated: ``mask`` takes the advantage from rows that ran into the length limit.
-        aggregation: normaliser, see ``Method``; all rows count, the demonstration too.
-        const: of the sums.
     """
     shape = None if gamma is None else saturating(gamma)
     return Method(
@@ -43,7 +37,5 @@ def luffy(
             *regularisers(beta, entropy_coef, EVERYONE),
         ),
         num_demonstrations=num_demonstrations,
-        aggregation=aggregation,
-        const=const,
-        truncated=truncated,
+        aggregation="sum_over_const",
     )

@@ -11,14 +11,8 @@ def mifo(
     unsolved_at: float = 0.25,
     sft_prompts: int | None = None,
     entropy_keep: float = 0.2,
-    epsilon: float = 0.2,
-    epsilon_high: float | None = None,
-    delta: float | None = None,
     beta: float = 0.0,
     entropy_coef: float = 0.0,
-    truncated: str = "keep",
-    aggregation: str = "token_mean",
-    const: float | None = None,
 ) -> Method:
     """GRPO, interleaved with SFT on the uncertain tokens of prompts with low accuracy.
 
@@ -29,15 +23,8 @@ def mifo(
         unsolved_at: solve rate at or below which a prompt's demonstration is set aside.
         sft_prompts: demonstrations of one SFT step; None is the rows of a generation.
         entropy_keep: share of a demonstration's tokens that are trained, the most uncertain.
-        epsilon: clip range.
-        epsilon_high: upper clip range; None is ``epsilon``.
-        delta: upper bound of the ratio (dual clip); None is none.
         beta: KL coefficient.
         entropy_coef: entropy bonus.
-        truncated: ``mask`` takes the advantage from rows that ran into the length limit.
-        aggregation: normaliser, see ``Method``; SFT steps have the mean over
-            all tokens of the demonstrations, trained or not.
-        const: of the sums.
     """
     return Method(
         name="mifo",
@@ -58,11 +45,5 @@ def mifo(
         interleave=unsolved_at,
         interleave_rows=sft_prompts,
         baseline="mean_std",
-        aggregation=aggregation,
-        const=const,
-        epsilon=epsilon,
-        epsilon_high=epsilon_high,
-        delta=delta,
-        truncated=truncated,
         unverified="no code was found; the thresholds are ours",
     )

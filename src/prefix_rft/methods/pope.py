@@ -46,14 +46,8 @@ def pope(
     first_ratio: float = 0.1,
     ratio_step: float = 0.1,
     guided_share: float = 0.5,
-    epsilon: float = 0.2,
-    epsilon_high: float | None = None,
-    delta: float | None = None,
     beta: float = 0.0,
     entropy_coef: float = 0.0,
-    truncated: str = "keep",
-    aggregation: str = "seq_mean_token_mean",
-    const: float | None = None,
 ) -> Method:
     """GRPO on plain and guided rollouts side by side; the guide is context, never a target.
 
@@ -63,14 +57,8 @@ def pope(
         first_ratio: of the prefix, at an example's first visit.
         ratio_step: by which it grows when all guided rows fail.
         guided_share: share of a group's rows that are guided (paper: 1:1).
-        epsilon: clip range.
-        epsilon_high: upper clip range; None is ``epsilon``.
-        delta: upper bound of the ratio (dual clip); None is none.
         beta: KL coefficient.
         entropy_coef: entropy bonus.
-        truncated: ``mask`` takes the advantage from rows that ran into the length limit.
-        aggregation: normaliser, see ``Method``; prefixes are not counted.
-        const: of the sums.
     """
     return Method(
         name="pope",
@@ -83,11 +71,6 @@ def pope(
         ),
         planner=Guided(first_ratio, ratio_step, guided_share),
         baseline="mean_std",
-        aggregation=aggregation,
-        const=const,
-        epsilon=epsilon,
-        epsilon_high=epsilon_high,
-        delta=delta,
-        truncated=truncated,
+        aggregation="seq_mean_token_mean",
         unverified="the authors' code could not be read; the search replaces their precomputed one",
     )

@@ -33,14 +33,8 @@ def prefix_rft(
     entropy_mode: str = "high",
     entropy_scope: str = "minibatch",
     entropy_source: str = "current",
-    truncated: str = "keep",
-    epsilon: float = 0.2,
-    epsilon_high: float | None = None,
-    delta: float | None = None,
     beta: float = 0.0,
     entropy_coef: float = 0.0,
-    aggregation: str = "sum_over_const",
-    const: float | None = None,
 ) -> Method:
     """One rollout of the group starts from a demonstration prefix; the gradient reaches the prefix.
 
@@ -67,14 +61,8 @@ def prefix_rft(
         entropy_mode: which ones: ``high``, ``low`` or ``random``.
         entropy_scope: ranked within the ``step``, the ``minibatch`` (A.2) or each ``row``.
         entropy_source: entropies of the ``current`` policy, or of the one at ``rollout`` time.
-        truncated: ``mask`` takes the advantage from sampled tokens of length-limited rows.
-        epsilon: clip range.
-        epsilon_high: upper clip range; None is ``epsilon``.
-        delta: upper bound of the ratio (dual clip); None is none.
         beta: KL coefficient.
         entropy_coef: entropy bonus (the authors' code: 0.001; the paper text: none).
-        aggregation: normaliser, see ``Method``.
-        const: of ``sum_over_const``.
     """
     choose("advantage", advantage, GROUPINGS)
     choose("prefix_loss", prefix_loss, PREFIX_LOSSES)
@@ -100,11 +88,6 @@ def prefix_rft(
         selection=None
         if prefix_loss in ("all", "frozen")
         else Selection(entropy_keep, entropy_mode, entropy_scope, entropy_source),
-        aggregation=aggregation,
-        const=const,
-        epsilon=epsilon,
-        epsilon_high=epsilon_high,
-        delta=delta,
-        truncated=truncated,
+        aggregation="sum_over_const",
         unverified="normaliser, clip range and static weight of the published runs",
     )

@@ -27,27 +27,15 @@ class Stages(Planner):
 def questa(
     *,
     ratios: Any = (0.5, 0.25),
-    epsilon: float = 0.2,
-    epsilon_high: float | None = None,
-    delta: float | None = None,
     beta: float = 0.0,
     entropy_coef: float = 0.0,
-    truncated: str = "keep",
-    aggregation: str = "token_mean",
-    const: float | None = None,
 ) -> Method:
     """GRPO with part of the solution as a hint, half of it and then a quarter.
 
     Args:
         ratios: share of the demonstration in each stage; stages are equally long.
-        epsilon: clip range.
-        epsilon_high: upper clip range; None is ``epsilon``.
-        delta: upper bound of the ratio (dual clip); None is none.
         beta: KL coefficient.
         entropy_coef: entropy bonus.
-        truncated: ``mask`` takes the advantage from rows that ran into the length limit.
-        aggregation: normaliser, see ``Method``; hints are not counted.
-        const: of the sums.
     """
     listed = isinstance(ratios, (list, tuple)) and len(ratios) > 0
     if not listed or not all(isinstance(r, (int, float)) and 0 <= r <= 1 for r in ratios):
@@ -62,11 +50,5 @@ def questa(
         ),
         planner=Stages(tuple(ratios)),
         baseline="mean_std",
-        aggregation=aggregation,
-        const=const,
-        epsilon=epsilon,
-        epsilon_high=epsilon_high,
-        delta=delta,
-        truncated=truncated,
         unverified="a variant: the hint stands in the answer, and ratios are not decoupled",
     )

@@ -34,27 +34,15 @@ class StepBoundary(Planner):
 def r3(
     *,
     chunks: int = 5,
-    epsilon: float = 0.2,
-    epsilon_high: float | None = None,
-    delta: float | None = None,
     beta: float = 0.05,
     entropy_coef: float = 0.0,
-    truncated: str = "keep",
-    aggregation: str = "seq_mean_token_mean",
-    const: float | None = None,
 ) -> Method:
     """GRPO from states along a demonstration; what came before is context.
 
     Args:
         chunks: where a demonstration has no line breaks, it is cut into so many equal parts.
-        epsilon: clip range.
-        epsilon_high: upper clip range; None is ``epsilon``.
-        delta: upper bound of the ratio (dual clip); None is none.
         beta: KL coefficient, as a term of the loss (the authors' code: 0.05 in the reward).
         entropy_coef: entropy bonus.
-        truncated: ``mask`` takes the advantage from rows that ran into the length limit.
-        aggregation: normaliser, see ``Method``; prefixes are not counted.
-        const: of the sums.
     """
     return Method(
         name="r3",
@@ -66,11 +54,6 @@ def r3(
         ),
         planner=StepBoundary(chunks),
         baseline="mean_std",
-        aggregation=aggregation,
-        const=const,
-        epsilon=epsilon,
-        epsilon_high=epsilon_high,
-        delta=delta,
-        truncated=truncated,
+        aggregation="seq_mean_token_mean",
         unverified="a variant: the paper has PPO with a critic and GAE where this has groups",
     )

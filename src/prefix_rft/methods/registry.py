@@ -21,8 +21,11 @@ BUILT_IN = (
     # demonstrations alone
     "sft", "dft", "iw_sft", "fdiv_sft", "discriminative", "irft",
 )  # fmt: skip
-GROUP_OPTIONS = ("all_wrong", "all_right", "attempts", "solved_above")
-"""Options that every method which samples has, see ``Method``; each has its own defaults."""
+COMMON = (
+    "epsilon", "epsilon_high", "delta", "truncated", "aggregation", "const",
+    "all_wrong", "all_right", "attempts", "solved_above",
+)  # fmt: skip
+"""Fields of ``Method`` that are options of every method in which they have an effect."""
 
 
 def find(name: str) -> Callable[..., Any]:
@@ -45,10 +48,28 @@ def find(name: str) -> Callable[..., Any]:
     return found
 
 
+def common_options(method: Method) -> dict[str, Any]:
+    """The common options that have an effect in this method, and its values of them."""
+    surrogates = {s.surrogate for s in method.streams}
+    without_effect: set[str] = set()
+    if not surrogates & {"clip", "cispo"}:
+        without_effect |= {"epsilon", "epsilon_high"}
+    if "clip" not in surrogates:
+        without_effect |= {"delta"}
+    if method.contrast is not None:  # the contrast is right under its own normaliser alone
+        without_effect |= {"aggregation", "const", "truncated"}
+    if not method.samples:
+        without_effect |= {"truncated", "all_wrong", "all_right", "attempts", "solved_above"}
+    return {name: getattr(method, name) for name in COMMON if name not in without_effect}
+
+
 def options_of(name: str) -> dict[str, Any]:
-    """The options of a method and their defaults."""
+    """The options of a method and their defaults, the common ones last."""
     parameters = inspect.signature(find(name)).parameters
-    return {k: None if p.default is p.empty else p.default for k, p in parameters.items()}
+    own = {k: None if p.default is p.empty else p.default for k, p in parameters.items()}
+    if any(p.default is p.empty for p in parameters.values()):
+        return own  # what it needs is not known
+    return {**own, **{k: v for k, v in common_options(find(name)()).items() if k not in own}}
 
 
 def load(name: str, **overrides: Any) -> Method:
@@ -56,27 +77,27 @@ def load(name: str, **overrides: Any) -> Method:
 
     Args:
         name: a built-in name (``prefix_rft``, ``grpo``, ...) or ``package.module:function``.
-        overrides: options of that method, and ``GROUP_OPTIONS`` if it samples.
+        overrides: options of that method, its own and the common ones, see ``common_options``.
 
     Raises:
         ValueError: unknown method, option or value; the message names the nearest one.
     """
     function = find(name)
-    options = options_of(name)
-    refuse_unknown(f"option of method {name}", overrides, [*options, *GROUP_OPTIONS])
     signature = inspect.signature(function).parameters
-    kinds = {k: p.annotation for k, p in signature.items() if isinstance(p.annotation, str)}
-    group = {k: v for k, v in overrides.items() if k in GROUP_OPTIONS and k not in options}
-    types = {f.name: str(f.type) for f in fields(Method) if f.name in GROUP_OPTIONS}
-    check_types(f"option of method {name}", overrides, {**types, **kinds})
-    method = function(**{k: v for k, v in overrides.items() if k not in group})
+    what = f"option of method {name}"
+    refuse_unknown(what, overrides, [*signature, *COMMON])
+    kinds = {f.name: str(f.type) for f in fields(Method) if f.name in COMMON}
+    kinds |= {k: p.annotation for k, p in signature.items() if isinstance(p.annotation, str)}
+    check_types(what, overrides, kinds)
+    method = function(**{k: v for k, v in overrides.items() if k in signature})
     if not isinstance(method, Method):
         raise UserError(f"method '{name}' returned {type(method).__name__}, not a Method")
-    if group and not method.samples:
-        raise UserError(
-            f"method '{name}' samples no groups, so '{next(iter(group))}' has no effect"
-        )
-    streams = method.streams
-    if group.get("all_wrong") == "demonstration" and not method.trains("demonstration"):
-        streams = (*streams, fallback())
-    return replace(method, **group, streams=streams, options={**options, **overrides})
+    common = {k: v for k, v in overrides.items() if k not in signature}
+    for option in common:
+        if option not in common_options(method):
+            raise UserError(f"option '{option}' has no effect in method '{name}'")
+    if common.get("all_wrong") == "demonstration" and not method.trains("demonstration"):
+        common["streams"] = (*method.streams, fallback())
+    options = {k: None if p.default is p.empty else p.default for k, p in signature.items()}
+    options |= {k: v for k, v in common_options(method).items() if k not in options}
+    return replace(method, **common, options={**options, **overrides})

@@ -11,9 +11,6 @@ def relift(
     sft_prompts: int | None = None,
     beta: float = 0.0,
     entropy_coef: float = 0.001,
-    truncated: str = "keep",
-    aggregation: str = "sum_over_const",
-    const: float | None = None,
 ) -> Method:
     """RL steps, and between them steps of SFT on the demonstrations of prompts that all failed.
 
@@ -26,9 +23,6 @@ def relift(
             RL step); None is the rows of a generation.
         beta: KL coefficient.
         entropy_coef: entropy bonus (authors' code: 0.001).
-        truncated: ``mask`` takes the advantage from rows that ran into the length limit.
-        aggregation: normaliser of the RL steps, see ``Method``; SFT steps have the token mean.
-        const: of the sums.
     """
     return Method(
         name="relift",
@@ -41,7 +35,5 @@ def relift(
         ),
         interleave=unsolved_at,
         interleave_rows=sft_prompts,
-        aggregation=aggregation,
-        const=const,
-        truncated=truncated,
+        aggregation="sum_over_const",
     )

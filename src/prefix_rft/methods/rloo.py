@@ -13,9 +13,6 @@ def rloo(
     ratio: str = "none",
     beta: float = 0.0,
     entropy_coef: float = 0.0,
-    truncated: str = "keep",
-    aggregation: str = "sum_over_const",
-    const: float | None = 1.0,
 ) -> Method:
     """REINFORCE with a leave-one-out baseline: ``n/(n-1) (R - mean)``, no clip (section 3).
 
@@ -26,9 +23,6 @@ def rloo(
             ratio, for several updates from one generation.
         beta: KL coefficient, as a term of the loss; the paper takes the KL from the reward.
         entropy_coef: entropy bonus.
-        truncated: ``mask`` takes the advantage from rows that ran into the length limit.
-        aggregation: normaliser, see ``Method``.
-        const: of the sums; 1 is the plain sum over a row's tokens.
     """
     choose("ratio", ratio, RATIOS)
     return Method(
@@ -40,7 +34,6 @@ def rloo(
             *regularisers(beta, entropy_coef, ROLLOUT),
         ),
         baseline="leave_one_out",
-        aggregation=aggregation,
-        const=const,
-        truncated=truncated,
+        aggregation="sum_over_const",
+        const=1.0,
     )

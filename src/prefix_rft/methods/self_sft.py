@@ -5,16 +5,12 @@ from __future__ import annotations
 from prefix_rft.core.method import Method, Stream
 
 
-def self_sft(
-    *, rollouts: str = "policy", aggregation: str = "token_mean", const: float | None = None
-) -> Method:
+def self_sft(*, rollouts: str = "policy") -> Method:
     """Maximum likelihood of the rollouts that were solved; the others are thrown away.
 
     Args:
         rollouts: from the current ``policy`` (each step), or from the ``reference``: the model
             that the run starts from, as if they had been sampled beforehand.
-        aggregation: normaliser over the trained tokens, see ``Method``.
-        const: of the sums.
     """
     return Method(
         name="self_sft",
@@ -22,7 +18,5 @@ def self_sft(
         source="arXiv 2506.23508",
         streams=(Stream("policy", ("policy",), "logp", "solved", counts="trained"),),
         sampler=rollouts,
-        aggregation=aggregation,
-        const=const,
         unverified="a variant: the paper imitates an RL-trained model's rollouts; no code found",
     )

@@ -5,16 +5,12 @@ from __future__ import annotations
 from prefix_rft.core.method import Method, Stream
 
 
-def sft(*, aggregation: str = "token_mean", const: float | None = None) -> Method:
+def sft() -> Method:
     """Maximum likelihood of the demonstration tokens, EOS included, prompts excluded.
 
     The mean is over all target tokens of the optimizer step and of all processes; a mean of
     micro-batch means is the error that lowered this family's published SFT baselines
     (arXiv 2604.23747, section 3).
-
-    Args:
-        aggregation: normaliser, see ``Method``.
-        const: of ``sum_over_const``.
     """
     return Method(
         name="sft",
@@ -22,6 +18,4 @@ def sft(*, aggregation: str = "token_mean", const: float | None = None) -> Metho
         source="the usual cross-entropy; normaliser as corrected in arXiv 2604.23747",
         streams=(Stream("demonstration", ("demonstration",), "logp", 1.0),),
         num_demonstrations=1,
-        aggregation=aggregation,
-        const=const,
     )

@@ -15,9 +15,6 @@ def srft(
     entropy_level: str = "row",
     gamma: float | None = None,
     entropy_coef: float = 0.0,
-    truncated: str = "keep",
-    aggregation: str = "sum_over_const",
-    const: float | None = None,
 ) -> Method:
     """Four terms in one loss (Eq. 13), weighted by entropy.
 
@@ -33,9 +30,6 @@ def srft(
             paper does not say.
         gamma: shapes ``A pi`` as LUFFY does (a re-implementation: 0.1); None is the paper.
         entropy_coef: entropy bonus.
-        truncated: ``mask`` takes the advantage from rows that ran into the length limit.
-        aggregation: normaliser of all terms, see ``Method``; all rows count.
-        const: of the sums.
     """
     choose("entropy_level", entropy_level, ("row", "token"))
     per_token = entropy_level == "token"
@@ -58,8 +52,6 @@ def srft(
         ),
         num_demonstrations=num_demonstrations,
         baseline="mean_std",
-        aggregation=aggregation,
-        const=const,
-        truncated=truncated,
+        aggregation="sum_over_const",
         unverified="the authors' code; whether H is of a token, a row or a batch",
     )

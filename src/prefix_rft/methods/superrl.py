@@ -12,28 +12,16 @@ def superrl(
     *,
     sft_coef: Any = 1.0,
     num_demonstrations: int = 1,
-    epsilon: float = 0.2,
-    epsilon_high: float | None = None,
-    delta: float | None = None,
     beta: float = 0.0,
     entropy_coef: float = 0.0,
-    truncated: str = "keep",
-    aggregation: str = "sum_over_const",
-    const: float | None = None,
 ) -> Method:
     """RL on a prompt with any rewarded rollout, SFT on its demonstration otherwise.
 
     Args:
         sft_coef: coefficient of the SFT term.
         num_demonstrations: rows of the group that are whole demonstrations, trained or not.
-        epsilon: clip range.
-        epsilon_high: upper clip range; None is ``epsilon``.
-        delta: upper bound of the ratio (dual clip); None is none.
         beta: KL coefficient.
         entropy_coef: entropy bonus.
-        truncated: ``mask`` takes the advantage from rows that ran into the length limit.
-        aggregation: normaliser of both terms, see ``Method``; all rows count.
-        const: of the sums.
     """
     return Method(
         name="superrl",
@@ -54,11 +42,6 @@ def superrl(
         ),
         num_demonstrations=num_demonstrations,
         baseline="mean_std",
-        aggregation=aggregation,
-        const=const,
-        epsilon=epsilon,
-        epsilon_high=epsilon_high,
-        delta=delta,
-        truncated=truncated,
+        aggregation="sum_over_const",
         unverified="the authors' code was not read; their learnt mixing is not built",
     )

@@ -41,14 +41,8 @@ def uft(
     hint_high: float = 0.95,
     hint_low: float = 0.05,
     hint_until: float = 0.6,
-    epsilon: float = 0.2,
-    epsilon_high: float | None = None,
-    delta: float | None = None,
     beta: float = 0.001,
     entropy_coef: float = 0.001,
-    truncated: str = "keep",
-    aggregation: str = "token_mean",
-    const: float | None = None,
 ) -> Method:
     """GRPO from a shrinking hint, plus a little maximum likelihood of the hint.
 
@@ -60,14 +54,8 @@ def uft(
         hint_high: expected share of the hint at the start.
         hint_low: and at the end of the schedule.
         hint_until: share of the run after which there are no hints.
-        epsilon: clip range.
-        epsilon_high: upper clip range; None is ``epsilon``.
-        delta: upper bound of the ratio (dual clip); None is none.
         beta: KL coefficient.
         entropy_coef: entropy bonus.
-        truncated: ``mask`` takes the advantage from rows that ran into the length limit.
-        aggregation: normaliser, see ``Method``.
-        const: of the sums.
     """
     hint: Schedule = constant(hint_coef)
     return Method(
@@ -81,11 +69,5 @@ def uft(
         ),
         planner=Hint(chunks, hint_high, hint_low, hint_until),
         baseline="mean_std",
-        aggregation=aggregation,
-        const=const,
-        epsilon=epsilon,
-        epsilon_high=epsilon_high,
-        delta=delta,
-        truncated=truncated,
         unverified="the paper's result figures",
     )
