@@ -7,6 +7,7 @@ the dataset is such that the first process alone has the groups that fail, or th
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -105,12 +106,34 @@ def main(folder: Path) -> None:
             if module.training:  # sampling is each process's own affair
                 f.append((t.state.global_step, len(kwargs["input_ids"])))
 
+        attempts: list[dict[str, Any]] = []
+
+        def score(
+            inputs: Any, plans: Any, t: Any = trainer, f: Any = attempts, original: Any = None
+        ) -> Any:
+            rows = original(inputs, plans)
+            kept = zip(rows["completion_ids"], rows["completion_mask"].bool(), strict=True)
+            f.append(
+                {
+                    "step": t.state.global_step,
+                    "groups": [p.group for p in plans],
+                    "numbers": [p.attempt for p in plans],
+                    "whole": [p.whole for p in plans],
+                    "completions": [x[m].tolist() for x, m in kept],
+                    "rewards": t.outcomes.tolist(),
+                }
+            )
+            return rows
+
+        if hasattr(trainer, "score"):
+            trainer.score = partial(score, original=trainer.score)
         trainer.model.register_forward_pre_hook(count, with_kwargs=True)
         trainer.train()
         mask = trainer.parameter_mask
         found[name] = {
             "records": [r.plain() for r in recorder.records],
             "forwards": forwards,
+            "attempts": attempts,
             "state": vars(trainer.method_state),
             "reference": trainer.reference and trainer.reference.weights,
             "masks": mask and mask.masks,

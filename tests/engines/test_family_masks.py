@@ -316,7 +316,7 @@ def test_imitation_leaves_alone_what_rewards_have_changed_most(
         error = plain.relative_error(list(steps.used[step].values()), list(masked.values()))
         assert error < 1e-5, f"step {step}"
     assert len(frozen) >= 2
-    assert not same(frozen[0], frozen[1])
+    assert not same(frozen[0], frozen[-1])  # two steps of imitation may follow one another
 
 
 def test_in_imitation_too_clipping_sees_the_masked_gradient(tmp_path: Path) -> None:

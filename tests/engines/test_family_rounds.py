@@ -119,7 +119,7 @@ def same(a: list[float], b: list[float]) -> bool:
     return all(x == y or (x != x and y != y) for x, y in zip(a, b, strict=True))
 
 
-def check_resampled(watch: Watch, wrong: bool, right: bool, attempts: int) -> int:
+def check_resampled(watch: Watch, wrong: bool, right: bool, attempts: int, first_rows: int) -> int:
     """A group gives way to another example if it is flat, and only then; how many did."""
     dataset, many = watch.trainer.train_dataset, 0
     n = watch.trainer.num_generations
@@ -147,6 +147,8 @@ def check_resampled(watch: Watch, wrong: bool, right: bool, attempts: int) -> in
                     assert (i in later.asked) == (not new.whole)
                     known = demonstrations(dataset, new.example)
                     assert list(new.prefix) in [d[: len(new.prefix)] for d in known] or not known
+                    # It begins as any group does, and not as one that has failed before.
+                    assert bool(new.prefix) == (new.row < first_rows and bool(known))
                 else:
                     assert i not in later.asked
                     assert (new.example, new.attempt) == (old.example, old.attempt)
@@ -199,7 +201,8 @@ def test_flat_groups_give_way_to_other_prompts(
     )
     attempts = options.get("attempts", 3)
     assert len(watch.generations) == 3
-    assert check_resampled(watch, bool(wrong), bool(right), attempts) > 0
+    begun = {"luffy": 1, "prefix_rft": 2}.get(method, 0)
+    assert check_resampled(watch, bool(wrong), bool(right), attempts, begun) > 0
     rates = ([0.0] if wrong else []) + ([1.0] if right else [])
     for n, (record, rows) in enumerate(zip(recorder.records, watch.trained, strict=True)):
         last = watch.generations[n][-1]
@@ -329,9 +332,11 @@ def test_the_same_seed_takes_the_same_prompts(tmp_path: Path) -> None:
         found.append([[p.example for p in a.plans][::4] for a in attempts])
     assert found[0] == found[1]
     assert found[0] != found[2]
-    taken = [example for groups in found[0] for example in groups]
-    assert max(taken) > 32
-    assert len(set(taken)) > 16
+    # Two steps of one planned and three other attempts, four groups each.
+    drawn = [found[0][i] for i in (1, 2, 3, 5, 6, 7)]
+    assert len({tuple(x) for x in drawn}) == 6
+    assert all(len(set(x)) > 1 for x in drawn)
+    assert max(x for groups in drawn for x in groups) > 32
 
 
 def test_attempts_are_bounded_and_what_fails_for_good_trains_nothing(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ had never stopped."""
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from prefix_rft import DemonstrationTrainer, PrefixRFTTrainer
+from prefix_rft.core.planner import Group
 from prefix_rft.engines.trl.parameter_mask import MaskOptions, ParameterMask
 from prefix_rft.engines.trl.reference import ReferencePolicy
 from prefix_rft.engines.trl.sft import DemonstrationConfig
@@ -118,6 +120,80 @@ def test_files_of_a_step_of_demonstrations_tell_of_demonstrations(tmp_path: Path
     told = trainer.state.log_history[1]
     assert told["demonstration/reward"] == 1.0
     assert "policy/reward" not in told
+
+
+# ---- what planners remember ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("adaback", {"plain": 0.3, "ema": 0.5}),
+        ("pope", {"first_ratio": 0.2, "ratio_step": 0.3}),
+        ("adaback", {"plain": 0.0, "ema": 0.5, "all_right": "resample"}),
+    ],
+)
+def test_a_planner_remembers_each_of_its_groups(tmp_path: Path, method: str, options: dict) -> None:
+    """In the order of the groups, from the rewards of their own rows, over several epochs; what it
+    knew when the generation began decides where rows start."""
+    trainer, _ = plain.start(
+        PrefixRFTTrainer,
+        tmp_path,
+        method,
+        plain.make_fates(["hint:9", "mixed", "wrong", "patchy", "right"] * 2, missing=(1,)),
+        options=options,
+        per_device_train_batch_size=16,
+        max_steps=6,
+    )
+    law, memory, shared = trainer.method.law, {}, {}
+    finished: list[tuple[Any, list[float]]] = []
+    score = trainer.score
+
+    def listen(inputs: Any, plans: Any) -> Any:
+        rows = score(inputs, plans)
+        finished.append((plans, trainer.outcomes.tolist()))
+        return rows
+
+    trainer.score = listen
+    generate = trainer._generate_and_score_completions
+
+    def check(inputs: Any) -> Any:
+        nonlocal shared
+        finished.clear()
+        rows = generate(inputs)
+        plans, rewards = finished[-1]
+        known, average = dict(memory), dict(shared)
+        for i in range(0, 16, 4):
+            example = trainer.train_dataset[plans[i].example]
+            if not example["demonstration"]:
+                assert {p.start for p in plans[i : i + 4]} == {None}
+                continue
+            asked = Group(
+                example=plans[i].example,
+                rows=4,
+                lengths=tuple(len(d) + 1 for d in example["demonstration"]),
+                seed=trainer.args.seed,
+                step=trainer.state.global_step,
+                total_steps=6,
+                max_length=24,
+                attempts=trainer.method.attempts,
+                own=known.get(plans[i].example, {}),
+                shared=average,
+            )
+            starts = tuple(p.start for p in plans[i : i + 4])
+            assert starts == tuple(s if s and s.length else None for s in law.starts(asked))
+            asked = replace(asked, own=memory.get(plans[i].example, {}), shared=shared)
+            own, shared = law.learn(asked, starts, rewards[i : i + 4])
+            if own:
+                memory[plans[i].example] = dict(own)
+        assert trainer.method_state.examples == memory
+        assert trainer.method_state.shared == shared
+        return rows
+
+    trainer._generate_and_score_completions = check
+    trainer.train()
+    assert len(memory) >= 7
+    assert bool(shared) == (method == "adaback")
 
 
 # ---- the reference policy ------------------------------------------------------------------------
@@ -392,14 +468,14 @@ def imitation(folder: Path, model: Any = None, method: str = "iw_sft") -> Any:
             save_steps=2,
         ),
         train_dataset=plain.make_fates(["mixed"] * 16),
+        eval_dataset=plain.make_fates(["mixed"] * 4),
         processing_class=make_tokenizer(),
     )
 
 
 def test_imitation_is_evaluated_with_its_reference(tmp_path: Path) -> None:
     """At first all weights are 1, and the loss is that of sft."""
-    rows = plain.make_fates(["mixed"] * 4)
-    losses = [imitation(tmp_path, method=m).evaluate(rows)["eval_loss"] for m in ("iw_sft", "sft")]
+    losses = [imitation(tmp_path, method=m).evaluate()["eval_loss"] for m in ("iw_sft", "sft")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,41 @@ def test_the_cases_are_what_they_say(ranks: tuple[Path, list[dict[str, Any]]]) -
     ]
     assert solved == [[False] * STEPS, [True] * STEPS]
     assert len(ranks[1][0]["adaback"]["state"]["examples"]) == 6
+
+
+@pytest.mark.parametrize("case", ["luffy-split", "dapo", "bread", "lengthen", "demonstration"])
+def test_each_changes_the_groups_that_failed(
+    ranks: tuple[Path, list[dict[str, Any]]], case: str
+) -> None:
+    """Whoever holds them; what another process changes is no reason to change one's own."""
+    changes = [0, 0]
+    for rank in (0, 1):
+        attempts = ranks[1][rank][case]["attempts"]
+        others = ranks[1][1 - rank][case]["attempts"]
+        assert [a["step"] for a in attempts] == [a["step"] for a in others]
+        for n, (before, after) in enumerate(pairwise(attempts)):
+            if before["step"] != after["step"]:
+                continue
+            both = [before, others[n]] if rank == 0 else [others[n], before]
+            rows = list(
+                zip(
+                    sum((x["groups"] for x in both), []),
+                    sum((x["whole"] for x in both), []),
+                    before["rewards"],
+                    strict=True,
+                )
+            )
+            for i, group in enumerate(before["groups"]):
+                mates = [plain.Row([], [], reward=r) for g, w, r in rows if g == group and not w]
+                rate = plain.solve_rate(mates)
+                flat = rate == 0.0 or (case == "dapo" and rate == 1.0)
+                changed = after["numbers"][i] > before["numbers"][i]
+                changes[rank] += changed
+                assert changed <= flat
+                assert changed or after["completions"][i] == before["completions"][i]
+                if case in ("luffy-split", "dapo"):
+                    assert changed == flat
+    assert changes[0] > 0
 
 
 @pytest.mark.parametrize("case", ["dapo", "bread"])

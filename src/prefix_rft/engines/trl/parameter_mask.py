@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import TrainerCallback
 
 from prefix_rft.core.saliency import SCOPES, SCORES, keep_most_salient, salience
+from prefix_rft.engines.trl.reference import read_tensors
 from prefix_rft.engines.trl.retain import retain_gradients
 from prefix_rft.errors import UserError, check_types, choose, refuse_unknown
 
@@ -112,7 +113,7 @@ class ParameterMask(TrainerCallback):
             )
         self.trainer, self.options = trainer, options
         self.masks: dict[str, Tensor] | None = None
-        self.imitation = False  # whether the present step is one; the trainer says so
+        self.imitation = False
         self.sums: dict[str, Tensor] = {}
         self.squares: dict[str, Tensor] = {}
         self.changes: dict[str, Tensor] = {}
@@ -124,6 +125,16 @@ class ParameterMask(TrainerCallback):
     def _parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
         return ((n, p) for n, p in model.named_parameters() if p.requires_grad)
+
+    def begin_step(self, imitation: bool) -> None:
+        """Before the forwards of an optimizer step: whether it is one of imitation.
+
+        For one, what the other steps have changed most is frozen (``mifo``).
+        """
+        self.imitation = imitation
+        if self.options.kind == "mifo" and imitation and self.changes:
+            most = keep_most_salient(self.changes, self.options.fraction, self.options.scope)
+            self.masks = {name: ~m for name, m in most.items()}
 
     @property
     def _active(self) -> bool:
@@ -167,8 +178,6 @@ class ParameterMask(TrainerCallback):
         if self._choosing:
             self._look()
         held = self._choosing and self.scored > 0
-        if self.options.kind == "mifo":
-            self._choose_by_change()
         if self._active or held or self.options.kind == "mifo":
             self.before = {name: p.detach().clone() for name, p in self._parameters()}
 
@@ -232,16 +241,6 @@ class ParameterMask(TrainerCallback):
         old, alpha = self.changes.get(name), self.options.history
         self.changes[name] = change if old is None else alpha * old + (1.0 - alpha) * change
 
-    def _choose_by_change(self) -> None:
-        """For a step of imitation: freeze what the other steps have changed most."""
-        if not self.imitation or not self.changes:
-            return
-        most = keep_most_salient(self.changes, self.options.fraction, self.options.scope)
-        self.masks = {name: ~m for name, m in most.items()}
-        for name, p in self._parameters():
-            if p.grad is not None:
-                p.grad.mul_(self.masks[name])
-
     # ---- checkpoints ---------------------------------------------------------------------------
 
     def save(self, folder: Path) -> None:
@@ -260,13 +259,15 @@ class ParameterMask(TrainerCallback):
         """
         if not (folder / FILE).is_file():
             raise UserError(f"checkpoint '{folder}' has no {FILE}: it was made without a mask")
-        data = load_file(folder / FILE)
+        data = read_tensors(folder / FILE)
+        if "scored" not in data:
+            raise UserError(f"'{folder / FILE}' is not the file of a mask")
         self.scored = int(data.pop("scored"))
         of: dict[str, dict[str, Tensor]] = {"mask": {}, "change": {}, "sum": {}, "squares": {}}
         known = dict(self._parameters())
         for key, tensor in data.items():
             kind, _, name = key.partition("/")
-            if name not in known or known[name].shape != tensor.shape:
+            if kind not in of or name not in known or known[name].shape != tensor.shape:
                 raise UserError(f"'{folder / FILE}' holds the mask of another model")
             of[kind][name] = tensor.to(known[name].device)
         self.masks = of["mask"] or None

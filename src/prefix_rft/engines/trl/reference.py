@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -20,6 +21,18 @@ from prefix_rft.errors import UserError
 
 WEIGHTS = "reference.safetensors"
 FINGERPRINT = "reference.sha256"
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors in a safetensors file.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"'{path}' is damaged: {error}") from error
 
 
 class ReferencePolicy:
@@ -87,8 +100,9 @@ class ReferencePolicy:
         if not (folder / FINGERPRINT).is_file():
             raise UserError(f"checkpoint '{folder}' has no {FINGERPRINT}: it had no reference")
         if (folder / WEIGHTS).is_file():
-            weights = load_file(folder / WEIGHTS)
-            if set(weights) != set(self.weights):
+            weights = read_tensors(folder / WEIGHTS)
+            shapes = {n: w.shape for n, w in weights.items()}
+            if shapes != {n: w.shape for n, w in self.weights.items()}:
                 raise UserError(f"'{folder / WEIGHTS}' holds the weights of another model")
             self.weights = {n: weights[n].to(w) for n, w in self.weights.items()}
             self.renewed = True

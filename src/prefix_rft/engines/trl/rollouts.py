@@ -36,6 +36,8 @@ def write_rollouts(
     streams = trainer.method.streams
     decode = trainer.processing_class.decode
     for i, plan in enumerate(plans):
+        if plan.filler:
+            continue
         prompt = rows["prompt_ids"][i][rows["prompt_mask"][i].bool()].tolist()
         completion = rows["completion_ids"][i][rows["completion_mask"][i].bool()].tolist()
         reward = rows["row_reward"][i].item()

@@ -67,7 +67,7 @@ def generate(trainer: PrefixRFTTrainer, inputs: Inputs) -> Generation:
         limit = 1  # a demonstration in the group's place settles it
     logged = {name: len(values) for name, values in trainer.metrics.items()}
     rows = trainer.score(inputs, plans)
-    first = again = flat_groups(trainer, plans)
+    again = flat_groups(trainer, plans)
     for attempt in range(1, limit + 1):
         if not bool(again.any()):
             break
@@ -80,9 +80,18 @@ def generate(trainer: PrefixRFTTrainer, inputs: Inputs) -> Generation:
         rows = trainer.score(inputs, plans)
         again = flat_groups(trainer, plans)
     if method.samples_again:
-        trainer.metrics["groups/resampled"].append(first.float().mean().item())
+        trainer.metrics["groups/resampled"].append(share_resampled(trainer, plans))
     learn(trainer, inputs, plans, moment)
     return Generation(inputs, plans, rows)
+
+
+def share_resampled(trainer: PrefixRFTTrainer, plans: Sequence[RowPlan]) -> float:
+    """The share of rows whose group an attempt has changed."""
+    own = [[p.group, p.attempt] for p in plans]
+    group_N, attempt_N = trainer.accelerator.gather(
+        torch.tensor(own, device=trainer.accelerator.device)
+    ).T
+    return torch.isin(group_N, group_N[attempt_N > 0]).float().mean().item()
 
 
 def flat_groups(trainer: PrefixRFTTrainer, plans: Sequence[RowPlan]) -> Tensor:

@@ -45,16 +45,22 @@ class MethodState:
         """Read what :meth:`save` wrote.
 
         Raises:
-            UserError: the checkpoint has none.
+            UserError: the checkpoint has none, or it is damaged.
         """
         path = folder / FILE
         if not path.is_file():
             raise UserError(f"checkpoint '{folder}' has no {FILE}: it is not one of this trainer's")
-        data = json.loads(path.read_text(encoding="utf-8"))
-        self.examples = {int(k): dict(v) for k, v in data["examples"].items()}
-        self.shared = dict(data["shared"])
-        self.waiting = [(int(e), int(d)) for e, d in data["waiting"]]
-        self.stage = int(data["stage"])
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            read = MethodState(
+                {int(k): dict(v) for k, v in data["examples"].items()},
+                dict(data["shared"]),
+                [(int(e), int(d)) for e, d in data["waiting"]],
+                int(data["stage"]),
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"'{path}' is damaged: {type(error).__name__}: {error}") from error
+        vars(self).update(vars(read))
 
 
 class SaveState(TrainerCallback):

@@ -272,8 +272,8 @@ class PrefixRFTTrainer(GRPOTrainer):
         )
         prefixes = [plans[i].prefix for i in open_rows]
         budgets = [self.max_completion_length - len(p) for p in prefixes]
-        frozen = self.reference if self.method.sampler == "reference" else None
         was_training = model.training
+        frozen = self.reference if self.method.sampler == "reference" and was_training else None
         model.eval()
         try:
             with self.accelerator.autocast(), frozen.swapped() if frozen else nullcontext():
@@ -329,7 +329,7 @@ class PrefixRFTTrainer(GRPOTrainer):
         )
         self._stats = {}
         if self.parameter_mask is not None:
-            self.parameter_mask.imitation = bool(rows["row_imitation"].all())
+            self.parameter_mask.begin_step(bool(rows["row_imitation"].all()))
 
     def _compute_loss(self, model: Any, inputs: Rows) -> Tensor:
         if not self.model.training:
