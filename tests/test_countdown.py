@@ -237,6 +237,7 @@ def test_rebuild_is_deterministic(tmp_path):
     assert first.read_bytes() == second.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_short_rebuild_writes_well_formed_chains(tmp_path):
     """The same script on a world of four numbers, in a few seconds."""
     rules = Rules(operands=(2,), highest=2, limit=4)

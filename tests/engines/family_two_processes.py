@@ -42,7 +42,6 @@ CASES: dict[str, tuple[str, dict[str, Any], tuple[str, ...], tuple[int, ...], bo
     "demonstration": ("grpo", {"all_wrong": "demonstration"}, EVEN, (), True, {}),
     "adaback": ("adaback", {"plain": 0.0, "ema": 0.5}, EVEN, (), False, {}),
     "discriminative": ("discriminative", {}, ("mixed",), (2,), True, {}),
-    "irft": ("irft", {"stages": 2}, ("mixed",), ODD, False, {}),
     "irft-split": ("irft", {"stages": 3}, ("mixed",), (), True, {}),
     "self_sft": ("self_sft", {}, ("wrong", "right"), (), False, {}),
     "iw_sft": ("iw_sft", {}, ("mixed",), (), False, {}),

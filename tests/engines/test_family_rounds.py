@@ -656,6 +656,22 @@ def test_rows_without_reward_make_no_group_flat(tmp_path: Path) -> None:
     check_files(tmp_path, watch)
 
 
+def test_a_generation_without_any_reward_trains_nothing(tmp_path: Path) -> None:
+    _, recorder, watch = run(
+        tmp_path,
+        "grpo",
+        plain.make_fates(["never"] * 4),
+        options={"all_wrong": "resample", "all_right": "drop"},
+        max_steps=1,
+        log_rollouts=True,
+    )
+    assert [len(g) for g in watch.generations] == [1]
+    assert recorder.records[0].loss == 0.0
+    assert not any(g.any() for g in recorder.records[0].gradient)
+    assert not watch.trained[0]["row_dropped"].any()
+    check_files(tmp_path, watch)
+
+
 AGAIN = {"all_wrong": "resample", "num_demonstrations": 2}
 
 

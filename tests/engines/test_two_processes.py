@@ -45,7 +45,11 @@ def launch(folder: Path, *args: str) -> list[list[dict]]:
 
 @pytest.mark.parametrize(
     ("scope", "source", "generations"),
-    [("minibatch", "current", 8), ("row", "rollout", 8), ("minibatch", "rollout", 4)],
+    [
+        ("minibatch", "current", 8),
+        pytest.param("row", "rollout", 8, marks=pytest.mark.slow),
+        ("minibatch", "rollout", 4),
+    ],
 )
 def test_two_processes_are_one(tmp_path: Path, scope: str, source: str, generations: int) -> None:
     """A group of 8 lies across both; with groups of 4, each has one and they share the pool."""
