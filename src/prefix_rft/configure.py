@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from prefix_rft.core import Method
+from prefix_rft.data import find_source
 from prefix_rft.engines.trl import DemonstrationConfig, PrefixRFTConfig
 from prefix_rft.engines.trl.parameter_mask import MaskOptions
 from prefix_rft.errors import UserError, check_types
@@ -80,6 +81,8 @@ def configure(
         if data is not None and (recipe.folder / data).exists():  # paths are those of the recipe
             mask = {**mask, "data": str(recipe.folder / data)}
             recipe = replace(recipe, trainer={**recipe.trainer, "parameter_mask": mask})
+        elif data is not None:
+            find_source(data, recipe.folder)
     if recipe.rif is not None:
         Filter.read(recipe.rif)
         if not recipe.reward:
@@ -106,6 +109,16 @@ def reward_functions(recipe: Recipe, method: Method) -> tuple[list[Any], list[fl
     if any(w != 1.0 for w in weights) and "reward_weights" in recipe.trainer:
         raise UserError("give weights with the rewards or as reward_weights, not both")
     return rewards, weights
+
+
+def is_checkpoint(path: Any) -> None:
+    """Raise UserError unless this is a checkpoint's folder."""
+    folder = Path(str(path))
+    numbered = folder.name.startswith("checkpoint-") and folder.name[11:].isdigit()
+    if not numbered or not (folder / "trainer_state.json").is_file():
+        raise UserError(
+            f"resume_from_checkpoint '{path}' is no checkpoint: name a folder RUN/checkpoint-N"
+        )
 
 
 def trainer_arguments(recipe: Recipe, method: Method, config_class: type) -> tuple[Any, BatchPlan]:
@@ -137,14 +150,11 @@ def trainer_arguments(recipe: Recipe, method: Method, config_class: type) -> tup
     if not torch.accelerator.is_available():
         defaults |= {"use_cpu": True, "bf16": False, "activation_checkpointing": False}
     checkpoint = given.get("resume_from_checkpoint")
-    if checkpoint is not None and not (Path(checkpoint) / "trainer_state.json").is_file():
-        raise UserError(
-            f"resume_from_checkpoint '{checkpoint}' is no checkpoint: name a folder "
-            "RUN/checkpoint-N"
-        )
+    if checkpoint is not None:
+        is_checkpoint(checkpoint)
     new = free_run_folder(Path(recipe.runs), recipe.name)
     derived = {
-        "output_dir": str(new if checkpoint is None else Path(checkpoint).parent),
+        "output_dir": str(new if checkpoint is None else Path(checkpoint).resolve().parent),
         "per_device_train_batch_size": plan.micro_batch_size,
         "gradient_accumulation_steps": plan.micro_batches,
         "method": recipe.method_name,

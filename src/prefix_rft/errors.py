@@ -37,6 +37,13 @@ def refuse_unknown(what: str, names: Iterable[str], known: Iterable[str]) -> Non
             raise UserError(f"unknown {what} '{name}': {nearest(str(name), known)}")
 
 
+def check_range(name: str, value: float, low: float, high: float = math.inf) -> None:
+    """Raise UserError for a number outside [low, high]."""
+    if not low <= value <= high:
+        bounds = f"at least {low:g}" if high == math.inf else f"in [{low:g}, {high:g}]"
+        raise UserError(f"{name} must be {bounds}, got {value}")
+
+
 KINDS: dict[str, tuple[type, ...]] = {
     "int": (int,),
     "float": (int, float),

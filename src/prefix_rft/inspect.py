@@ -147,7 +147,12 @@ def hybrid_row(
         setup.method,
         [{IDS: demonstrations, EXAMPLE: number - 1}],
         Moment(
-            setup.plan.generations, setup.args.seed, step, steps, setup.args.max_completion_length
+            setup.plan.generations,
+            setup.args.seed,
+            step,
+            steps,
+            setup.args.max_completion_length,
+            render.newline_ids if setup.method.law.needs_boundaries else frozenset(),
         ),
     )[0]
     prefix, method = list(plan.prefix), setup.method

@@ -28,7 +28,7 @@ def show_methods(console: Console) -> None:
     """The table of the built-in methods."""
     table = Table()
     for column in ("method", "learns from", "what it does", "source"):
-        table.add_column(column, no_wrap=column == "method")
+        table.add_column(column, no_wrap=column == "method", overflow="fold")
     methods = [load(name) for name in BUILT_IN]
     for m in methods:
         name = f"{m.name} *" if m.unverified else m.name
@@ -48,7 +48,7 @@ def show_method(console: Console, method: Method) -> None:
         say(console, line)
     streams = Table(title="streams")
     for column in ("stream", "tokens", "surrogate", "advantage", "coefficient", "normaliser"):
-        streams.add_column(column)
+        streams.add_column(column, overflow="fold")
     for s in method.streams:
         streams.add_row(
             s.name,

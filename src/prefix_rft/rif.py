@@ -6,8 +6,10 @@ The paper's exact rule and number of rollouts could not be verified; the default
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -98,6 +100,26 @@ def filter_rows(
         solved = list(zip(own, counts, strict=True))
     counts = [n for _, n in sorted(gather_object(solved))]
     return choose_rows(rule, rows, counts, console)
+
+
+def recorded(rule: Filter, rows: Dataset, record: Path) -> list[int]:
+    """The counts of an earlier filtering of the same rows by the same rule.
+
+    Raises:
+        UserError: it was of other rows or by another rule, or the file is damaged.
+    """
+    try:
+        known = json.loads(record.read_text(encoding="utf-8"))
+        solved = [int(n) for n in known["solved"]]
+        same = known["rule"] == asdict(rule) and len(solved) == len(rows)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"'{record}' is damaged: {type(error).__name__}: {error}") from error
+    if not same:
+        raise UserError(
+            f"'{record}' is of other rows or of another rif: resume with the data and the rif that "
+            "the run started with"
+        )
+    return solved
 
 
 def choose_rows(

@@ -82,6 +82,15 @@ def write_json(path: Path, data: Any) -> None:
     path.write_text(json.dumps(data, indent=2, default=str) + "\n", encoding="utf-8")
 
 
+def cut_metrics(folder: Path, step: int) -> None:
+    """Take the lines behind ``step`` out of ``metrics.jsonl``: a resumed run writes them anew."""
+    path = folder / "metrics.jsonl"
+    if path.is_file():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if json.loads(line)["step"] <= step]
+        path.write_text("".join(kept), encoding="utf-8")
+
+
 def append_metrics(folder: Path, step: int, metrics: dict[str, Any]) -> None:
     """Add one line to ``metrics.jsonl``; a number that is not finite is written as null."""
     numbers = {k: v for k, v in metrics.items() if isinstance(v, (int, float))}

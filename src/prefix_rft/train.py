@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -18,9 +18,9 @@ from rich.console import Console
 from rich.table import Table
 from transformers import PrinterCallback
 
-from prefix_rft.configure import Setup, configure
+from prefix_rft.configure import Setup, configure, is_checkpoint
 from prefix_rft.core import Method
-from prefix_rft.data import load_rows
+from prefix_rft.data import DataError, load_rows
 from prefix_rft.data.rows import PLACE
 from prefix_rft.engines.trl import DemonstrationTrainer, PrefixRFTTrainer
 from prefix_rft.errors import UserError
@@ -29,8 +29,8 @@ from prefix_rft.models import load_model, one_line, quiet
 from prefix_rft.preflight import preflight
 from prefix_rft.progress import Progress
 from prefix_rft.recipe import Recipe, read_recipe, stage_names
-from prefix_rft.rif import Filter, choose_rows, filter_rows
-from prefix_rft.run_folder import write_json, write_start
+from prefix_rft.rif import Filter, choose_rows, filter_rows, recorded
+from prefix_rft.run_folder import cut_metrics, write_json, write_start
 
 
 def train(path: str, overrides: Sequence[str], console: Console) -> Path:
@@ -54,6 +54,7 @@ def train(path: str, overrides: Sequence[str], console: Console) -> Path:
         with closing(configure(path, later, stage, model)) as setup:
             folder = run(setup, console)
         model = str((folder / "model").resolve())
+        gc.collect()  # a trainer and its callbacks know each other: free it before the next one
     return folder
 
 
@@ -66,7 +67,8 @@ def resumed_stage(data: dict[str, Any], names: Sequence[str]) -> tuple[int, str 
     checkpoint = data.get("resume_from_checkpoint")
     if checkpoint is None or len(names) == 1:
         return 0, None
-    folder = Path(str(checkpoint)).parent
+    is_checkpoint(checkpoint)
+    folder = Path(str(checkpoint)).resolve().parent
     for stage, name in enumerate(names):
         if re.fullmatch(rf"{re.escape(name)}(-\d+)?", folder.name):
             known = read_recipe(folder / "recipe.yaml")
@@ -105,8 +107,7 @@ def run(setup: Setup, console: Console) -> Path:
     if recipe.rif is not None:
         rule, record = Filter.read(recipe.rif), folder / "rif.json"
         if args.resume_from_checkpoint and record.is_file():
-            solved = json.loads(record.read_text(encoding="utf-8"))["solved"]
-            rows, filtered = choose_rows(rule, rows, solved, console)
+            rows, filtered = choose_rows(rule, rows, recorded(rule, rows, record), console)
         else:
             with console.status("sampling every prompt, to leave out those that teach nothing"):
                 rows, filtered = filter_rows(
@@ -120,9 +121,12 @@ def run(setup: Setup, console: Console) -> Path:
             trainer: Any = PrefixRFTTrainer(model, rewards, args, **shared)
         else:
             trainer = DemonstrationTrainer(model, args, **shared)
-    except UserError as error:
+    except DataError as error:
         remove_empty(new)
         raise UserError(f"data '{recipe.train_data}': {error}") from error
+    except UserError:
+        remove_empty(new)
+        raise
     except (ValueError, ImportError) as error:
         remove_empty(new)
         raise UserError(f"the trainer cannot be made: {one_line(error)}") from error
@@ -143,6 +147,8 @@ def run(setup: Setup, console: Console) -> Path:
     if held_out is not None:
         with console.status("evaluating the base model"):
             evaluations["base"] = evaluate_model(recipe, args, model, tokenizer, held_out, rewards)
+    if main and args.resume_from_checkpoint:
+        cut_metrics(folder, int(Path(args.resume_from_checkpoint).name.rpartition("-")[2]))
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.save_model(str(folder / "model"))
     if held_out is not None:
@@ -157,6 +163,7 @@ def run(setup: Setup, console: Console) -> Path:
         if evaluations:
             write_json(folder / "eval.json", {k: asdict(v) for k, v in evaluations.items()})
         summarise(console, folder, evaluations)
+    trainer.accelerator.wait_for_everyone()  # the next stage reads what one process has written
     return folder
 
 

@@ -180,6 +180,26 @@ def test_rif_leaves_out_what_is_never_solved(task: Path, tmp_path: Path) -> None
     assert set(rows) - solved
 
 
+def test_a_checkpoint_goes_on_as_it_began(task: Path, tmp_path: Path) -> None:
+    """Another method, another rule of RIF, or fewer rows: a sentence, and nothing is lost."""
+    short = ["max_steps=4", "save_steps=2", "rif.samples=2"]
+    folder = run(task, "rif", tmp_path, *short)
+    record = (folder / "rif.json").read_text()
+    metrics = (folder / "metrics.jsonl").read_text()
+    resume = [*short, f"resume_from_checkpoint={folder}/checkpoint-2"]
+    for override, sentence in (
+        ("rif.samples=3", "another rif"),
+        ("train_data=../test.jsonl", "other rows"),
+        ("method=dr_grpo", "is of method 'grpo', not of 'dr_grpo'"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            run(task, "rif", tmp_path, *resume, override)
+        assert (folder / "rif.json").read_text() == record
+    run(task, "rif", tmp_path, *resume)
+    steps = [json.loads(x)["step"] for x in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [json.loads(x)["step"] for x in metrics.splitlines()]
+
+
 @pytest.mark.parametrize(
     ("name", "override", "sentence"),
     [
@@ -200,14 +220,26 @@ def test_rif_leaves_out_what_is_never_solved(task: Path, tmp_path: Path) -> None
         (STAGED, "stages.3.max_steps=3", "numbered from 1 to 2"),
         (STAGED, "stages.2.model=x", "cannot have a 'model' of its own"),
         (STAGED, "stages.2.method=grop", "did you mean 'grpo'"),
+        (STAGED, "stages.2.resume_from_checkpoint=x", "cannot have a 'resume_from_checkpoint'"),
         ("grpo", "resume_from_checkpoint=nowhere", "is no checkpoint"),
+        (STAGED, "resume_from_checkpoint=nowhere", "is no checkpoint"),
+        ("speft", "parameter_mask=5", "must be a mapping with a kind"),
+        ("retain", "parameter_mask.data=nope.jsonl", "nope.jsonl"),
+        ("relift", "method.sft_prompts=100000", "but a generation has 256 rows"),
+        ("relift", "method.all_wrong=resample", "sets aside prompts that fail"),
+        ("relift", "method.unsolved_at=2", "a solve rate must be in"),
+        ("uft", "method.chunks=0", "chunks must be at least 1"),
+        ("pope", "method.guided_share=2", "guided_share must be in"),
+        ("chord", "method.mu=2", "mu must be in"),
+        ("grpo", "method.attempts=9", "'attempts' has no effect"),
+        ("rl_sft", "num_generations=2 micro_batch_size=null", "has fewer than two"),
     ],
 )
 def test_wrong_input(task: Path, tmp_path: Path, name: str, override: str, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         train(
             str(task / "recipes" / f"{name}.yaml"),
-            [f"runs={tmp_path}", override],
+            [f"runs={tmp_path}", *([override] if "{" in override else override.split())],
             Console(quiet=True),
         )
     assert not list(tmp_path.iterdir())

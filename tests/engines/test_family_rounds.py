@@ -8,12 +8,14 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import family_plain as plain
 import pytest
 import torch
 from test_backends import FakeVLLM
 
+import prefix_rft.engines.trl.trainer as module
 from prefix_rft import PrefixRFTTrainer
 from prefix_rft.engines.trl.plan import RowPlan
 from tiny import make_tokenizer
@@ -81,7 +83,10 @@ class Watch:
 
     def sample(self, prompts: Any, plans: Any) -> Any:
         self.asked = [i for i, p in enumerate(plans) if not p.done]
-        return self._sample(prompts, plans)
+        with mock.patch.object(module, "sample", wraps=module.sample) as sampler:
+            found = self._sample(prompts, plans)
+        assert sum(len(call.args[1]) for call in sampler.call_args_list) == len(self.asked)
+        return found
 
     def score(self, inputs: Any, plans: list[RowPlan]) -> Any:
         self.asked = []
@@ -412,7 +417,7 @@ def test_dropped_groups_are_in_no_normaliser(
     check_metrics(watch)
 
 
-@pytest.mark.parametrize("scope", ["minibatch", "step"])
+@pytest.mark.parametrize("scope", ["minibatch", "step", "row"])
 def test_prefix_tokens_of_dropped_groups_are_not_ranked(tmp_path: Path, scope: str) -> None:
     """A group that takes no part in the step takes no place among the tokens that are kept."""
     _, recorder, watch = run(
@@ -422,10 +427,18 @@ def test_prefix_tokens_of_dropped_groups_are_not_ranked(tmp_path: Path, scope: s
         options={"all_right": "drop", "num_hybrid": 2, "entropy_scope": scope},
         max_steps=2,
         seed=4,
+        logging_steps=100,
     )
-    for record, rows in zip(recorder.records, watch.trained, strict=True):
+    told = watch.logged["prefix/kept"]
+    for record, rows, share in zip(recorder.records, watch.trained, told, strict=True):
         assert 8 <= rows["row_dropped"].sum() < 16
-        step = plain.Update(plain.without(record, 1.0), record.weights, record.weights)
+        left = plain.without(record, 1.0)
+        sizes = [r.prefix for r in left.rows if r.prefix]
+        pools = sizes if scope == "row" else [sum(sizes)]
+        assert share == pytest.approx(sum(math.ceil(0.2 * n - 1e-9) for n in pools) / sum(sizes))
+        if scope == "row":
+            continue
+        step = plain.Update(left, record.weights, record.weights)
         loss = plain.prefix_rft(step)
         assert record.loss == pytest.approx(loss.item(), rel=1e-5, abs=1e-7)
         assert plain.relative_error(record.gradient, step.gradient(loss)) < 1e-5

@@ -38,12 +38,11 @@ MANY = ["wrong", "mixed", "wrong", "wrong", "right", "wrong", "wrong", "wrong", 
     ("method", "wanted", "options", "fates", "imitations"),
     [
         ("relift", 8, {}, [*MANY, *["wrong"] * 3], 2),
-        ("relift", 8, {"sft_prompts": 100}, [*MANY, *["wrong"] * 3], 2),
         ("mifo", 3, {"sft_prompts": 3, "unsolved_at": 0.5}, [*MANY, *["wrong"] * 3], 2),
         # Four examples fail in each epoch; they wait once, and so they are never enough.
         ("relift", 8, {}, ["wrong", "wrong", "wrong", "right", "right", "wrong", "wrong"], 0),
     ],
-    ids=["all-rows", "no-more-than-rows", "three", "never-enough"],
+    ids=["all-rows", "three", "never-enough"],
 )
 def test_the_queue_is_first_in_first_out(
     tmp_path: Path, method: str, wanted: int, options: dict, fates: list[str], imitations: int

@@ -253,6 +253,13 @@ class Method:
                 f"method '{self.name}' trains no continuation, so it cannot lengthen a prefix: "
                 "choose another all_wrong"
             )
+        if self.all_wrong == "resample" and self.interleave is not None:
+            raise UserError(
+                f"method '{self.name}' sets aside prompts that fail, so they cannot be replaced: "
+                "choose another all_wrong"
+            )
+        if self.interleave is not None and not 0.0 <= self.interleave <= 1.0:
+            raise UserError(f"a solve rate must be in [0, 1], got {self.interleave}")
         if self.all_wrong in ("drop", "resample") and any(
             s.gate is not None and s.gate[0] < 0.0 for s in self.streams
         ):
@@ -288,6 +295,7 @@ class Method:
             or self.num_demonstrations
             or self.planner is not None
             or self.interleave is not None
+            or self.all_wrong in ("lengthen", "demonstration")
         )
 
     @property

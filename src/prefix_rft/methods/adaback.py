@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from prefix_rft.core.method import SAMPLED, Method, Stream, regularisers
 from prefix_rft.core.planner import Group, Planner, Record, Starts
+from prefix_rft.errors import check_range
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,8 @@ def adaback(
         beta: KL coefficient.
         entropy_coef: entropy bonus.
     """
+    check_range("ema", ema, 0.0, 1.0)
+    check_range("plain", plain, 0.0, 1.0)
     return Method(
         name="adaback",
         summary="GRPO from a prefix (context) whose length each example finds for itself",

@@ -7,6 +7,7 @@ from typing import Any
 from prefix_rft.core.method import SAMPLED, Method, Stream, regularisers
 from prefix_rft.core.schedules import Schedule, cosine, parse
 from prefix_rft.core.weights import uncertainty
+from prefix_rft.errors import check_range
 
 
 def chord(
@@ -28,6 +29,8 @@ def chord(
         entropy_coef: entropy bonus.
     """
     share = parse(mu if mu is not None else 0.1 if phi else cosine(0.9, 0.05, 200))
+    for bound in share.bounds():
+        check_range("mu", bound, 0.0, 1.0)
     rest = Schedule(
         share.kind,
         1.0 - share.start,

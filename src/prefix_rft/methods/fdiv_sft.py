@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 from prefix_rft.core.method import Method, Stream
 from prefix_rft.core.weights import f_divergence
+from prefix_rft.errors import check_range
 
 
 def fdiv_sft(
@@ -22,6 +25,7 @@ def fdiv_sft(
         cap: largest weight; it holds the squared Hellinger's before its pole at x = -1.
     """
     weight = f_divergence(divergence, beta, floor, cap)
+    check_range("floor", floor, -math.inf, cap)
     return Method(
         name="fdiv_sft",
         summary="experimental: SFT with weights derived from an f-divergence to the initial model",

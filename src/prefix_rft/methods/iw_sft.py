@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from prefix_rft.core.method import Method, Stream
 from prefix_rft.core.weights import sequence_importance
+from prefix_rft.errors import check_range
 
 
 def iw_sft(
@@ -18,6 +19,7 @@ def iw_sft(
         cap: largest weight.
     """
     weight = sequence_importance(temperature, cap)
+    check_range("cap", cap, 0.0)
     return Method(
         name="iw_sft",
         summary="SFT with each row weighted by its likelihood ratio to the initial model",

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from prefix_rft.core.method import SAMPLED, Method, Stream, regularisers
 from prefix_rft.core.planner import Group, Planner, Record, Starts
 from prefix_rft.core.prefix import is_hybrid
+from prefix_rft.errors import check_range
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,9 @@ def pope(
         beta: KL coefficient.
         entropy_coef: entropy bonus.
     """
+    check_range("first_ratio", first_ratio, 0.0, 1.0)
+    check_range("ratio_step", ratio_step, 0.0, 1.0)
+    check_range("guided_share", guided_share, 0.0, 1.0)
     return Method(
         name="pope",
         summary="GRPO on plain rows and on rows guided by the shortest rewarded prefix (context)",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from prefix_rft.core.method import SAMPLED, Method, Stream, regularisers
 from prefix_rft.core.planner import Group, Planner, Start, Starts
+from prefix_rft.errors import check_range
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ def r3(
         beta: KL coefficient, as a term of the loss (the authors' code: 0.05 in the reward).
         entropy_coef: entropy bonus.
     """
+    check_range("chunks", chunks, 1)
     return Method(
         name="r3",
         summary="GRPO from start states along a demonstration (context); no critic",

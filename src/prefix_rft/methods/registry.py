@@ -43,6 +43,10 @@ def find(name: str) -> Callable[..., Any]:
         found: Any = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise UserError(f"method '{name}' cannot be imported: {error}") from error
+    except Exception as error:  # a stranger's module may raise anything
+        raise UserError(
+            f"method '{name}' cannot be imported: {type(error).__name__}: {error}"
+        ) from error
     if not callable(found):
         raise UserError(f"method '{name}' is not a function that returns a Method")
     return found
@@ -58,6 +62,8 @@ def common_options(method: Method) -> dict[str, Any]:
         without_effect |= {"delta"}
     if method.contrast is not None:  # the contrast is right under its own normaliser alone
         without_effect |= {"aggregation", "const", "truncated"}
+    if not method.samples_again:
+        without_effect |= {"attempts"}
     if not method.samples:
         without_effect |= {"truncated", "all_wrong", "all_right", "attempts", "solved_above"}
     return {name: getattr(method, name) for name in COMMON if name not in without_effect}
@@ -89,15 +95,22 @@ def load(name: str, **overrides: Any) -> Method:
     kinds = {f.name: str(f.type) for f in fields(Method) if f.name in COMMON}
     kinds |= {k: p.annotation for k, p in signature.items() if isinstance(p.annotation, str)}
     check_types(what, overrides, kinds)
-    method = function(**{k: v for k, v in overrides.items() if k in signature})
+    try:
+        method = function(**{k: v for k, v in overrides.items() if k in signature})
+    except UserError:
+        raise
+    except Exception as error:  # a stranger's function may raise anything
+        raise UserError(f"method '{name}' failed: {type(error).__name__}: {error}") from error
     if not isinstance(method, Method):
         raise UserError(f"method '{name}' returned {type(method).__name__}, not a Method")
     common = {k: v for k, v in overrides.items() if k not in signature}
-    for option in common:
-        if option not in common_options(method):
-            raise UserError(f"option '{option}' has no effect in method '{name}'")
     if common.get("all_wrong") == "demonstration" and not method.trains("demonstration"):
         common["streams"] = (*method.streams, fallback())
+    changed = replace(method, **common)
+    known = common_options(changed)
+    for option in overrides:
+        if option not in signature and option not in known:
+            raise UserError(f"option '{option}' has no effect in method '{name}'")
     options = {k: None if p.default is p.empty else p.default for k, p in signature.items()}
-    options |= {k: v for k, v in common_options(method).items() if k not in options}
-    return replace(method, **common, options={**options, **overrides})
+    options |= {k: v for k, v in known.items() if k not in options}
+    return replace(changed, options={**options, **overrides})

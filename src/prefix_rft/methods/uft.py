@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from prefix_rft.core.method import SAMPLED, Method, Stream, regularisers
 from prefix_rft.core.planner import Group, Planner, Starts
 from prefix_rft.core.schedules import Schedule, constant, cosine
+from prefix_rft.errors import check_range
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,13 @@ def uft(
         entropy_coef: entropy bonus.
     """
     hint: Schedule = constant(hint_coef)
+    check_range("chunks", chunks, 1)
+    for name, value in (
+        ("hint_high", hint_high),
+        ("hint_low", hint_low),
+        ("hint_until", hint_until),
+    ):
+        check_range(name, value, 0.0, 1.0)
     return Method(
         name="uft",
         summary="GRPO from a shared hint that shrinks, with a little SFT on the hint",

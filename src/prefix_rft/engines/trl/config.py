@@ -123,6 +123,12 @@ class PrefixRFTConfig(GRPOConfig):
                 f"method '{self.method}' reads likelihoods of demonstrations, which are those of "
                 f"temperature 1, got {self.temperature}"
             )
+        rows: Any = self.generation_batch_size
+        if method.interleave_rows is not None and method.interleave_rows > rows:
+            raise ValueError(
+                f"method '{self.method}' wants {method.interleave_rows} demonstrations in a step, "
+                f"but a generation has {rows} rows"
+            )
         if method.contrast is not None and steps != self.gradient_accumulation_steps:
             raise ValueError(
                 f"method '{self.method}' compares the rows of whole groups, so each generation "
@@ -163,5 +169,12 @@ class PrefixRFTConfig(GRPOConfig):
                 f"method '{self.method}' wants {method.num_hybrid} hybrid and "
                 f"{method.num_demonstrations} demonstration rows in groups of "
                 f"num_generations={self.num_generations}"
+            )
+        compared = any(s.advantage == "policy_group" for s in method.streams)
+        alone = generations - demonstrations < 2 and generations > 0
+        if compared and method.planner is None and alone:
+            raise ValueError(
+                f"method '{self.method}' compares on-policy rows with one another, but a group of "
+                f"num_generations={self.num_generations} has fewer than two"
             )
         return with_const(method, self.max_completion_length)

@@ -67,6 +67,8 @@ class MaskOptions:
         Raises:
             UserError: one is unknown or cannot be used.
         """
+        if not isinstance(given, Mapping):
+            raise UserError(f"parameter_mask must be a mapping with a kind, got {given!r}")
         names = {f.name: str(f.type) for f in fields(cls)}
         refuse_unknown("option of parameter_mask", given, names)
         check_types("option of parameter_mask", given, names)
@@ -118,6 +120,7 @@ class ParameterMask(TrainerCallback):
         self.squares: dict[str, Tensor] = {}
         self.changes: dict[str, Tensor] = {}
         self.before: dict[str, Tensor] = {}
+        self.memory_before: dict[Any, dict[str, Any]] = {}
         self.scored = 0
         for name, p in self._parameters():
             p.register_hook(lambda gradient, name=name: self._filter(name, gradient))
@@ -159,6 +162,11 @@ class ParameterMask(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Look at the retain set, before the first step."""
+        if self.options.kind == "speft" and self.options.score_steps > state.max_steps:
+            raise UserError(
+                f"parameter_mask: score_steps={self.options.score_steps} looks longer than the run "
+                f"of {state.max_steps} steps, so nothing would be trained"
+            )
         if self.options.kind != "retain" or self.masks is not None:
             return
         sums, squares = retain_gradients(self.trainer, self.options)
@@ -177,15 +185,20 @@ class ParameterMask(TrainerCallback):
         """Choose a mask if one is due, and remember the weights that must not move."""
         if self._choosing:
             self._look()
-        held = self._choosing and self.scored > 0
+        held = self.scored > 0
+        if held:
+            memory = self._memory(kwargs["optimizer"])
+            self.memory_before = {
+                p: {k: v.clone() if torch.is_tensor(v) else v for k, v in own.items()}
+                for p, own in memory.items()
+            }
         if self._active or held or self.options.kind == "mifo":
             self.before = {name: p.detach().clone() for name, p in self._parameters()}
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Put back what must not have moved."""
         held = self.scored > 0
-        optimizer = kwargs["optimizer"]
-        memory: Any = getattr(optimizer, "optimizer", optimizer).state
+        memory = self._memory(kwargs["optimizer"])
         with torch.no_grad():
             for name, p in self._parameters():
                 if name not in self.before:
@@ -201,8 +214,15 @@ class ParameterMask(TrainerCallback):
                 elif self.options.kind == "mifo":
                     self._track(name, (p - before).abs())
         if held:
-            memory.clear()  # a step that was only looked at leaves nothing in the optimizer
+            memory.clear()  # a step that is only looked at leaves the optimizer as it was
+            memory.update(self.memory_before)
+            self.memory_before = {}
         self.before = {}
+
+    @staticmethod
+    def _memory(optimizer: Any) -> Any:
+        """What the optimizer remembers, by parameter."""
+        return getattr(optimizer, "optimizer", optimizer).state
 
     @staticmethod
     def _mask_memory(memory: Mapping[str, Any], mask: Tensor) -> None:
@@ -270,5 +290,7 @@ class ParameterMask(TrainerCallback):
             if kind not in of or name not in known or known[name].shape != tensor.shape:
                 raise UserError(f"'{folder / FILE}' holds the mask of another model")
             of[kind][name] = tensor.to(known[name].device)
+        if any(len(tensors) not in (0, len(known)) for tensors in of.values()):
+            raise UserError(f"'{folder / FILE}' lacks some of the weights")
         self.masks = of["mask"] or None
         self.changes, self.sums, self.squares = of["change"], of["sum"], of["squares"]

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from prefix_rft.core import Method
-from prefix_rft.core.planner import Group, Record, Start
+from prefix_rft.core.planner import Group, Record, Start, Starts
 from prefix_rft.data.demonstrations import EXAMPLE, IDS
+from prefix_rft.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class RowPlan:
         kept_logps: the sampler's log-probs of that completion, if it gave any.
         attempt: how often its group has been sampled before.
         filler: the row takes no part in the step.
+        replaced: a demonstration stands in the place of the row that had been sampled.
+        planned: where that row had started.
     """
 
     example: int
@@ -38,6 +41,8 @@ class RowPlan:
     kept_logps: tuple[float | None, ...] | None = None
     attempt: int = 0
     filler: bool = False
+    replaced: bool = False
+    planned: Start | None = None
 
     @property
     def done(self) -> bool:
@@ -121,11 +126,36 @@ def plan_rows(
         group, row = divmod(offset + i, moment.num_generations)
         if group != before:
             asked = moment.group(method, example, attempt)
-            starts = method.law.starts(asked) if asked.lengths else asked.everyone(None)
+            starts = starts_of(method, asked)
             before = group
         plan = RowPlan(int(example[EXAMPLE]), group, row, attempt=attempt)
         plans.append(starting(plan, example, starts[row]))
     return plans
+
+
+def starts_of(method: Method, group: Group) -> Starts:
+    """Where the rows of a group start, as the method's planner says.
+
+    Raises:
+        UserError: it does not say so of each row, or goes beyond a demonstration.
+    """
+    if not group.lengths:
+        return group.everyone(None)
+    starts = tuple(method.law.starts(group))
+    if len(starts) != group.rows:
+        raise UserError(
+            f"the planner of method '{method.name}' gave {len(starts)} starts for {group.rows} rows"
+        )
+    for s in starts:
+        inside = s is None or (
+            0 <= s.index < len(group.lengths) and 0 <= s.length <= group.lengths[s.index]
+        )
+        if not inside:
+            raise UserError(
+                f"the planner of method '{method.name}' starts a row at {s}, outside the "
+                f"demonstrations of {group.lengths} tokens"
+            )
+    return starts
 
 
 def starting(plan: RowPlan, example: Mapping[str, Any], start: Start | None) -> RowPlan:

@@ -7,6 +7,7 @@ its completion: it is not sampled again, only scored with the rest.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from prefix_rft.core import outcome
 from prefix_rft.core.planner import Group, Start, Starts
 from prefix_rft.core.prefix import generator
 from prefix_rft.data.demonstrations import EXAMPLE, IDS
-from prefix_rft.engines.trl.plan import Moment, RowPlan, plan_rows, starting
+from prefix_rft.engines.trl.plan import Moment, RowPlan, plan_rows, starting, starts_of
 from prefix_rft.engines.trl.window import Rows
 
 if TYPE_CHECKING:
@@ -158,8 +159,9 @@ def replanned(
         if plan.row:
             return None
         index = group.random().randrange(len(group.lengths))
+        blank = replace(blank, replaced=True, planned=plan.start)
         return starting(blank, example, Start(index, group.lengths[index], 1.0))
-    starts = method.law.starts(group) if group.lengths else group.everyone(None)
+    starts = starts_of(method, group)
     if how == "lengthen" and starts[plan.row] == plan.start:
         return None
     return starting(blank, example, starts[plan.row])
@@ -206,8 +208,11 @@ def learn(
         (p.group, moment.group(method, x)) for p, x in zip(plans, inputs, strict=True) if p.row == 0
     ]
     everyone = trainer.gather_list(firsts)
-    starts = trainer.gather_list([(p.group, p.row, p.start) for p in plans])
-    start_of = {(g, row): s for g, row, s in starts}
+    starts = trainer.gather_list(
+        [(p.group, p.row, p.planned if p.replaced else p.start, p.replaced) for p in plans]
+    )
+    start_of = {(g, row): s for g, row, s, _ in starts}
+    replaced = {(g, row) for g, row, _, r in starts if r}
     rewards = trainer.outcomes.tolist()
     by_group: dict[int, list[float]] = {}
     for g, r in zip(group_N.tolist(), rewards, strict=True):
@@ -221,7 +226,11 @@ def learn(
                 asked, own=state.examples.get(asked.example, {}), shared=state.shared
             )
             own_starts: Starts = tuple(start_of[g, row] for row in range(asked.rows))
-            own, shared = method.law.learn(known, own_starts, by_group[g])
+            # The reward of a demonstration in a row's place says nothing about that row.
+            own_rewards = [
+                math.nan if (g, row) in replaced else r for row, r in enumerate(by_group[g])
+            ]
+            own, shared = method.law.learn(known, own_starts, own_rewards)
             state.remember({asked.example: own})
             state.shared = dict(shared)
         if method.interleave is not None and rate[g] <= method.interleave:

@@ -126,7 +126,7 @@ class DemonstrationTrainer(SFTTrainer):
             processing_class=processing_class,
             **kwargs,
         )
-        self.method_state = MethodState()
+        self.method_state = MethodState(self.method.name)
         self.reference = ReferencePolicy(self) if self.method.needs_own_reference else None
         self.parameter_mask = ParameterMask.of(self)
         self.add_callback(SaveState(self))

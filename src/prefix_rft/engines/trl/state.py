@@ -21,12 +21,14 @@ class MethodState:
     """The same on every process.
 
     Attributes:
+        method: whose memory it is.
         examples: what the planner or the contrast remembers of each example.
         shared: what the planner remembers of all.
         waiting: examples, and which demonstration of each, that wait for a step of imitation.
         stage: of the reference policy.
     """
 
+    method: str = ""
     examples: dict[int, dict[str, float]] = field(default_factory=dict)
     shared: dict[str, float] = field(default_factory=dict)
     waiting: list[tuple[int, int]] = field(default_factory=list)
@@ -45,7 +47,7 @@ class MethodState:
         """Read what :meth:`save` wrote.
 
         Raises:
-            UserError: the checkpoint has none, or it is damaged.
+            UserError: the checkpoint has none, or it is damaged or of another method.
         """
         path = folder / FILE
         if not path.is_file():
@@ -53,6 +55,7 @@ class MethodState:
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
             read = MethodState(
+                data["method"],
                 {int(k): dict(v) for k, v in data["examples"].items()},
                 dict(data["shared"]),
                 [(int(e), int(d)) for e, d in data["waiting"]],
@@ -60,6 +63,10 @@ class MethodState:
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"'{path}' is damaged: {type(error).__name__}: {error}") from error
+        if read.method != self.method:
+            raise UserError(
+                f"checkpoint '{folder}' is of method '{read.method}', not of '{self.method}'"
+            )
         vars(self).update(vars(read))
 
 

@@ -92,7 +92,7 @@ class PrefixRFTTrainer(GRPOTrainer):
         self._targets: Targets | None = None
         self._window: Any = None
         self._stats: dict[str, tuple[Tensor, Tensor]] = {}
-        self.method_state = MethodState()
+        self.method_state = MethodState(self.method.name)
         super().__init__(model, reward_funcs, args, *positional, **kwargs)
         self.graders: list[Any] = [f for f in self.reward_funcs if hasattr(f, "verdicts")]
         if args.log_prefix_leak and not self.graders:
