@@ -551,3 +551,12 @@ def test_the_mask_of_an_adapter_is_over_the_adapter(
     named = dict(trainer.model.named_parameters())
     assert all(torch.equal(p, named[n]) for n, p in base.items())
     assert math.isfinite(trainer.state.log_history[-2]["grad_norm"])
+
+
+def test_steps_that_only_look_leave_the_optimizer_as_it_was(tmp_path: Path) -> None:
+    """Of six steps the first and the fourth only look: Adam has counted four."""
+    mask = {"kind": "speft", "fraction": 0.1, "update_every": 3, "score_steps": 2}
+    trainer, _, _ = run(tmp_path, "prefix_rft", mask, max_steps=6)
+    trainer.train()
+    memory = getattr(trainer.optimizer, "optimizer", trainer.optimizer).state
+    assert {int(own["step"]) for own in memory.values()} == {4}

@@ -779,3 +779,17 @@ def test_other_engines(tmp_path: Path, method: str, options: dict, backend: str)
         given = batch.prefix_mask_BT | batch.demo_mask_BT
         assert (batch.weight_BT[given] == 1).all()
         assert batch.weight_BT[batch.response_mask_BT].isfinite().all()
+
+
+def test_a_planner_does_not_learn_from_a_demonstration_put_in(tmp_path: Path) -> None:
+    """All guided rows failed: the prefix must grow, whatever the demonstration was rewarded."""
+    trainer, _ = plain.start(
+        PrefixRFTTrainer,
+        tmp_path,
+        "pope",
+        plain.make_fates(["wrong"] * 4),
+        options={"all_wrong": "demonstration", "first_ratio": 0.25, "ratio_step": 0.25},
+        max_steps=1,
+    )
+    trainer.train()
+    assert trainer.method_state.examples == {i: {"ratio": 0.5} for i in range(4)}
