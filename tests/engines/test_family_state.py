@@ -518,6 +518,10 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def rewrite(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
 def other_shape(path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -540,18 +544,11 @@ DAMAGE = {
     "empty-state": ("method_state.json", lambda p: p.write_text("")),
     "list-state": ("method_state.json", lambda p: p.write_text("[]")),
     "foreign-state": ("method_state.json", lambda p: p.write_text('{"step": 3}')),
-    "wrong-examples": (
-        "method_state.json",
-        lambda p: p.write_text('{"examples": [1], "shared": {}, "waiting": [], "stage": 0}'),
-    ),
-    "wrong-waiting": (
-        "method_state.json",
-        lambda p: p.write_text('{"examples": {}, "shared": {}, "waiting": [3], "stage": 0}'),
-    ),
-    "wrong-stage": (
-        "method_state.json",
-        lambda p: p.write_text('{"examples": {}, "shared": {}, "waiting": [], "stage": null}'),
-    ),
+    "wrong-examples": ("method_state.json", lambda p: rewrite(p, examples=[1])),
+    "wrong-example": ("method_state.json", lambda p: rewrite(p, examples={"a": {}})),
+    "wrong-waiting": ("method_state.json", lambda p: rewrite(p, waiting=[3])),
+    "wrong-stage": ("method_state.json", lambda p: rewrite(p, stage=None)),
+    "other-method": ("method_state.json", lambda p: rewrite(p, method="discriminative")),
     "no-reference": ("reference.safetensors", Path.unlink),
     "half-reference": ("reference.safetensors", cut),
     "shape-reference": ("reference.safetensors", other_shape),
