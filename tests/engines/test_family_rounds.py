@@ -18,6 +18,7 @@ from test_backends import FakeVLLM
 import prefix_rft.engines.trl.trainer as module
 from prefix_rft import PrefixRFTTrainer
 from prefix_rft.engines.trl.plan import RowPlan
+from prefix_rft.errors import UserError
 from tiny import make_tokenizer
 
 TOKENIZER = make_tokenizer()
@@ -667,6 +668,17 @@ def test_rows_without_reward_make_no_group_flat(tmp_path: Path) -> None:
     assert ungraded >= 8
     check_metrics(watch)
     check_files(tmp_path, watch)
+
+
+@pytest.mark.parametrize("how", ["lengthen", "demonstration"])
+def test_help_from_demonstrations_needs_some(tmp_path: Path, how: str) -> None:
+    with pytest.raises(UserError, match="needs demonstrations"):
+        run(
+            tmp_path,
+            "grpo",
+            plain.make_fates(["mixed"] * 4, missing=range(4)),
+            options={"all_wrong": how},
+        )
 
 
 def test_a_generation_without_any_reward_trains_nothing(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 had never stopped."""
 
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -134,6 +135,7 @@ def test_files_of_a_step_of_demonstrations_tell_of_demonstrations(tmp_path: Path
         ("adaback", {"plain": 0.3, "ema": 0.5}),
         ("pope", {"first_ratio": 0.2, "ratio_step": 0.3}),
         ("adaback", {"plain": 0.0, "ema": 0.5, "all_right": "resample"}),
+        ("adaback", {"plain": 0.0, "ema": 0.5, "all_wrong": "demonstration"}),
     ],
 )
 def test_a_planner_remembers_each_of_its_groups(tmp_path: Path, method: str, options: dict) -> None:
@@ -183,10 +185,14 @@ def test_a_planner_remembers_each_of_its_groups(tmp_path: Path, method: str, opt
                 own=known.get(plans[i].example, {}),
                 shared=average,
             )
-            starts = tuple(p.start for p in plans[i : i + 4])
+            # A demonstration in a row's place says nothing of where the row had started.
+            rows_of_it = range(i, i + 4)
+            begun = finished[0][0]
+            starts = tuple(begun[k].start if plans[k].whole else plans[k].start for k in rows_of_it)
+            own_rewards = [math.nan if plans[k].whole else rewards[k] for k in rows_of_it]
             assert starts == tuple(s if s and s.length else None for s in law.starts(asked))
             asked = replace(asked, own=memory.get(plans[i].example, {}), shared=shared)
-            own, shared = law.learn(asked, starts, rewards[i : i + 4])
+            own, shared = law.learn(asked, starts, own_rewards)
             if own:
                 memory[plans[i].example] = dict(own)
         assert trainer.method_state.examples == memory
