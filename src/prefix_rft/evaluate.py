@@ -95,7 +95,7 @@ def sample_and_grade(
         tokenizer, end_of_text_ids(tokenizer, model.generation_config), template_kwargs or {}
     )
     settings = SamplingSettings(render.eos_ids, tokenizer.pad_token_id, temperature)
-    contexts = [render.prompt(p) for p in rows["prompt"] for _ in range(samples)]
+    contexts = [ids for p in rows["prompt"] for ids in [render.prompt(p)] * samples]
     if not contexts:
         raise UserError("there is no problem to evaluate on")
     sampled: list[list[int]] = []

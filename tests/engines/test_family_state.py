@@ -589,3 +589,55 @@ def test_a_checkpoint_of_another_trainer_is_refused(tmp_path: Path, finished: Pa
         irft_with_mask(tmp_path).train(resume_from_checkpoint=str(checkpoint))
     with pytest.raises(UserError, match=r"has no method_state\.json"):
         imitation(tmp_path, method="sft").train(resume_from_checkpoint=str(checkpoint))
+
+
+# ---- a checkpoint of another run -----------------------------------------------------------------
+
+
+def resumed(folder: Path, rows: Any, method: str, **settings: Any) -> Any:
+    trainer, _ = plain.start(
+        PrefixRFTTrainer,
+        folder,
+        method,
+        rows,
+        **{"per_device_train_batch_size": 8, "max_steps": 3, "learning_rate": 1e-2, **settings},
+    )
+    return trainer
+
+
+@pytest.mark.parametrize("given", [{"kind": "speft", "fraction": 0.5}, None], ids=["other", "none"])
+def test_a_mask_of_other_options_is_not_taken_over_in_silence(
+    tmp_path: Path, finished: Path, given: dict | None
+) -> None:
+    """The options of the run and the mask of the checkpoint must be of one kind."""
+    settings = {"options": {"stages": 2}, "parameter_mask": given}
+    rows = plain.make_fates(["mixed"] * 8)
+    trainer = resumed(tmp_path, rows, "irft", **settings)
+    with pytest.raises(UserError, match="mask"):
+        trainer.train(resume_from_checkpoint=str(finished / "checkpoint-1"))
+
+
+def test_a_reference_that_differs_in_any_weight_is_refused(tmp_path: Path) -> None:
+    """Also behind the first rows of an embedding or a projection."""
+    saving = {"save_strategy": "steps", "save_steps": 1, "options": {"stages": 1}}
+    rows = plain.make_fates(["mixed"] * 8)
+    resumed(tmp_path, rows, "irft", **saving).train()
+    other = plain.sharp_model()
+    with torch.no_grad():
+        other.model.layers[0].mlp.up_proj.weight[10:] *= 2.0
+    trainer = resumed(tmp_path, rows, "irft", model=other, **saving)
+    with pytest.raises(UserError, match="another reference policy"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+
+
+@pytest.mark.parametrize("rows", [3, 8])
+def test_what_waits_must_be_in_the_dataset(tmp_path: Path, rows: int) -> None:
+    """Memory and queue know examples by their place: another dataset is refused with a sentence."""
+    options = {"sft_prompts": 6}
+    saving = {"save_strategy": "steps", "save_steps": 1, "options": options}
+    whole = plain.make_fates(["wrong"] * 8)
+    resumed(tmp_path, whole, "relift", **saving).train()
+    other = whole.select(range(rows)[::-1])
+    trainer = resumed(tmp_path, other, "relift", **{**saving, "max_steps": 6})
+    with pytest.raises(UserError, match="dataset"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))

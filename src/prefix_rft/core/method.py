@@ -311,6 +311,11 @@ class Method:
         return self.needs_demonstrations or self.samples_again
 
     @property
+    def remembers(self) -> bool:
+        """Whether anything is remembered of single examples."""
+        return self.law.remembers or self.interleave is not None or self.contrast is not None
+
+    @property
     def samples_again(self) -> bool:
         """Whether a group may be changed once its rewards are known."""
         return self.all_wrong not in ("keep", "drop") or self.all_right == "resample"

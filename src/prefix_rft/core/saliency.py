@@ -64,6 +64,7 @@ def keep_most_salient(
 
 def _top(score: Tensor, fraction: float) -> Tensor:
     k = max(1, round(fraction * score.numel()))
-    keep = torch.zeros_like(score, dtype=torch.bool)
-    keep[torch.sort(score, descending=True, stable=True).indices[:k]] = True
+    least = torch.topk(score, k, sorted=False).values.min()
+    keep = score > least
+    keep[(score == least).nonzero()[: k - int(keep.sum()), 0]] = True
     return keep

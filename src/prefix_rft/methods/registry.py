@@ -69,13 +69,22 @@ def common_options(method: Method) -> dict[str, Any]:
     return {name: getattr(method, name) for name in COMMON if name not in without_effect}
 
 
+REQUIRED = inspect.Parameter.empty
+"""In place of the default of an option that has none."""
+
+
+def own_options(function: Callable[..., Any]) -> dict[str, Any]:
+    """The options in a method's signature and their defaults."""
+    return {k: p.default for k, p in inspect.signature(function).parameters.items()}
+
+
 def options_of(name: str) -> dict[str, Any]:
     """The options of a method and their defaults, the common ones last."""
-    parameters = inspect.signature(find(name)).parameters
-    own = {k: None if p.default is p.empty else p.default for k, p in parameters.items()}
-    if any(p.default is p.empty for p in parameters.values()):
+    own = own_options(find(name))
+    if any(v is REQUIRED for v in own.values()):
         return own  # what it needs is not known
-    return {**own, **{k: v for k, v in common_options(find(name)()).items() if k not in own}}
+    common = common_options(find(name)())
+    return {**own, **{k: v for k, v in common.items() if k not in own}}
 
 
 def load(name: str, **overrides: Any) -> Method:
@@ -89,28 +98,28 @@ def load(name: str, **overrides: Any) -> Method:
         ValueError: unknown method, option or value; the message names the nearest one.
     """
     function = find(name)
-    signature = inspect.signature(function).parameters
+    own = own_options(function)
     what = f"option of method {name}"
-    refuse_unknown(what, overrides, [*signature, *COMMON])
+    refuse_unknown(what, overrides, [*own, *COMMON])
     kinds = {f.name: str(f.type) for f in fields(Method) if f.name in COMMON}
-    kinds |= {k: p.annotation for k, p in signature.items() if isinstance(p.annotation, str)}
+    annotations = inspect.get_annotations(function)
+    kinds |= {k: v for k, v in annotations.items() if k in own and isinstance(v, str)}
     check_types(what, overrides, kinds)
     try:
-        method = function(**{k: v for k, v in overrides.items() if k in signature})
+        method = function(**{k: v for k, v in overrides.items() if k in own})
     except UserError:
         raise
     except Exception as error:  # a stranger's function may raise anything
         raise UserError(f"method '{name}' failed: {type(error).__name__}: {error}") from error
     if not isinstance(method, Method):
         raise UserError(f"method '{name}' returned {type(method).__name__}, not a Method")
-    common = {k: v for k, v in overrides.items() if k not in signature}
+    common = {k: v for k, v in overrides.items() if k not in own}
     if common.get("all_wrong") == "demonstration" and not method.trains("demonstration"):
         common["streams"] = (*method.streams, fallback())
     changed = replace(method, **common)
     known = common_options(changed)
     for option in overrides:
-        if option not in signature and option not in known:
+        if option not in own and option not in known:
             raise UserError(f"option '{option}' has no effect in method '{name}'")
-    options = {k: None if p.default is p.empty else p.default for k, p in signature.items()}
-    options |= {k: v for k, v in known.items() if k not in options}
-    return replace(changed, options={**options, **overrides})
+    known = {k: v for k, v in known.items() if k not in own}
+    return replace(changed, options={**own, **known, **overrides})

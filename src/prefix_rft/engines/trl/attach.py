@@ -12,6 +12,7 @@ from prefix_rft.engines.trl.entropy import prefix_entropy
 from prefix_rft.engines.trl.rollouts import log_starts
 from prefix_rft.engines.trl.rounds import Generation
 from prefix_rft.engines.trl.scores import add_reference
+from prefix_rft.engines.trl.window import own_rows
 
 if TYPE_CHECKING:
     from prefix_rft.engines.trl.trainer import PrefixRFTTrainer
@@ -42,8 +43,7 @@ def attach(trainer: PrefixRFTTrainer, made: Generation) -> None:
         reward_N = reward_N + priced.to(reward_N).where(~demo_N, 0.0)
     advantage_SN = advantages(trainer.method, reward_N, group_N, hybrid_N, demo_N)
     dropped_N = dropped(trainer.method, trainer.outcomes, group_N, demo_N) | filler_N.bool()
-    n = len(plans)
-    mine = slice(trainer.accelerator.process_index * n, (trainer.accelerator.process_index + 1) * n)
+    mine = own_rows(trainer.accelerator, len(plans))
     filler = filler_N[mine].bool()
     rows["row_reward"] = trainer.outcomes[mine].masked_fill(filler, torch.nan)
     rows["row_group"] = group

@@ -46,6 +46,7 @@ class ReferencePolicy:
             )
         self.trainer = trainer
         self.renewed = False
+        self.hash: str | None = None
         self.weights: dict[str, Tensor] = {}
         self._copy()
 
@@ -55,6 +56,7 @@ class ReferencePolicy:
 
     def _copy(self) -> None:
         self.weights = {name: p.detach().clone() for name, p in self._parameters()}
+        self.hash = None
 
     def enter_stage(self) -> None:
         """Make the policy of now the reference where a new stage of the method begins."""
@@ -78,12 +80,14 @@ class ReferencePolicy:
                 p.data = own[name]
 
     def _fingerprint(self) -> str:
-        """A hash of the first values of each weight."""
-        digest = hashlib.sha256()
-        for name, w in sorted(self.weights.items()):
-            first = w.flatten()[:64].float().cpu().tolist()
-            digest.update(f"{name} {tuple(w.shape)} {first}".encode())
-        return digest.hexdigest()
+        """A hash of all weights, taken once for each reference."""
+        if self.hash is None:
+            digest = hashlib.sha256()
+            for name, w in sorted(self.weights.items()):
+                digest.update(f"{name} {tuple(w.shape)} {w.dtype}".encode())
+                digest.update(w.flatten().view(torch.uint8).cpu().numpy().data)
+            self.hash = digest.hexdigest()
+        return self.hash
 
     def save(self, folder: Path) -> None:
         """Write the weights; of those that a run starts from only a fingerprint."""
@@ -105,7 +109,7 @@ class ReferencePolicy:
             if shapes != {n: w.shape for n, w in self.weights.items()}:
                 raise UserError(f"'{folder / WEIGHTS}' holds the weights of another model")
             self.weights = {n: weights[n].to(w) for n, w in self.weights.items()}
-            self.renewed = True
+            self.renewed, self.hash = True, None
         if (folder / FINGERPRINT).read_text(encoding="utf-8").strip() != self._fingerprint():
             raise UserError(
                 f"checkpoint '{folder}' was made with another reference policy: give the trainer "

@@ -28,9 +28,9 @@ def write_rollouts(
     """Write the rollouts of all processes to ``output_dir/rollouts/step_N.jsonl``.
 
     A line holds ids, the length of the prefix, whether the row is a whole demonstration, how often
-    its group was sampled before, text, reward (null: could not be graded), each
-    grader's verdict, advantage of the sampled tokens, and whether the row ran into the length
-    limit.
+    its group was sampled before, text, reward (null: could not be graded), each grader's verdict,
+    advantage of the sampled tokens (null: a contrast gives it at the update), and whether the row
+    ran into the length limit.
     """
     lines = []
     streams = trainer.method.streams
@@ -61,7 +61,9 @@ def write_rollouts(
                 "verdicts": {
                     name_of(g): asdict(v[i]) for g, v in zip(trainer.graders, verdicts, strict=True)
                 },
-                "advantage": rows["row_advantages"][i, stream].item(),
+                "advantage": None
+                if streams[stream].advantage == "sequence"  # known at the update only
+                else rows["row_advantages"][i, stream].item(),
                 "truncated": bool(rows["row_truncated"][i]),
             }
         )

@@ -21,7 +21,7 @@ from prefix_rft.core.planner import Group, Start, Starts
 from prefix_rft.core.prefix import generator
 from prefix_rft.data.demonstrations import EXAMPLE, IDS
 from prefix_rft.engines.trl.plan import Moment, RowPlan, plan_rows, starting, starts_of
-from prefix_rft.engines.trl.window import Rows
+from prefix_rft.engines.trl.window import Rows, own_rows
 
 if TYPE_CHECKING:
     from prefix_rft.engines.trl.trainer import PrefixRFTTrainer
@@ -46,6 +46,41 @@ class Generation:
     imitation: bool = False
 
 
+@dataclass(frozen=True)
+class Fates:
+    """How the groups of an attempt went, on every row of all processes.
+
+    Attributes:
+        group_N: group ids.
+        rate_N: solve rate of the group's sampled rows; NaN where none has a reward.
+        again_N: bool, the method changes the group.
+        changed_N: bool, an attempt has changed it already.
+    """
+
+    group_N: Tensor
+    rate_N: Tensor
+    again_N: Tensor
+    changed_N: Tensor
+
+    @classmethod
+    def of(cls, trainer: PrefixRFTTrainer, plans: Sequence[RowPlan]) -> Fates:
+        """From the rewards of the last attempt."""
+        method = trainer.method
+        own = [[p.group, int(p.whole), p.attempt] for p in plans]
+        known = torch.tensor(own, device=trainer.accelerator.device)
+        group_N, whole_N, attempt_N = trainer.accelerator.gather(known).T
+        demo_N = whole_N.bool()
+        rate_N = outcome.solve_rate(trainer.outcomes, group_N, ~demo_N, method.solved_above)
+        again_N = torch.zeros_like(demo_N)
+        if method.all_wrong in ("resample", "lengthen"):
+            again_N |= outcome.all_wrong(rate_N)
+        elif method.all_wrong == "demonstration":  # one that is there settles the group
+            again_N |= outcome.all_wrong(rate_N) & ~torch.isin(group_N, group_N[demo_N])
+        if method.all_right == "resample":
+            again_N |= outcome.all_right(rate_N)
+        return cls(group_N, rate_N, again_N, torch.isin(group_N, group_N[attempt_N > 0]))
+
+
 def generate(trainer: PrefixRFTTrainer, inputs: Inputs) -> Generation:
     """Plan and sample the rows, and change groups as the method's ``all_wrong`` asks."""
     method, state = trainer.method, trainer.method_state
@@ -68,67 +103,35 @@ def generate(trainer: PrefixRFTTrainer, inputs: Inputs) -> Generation:
         limit = 1  # a demonstration in the group's place settles it
     logged = {name: len(values) for name, values in trainer.metrics.items()}
     rows = trainer.score(inputs, plans)
-    again = flat_groups(trainer, plans)
+    fates = Fates.of(trainer, plans)
     for attempt in range(1, limit + 1):
-        if not bool(again.any()):
+        if not bool(fates.again_N.any()):
             break
-        changed = next_attempt(trainer, Generation(inputs, plans, rows), moment, attempt, again)
+        changed = next_attempt(trainer, Generation(inputs, plans, rows), moment, attempt, fates)
         if changed is None:
             break
         inputs, plans = changed
         for name, values in trainer.metrics.items():
             del values[logged.get(name, 0) :]  # an attempt that was given up is no result
         rows = trainer.score(inputs, plans)
-        again = flat_groups(trainer, plans)
-    if method.samples_again:
-        trainer.metrics["groups/resampled"].append(share_resampled(trainer, plans))
-    learn(trainer, inputs, plans, moment)
+        fates = Fates.of(trainer, plans)
+    for name, share in (
+        ("all_wrong", outcome.all_wrong(fates.rate_N)),
+        ("all_right", outcome.all_right(fates.rate_N)),
+        *([("resampled", fates.changed_N)] if method.samples_again else []),
+    ):
+        trainer.metrics[f"groups/{name}"].append(share.float().mean().item())
+    learn(trainer, inputs, plans, moment, fates)
     return Generation(inputs, plans, rows)
 
 
-def share_resampled(trainer: PrefixRFTTrainer, plans: Sequence[RowPlan]) -> float:
-    """The share of rows whose group an attempt has changed."""
-    own = [[p.group, p.attempt] for p in plans]
-    group_N, attempt_N = trainer.accelerator.gather(
-        torch.tensor(own, device=trainer.accelerator.device)
-    ).T
-    return torch.isin(group_N, group_N[attempt_N > 0]).float().mean().item()
-
-
-def flat_groups(trainer: PrefixRFTTrainer, plans: Sequence[RowPlan]) -> Tensor:
-    """For each row of all processes: whether its group is one that the method changes."""
-    method = trainer.method
-    group_N, demo_N, rate_N = solve_rates(trainer, plans)
-    again = torch.zeros_like(demo_N)
-    if method.all_wrong in ("resample", "lengthen", "demonstration"):
-        settled = torch.isin(group_N, group_N[demo_N]) & (method.all_wrong == "demonstration")
-        again |= outcome.all_wrong(rate_N) & ~settled
-    if method.all_right == "resample":
-        again |= outcome.all_right(rate_N)
-    return again
-
-
-def solve_rates(
-    trainer: PrefixRFTTrainer, plans: Sequence[RowPlan]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Group, whether a whole demonstration, and solve rate of the sampled rows, of all rows."""
-    device = trainer.accelerator.device
-    own = torch.tensor([[p.group, int(p.whole)] for p in plans], device=device)
-    group_N, demo_N = trainer.accelerator.gather(own).T
-    demo_N = demo_N.bool()
-    rate_N = outcome.solve_rate(trainer.outcomes, group_N, ~demo_N, trainer.method.solved_above)
-    return group_N, demo_N, rate_N
-
-
 def next_attempt(
-    trainer: PrefixRFTTrainer, last: Generation, moment: Moment, attempt: int, again_N: Tensor
+    trainer: PrefixRFTTrainer, last: Generation, moment: Moment, attempt: int, fates: Fates
 ) -> tuple[Inputs, list[RowPlan]] | None:
     """The inputs and plans of the next attempt; None where no process changes a row."""
     method = trainer.method
-    n = len(last.plans)
-    mine = slice(trainer.accelerator.process_index * n, (trainer.accelerator.process_index + 1) * n)
-    _, _, rate_N = solve_rates(trainer, last.plans)
-    again, rate = again_N[mine].tolist(), rate_N[mine].tolist()
+    mine = own_rows(trainer.accelerator, len(last.plans))
+    again, rate = fates.again_N[mine].tolist(), fates.rate_N[mine].tolist()
     inputs, plans, changes = [], [], 0
     for i, (example, plan) in enumerate(zip(last.inputs, last.plans, strict=True)):
         how = (method.all_wrong if rate[i] == 0.0 else "resample") if again[i] else "keep"
@@ -192,14 +195,14 @@ def another_example(
 
 
 def learn(
-    trainer: PrefixRFTTrainer, inputs: Inputs, plans: Sequence[RowPlan], moment: Moment
+    trainer: PrefixRFTTrainer,
+    inputs: Inputs,
+    plans: Sequence[RowPlan],
+    moment: Moment,
+    fates: Fates,
 ) -> None:
     """Tell the planner how its groups went, and set aside what waits for imitation."""
-    method, state = trainer.method, trainer.method_state
-    group_N, _, rate_N = solve_rates(trainer, plans)
-    metrics = trainer.metrics
-    for name, share in (("wrong", rate_N == 0.0), ("right", rate_N == 1.0)):
-        metrics[f"groups/all_{name}"].append(share.float().mean().item())
+    method, state, metrics = trainer.method, trainer.method_state, trainer.metrics
     remembers = method.law.remembers
     if not remembers and method.interleave is None:
         return
@@ -215,9 +218,10 @@ def learn(
     replaced = {(g, row) for g, row, _, r in starts if r}
     rewards = trainer.outcomes.tolist()
     by_group: dict[int, list[float]] = {}
-    for g, r in zip(group_N.tolist(), rewards, strict=True):
+    for g, r in zip(fates.group_N.tolist(), rewards, strict=True):
         by_group.setdefault(g, []).append(r)
-    rate = dict(zip(group_N.tolist(), rate_N.tolist(), strict=True))
+    rate = dict(zip(fates.group_N.tolist(), fates.rate_N.tolist(), strict=True))
+    waiting = {example for example, _ in state.waiting}
     for g, asked in sorted(everyone, key=lambda x: x[0]):
         if not asked.lengths:
             continue
@@ -233,20 +237,15 @@ def learn(
             own, shared = method.law.learn(known, own_starts, own_rewards)
             state.remember({asked.example: own})
             state.shared = dict(shared)
-        if method.interleave is not None and rate[g] <= method.interleave:
-            set_aside(state.waiting, asked)
+        fails = method.interleave is not None and rate[g] <= method.interleave
+        if fails and asked.example not in waiting:
+            rng = generator(asked.seed, asked.step, asked.example, -1)
+            state.waiting.append((asked.example, rng.randrange(len(asked.lengths))))
+            waiting.add(asked.example)
     if remembers:
         metrics["memory/examples"].append(float(len(state.examples)))
     if method.interleave is not None:
         metrics["interleave/waiting"].append(float(len(state.waiting)))
-
-
-def set_aside(waiting: list[tuple[int, int]], group: Group) -> None:
-    """Put one of the example's demonstrations at the end of the queue, unless it is there."""
-    if any(example == group.example for example, _ in waiting):
-        return
-    rng = generator(group.seed, group.step, group.example, -1)
-    waiting.append((group.example, rng.randrange(len(group.lengths))))
 
 
 def take_waiting(

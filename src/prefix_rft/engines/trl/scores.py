@@ -12,7 +12,7 @@ from torch import Tensor
 
 from prefix_rft.core import with_sequence
 from prefix_rft.core.contrast import Sequences
-from prefix_rft.engines.trl.window import Rows
+from prefix_rft.engines.trl.window import Rows, own_rows
 
 if TYPE_CHECKING:
     from prefix_rft.engines.trl.trainer import PrefixRFTTrainer
@@ -68,5 +68,5 @@ def contrasted(trainer: PrefixRFTTrainer, rows: Rows) -> Tensor:
     )
     trainer.method_state.remember(updates)
     trainer.metrics["memory/examples"].append(float(len(trainer.method_state.examples)))
-    first = trainer.accelerator.process_index * len(mask)
-    return with_sequence(trainer.method, advantage_SB, advantage_N[first : first + len(mask)])
+    mine = own_rows(trainer.accelerator, len(mask))
+    return with_sequence(trainer.method, advantage_SB, advantage_N[mine])

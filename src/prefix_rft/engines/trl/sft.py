@@ -14,9 +14,8 @@ from prefix_rft.core import Batch, Method, Targets, loss, prepare
 from prefix_rft.data.demonstrations import imitation_rows
 from prefix_rft.data.render import Renderer, end_of_text_ids
 from prefix_rft.engines.trl.config import parse_options, refuse_owned, with_const
-from prefix_rft.engines.trl.parameter_mask import ParameterMask
 from prefix_rft.engines.trl.reference import ReferencePolicy
-from prefix_rft.engines.trl.state import MethodState, SaveState, load_state
+from prefix_rft.engines.trl.state import keep_state, load_state
 from prefix_rft.methods import load
 
 OWNED = {
@@ -80,6 +79,7 @@ class DemonstrationTrainer(SFTTrainer):
     # Narrower than what transformers and TRL declare.
     model: Any  # pyright: ignore[reportIncompatibleVariableOverride]
     accelerator: Any
+    reference: ReferencePolicy | None
 
     def __init__(
         self,
@@ -126,10 +126,7 @@ class DemonstrationTrainer(SFTTrainer):
             processing_class=processing_class,
             **kwargs,
         )
-        self.method_state = MethodState(self.method.name)
-        self.reference = ReferencePolicy(self) if self.method.needs_own_reference else None
-        self.parameter_mask = ParameterMask.of(self)
-        self.add_callback(SaveState(self))
+        keep_state(self)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kw: Any) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, *args, **kw)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
 from transformers import TrainerCallback
 
 from prefix_rft.core.planner import Record
+from prefix_rft.engines.trl.parameter_mask import MaskOptions, ParameterMask
+from prefix_rft.engines.trl.reference import ReferencePolicy
 from prefix_rft.errors import UserError
 
 FILE = "method_state.json"
@@ -22,6 +26,8 @@ class MethodState:
 
     Attributes:
         method: whose memory it is.
+        parameter_mask: the options of the run's mask.
+        dataset: hash of the prompts, where examples are remembered by their place.
         examples: what the planner or the contrast remembers of each example.
         shared: what the planner remembers of all.
         waiting: examples, and which demonstration of each, that wait for a step of imitation.
@@ -29,6 +35,8 @@ class MethodState:
     """
 
     method: str = ""
+    parameter_mask: dict[str, Any] | None = None
+    dataset: str | None = None
     examples: dict[int, dict[str, float]] = field(default_factory=dict)
     shared: dict[str, float] = field(default_factory=dict)
     waiting: list[tuple[int, int]] = field(default_factory=list)
@@ -47,7 +55,8 @@ class MethodState:
         """Read what :meth:`save` wrote.
 
         Raises:
-            UserError: the checkpoint has none, or it is damaged or of another method.
+            UserError: the checkpoint has none, it is damaged, or of another method, parameter mask
+                or dataset.
         """
         path = folder / FILE
         if not path.is_file():
@@ -56,6 +65,8 @@ class MethodState:
             data = json.loads(path.read_text(encoding="utf-8"))
             read = MethodState(
                 data["method"],
+                data["parameter_mask"],
+                data["dataset"],
                 {int(k): dict(v) for k, v in data["examples"].items()},
                 dict(data["shared"]),
                 [(int(e), int(d)) for e, d in data["waiting"]],
@@ -67,7 +78,44 @@ class MethodState:
             raise UserError(
                 f"checkpoint '{folder}' is of method '{read.method}', not of '{self.method}'"
             )
+        if read.parameter_mask != self.parameter_mask:
+            before = f"with parameter_mask {read.parameter_mask}" if read.parameter_mask else ""
+            raise UserError(
+                f"checkpoint '{folder}' was made {before or 'without a mask'}, and this run asks "
+                f"for {self.parameter_mask}: resume with what the run began with"
+            )
+        if read.dataset != self.dataset:
+            raise UserError(
+                f"checkpoint '{folder}' remembers examples of another dataset: resume with the "
+                "rows that the run began with"
+            )
         vars(self).update(vars(read))
+
+
+def keep_state(trainer: Any) -> None:
+    """Give a trainer the state of its method, its reference policy and its parameter mask.
+
+    Raises:
+        UserError: the method or the mask cannot be used with this trainer.
+    """
+    method, mask = trainer.method, trainer.args.parameter_mask
+    options = asdict(MaskOptions.read(mask)) if mask else None
+    prompts = hash_of_prompts(trainer.train_dataset) if method.remembers else None
+    trainer.method_state = MethodState(method.name, options, prompts)
+    trainer.reference = ReferencePolicy(trainer) if method.needs_own_reference else None
+    trainer.parameter_mask = ParameterMask.of(trainer)
+    trainer.add_callback(SaveState(trainer))
+
+
+def hash_of_prompts(rows: Any) -> str | None:
+    """A hash of the prompts in their order; None for a stream."""
+    if not isinstance(rows, Dataset):
+        return None
+    digest = hashlib.sha256()
+    row: Any
+    for row in rows.select_columns(["prompt"]):
+        digest.update(repr(row["prompt"]).encode())
+    return digest.hexdigest()
 
 
 class SaveState(TrainerCallback):

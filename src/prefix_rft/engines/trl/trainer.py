@@ -36,7 +36,7 @@ from prefix_rft.engines.trl.reference import ReferencePolicy
 from prefix_rft.engines.trl.rollouts import write_rollouts
 from prefix_rft.engines.trl.rounds import generate
 from prefix_rft.engines.trl.scores import contrasted
-from prefix_rft.engines.trl.state import MethodState, SaveState, load_state
+from prefix_rft.engines.trl.state import MethodState, keep_state, load_state
 from prefix_rft.engines.trl.verdicts import excluded, log_prefix_leak, log_verdicts
 from prefix_rft.engines.trl.window import Rows, by_length, join, to_batch, trim
 from prefix_rft.rewards import checked
@@ -63,6 +63,9 @@ class PrefixRFTTrainer(GRPOTrainer):
     accelerator: Any
     max_completion_length: int
     num_generations: int
+    method_state: MethodState
+    reference: ReferencePolicy | None
+    parameter_mask: ParameterMask | None
 
     def __init__(
         self,
@@ -92,7 +95,6 @@ class PrefixRFTTrainer(GRPOTrainer):
         self._targets: Targets | None = None
         self._window: Any = None
         self._stats: dict[str, tuple[Tensor, Tensor]] = {}
-        self.method_state = MethodState(self.method.name)
         super().__init__(model, reward_funcs, args, *positional, **kwargs)
         self.graders: list[Any] = [f for f in self.reward_funcs if hasattr(f, "verdicts")]
         if args.log_prefix_leak and not self.graders:
@@ -101,9 +103,7 @@ class PrefixRFTTrainer(GRPOTrainer):
             raise ValueError("vision-language models are not supported yet")
         self._tokenize_train_dataset()
         self._check_method()
-        self.reference = ReferencePolicy(self) if self.method.needs_own_reference else None
-        self.parameter_mask = ParameterMask.of(self)
-        self.add_callback(SaveState(self))
+        keep_state(self)
 
     def _check_method(self) -> None:
         method = self.method

@@ -17,6 +17,12 @@ from prefix_rft.core import Batch
 Rows = dict[str, Any]
 
 
+def own_rows(accelerator: Any, rows: int) -> slice:
+    """Where this process's ``rows`` stand among those of all processes."""
+    first = accelerator.process_index * rows
+    return slice(first, first + rows)
+
+
 def join(micro_batches: list[Rows]) -> Rows:
     """One dict of tensors with all rows; scalars are taken from the first micro-batch."""
     return {
