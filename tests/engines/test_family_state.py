@@ -641,3 +641,25 @@ def test_what_waits_must_be_in_the_dataset(tmp_path: Path, rows: int) -> None:
     trainer = resumed(tmp_path, other, "relift", **{**saving, "max_steps": 6})
     with pytest.raises(UserError, match="dataset"):
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+
+
+def test_files_claim_no_advantage_that_is_not_known_yet(tmp_path: Path) -> None:
+    rows = plain.make_fates(["mixed"] * 4)
+    resumed(tmp_path, rows, "irft", max_steps=1, log_rollouts=True).train()
+    resumed(tmp_path / "grpo", rows, "grpo", max_steps=1, log_rollouts=True).train()
+    for folder, known in ((tmp_path, False), (tmp_path / "grpo", True)):
+        text = (folder / "rollouts/step_000000.jsonl").read_text()
+        lines = [json.loads(x) for x in text.splitlines()]
+        assert lines
+        assert all((x["advantage"] is not None) == known for x in lines)
+
+
+def test_an_example_that_fails_twice_in_a_step_waits_once(tmp_path: Path) -> None:
+    """The group that was right gives way to the other prompt, which fails in both groups."""
+    options = {"all_right": "resample", "attempts": 9, "sft_prompts": 4}
+    rows = plain.make_fates(["right", "wrong"])
+    trainer = resumed(tmp_path, rows, "relift", options=options, max_steps=1, log_rollouts=True)
+    trainer.train()
+    text = (tmp_path / "rollouts/step_000000.jsonl").read_text()
+    assert [json.loads(x)["example"] for x in text.splitlines()] == [1] * 8
+    assert trainer.method_state.waiting == [(1, 0)]

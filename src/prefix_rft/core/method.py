@@ -58,16 +58,15 @@ class Stream:
         tokens: origins of the tokens that the term trains.
         surrogate: ``clip`` is PPO's ``min(rho A, clip(rho) A)`` (arXiv 1707.06347, eq. 7);
             ``ratio`` is ``rho A``; ``cispo`` is ``A log pi`` with the detached clipped ratio as
-            weight (arXiv 2506.13585); ``logp`` is ``A log pi`` (maximum likelihood for
-            A = 1); ``likelihood`` is ``A f(pi)``, ``f`` the shape; ``kl`` is minus the k3 estimator
-            against the reference policy (arXiv 2402.03300, eq. 4); ``entropy`` is the entropy of
-            the policy.
+            weight (arXiv 2506.13585); ``logp`` is ``A log pi`` (maximum likelihood for A = 1);
+            ``likelihood`` is ``A f(pi)``, ``f`` the shape; ``kl`` is minus the k3 estimator against
+            the reference policy (arXiv 2402.03300, eq. 4); ``entropy`` is the policy's entropy.
         advantage: ``group`` (against all rows of the group, with the whole demonstrations that the
             method plans), ``sampled_group`` (without them), ``policy_group`` (against its on-policy
             rows only), ``hybrid_group`` (against its hybrid rows only), ``batch`` (against all rows
-            of the generation), ``reward`` (the raw reward), ``solved`` (1
-            for a solved row, else 0), ``unsolved`` (-1 for one that is not, else 0), ``sequence``
-            (from the method's contrast), or a constant. Unused by ``kl`` and ``entropy``.
+            of the generation), ``reward`` (the raw reward), ``solved`` (1 for a solved row, else
+            0), ``unsolved`` (-1 for one that is not, else 0), ``sequence`` (from the method's
+            contrast), or a constant. Unused by ``kl`` and ``entropy``.
         count: origins whose tokens and rows the normaliser counts; ``tokens`` by default.
         coefficient: ``c``, a schedule over steps.
         weight: detached factor on every token or row.

@@ -197,9 +197,7 @@ def loss(
     if entropy_BT is not None and entropy_BT.dtype in (torch.bfloat16, torch.float16):
         entropy_BT = entropy_BT.float()
     total = logp_BT.new_zeros(())
-    stats = _stats(batch, logp_BT, entropy_BT, targets)
-    if not method.trains("prefix"):
-        del stats["prefix/kept"]
+    stats = _stats(method, batch, logp_BT, entropy_BT, targets)
     for s, stream in enumerate(method.streams):
         # Padding and tokens without advantage never reach an exp: they leave before it, not after.
         acts_BT = targets.acts_SBT[s]
@@ -297,7 +295,7 @@ def _weight(
 
 @torch.no_grad()
 def _stats(
-    batch: Batch, logp_BT: Tensor, entropy_BT: Tensor | None, targets: Targets
+    method: Method, batch: Batch, logp_BT: Tensor, entropy_BT: Tensor | None, targets: Targets
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Sums and counts behind the metrics, hybrid and on-policy rows apart."""
     stats: dict[str, tuple[Tensor, Tensor]] = {}
@@ -318,7 +316,8 @@ def _stats(
             add(f"{origin}/entropy", entropy_BT, where)
     if entropy_BT is not None:
         add("entropy", entropy_BT, response)
-    stats["prefix/kept"] = (targets.keep_BT.sum(), batch.origin(("prefix",)).sum())
+    if method.trains("prefix"):
+        stats["prefix/kept"] = (targets.keep_BT.sum(), batch.origin(("prefix",)).sum())
     stats["prefix/token_share"] = (batch.prefix_mask_BT.sum(), response.sum())
     return stats
 

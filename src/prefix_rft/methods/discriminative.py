@@ -15,8 +15,8 @@ def discriminative(
 ) -> Method:
     """Raise a demonstration's likelihood against that of sampled answers to the same prompt.
 
-    One row of a group is the demonstration, the others are the negatives. Rewards do
-    not enter the loss; one is asked for all the same, as what to watch.
+    One row of a group is the demonstration, the others are the negatives. Rewards do not enter the
+    loss; one is asked for all the same, as what to watch.
 
     Args:
         averaged: DFT2: mean log-probabilities, no reference model in the loss.

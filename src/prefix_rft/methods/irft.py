@@ -10,8 +10,8 @@ def irft(*, beta_contrast: float = 0.1, stages: int = 5) -> Method:
     """Prefer demonstrations to samples of the policy as it was when the stage began.
 
     At each of ``stages`` equal parts of the run the reference becomes the policy; negatives are
-    sampled from it. One stage is SPIN. Rewards do not enter the loss; one is
-    asked for all the same, as what to watch.
+    sampled from it. One stage is SPIN. Rewards do not enter the loss; one is asked for all the
+    same, as what to watch.
 
     Args:
         beta_contrast: scale of the margin (authors' code: 0.1).

@@ -163,16 +163,15 @@ class PrefixRFTConfig(GRPOConfig):
                 setattr(self, key, known[key])
         method = load(self.method, **given)
         generations: Any = self.num_generations
-        demonstrations = method.num_hybrid + method.num_demonstrations
-        if demonstrations > generations or (method.num_demonstrations >= generations):
+        planned = method.num_hybrid + method.num_demonstrations
+        if planned > generations or method.num_demonstrations >= generations:
             raise ValueError(
                 f"method '{self.method}' wants {method.num_hybrid} hybrid and "
                 f"{method.num_demonstrations} demonstration rows in groups of "
                 f"num_generations={self.num_generations}"
             )
         compared = any(s.advantage == "policy_group" for s in method.streams)
-        alone = generations - demonstrations < 2 and generations > 0
-        if compared and method.planner is None and alone:
+        if compared and method.planner is None and generations - planned < 2:
             raise ValueError(
                 f"method '{self.method}' compares on-policy rows with one another, but a group of "
                 f"num_generations={self.num_generations} has fewer than two"
