@@ -43,8 +43,8 @@ def train(path: str, overrides: Sequence[str], console: Console) -> Path:
     data = read_recipe(path, overrides)
     names = stage_names(data)
     first, model = resumed_stage(data, names)
-    # Later stages are resolved before the first one runs: a fault in the last costs no time.
-    for stage in range(first + 1, len(names)):
+    # All stages are resolved before the first one runs: a fault in the last costs no time.
+    for stage in range(first, len(names)) if len(names) > 1 else ():
         configure(path, overrides, stage, model).close()
     folder = Path()
     for stage in range(first, len(names)):
