@@ -95,6 +95,33 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--seed", type=int, default=0)
     evaluate.add_argument("--output", metavar="FILE.json", help="write the result there")
 
+    report = commands.add_parser(
+        "report",
+        help="write one HTML file about one or several runs",
+        description="Curves, schedule, samples, settings and environment of runs, in one HTML "
+        "file that needs no network.",
+        epilog="example: prefix-rft report runs/countdown runs/countdown-2 --output both.html",
+    )
+    report.add_argument("runs", nargs="+", metavar="RUN", help="run folders; several are overlaid")
+    report.add_argument(
+        "--output", metavar="FILE.html", help="default: report.html in the first run folder"
+    )
+
+    show = commands.add_parser(
+        "show",
+        help="page through the groups of a run in the terminal, worst first",
+        description="Groups of rollouts with their verdicts, prefixes marked, worst first.",
+        epilog="example: prefix-rft show runs/countdown --step 100-200 --verdict wrong --prefix 1-",
+    )
+    show.add_argument("run", metavar="RUN", help="a run folder")
+    show.add_argument("--step", metavar="N or A-B", help="generations of these steps only")
+    show.add_argument("--verdict", help="groups with a row of this verdict, and those rows first")
+    show.add_argument(
+        "--prefix", metavar="N or A-B", help="groups with a prefix of so many tokens ('1-': any)"
+    )
+    show.add_argument("--best", action="store_true", help="best groups first")
+    show.add_argument("--limit", type=int, metavar="GROUPS", help="show the first groups only")
+
     methods = commands.add_parser("methods", help="list the methods, or show one")
     methods.add_argument("name", nargs="?", metavar="NAME")
 

@@ -118,6 +118,21 @@ def eval(args: argparse.Namespace) -> None:
         )
 
 
+def report(args: argparse.Namespace) -> None:
+    """``prefix-rft report``."""
+    from prefix_rft.report import write_report
+
+    path = write_report(args.runs, args.output)
+    Console().print(f"wrote {path}", highlight=False, soft_wrap=True)
+
+
+def show(args: argparse.Namespace) -> None:
+    """``prefix-rft show``."""
+    from prefix_rft.show import run_show
+
+    run_show(Console(), args.run, args.step, args.verdict, args.prefix, args.best, args.limit)
+
+
 def methods(args: argparse.Namespace) -> None:
     """``prefix-rft methods``."""
     from prefix_rft.methods import load

@@ -1,0 +1,117 @@
+"""Read what a run has left behind: recipe, environment, metrics, rollouts, evaluations."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from prefix_rft.errors import UserError
+
+Rollout = dict[str, Any]
+"""One row as ``rollouts/step_N.jsonl`` holds it; see ``engines/trl/rollouts.py``."""
+
+GENERATION = re.compile(r"step_(\d+)\.jsonl")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One run on disk. Nothing is read before it is asked for.
+
+    Raises:
+        UserError: the folder does not exist or holds no run.
+    """
+
+    path: Path
+
+    def __post_init__(self) -> None:
+        if not self.path.is_dir():
+            raise UserError(f"run folder '{self.path}' does not exist")
+        if not (self.path / "recipe.yaml").is_file():
+            raise UserError(f"'{self.path}' is no run folder: it has no recipe.yaml")
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.path.resolve().name
+
+    def recipe(self) -> dict[str, Any]:
+        """The resolved recipe.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        path = self.path / "recipe.yaml"
+        try:
+            data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"'{path}' is not valid YAML") from error
+        if not isinstance(data, dict):
+            raise UserError(f"'{path}' must be a mapping")
+        return data
+
+    def environment(self) -> dict[str, Any]:
+        """Versions, machine and git state; empty where none was written."""
+        return self._json("environment.json") or {}
+
+    def evaluations(self) -> dict[str, Any]:
+        """``eval.json``: evaluations of ``base`` and ``trained``; empty where there are none."""
+        return self._json("eval.json") or {}
+
+    def _json(self, name: str) -> Any:
+        path = self.path / name
+        if not path.is_file():
+            return None
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"'{path}' is damaged: it is no JSON") from error
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of ``metrics.jsonl``; a number that was not finite is None."""
+        path = self.path / "metrics.jsonl"
+        return list(read_lines(path)) if path.is_file() else []
+
+    def generations(self) -> list[int]:
+        """The steps at which rollouts were written, in order."""
+        found = (GENERATION.fullmatch(p.name) for p in (self.path / "rollouts").glob("step_*"))
+        return sorted(int(m[1]) for m in found if m)
+
+    def rollouts(self, step: int) -> list[Rollout]:
+        """The rollouts that were written at a step, with ``kept`` where it is known.
+
+        ``kept`` holds the places in ``completion_ids`` of the prefix tokens that the first update
+        on the row has trained.
+        """
+        path = self.path / "rollouts" / f"step_{step:06d}.jsonl"
+        rows = list(read_lines(path))
+        kept = self.path / "rollouts" / f"kept_{step:06d}.jsonl"
+        if kept.is_file():
+            places = {(k["group"], k["row"]): k["kept"] for k in read_lines(kept)}
+            for row in rows:
+                if (row["group"], row["row"]) in places:
+                    row["kept"] = places[row["group"], row["row"]]
+        return rows
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The mappings in a jsonl file.
+
+    Raises:
+        UserError: a line that is no JSON mapping.
+    """
+    # Only a newline ends a line: model output may hold any other separator that Unicode knows.
+    with path.open(encoding="utf-8", newline="\n") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise UserError(f"'{path}', line {number} is damaged: it is no JSON") from error
+            if not isinstance(row, dict):
+                raise UserError(f"'{path}', line {number} is damaged: it is no mapping")
+            yield row
