@@ -14,8 +14,7 @@ EXAMPLES = """examples:
   prefix-rft check data/countdown/recipe.yaml   every row against its template, grader and lengths
   prefix-rft train data/countdown/recipe.yaml   train, evaluate, leave runs/countdown behind
   prefix-rft train RECIPE.yaml method=dr_grpo learning_rate=2e-4 method.epsilon_high=0.28
-  prefix-rft eval runs/countdown/model --data data/countdown/test.jsonl \\
-      --reward prefix_rft.tasks.countdown:reward --samples 8
+  prefix-rft eval runs/countdown/model --recipe data/countdown/recipe.yaml --samples 8
   prefix-rft methods prefix_rft                 one method's streams, rows and defaults
 """
 
@@ -80,20 +79,49 @@ def parser() -> argparse.ArgumentParser:
 
     evaluate = commands.add_parser(
         "eval",
-        help="avg@k of a model on held-out problems",
-        description="Sample k answers to each problem, never from a prefix, and grade them.",
-        epilog="example: prefix-rft eval runs/countdown/model --data test.jsonl "
-        "--reward prefix_rft.tasks.countdown:reward",
+        help="avg@k, pass@k and maj@k of a model on held-out problems",
+        description="Sample k answers to each problem, never from a prefix, grade and store them. "
+        "The same command goes on where it was interrupted.",
+        epilog="examples:\n"
+        "  prefix-rft eval runs/countdown/model --recipe data/countdown/recipe.yaml\n"
+        "  prefix-rft eval Qwen/Qwen3-0.6B-Base --data test.jsonl --data aime=aime24.jsonl \\\n"
+        "      --reward math --samples 32 --by level\n"
+        "  prefix-rft eval runs/countdown/model --base data/countdown/base \\\n"
+        "      --forgetting data/countdown/forgetting.yaml",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     evaluate.add_argument("model", metavar="MODEL", help="a model folder or a Hub name")
-    evaluate.add_argument("--data", required=True, metavar="FILE", help="jsonl, json or parquet")
-    evaluate.add_argument("--reward", required=True, metavar="module:function")
+    evaluate.add_argument(
+        "--recipe", metavar="RECIPE.yaml", help="take eval_data, reward, columns, ... from there"
+    )
+    evaluate.add_argument(
+        "--data", action="append", metavar="[NAME=]FILE", help="problems; may be given repeatedly"
+    )
+    evaluate.add_argument("--reward", help="math, exact, format, or module:function")
+    evaluate.add_argument(
+        "--columns", action="append", metavar="NAME=COLUMN", help="as in a recipe"
+    )
+    evaluate.add_argument("--system-prompt", metavar="TEXT", help="as in a recipe")
+    evaluate.add_argument("--limit", type=int, metavar="N", help="the first N problems only")
+    evaluate.add_argument("--base", metavar="MODEL", help="a model to compare with, paired")
+    evaluate.add_argument(
+        "--forgetting", metavar="SUITE.yaml", help="tasks it was not trained on, against --base"
+    )
     evaluate.add_argument("--samples", type=int, default=4, help="k (default: 4)")
-    evaluate.add_argument("--temperature", type=float, default=1.0, help="0 is greedy (default: 1)")
-    evaluate.add_argument("--max-completion-length", type=int, default=256, metavar="TOKENS")
+    evaluate.add_argument(
+        "--temperature",
+        type=float,
+        nargs="+",
+        metavar="T",
+        help="one or several; 0 is greedy, with one sample (default: 1.0 0.6 0)",
+    )
+    evaluate.add_argument(
+        "--by", action="append", metavar="COLUMN", help="split the numbers by a column"
+    )
+    evaluate.add_argument("--max-completion-length", type=int, metavar="TOKENS")
     evaluate.add_argument("--batch-size", type=int, default=64, metavar="ROWS")
     evaluate.add_argument("--seed", type=int, default=0)
-    evaluate.add_argument("--output", metavar="FILE.json", help="write the result there")
+    evaluate.add_argument("--output", metavar="FOLDER", help="default: evals/NAME")
 
     report = commands.add_parser(
         "report",
@@ -133,7 +161,14 @@ def parser() -> argparse.ArgumentParser:
     task.add_argument("name", choices=["countdown"])
     task.add_argument("folder", metavar="FOLDER")
     task.add_argument("--train-rows", type=int, default=3000)
+    task.add_argument("--valid-rows", type=int, default=200, help="to choose settings on")
     task.add_argument("--test-rows", type=int, default=400)
+    task.add_argument(
+        "--operands", type=int, nargs="+", metavar="N", help="numbers of a puzzle (default: 2 3)"
+    )
+    task.add_argument(
+        "--solver-accuracy", type=float, default=1.0, help="of the demonstrations (default: 1)"
+    )
     task.add_argument("--seed", type=int, default=0)
     return p
 

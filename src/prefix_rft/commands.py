@@ -67,55 +67,9 @@ def convert(args: argparse.Namespace) -> None:
 
 def eval(args: argparse.Namespace) -> None:
     """``prefix-rft eval``."""
-    import torch
+    from prefix_rft.eval_command import run
 
-    from prefix_rft.data import load_rows
-    from prefix_rft.evaluate import evaluate
-    from prefix_rft.models import give_template, load_model, quiet
-    from prefix_rft.rewards import close_all, load_rewards
-    from prefix_rft.run_folder import describe_machine, write_json
-
-    if args.samples < 1:
-        raise UserError(f"--samples must be at least 1, got {args.samples}")
-    if not 0 <= args.temperature < float("inf"):
-        raise UserError(f"--temperature must be at least 0, got {args.temperature}")
-    if args.max_completion_length < 1 or args.batch_size < 1:
-        raise UserError("--max-completion-length and --batch-size must be at least 1")
-    if args.output and not Path(args.output).parent.is_dir():
-        raise UserError(f"the folder of --output {args.output} does not exist")
-    quiet()
-    (reward,), _ = load_rewards(args.reward, Path.cwd())
-    rows = load_rows(args.data)
-    model, tokenizer = load_model(args.model, dtype="auto")
-    give_template(tokenizer, rows[0]["prompt"])
-    if torch.accelerator.is_available():
-        model.to(torch.accelerator.current_accelerator())
-    try:
-        result = evaluate(
-            model,
-            tokenizer,
-            rows,
-            reward,
-            samples=args.samples,
-            temperature=args.temperature,
-            max_completion_length=args.max_completion_length,
-            seed=args.seed,
-            batch_size=args.batch_size,
-        )
-    finally:
-        close_all([reward])
-    console = Console()
-    console.print(
-        f"avg@{result.samples} on {result.problems} problems: {result} (95 % interval), "
-        f"{result.truncated:.1%} truncated, {result.no_answer:.1%} without an answer"
-        + (f", {result.ungraded} could not be graded" if result.ungraded else ""),
-        highlight=False,
-        soft_wrap=True,
-    )
-    if args.output:
-        write_json(
-            Path(args.output), {**vars(args), **asdict(result), "machine": describe_machine()}
-        )
+    run(args, Console())
 
 
 def report(args: argparse.Namespace) -> None:
@@ -149,16 +103,28 @@ def task(args: argparse.Namespace) -> None:
     from prefix_rft.tasks.countdown import write
 
     folder = Path(args.folder)
-    if args.train_rows < 1 or args.test_rows < 1:
-        raise UserError("--train-rows and --test-rows must be at least 1")
+    if args.train_rows < 1 or args.test_rows < 1 or args.valid_rows < 1:
+        raise UserError("--train-rows, --valid-rows and --test-rows must be at least 1")
+    if args.operands and not all(2 <= n <= 6 for n in args.operands):
+        raise UserError(f"--operands must be between 2 and 6, got {args.operands}")
+    if not 0 <= args.solver_accuracy <= 1:
+        raise UserError(f"--solver-accuracy must be in [0, 1], got {args.solver_accuracy}")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"'{folder}' is a file, not a folder")
     try:
-        write(folder, args.train_rows, args.test_rows, args.seed)
+        write(
+            folder,
+            args.train_rows,
+            args.test_rows,
+            args.seed,
+            args.valid_rows,
+            args.operands,
+            args.solver_accuracy,
+        )
     except ValueError as error:
         raise UserError(f"task '{args.name}': {error}") from error
     Console().print(
-        f"wrote train.jsonl, test.jsonl, base/, recipe.yaml and recipes/ to {folder}\n"
+        f"wrote train.jsonl, valid.jsonl, test.jsonl, base/, recipe.yaml and recipes/ to {folder}\n"
         f"next: prefix-rft train {folder / 'recipe.yaml'}",
         highlight=False,
         soft_wrap=True,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +11,170 @@ from datasets import Dataset
 
 from prefix_rft.data.demonstrations import OURS
 from prefix_rft.data.render import Renderer, end_of_text_ids
-from prefix_rft.engines.sampling import SamplingSettings, generate, sample, supported
+from prefix_rft.engines.sampling import (
+    SamplingSettings,
+    generate,
+    sample,
+    supported,
+    uniforms_of,
+)
 from prefix_rft.errors import UserError
+from prefix_rft.estimates import bootstrap
 from prefix_rft.rewards import checked, grade
 from prefix_rft.rewards.checked import name_of
-from prefix_rft.rewards.verdict import NO_ANSWER
+from prefix_rft.rewards.verdict import CORRECT, NO_ANSWER, Verdict
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sampled answer and what the grader said.
+
+    Attributes:
+        text: without special tokens.
+        tokens: sampled, EOS included.
+        truncated: it ran into the length limit.
+        verdict: on it.
+    """
+
+    text: str
+    tokens: int
+    truncated: bool
+    verdict: Verdict
+
+    @property
+    def correct(self) -> bool:
+        """Whether the problem is solved by it."""
+        return self.verdict.status == CORRECT
+
+    @property
+    def reward(self) -> float | None:
+        """Without an answer a problem is not solved: 0. None where it could not be graded."""
+        return 0.0 if self.verdict.status == NO_ANSWER else self.verdict.reward
+
+
+@dataclass(frozen=True)
+class Request:
+    """How to sample.
+
+    Attributes:
+        samples: k of each problem.
+        temperature: 0 is greedy.
+        max_completion_length: in tokens.
+        seed: of the samples. A sample is a function of the seed, the problem's number and its own;
+            not of the batch, as far as the model's arithmetic is not (models without a cache whose
+            rows can be selected are sampled batch by batch).
+        batch_size: rows sampled at once.
+        template_kwargs: for the chat template, such as ``enable_thinking``.
+    """
+
+    samples: int = 4
+    temperature: float = 1.0
+    max_completion_length: int = 256
+    seed: int = 0
+    batch_size: int = 64
+    template_kwargs: Mapping[str, Any] | None = None
+
+
+def sample_and_grade(
+    model: Any,
+    tokenizer: Any,
+    rows: Dataset,
+    reward: Callable[..., Any],
+    request: Request,
+    numbers: Sequence[int] | None = None,
+) -> Iterator[list[list[Sample]]]:
+    """Sampled and graded answers to the rows' prompts, some problems at a time, in their order.
+
+    Args:
+        model: causal language model; its mode and the global random state are left as they were.
+        tokenizer: its tokenizer.
+        rows: dataset with ``prompt`` and the columns that the reward wants.
+        reward: function with TRL's signature.
+        request: how to sample.
+        numbers: of the rows, which decide their samples; by default 0, 1, 2, ...
+
+    Yields:
+        for each of the next problems its k samples.
+
+    Raises:
+        UserError: there is no row.
+    """
+    if not len(rows):
+        raise UserError("there is no problem to evaluate on")
+    reward = checked(reward)
+    render = Renderer(
+        tokenizer,
+        end_of_text_ids(tokenizer, model.generation_config),
+        request.template_kwargs or {},
+    )
+    k = request.samples
+    numbers = range(len(rows)) if numbers is None else numbers
+    together = max(1, request.batch_size // k)
+    for start in range(0, len(rows), together):
+        part = rows.select(range(start, min(start + together, len(rows))))
+        ids = [render.prompt(p) for p in part["prompt"] for _ in range(k)]
+        keys = [
+            f"{request.seed}:{number}:{i}"
+            for number in numbers[start : start + together]
+            for i in range(k)
+        ]
+        sampled: list[list[int]] = []
+        for at in range(0, len(ids), request.batch_size):
+            rows_at_once = slice(at, at + request.batch_size)
+            sampled += _draw(model, render, ids[rows_at_once], keys[rows_at_once], request)
+        graded = _grade(tokenizer, part, reward, sampled, render.eos_ids, k)
+        yield [graded[i : i + k] for i in range(0, len(graded), k)]
+
+
+@torch.no_grad()
+def _draw(
+    model: Any,
+    render: Renderer,
+    ids: Sequence[Sequence[int]],
+    keys: Sequence[str],
+    request: Request,
+) -> list[list[int]]:
+    """The sampled ids of some rows."""
+    settings = SamplingSettings(render.eos_ids, render.tokenizer.pad_token_id, request.temperature)
+    budget = request.max_completion_length
+    was_training = model.training
+    model.eval()
+    try:
+        if supported(model):
+            uniforms = uniforms_of(keys, budget) if request.temperature > 0 else None
+            return sample(model, ids, [budget] * len(ids), settings, uniforms=uniforms)
+        with torch.random.fork_rng():
+            torch.manual_seed(int(uniforms_of(keys[:1], 1).item() * 2**24))
+            return generate(model, ids, budget, settings)
+    finally:
+        model.train(was_training)
+
+
+def _grade(
+    tokenizer: Any,
+    rows: Dataset,
+    reward: Callable[..., Any],
+    sampled: list[list[int]],
+    eos_ids: Sequence[int],
+    k: int,
+) -> list[Sample]:
+    texts: list[str] = tokenizer.batch_decode(sampled, skip_special_tokens=True)
+    prompts = [p for p in rows["prompt"] for _ in range(k)]
+    completions: list[Any] = list(texts)
+    if not isinstance(prompts[0], str):
+        completions = [[{"role": "assistant", "content": t}] for t in texts]
+    columns = {
+        name: [value for value in rows[name] for _ in range(k)]
+        for name in rows.column_names
+        if name not in ("prompt", "completion", "completion_ids") and not name.startswith(OURS)
+    }
+    verdicts = grade(
+        reward, completions, {"prompts": prompts, "completion_ids": sampled, **columns}
+    )
+    return [
+        Sample(text, len(ids), ids[-1] not in eos_ids, verdict)
+        for text, ids, verdict in zip(texts, sampled, verdicts, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -23,7 +182,7 @@ class Evaluation:
     """avg@k with a 95 % interval over problems.
 
     Attributes:
-        problems: number of problems.
+        problems: number of problems that could be graded.
         samples: k, samples of each.
         mean: mean reward over all samples, avg@k.
         low: lower end of the interval.
@@ -31,7 +190,7 @@ class Evaluation:
         truncated: share of samples that ran into the length limit.
         no_answer: share of samples in which the grader found no answer; they count as 0.
         ungraded: samples that could not be graded (timeout, error, ...); they do not count.
-        per_problem: mean reward of each problem.
+        per_problem: mean reward of each of these problems.
     """
 
     problems: int
@@ -48,147 +207,36 @@ class Evaluation:
         return f"{self.mean:.1%} [{self.low:.1%}, {self.high:.1%}]"
 
 
-def bootstrap_interval(
-    values: Sequence[float], seed: int = 0, resamples: int = 2000, level: float = 0.95
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean over problems."""
-    x = torch.tensor(values, dtype=torch.float64)
-    rng = torch.Generator().manual_seed(seed)
-    index = torch.randint(len(x), (resamples, len(x)), generator=rng)
-    means = x[index].mean(1)
-    tail = (1.0 - level) / 2
-    low, high = torch.quantile(means, torch.tensor([tail, 1.0 - tail], dtype=torch.float64))
-    return low.item(), high.item()
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Sampled answers to P problems, k each, and what the grader said.
-
-    Attributes:
-        reward_Pk: NaN where an answer could not be graded.
-        truncated: share that ran into the length limit.
-        no_answer: share in which the grader found no answer.
-    """
-
-    reward_Pk: torch.Tensor
-    truncated: float
-    no_answer: float
-
-
-def sample_and_grade(
-    model: Any,
-    tokenizer: Any,
-    rows: Dataset,
-    reward: Callable[..., Any],
-    *,
-    samples: int,
-    temperature: float = 1.0,
-    max_completion_length: int = 256,
-    seed: int = 0,
-    batch_size: int = 64,
-    template_kwargs: Mapping[str, Any] | None = None,
-) -> Samples:
-    """Sample ``samples`` completions of each row's prompt and grade them; see :func:`evaluate`."""
-    reward = checked(reward)
-    render = Renderer(
-        tokenizer, end_of_text_ids(tokenizer, model.generation_config), template_kwargs or {}
-    )
-    settings = SamplingSettings(render.eos_ids, tokenizer.pad_token_id, temperature)
-    contexts = [ids for p in rows["prompt"] for ids in [render.prompt(p)] * samples]
-    if not contexts:
-        raise UserError("there is no problem to evaluate on")
-    sampled: list[list[int]] = []
-    ours = supported(model)
-    was_training = model.training
-    model.eval()
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        for start in range(0, len(contexts), batch_size):
-            part = contexts[start : start + batch_size]
-            if ours:
-                sampled += sample(model, part, [max_completion_length] * len(part), settings)
-            else:
-                sampled += generate(model, part, max_completion_length, settings)
-    model.train(was_training)
-
-    texts: list[Any] = tokenizer.batch_decode(sampled, skip_special_tokens=True)
-    prompts = [p for p in rows["prompt"] for _ in range(samples)]
-    if not isinstance(prompts[0], str):
-        texts = [[{"role": "assistant", "content": t}] for t in texts]
-    columns = {
-        name: [value for value in rows[name] for _ in range(samples)]
-        for name in rows.column_names
-        if name not in ("prompt", "completion", "completion_ids") and not name.startswith(OURS)
-    }
-    verdicts = grade(reward, texts, {"prompts": prompts, "completion_ids": sampled, **columns})
-    # Without an answer a problem is not solved; what could not be graded says nothing.
-    rewards = torch.tensor(
-        [
-            0.0 if v.status == NO_ANSWER else torch.nan if v.reward is None else v.reward
-            for v in verdicts
-        ]
-    )
-    ended = sum(ids[-1] in settings.eos_token_ids for ids in sampled)
-    return Samples(
-        rewards.view(-1, samples),
-        1.0 - ended / len(sampled),
-        sum(v.status == NO_ANSWER for v in verdicts) / len(sampled),
-    )
+def mean_reward(samples: Sequence[Sample]) -> float | None:
+    """Mean reward of a problem's graded samples; None where none could be graded."""
+    rewards = [s.reward for s in samples if s.reward is not None]
+    return sum(rewards) / len(rewards) if rewards else None
 
 
 def evaluate(
-    model: Any,
-    tokenizer: Any,
-    rows: Dataset,
-    reward: Callable[..., Any],
-    *,
-    samples: int = 4,
-    temperature: float = 1.0,
-    max_completion_length: int = 256,
-    seed: int = 0,
-    batch_size: int = 64,
-    template_kwargs: Mapping[str, Any] | None = None,
+    model: Any, tokenizer: Any, rows: Dataset, reward: Callable[..., Any], request: Request
 ) -> Evaluation:
-    """avg@k of a model on held-out problems.
+    """avg@k of a model on held-out problems; arguments as in :func:`sample_and_grade`.
 
-    Args:
-        model: causal language model.
-        tokenizer: its tokenizer.
-        rows: dataset with ``prompt`` and the columns that the reward wants.
-        reward: function with TRL's signature; its value counts as correctness.
-        samples: completions of each problem.
-        temperature: 0 is greedy.
-        max_completion_length: in tokens.
-        seed: of the samples; the global random state is left as it was.
-        batch_size: rows sampled at once.
-        template_kwargs: for the chat template, such as ``enable_thinking``.
+    Raises:
+        UserError: there is no row, or none of the completions could be graded.
     """
-    found = sample_and_grade(
-        model,
-        tokenizer,
-        rows,
-        reward,
-        samples=samples,
-        temperature=temperature,
-        max_completion_length=max_completion_length,
-        seed=seed,
-        batch_size=batch_size,
-        template_kwargs=template_kwargs,
-    )
-    per_problem = found.reward_Pk.nanmean(1)
-    per_problem = per_problem[~per_problem.isnan()].tolist()
-    if not per_problem:
+    problems = [
+        p for part in sample_and_grade(model, tokenizer, rows, reward, request) for p in part
+    ]
+    flat = [s for p in problems for s in p]
+    means = [m for m in map(mean_reward, problems) if m is not None]
+    if not means:
         raise UserError(f"reward function '{name_of(reward)}' could grade none of the completions")
-    low, high = bootstrap_interval(per_problem, seed)
+    estimate = bootstrap(means)
     return Evaluation(
-        problems=len(per_problem),
-        samples=samples,
-        mean=sum(per_problem) / len(per_problem),
-        low=low,
-        high=high,
-        truncated=found.truncated,
-        no_answer=found.no_answer,
-        ungraded=int(found.reward_Pk.isnan().sum()),
-        per_problem=per_problem,
+        problems=len(means),
+        samples=request.samples,
+        mean=estimate.mean,
+        low=estimate.low,
+        high=estimate.high,
+        truncated=sum(s.truncated for s in flat) / len(flat),
+        no_answer=sum(s.verdict.status == NO_ANSWER for s in flat) / len(flat),
+        ungraded=sum(s.reward is None for s in flat),
+        per_problem=means,
     )

@@ -19,7 +19,7 @@ from datasets import Dataset
 from rich.console import Console
 
 from prefix_rft.errors import UserError, check_types, refuse_unknown
-from prefix_rft.evaluate import sample_and_grade
+from prefix_rft.evaluate import Request, sample_and_grade
 from prefix_rft.findings import say
 
 
@@ -84,19 +84,21 @@ def filter_rows(
     solved: list[tuple[int, int]] = []
     if own:
         model.to(state.device)
-        found = sample_and_grade(
-            model,
-            tokenizer,
-            rows.select(own),
-            reward,
+        request = Request(
             samples=rule.samples,
             temperature=rule.temperature,
             max_completion_length=args.max_completion_length,
-            seed=args.seed + state.process_index,
+            seed=args.seed,
             batch_size=args.per_device_train_batch_size,
             template_kwargs=getattr(args, "chat_template_kwargs", None),
         )
-        counts: list[int] = (found.reward_Pk > rule.solved_above).sum(1).tolist()
+        # A prompt's samples depend on its place among the rows, not on who draws them.
+        parts = sample_and_grade(model, tokenizer, rows.select(own), reward, request, own)
+        counts = [
+            sum(s.reward is not None and s.reward > rule.solved_above for s in problem)
+            for part in parts
+            for problem in part
+        ]
         solved = list(zip(own, counts, strict=True))
     counts = [n for _, n in sorted(gather_object(solved))]
     return choose_rows(rule, rows, counts, console)

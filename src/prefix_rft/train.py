@@ -24,7 +24,7 @@ from prefix_rft.data import DataError, load_rows
 from prefix_rft.data.rows import PLACE
 from prefix_rft.engines.trl import DemonstrationTrainer, PrefixRFTTrainer
 from prefix_rft.errors import UserError
-from prefix_rft.evaluate import Evaluation, evaluate
+from prefix_rft.evaluate import Evaluation, Request, evaluate
 from prefix_rft.models import load_model, one_line, quiet
 from prefix_rft.preflight import preflight
 from prefix_rft.progress import Progress
@@ -197,11 +197,7 @@ def evaluate_model(
     recipe: Recipe, args: Any, model: Any, tokenizer: Any, rows: Any, rewards: list[Any]
 ) -> Evaluation:
     """Held-out avg@k of the first reward function."""
-    return evaluate(
-        model,
-        tokenizer,
-        rows,
-        rewards[0],
+    request = Request(
         samples=recipe.eval_samples,
         temperature=recipe.eval_temperature,
         max_completion_length=args.max_completion_length,
@@ -209,6 +205,7 @@ def evaluate_model(
         batch_size=args.per_device_train_batch_size,
         template_kwargs=getattr(args, "chat_template_kwargs", None),
     )
+    return evaluate(model, tokenizer, rows, rewards[0], request)
 
 
 def resolved(recipe: Recipe, method: Method, args: Any) -> dict[str, Any]:

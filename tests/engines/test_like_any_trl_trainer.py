@@ -15,7 +15,7 @@ from prefix_rft import DemonstrationTrainer, PrefixRFTTrainer
 from prefix_rft.data.demonstrations import IDS
 from prefix_rft.engines.trl.sft import DemonstrationConfig
 from prefix_rft.errors import UserError
-from prefix_rft.evaluate import evaluate
+from prefix_rft.evaluate import Request, evaluate
 from tiny import make_config, make_model, make_rows, make_tokenizer, shaped_reward
 
 TEMPLATE = (
@@ -105,8 +105,7 @@ def test_conversations_in_imitation_and_evaluation(tmp_path: Path) -> None:
         tokenizer,
         rows.select(range(3)),
         conversational_reward,
-        samples=2,
-        max_completion_length=8,
+        Request(samples=2, max_completion_length=8),
     )
     assert (result.problems, result.samples) == (3, 2)
 

@@ -12,7 +12,7 @@ from datasets import Dataset
 
 import faults
 from prefix_rft import PrefixRFTTrainer
-from prefix_rft.evaluate import evaluate
+from prefix_rft.evaluate import Request, evaluate
 from prefix_rft.rewards import Graded, Limits, Verdict
 from rewards.test_pool import FAULTS, processes_of
 from tiny import make_config, make_model, make_rows, make_tokenizer
@@ -212,9 +212,8 @@ def test_evaluation_counts_no_answer_as_unsolved() -> None:
         status = {"right": "correct", "none": "no answer", "slow": "timeout"}
         return [Verdict(status[k]) for k in kind]
 
-    result = evaluate(
-        make_model(tokenizer), tokenizer, rows, reward, samples=2, max_completion_length=4
-    )
+    request = Request(samples=2, max_completion_length=4)
+    result = evaluate(make_model(tokenizer), tokenizer, rows, reward, request)
     assert result.per_problem == [1.0, 0.0]
     assert result.mean == 0.5
     assert result.no_answer == pytest.approx(1 / 3)

@@ -11,6 +11,7 @@ of its length costs.
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -109,6 +110,7 @@ def sample(
     budgets: Sequence[int],
     settings: SamplingSettings,
     prefixes: Sequence[Sequence[int]] | None = None,
+    uniforms: Tensor | None = None,
 ) -> list[list[int]]:
     """One continuation for each prompt and prefix: the sampled token ids, EOS included.
 
@@ -118,6 +120,9 @@ def sample(
         budgets: the most tokens that each row may sample, at least 1.
         settings: how to draw a token.
         prefixes: token ids between a row's prompt and what it samples; none by default.
+        uniforms: numbers in [0, 1) that decide the draws, by row and place behind the prompt, so
+            that a row's draws do not depend on the rows beside it; by default torch's global
+            random state decides.
     """
     prefixes = [()] * len(prompts) if prefixes is None else prefixes
     distinct: dict[tuple[int, ...], int] = {}
@@ -141,8 +146,9 @@ def sample(
 
     steps: list[tuple[Tensor, Tensor]] = []
     while True:
-        token = _draw(warp, logits.float(), settings.temperature)
         step = len(steps)
+        at = None if uniforms is None else uniforms[rows.to(uniforms.device), step]
+        token = _draw(warp, logits.float(), settings.temperature, at)
         sampled_here = given <= step
         if step < forced.size(1):
             token = torch.where(sampled_here, token, forced[:, step])
@@ -206,9 +212,27 @@ def _left_pad(
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
-def _draw(warp: Any, logits: Tensor, temperature: float) -> Tensor:
+def _draw(warp: Any, logits: Tensor, temperature: float, uniform_B: Tensor | None = None) -> Tensor:
     if temperature == 0.0:
         return logits.argmax(-1)
     # None of the warpers in use reads the ids.
     no_ids: Any = None
-    return torch.multinomial(warp(no_ids, logits).softmax(-1), 1)[:, 0]
+    probability_BV = warp(no_ids, logits).softmax(-1)
+    if uniform_B is None:
+        return torch.multinomial(probability_BV, 1)[:, 0]
+    # The inverse of the distribution function, in double precision where the device has it.
+    wide = torch.float32 if logits.device.type == "mps" else torch.float64
+    below_BV = probability_BV.to(wide).cumsum(-1)
+    point_B1 = uniform_B.to(below_BV)[:, None] * below_BV[:, -1:]
+    token_B = torch.searchsorted(below_BV, point_B1, right=True)[:, 0]
+    return token_B.clamp(max=logits.size(-1) - 1)
+
+
+def uniforms_of(keys: Sequence[str], length: int) -> Tensor:
+    """``length`` uniform numbers in [0, 1) for each row, a function of its key; shape (rows, T)."""
+    rows = []
+    for key in keys:
+        digest = hashlib.sha256(key.encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
+        rows.append(torch.rand(length, generator=generator))
+    return torch.stack(rows)

@@ -65,7 +65,18 @@ def _grade(text: str, gold: Any, anywhere: bool) -> Verdict:
     if not found:
         return Verdict(NO_ANSWER)
     right = verify(list(expected), found, timeout_seconds=None, raise_on_error=True)
-    return Verdict(CORRECT if right else WRONG, detail=f"answer {found[-1]!s:.60}")
+    status = CORRECT if right else WRONG
+    # What equals the gold answer is one answer where votes are counted, however it is written.
+    answer = _written(expected if right else found)
+    return Verdict(status, detail=f"answer {found[-1]!s:.60}", answer=answer)
+
+
+def _written(parsed: Sequence[Any]) -> str:
+    """The parsed form, so that ``1/2`` and a fraction in LaTeX are the same answer."""
+    try:
+        return str(parsed[0])
+    except ValueError:  # Python writes no integer of more than some thousand digits
+        return str(parsed[-1])
 
 
 @functools.lru_cache(maxsize=4096)

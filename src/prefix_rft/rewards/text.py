@@ -51,7 +51,7 @@ def exact(
             verdicts.append(Verdict(NO_ANSWER))
         else:
             status = CORRECT if found == expected else WRONG
-            verdicts.append(Verdict(status, detail=f"answer {found:.60}"))
+            verdicts.append(Verdict(status, detail=f"answer {found:.60}", answer=found))
     return verdicts
 
 

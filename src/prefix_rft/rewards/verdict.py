@@ -38,6 +38,8 @@ class Verdict:
         status: one of ``STATUSES``.
         reward: a finite number, or None.
         detail: a few words for logs.
+        answer: what the completion answers, in a form in which equal answers are equal texts; what
+            a vote over samples (maj@k) counts. None where the grader names none.
 
     Raises:
         UserError: an unknown status, a reward that is not finite, or a reward for a row that could
@@ -47,6 +49,7 @@ class Verdict:
     status: str
     reward: float | None = None
     detail: str = ""
+    answer: str | None = None
 
     def __post_init__(self) -> None:
         choose("verdict", self.status, STATUSES)
@@ -57,9 +60,9 @@ class Verdict:
             if self.status not in (CORRECT, WRONG, NO_ANSWER):
                 raise UserError(f"a verdict '{self.status}' has no reward, got {self.reward}")
             set_field(self, "reward", _finite(self.reward))
-        # Details come from graders and from what models write: short, and fit for any file.
-        detail = str(self.detail)[:LONGEST_DETAIL]
-        set_field(self, "detail", detail.encode("utf-8", "backslashreplace").decode())
+        set_field(self, "detail", _fit(self.detail))
+        if self.answer is not None:
+            set_field(self, "answer", _fit(self.answer))
 
     @property
     def excluded(self) -> bool:
@@ -81,6 +84,11 @@ def verdict_of(value: Any) -> Verdict:
         return Verdict(SKIPPED)
     number = _finite(value)
     return Verdict(CORRECT if number >= FULL_REWARD else WRONG, number)
+
+
+def _fit(text: Any) -> str:
+    """Short and fit for any file: it comes from graders and from what models write."""
+    return str(text)[:LONGEST_DETAIL].encode("utf-8", "backslashreplace").decode()
 
 
 def _finite(value: Any) -> float:

@@ -116,7 +116,7 @@ def _only(returned: Any) -> Verdict:
 
 
 def _plain(verdict: Verdict) -> list[Any]:
-    return [verdict.status, verdict.reward, verdict.detail]
+    return [verdict.status, verdict.reward, verdict.detail, verdict.answer]
 
 
 def _line(message: dict[str, Any]) -> bytes:

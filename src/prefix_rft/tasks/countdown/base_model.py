@@ -3,7 +3,8 @@
 The base has read correct chains over the prompt's numbers, under targets that say nothing about
 the chain: it knows arithmetic and the format and has no goal, so it solves puzzles by chance.
 
-``python -m prefix_rft.tasks.countdown.base_model OUT [--steps N] [--seed S]`` makes it.
+``python -m prefix_rft.tasks.countdown.base_model OUT [--operands 2 3] [--steps N] [--seed S]``
+makes it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from prefix_rft.tasks.countdown.puzzle import Chain, Puzzle, Rules, moves, write_chain
+from prefix_rft.tasks.countdown.puzzle import Puzzle, Rules, aimless_chain, write_chain
 
 STEPS = 2500
 BATCH = 256
@@ -62,15 +63,6 @@ def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalL
         dtype="float32",
     )
     return Qwen3ForCausalLM(config)
-
-
-def aimless_chain(numbers: tuple[int, ...], limit: int, rng: random.Random) -> Chain:
-    """A correct chain over ``numbers``: at every step one of the possible steps, uniformly."""
-    steps = []
-    while len(numbers) > 1:
-        step, numbers = rng.choice(moves(numbers, limit))
-        steps.append(step)
-    return tuple(steps)
 
 
 def aimless_text(operands: int, rules: Rules, rng: random.Random) -> tuple[str, str]:
@@ -136,9 +128,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Make the base model of the Countdown task.")
     parser.add_argument("out", type=Path, help="folder to write")
     parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--operands", type=int, nargs="+", default=Rules().operands)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    make_base(args.out, args.steps, args.seed)
+    make_base(args.out, args.steps, args.seed, Rules(operands=tuple(args.operands)))
 
 
 if __name__ == "__main__":

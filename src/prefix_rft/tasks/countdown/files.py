@@ -12,45 +12,73 @@ from typing import Any
 from prefix_rft.tasks.countdown.puzzle import (
     Puzzle,
     Rules,
-    demonstration,
     difficulty,
     generate,
+    worse_demonstration,
     write_chain,
 )
 
 PACKAGE = "prefix_rft.tasks.countdown"
+VALIDATION = 1_000_003
+"""Added to the seed of the rows to validate on."""
 
 
-def row(puzzle: Puzzle, limit: int, seed: int) -> dict[str, Any]:
+def row(puzzle: Puzzle, limit: int, seed: int, accuracy: float = 1.0) -> dict[str, Any]:
     """One line of a data file; the demonstration carries no end-of-sequence text."""
     return {
         "prompt": puzzle.prompt,
-        "demonstration": write_chain(demonstration(puzzle, limit, seed)),
+        "demonstration": write_chain(worse_demonstration(puzzle, limit, accuracy, seed)),
         "numbers": list(puzzle.numbers),
         "target": puzzle.target,
         "difficulty": difficulty(puzzle, limit),
     }
 
 
-def write_rows(path: Path, puzzles: Sequence[Puzzle], limit: int, seed: int) -> None:
+def write_rows(
+    path: Path, puzzles: Sequence[Puzzle], limit: int, seed: int, accuracy: float = 1.0
+) -> None:
     """Write one JSON row per puzzle."""
     with path.open("w", encoding="utf-8") as file:
         for puzzle in puzzles:
-            file.write(json.dumps(row(puzzle, limit, seed)) + "\n")
+            file.write(json.dumps(row(puzzle, limit, seed, accuracy)) + "\n")
 
 
-def write(folder: Path, n_train: int = 3000, n_test: int = 400, seed: int = 0) -> None:
-    """Write ``train.jsonl``, ``test.jsonl``, ``base/``, ``recipe.yaml`` and ``recipes/`` (one for
-    each method) into ``folder``.
+def write(
+    folder: Path,
+    n_train: int = 3000,
+    n_test: int = 400,
+    seed: int = 0,
+    n_valid: int = 200,
+    operands: Sequence[int] | None = None,
+    solver_accuracy: float = 1.0,
+) -> None:
+    """Write ``train.jsonl``, ``valid.jsonl``, ``test.jsonl``, ``base/``, ``recipe.yaml``,
+    ``forgetting.yaml`` and ``recipes/`` (one for each method) into ``folder``.
+
+    Validation rows are of the training split; no puzzle is in both files.
+
+    Args:
+        folder: to write into.
+        n_train: rows to train on.
+        n_test: held-out rows.
+        seed: of the puzzles and demonstrations.
+        n_valid: rows for choices such as a learning rate.
+        operands: how many numbers a puzzle may have; by default 2 and 3.
+        solver_accuracy: of the demonstrations to train on; the others are correct chains that lead
+            elsewhere.
 
     Raises:
         ValueError: there are fewer different puzzles than asked for.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    rules = Rules()
-    write_rows(folder / "train.jsonl", generate("train", n_train, seed, rules), rules.limit, seed)
+    rules = Rules() if operands is None else Rules(operands=tuple(operands))
+    train = generate("train", n_train, seed, rules)
+    valid = generate("train", n_valid, seed + VALIDATION, rules, avoid=train)
+    write_rows(folder / "train.jsonl", train, rules.limit, seed, solver_accuracy)
+    write_rows(folder / "valid.jsonl", valid, rules.limit, seed)
     write_rows(folder / "test.jsonl", generate("test", n_test, seed, rules), rules.limit, seed)
     with as_file(files(PACKAGE)) as package:
         shutil.copytree(package / "base", folder / "base", dirs_exist_ok=True)
-        shutil.copy(package / "recipe.yaml", folder / "recipe.yaml")
+        for name in ("recipe.yaml", "forgetting.yaml"):
+            shutil.copy(package / name, folder / name)
         shutil.copytree(package / "recipes", folder / "recipes", dirs_exist_ok=True)

@@ -63,8 +63,24 @@ def reward(
         target: the target of each completion's puzzle.
         **kwargs: the other columns and arguments that TRL passes; not used.
     """
-    texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
     return [
         float(grade(text, own_numbers, own_target))
-        for text, own_numbers, own_target in zip(texts, numbers, target, strict=True)
+        for text, own_numbers, own_target in zip(_texts(completions), numbers, target, strict=True)
     ]
+
+
+def arithmetic(
+    completions: Sequence[Any], numbers: Sequence[Sequence[int]], **kwargs: Any
+) -> list[float]:
+    """1.0 for a correct chain over all numbers, whatever it arrives at, else 0.0.
+
+    What a base model knows and training for the target does not reward: a measure of forgetting.
+    """
+    return [
+        float(well_formed(text, own_numbers))
+        for text, own_numbers in zip(_texts(completions), numbers, strict=True)
+    ]
+
+
+def _texts(completions: Sequence[Any]) -> list[str]:
+    return [c if isinstance(c, str) else c[-1]["content"] for c in completions]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
@@ -142,6 +142,29 @@ def demonstration(puzzle: Puzzle, limit: int, seed: int = 0) -> Chain:
     return random.Random(f"demonstration:{seed}:{puzzle.key}").choice(found)
 
 
+def aimless_chain(numbers: Sequence[int], limit: int, rng: random.Random) -> Chain:
+    """A correct chain over ``numbers``: at every step one of the possible steps, uniformly."""
+    steps: list[Step] = []
+    while len(numbers) > 1:
+        step, numbers = rng.choice(moves(numbers, limit))
+        steps.append(step)
+    return tuple(steps)
+
+
+def worse_demonstration(puzzle: Puzzle, limit: int, accuracy: float, seed: int = 0) -> Chain:
+    """What a worse solver writes: a solution with this probability, else an aimless chain.
+
+    An aimless chain may hit the target by chance, so a little more than ``accuracy`` is right.
+
+    Raises:
+        ValueError: see :func:`demonstration`.
+    """
+    rng = random.Random(f"solver:{seed}:{puzzle.key}")
+    if rng.random() < accuracy:
+        return demonstration(puzzle, limit, seed)
+    return aimless_chain(puzzle.numbers, limit, rng)
+
+
 def chance(numbers: Sequence[int], target: int, limit: int) -> float:
     """The exact probability that a chain of uniformly drawn steps ends at ``target``."""
     if len(numbers) == 1:
@@ -161,8 +184,14 @@ def split_of(puzzle: Puzzle) -> Split:
     return "test" if int.from_bytes(digest[:8]) < TEST_SHARE * 2**64 else "train"
 
 
-def generate(split: Split, count: int, seed: int, rules: Rules | None = None) -> list[Puzzle]:
-    """``count`` different solvable puzzles of one split, in random order.
+def generate(
+    split: Split,
+    count: int,
+    seed: int,
+    rules: Rules | None = None,
+    avoid: Iterable[Puzzle] = (),
+) -> list[Puzzle]:
+    """``count`` different solvable puzzles of one split, in random order, none of ``avoid``.
 
     The target is uniform over the positive numbers that can be reached.
 
@@ -171,7 +200,7 @@ def generate(split: Split, count: int, seed: int, rules: Rules | None = None) ->
     """
     rules = rules or Rules()
     rng = random.Random(f"countdown:{seed}")
-    seen: set[tuple[tuple[int, ...], int]] = set()
+    seen = {p.key for p in avoid}
     puzzles: list[Puzzle] = []
     misses = 0
     while len(puzzles) < count:

@@ -1,0 +1,142 @@
+"""``prefix-rft eval``: from its options to sets of problems, samples and tables."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from prefix_rft.configure import configure
+from prefix_rft.errors import UserError
+from prefix_rft.eval_run import Plan, run_eval
+from prefix_rft.eval_sets import EvalSet, distinct, named_set, read_suite
+from prefix_rft.eval_view import show_eval
+from prefix_rft.evaluate import Request
+from prefix_rft.models import quiet
+
+TEMPERATURES = (1.0, 0.6, 0.0)
+"""Of training, of the paper's evaluation (section 1.5 there), and greedy."""
+LENGTH = 256
+
+
+def run(args: argparse.Namespace, console: Console) -> None:
+    """Evaluate as the options say.
+
+    Raises:
+        UserError: options, a model, data or a reward that cannot be used.
+    """
+    quiet()
+    plan = plan_of(args)
+    folder = Path(args.output) if args.output else Path("evals") / name_of_model(args.model)
+    if folder.is_file() or (args.output and not folder.parent.is_dir()):
+        raise UserError(f"--output '{folder}' is no folder, or the folder it is in does not exist")
+    with bar(console) as progress:
+        result = run_eval(plan, folder, progress)
+    show_eval(console, result)
+    console.print(f"result.json and all samples: {folder}", highlight=False, soft_wrap=True)
+
+
+def plan_of(args: argparse.Namespace) -> Plan:
+    """The plan behind the options.
+
+    Raises:
+        UserError: they do not go together, or a value is out of range.
+    """
+    for name in ("samples", "max_completion_length", "batch_size", "limit"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    temperatures = tuple(dict.fromkeys(args.temperature or TEMPERATURES))
+    for temperature in temperatures:
+        if not 0 <= temperature < math.inf:
+            raise UserError(f"--temperature must be at least 0, got {temperature}")
+    given = _from_recipe(args.recipe) if args.recipe else {}
+    sets = _sets(args, given)
+    models = {"model": args.model}
+    if args.base:
+        models = {"base": args.base, **models}
+    request = Request(
+        samples=args.samples,
+        max_completion_length=args.max_completion_length or given.get("length", LENGTH),
+        seed=args.seed,
+        batch_size=args.batch_size,
+        template_kwargs=given.get("template_kwargs"),
+    )
+    return Plan(models, sets, temperatures, request, tuple(args.by or ()))
+
+
+def _from_recipe(path: str) -> dict[str, Any]:
+    setup = configure(path, [])
+    setup.close()
+    recipe, args = setup.recipe, setup.args
+    return {
+        "data": recipe.eval_data,
+        "reward": recipe.reward,
+        "columns": recipe.columns,
+        "system_prompt": recipe.system_prompt,
+        "limit": recipe.eval_problems,
+        "folder": recipe.folder,
+        "length": args.max_completion_length,
+        "template_kwargs": getattr(args, "chat_template_kwargs", None),
+    }
+
+
+def _sets(args: argparse.Namespace, given: dict[str, Any]) -> list[EvalSet]:
+    if args.forgetting:
+        if not args.base:
+            raise UserError("--forgetting compares with the model before training: give --base")
+        if args.data or args.recipe or args.reward:
+            raise UserError("--forgetting brings its own data and rewards: leave out the others")
+        return read_suite(args.forgetting)
+    reward = args.reward or given.get("reward")
+    if not reward:
+        raise UserError("give --reward (math, exact, format or module:function), or --recipe")
+    rest: dict[str, Any] = {
+        "columns": {**given.get("columns", {}), **_columns(args.columns or [])},
+        "system_prompt": args.system_prompt or given.get("system_prompt"),
+        "limit": args.limit or given.get("limit"),
+    }
+    if args.data:
+        # A reward named beside a recipe is looked for in the recipe's folder, data where one is.
+        sets = [named_set(text, reward=reward, **rest) for text in args.data]
+        return distinct(sets)
+    if given.get("data") is None:
+        raise UserError("give --data FILE, or --recipe of a recipe with eval_data")
+    data = given["data"]
+    name = Path(data if isinstance(data, str) else str(data.get("path"))).stem
+    return [EvalSet(name, data, reward, folder=given["folder"], **rest)]
+
+
+def _columns(pairs: list[str]) -> dict[str, str]:
+    found = dict(p.partition("=")[::2] for p in pairs)
+    for name, column in found.items():
+        if not name or not column:
+            raise UserError(f"--columns takes NAME=COLUMN, got '{name}'")
+    return found
+
+
+def name_of_model(source: str) -> str:
+    """A folder's name for a model: that of its run, for ``RUN/model`` and ``RUN/checkpoint-N``."""
+    parts = [p for p in Path(source).parts if p not in ("/", ".", "..")] or ["model"]
+    if len(parts) > 1 and (parts[-1] == "model" or parts[-1].startswith("checkpoint-")):
+        parts = [parts[-2], *([] if parts[-1] == "model" else parts[-1:])]
+    return "-".join(parts[-2:]) if parts[-1].startswith("checkpoint-") else parts[-1]
+
+
+class bar(Progress):  # noqa: N801  (used as a function)
+    """A progress bar that is called with a job's name, the problems done, and those to do."""
+
+    def __init__(self, console: Console) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        super().__init__(*columns, TimeRemainingColumn(), console=console, transient=True)
+        self.jobs: dict[str, Any] = {}
+
+    def __call__(self, job: str, done: int, total: int) -> None:
+        """Show how far a job is."""
+        if job not in self.jobs:
+            self.jobs[job] = self.add_task(job, total=total)
+        self.update(self.jobs[job], completed=done)

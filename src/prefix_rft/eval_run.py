@@ -1,0 +1,283 @@
+"""Evaluate models on sets of problems: samples are stored, so that nothing is drawn twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+
+from prefix_rft.data import load_rows
+from prefix_rft.data.rows import PLACE
+from prefix_rft.errors import UserError
+from prefix_rft.eval_sets import EvalSet
+from prefix_rft.evaluate import Request, sample_and_grade
+from prefix_rft.models import give_template, load_model
+from prefix_rft.rewards import close_all, load_rewards
+from prefix_rft.run_folder import describe_machine, write_json
+from prefix_rft.run_reader import read_lines
+from prefix_rft.scores import Problem, Scores, difference, scores, split_by
+
+SHORT = 200
+"""Longer texts in a column are not worth repeating with the samples."""
+GREEDY = 0.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an evaluation does.
+
+    Attributes:
+        models: source by role, ``model`` and perhaps ``base``.
+        sets: of problems.
+        temperatures: each is sampled apart; 0 is greedy and takes one sample.
+        request: how to sample; its temperature is not used.
+        by: columns to split the numbers by.
+    """
+
+    models: Mapping[str, str]
+    sets: Sequence[EvalSet]
+    temperatures: Sequence[float]
+    request: Request
+    by: Sequence[str] = ()
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that decides the samples; more temperatures or other splits do not."""
+        return {
+            "models": {role: fingerprint(source) for role, source in self.models.items()},
+            "sets": {s.name: s.settings() for s in self.sets},
+            "samples": self.request.samples,
+            "max_completion_length": self.request.max_completion_length,
+            "seed": self.request.seed,
+            "template_kwargs": dict(self.request.template_kwargs or {}),
+        }
+
+    def jobs(self) -> Iterable[tuple[str, EvalSet, float]]:
+        """Each model, set and temperature."""
+        for role in self.models:
+            for one in self.sets:
+                for temperature in self.temperatures:
+                    yield role, one, temperature
+
+
+def fingerprint(source: str) -> dict[str, Any]:
+    """A model's source and, of a folder, a hash of its weights, config and tokenizer."""
+    folder = Path(source)
+    if not folder.is_dir():
+        return {"source": source}
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".safetensors", ".json", ".jinja", ".model"):
+            digest.update(path.name.encode())
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return {"source": source, "sha256": digest.hexdigest()}
+
+
+def run_eval(plan: Plan, folder: Path, progress: Any) -> dict[str, Any]:
+    """Draw the samples that are not in ``folder`` yet; write and return the result.
+
+    Args:
+        plan: what to do.
+        folder: of samples and result; a former evaluation with the same settings goes on.
+        progress: called with a job's name, the problems done, and those to do.
+
+    Raises:
+        UserError: a model, data or reward that cannot be used, or the folder holds an evaluation
+            with other settings.
+    """
+    open_folder(folder, plan.settings())
+    for role, source in plan.models.items():
+        loaded = None
+        for one in plan.sets:
+            todo = [t for t in plan.temperatures if not _is_done(folder, role, one, t)]
+            if not todo:
+                continue
+            loaded = loaded or _load(source)
+            _sample_set(plan, folder, role, one, todo, loaded, progress)
+    result = summarise(plan, folder)
+    write_json(folder / "result.json", result)
+    return result
+
+
+def open_folder(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Make the folder, or see that it belongs to an evaluation with these settings.
+
+    Raises:
+        UserError: it does not.
+    """
+    path = folder / "settings.json"
+    plain = json.loads(json.dumps(settings, default=str))
+    if path.is_file():
+        try:
+            known = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"'{path}' is damaged: give another --output") from error
+        other = [k for k in plain if known.get(k) != plain[k]]
+        if other:
+            raise UserError(
+                f"'{folder}' holds an evaluation with another '{other[0]}': give another --output"
+            )
+    elif folder.exists() and any(folder.iterdir()):
+        raise UserError(f"'{folder}' holds no evaluation: give another --output")
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, plain)
+
+
+def samples_file(folder: Path, role: str, one: EvalSet, temperature: float) -> Path:
+    """Where the samples of one job are."""
+    return folder / "samples" / role / f"{one.name}-T{temperature:g}.jsonl"
+
+
+def _done_file(folder: Path, role: str, one: EvalSet, temperature: float) -> Path:
+    return samples_file(folder, role, one, temperature).with_suffix(".done")
+
+
+def _is_done(folder: Path, role: str, one: EvalSet, temperature: float) -> bool:
+    return _done_file(folder, role, one, temperature).is_file()
+
+
+def _load(source: str) -> tuple[Any, Any]:
+    model, tokenizer = load_model(source, dtype="auto")
+    if torch.accelerator.is_available():
+        model.to(torch.accelerator.current_accelerator())
+    return model, tokenizer
+
+
+def _sample_set(
+    plan: Plan,
+    folder: Path,
+    role: str,
+    one: EvalSet,
+    temperatures: Sequence[float],
+    loaded: tuple[Any, Any],
+    progress: Any,
+) -> None:
+    model, tokenizer = loaded
+    rows = load_rows(one.data, folder=one.folder, reading=one.reading, limit=one.limit)
+    give_template(tokenizer, rows[0]["prompt"])
+    rewards, _ = load_rewards(one.reward, one.folder)
+    if not rewards:
+        raise UserError(f"set '{one.name}' has no reward to grade with")
+    with closing(_Closing(rewards)):
+        for temperature in temperatures:
+            path = samples_file(folder, role, one, temperature)
+            name = f"{role} on {one.name} at T={temperature:g}"
+            request = _request(plan.request, one, temperature)
+            for done in draw(path, rows, model, tokenizer, rewards[0], request):
+                progress(name, done, len(rows))
+            _done_file(folder, role, one, temperature).touch()
+
+
+class _Closing:
+    def __init__(self, rewards: list[Any]) -> None:
+        self.rewards = rewards
+
+    def close(self) -> None:
+        close_all(self.rewards)
+
+
+def _request(request: Request, one: EvalSet, temperature: float) -> Request:
+    length = one.max_completion_length or request.max_completion_length
+    samples = 1 if temperature == GREEDY else request.samples
+    return Request(
+        samples, temperature, length, request.seed, request.batch_size, request.template_kwargs
+    )
+
+
+def draw(
+    path: Path, rows: Dataset, model: Any, tokenizer: Any, reward: Any, request: Request
+) -> Iterable[int]:
+    """Append the problems that the file lacks, some at a time; yields how many it then has."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    done = len(read_problems(path)) if path.is_file() else 0
+    yield done
+    left = range(done, len(rows))
+    if not left:
+        return
+    parts = sample_and_grade(model, tokenizer, rows.select(left), reward, request, left)
+    with path.open("a", encoding="utf-8") as file:
+        for part in parts:
+            for samples in part:
+                row: Any = rows[done]
+                line = Problem(done, _short_columns(row), samples).to_json()
+                file.write(json.dumps(line) + "\n")
+                done += 1
+            file.flush()
+            os.fsync(file.fileno())
+            yield done
+
+
+def _short_columns(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a row that are short and plain, and where it stands."""
+    short = {
+        name: value
+        for name, value in row.items()
+        if isinstance(value, (bool, int, float)) or (isinstance(value, str) and len(value) <= SHORT)
+    }
+    place = short.pop(PLACE, None)
+    return short if place is None else {**short, "row": place}
+
+
+def read_problems(path: Path) -> list[Problem]:
+    """The problems in a samples file; a last line that was cut off is taken out of it.
+
+    Raises:
+        UserError: another line is damaged.
+    """
+    with path.open("rb+") as file:
+        content = file.read()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):  # the process was killed while it wrote
+            file.truncate(whole)
+    problems = []
+    for number, line in enumerate(read_lines(path)):
+        try:
+            problem = Problem.from_json(line)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"'{path}', line {number + 1} is damaged: it holds no problem"
+            ) from error
+        if problem.number != number:
+            raise UserError(f"'{path}', line {number + 1} is damaged: it is of another problem")
+        problems.append(problem)
+    return problems
+
+
+def summarise(plan: Plan, folder: Path) -> dict[str, Any]:
+    """The numbers of all samples in a folder, as plain data."""
+    results, differences = [], []
+    for role, one, temperature in plan.jobs():
+        problems = read_problems(samples_file(folder, role, one, temperature))
+        where = {"model": role, "set": one.name, "temperature": temperature}
+        by = {
+            column: {
+                label: plain(scores(part)) for label, part in split_by(problems, column).items()
+            }
+            for column in plan.by
+        }
+        results.append({**where, **plain(scores(problems)), "by": by})
+        if role != "base" and "base" in plan.models:
+            base = read_problems(samples_file(folder, "base", one, temperature))
+            differences.append({**where, **asdict(difference(problems, base))})
+    settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+    return {
+        "settings": settings,
+        "engine": "transformers",
+        "machine": describe_machine(),
+        "results": results,
+        "differences": differences,
+    }
+
+
+def plain(found: Scores) -> dict[str, Any]:
+    """Scores as plain data."""
+    return asdict(found)
