@@ -1,0 +1,120 @@
+"""One pass over the rollouts of a run: a few groups to show, and what curves they make."""
+
+from __future__ import annotations
+
+import heapq
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from prefix_rft.report.points import Point
+from prefix_rft.report.samples import (
+    DEMONSTRATION,
+    HYBRID,
+    Group,
+    damaged,
+    group_of,
+    kind_of,
+    mean_reward,
+)
+from prefix_rft.run_reader import RunFolder
+
+EXTREMES = 10
+"""Worst and best groups to show."""
+
+OVER_TRAINING = 3
+"""Groups to show of the first, the middle and the last generation."""
+
+BROKEN = (KeyError, TypeError, AttributeError, OverflowError, UnicodeDecodeError)
+"""What reading raises where a file holds something else than its writer has written."""
+
+Rows = Sequence[Mapping[str, Any]]
+Rank = tuple[float, int, int]
+"""Mean reward (or its negative), negative step, group: the smallest come first."""
+
+
+@dataclass
+class Collected:
+    """What the report needs of a run's rollouts.
+
+    Attributes:
+        generations: how many there are on disk.
+        rows: rollouts in all.
+        groups: groups in all.
+        worst: lowest mean on-policy reward first; equal ones: the later step first.
+        best: highest first, likewise.
+        over_training: groups of the first, the middle and the last generation, by step.
+        lengths: mean length in tokens by generation: ``policy`` and ``demonstration`` rows,
+            ``prefix`` (hybrid rollouts with their prefix) and ``continuation`` (without it).
+        kept_known: whether some row says which of its prefix tokens were trained.
+    """
+
+    generations: int = 0
+    rows: int = 0
+    groups: int = 0
+    worst: dict[Rank, Group] = field(default_factory=dict)
+    best: dict[Rank, Group] = field(default_factory=dict)
+    over_training: dict[int, list[Group]] = field(default_factory=dict)
+    lengths: dict[str, list[Point]] = field(default_factory=lambda: defaultdict(list))
+    kept_known: bool = False
+
+
+def collect(run: RunFolder) -> Collected:
+    """Read every generation once; never more than one is in memory, beside the groups to show.
+
+    Raises:
+        UserError: a file is damaged.
+    """
+    found = Collected()
+    steps = run.generations()
+    shown = {steps[0], steps[len(steps) // 2], steps[-1]} if steps else set()
+    # Backwards: of equal groups the later ones are shown, and so the earlier need not be built.
+    for step in reversed(steps):
+        path = str(run.path / "rollouts" / f"step_{step:06d}.jsonl")
+        try:
+            _add(found, run.rollouts(step), step, step in shown)
+        except BROKEN as error:
+            raise damaged(path, error) from error
+    for points in found.lengths.values():
+        points.reverse()
+    found.over_training = dict(sorted(found.over_training.items()))
+    return found
+
+
+def _add(found: Collected, rows: Rows, step: int, shown: bool) -> None:
+    groups: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
+    for row in rows:
+        groups[row["group"]].append(row)
+    found.generations += 1
+    found.rows += len(rows)
+    found.groups += len(groups)
+    found.kept_known |= any(row.get("kept") is not None for row in rows)
+    means = {g: mean_reward(part, "on-policy") for g, part in groups.items()}
+    ranked = {(m, -step, g): groups[g] for g, m in means.items() if m is not None}
+    found.worst = extremes(found.worst, ranked, step)
+    found.best = extremes(found.best, {(-m, s, g): r for (m, s, g), r in ranked.items()}, step)
+    if shown:
+        first = [groups[g] for g in sorted(groups)[:OVER_TRAINING]]
+        found.over_training[step] = [group_of(part, step) for part in first]
+    for name, length in mean_lengths(rows).items():
+        found.lengths[name].append((step, length))
+
+
+def extremes(kept: dict[Rank, Group], new: Mapping[Rank, Rows], step: int) -> dict[Rank, Group]:
+    """The ``EXTREMES`` smallest ranks among groups that were kept and those of a new step."""
+    ranks = heapq.nsmallest(EXTREMES, [*kept, *new])
+    return {rank: kept[rank] if rank in kept else group_of(new[rank], step) for rank in ranks}
+
+
+def mean_lengths(rows: Rows) -> dict[str, float]:
+    """Mean number of tokens by origin, for origins that have rows."""
+    lengths: dict[str, list[int]] = defaultdict(list)
+    for row in rows:
+        kind, tokens = kind_of(row), len(row["completion_ids"])
+        if kind == HYBRID:
+            lengths["prefix"].append(tokens)
+            lengths["continuation"].append(tokens - row["prefix_length"])
+        else:
+            lengths["demonstration" if kind == DEMONSTRATION else "policy"].append(tokens)
+    return {name: sum(values) / len(values) for name, values in lengths.items()}

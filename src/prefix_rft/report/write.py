@@ -1,0 +1,108 @@
+"""From run folders to one HTML file."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup
+
+from prefix_rft.errors import UserError
+from prefix_rft.report.text import visible
+from prefix_rft.report.view import context
+
+MOST_RUNS = 8
+"""Runs that colours can tell apart."""
+
+
+def write_report(runs: Sequence[str], output: str | None = None) -> Path:
+    """Write a self-contained HTML file about runs; no script, no network.
+
+    Args:
+        runs: run folders; several are drawn in the same plots.
+        output: a file that ends in .html; ``report.html`` in the first run folder by default. A
+            file that is there is replaced.
+
+    Returns:
+        The file's path.
+
+    Raises:
+        UserError: no such run or folder, too many runs, one of them twice, or a damaged file.
+    """
+    if not 1 <= len(runs) <= MOST_RUNS:
+        raise UserError(f"a report shows 1 to {MOST_RUNS} runs, got {len(runs)}")
+    seen: set[Path] = set()
+    for run in runs:
+        folder = Path(run).resolve()
+        if folder in seen:
+            raise UserError(f"run folder '{run}' is given twice; give each run once")
+        seen.add(folder)
+    path = output_path(runs[0], output)
+    page = render(context(runs))
+    write_atomically(path, page)
+    return path
+
+
+def output_path(first: str, output: str | None) -> Path:
+    """Where the report goes.
+
+    Raises:
+        UserError: not a name that ends in .html, or in a folder that does not exist.
+    """
+    if output is None:
+        return Path(first) / "report.html"
+    path = Path(output)
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"the report is an HTML file: '{output}' must end in .html")
+    if path.is_dir():
+        raise UserError(f"'{output}' is a folder; give a file in it, like '{path / 'report.html'}'")
+    if not path.parent.is_dir():
+        raise UserError(f"folder '{path.parent}' does not exist; make it, or choose another output")
+    return path
+
+
+def render(variables: dict[str, Any]) -> str:
+    """The page. Every value that goes into it is made visible and escaped, whatever it holds."""
+    package = files("prefix_rft.report")
+    environment = Environment(
+        loader=FunctionLoader(lambda name: (package / name).read_text(encoding="utf-8")),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_finalize,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.jinja").render(variables)
+
+
+def _finalize(value: Any) -> Any:
+    # Markup is what our own SVG functions return, which do the same with what they are given.
+    return value if isinstance(value, Markup) else visible(str(value))
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write beside the file and put it in its place: nobody sees half a report.
+
+    Raises:
+        UserError: the folder cannot be written to.
+    """
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    except OSError as error:
+        raise UserError(f"cannot write to '{path.parent}': {error.strerror}") from error
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+        # mkstemp makes files that only their owner can read; a report is there to be shown.
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(name, 0o666 & ~mask)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise

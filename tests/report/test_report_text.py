@@ -1,0 +1,152 @@
+"""Text that nobody can trust, and tokens that add up to it."""
+
+import pytest
+from report_runs import HOSTILE, byte_level, row, words
+
+from prefix_rft.report.marks import cut_segments, segments
+from prefix_rft.report.samples import group_of
+from prefix_rft.report.text import COST, cost, cut, more, number, signed, visible
+from prefix_rft.report.tokens import pieces, split
+
+
+@pytest.mark.parametrize(
+    ("text", "seen"),
+    [
+        ("plain\n\ttext é 🙂 漢", "plain\n\ttext é 🙂 漢"),
+        ("\x1b[31m", "⟨ESC⟩[31m"),
+        ("\0\r\x7f\x9b", "⟨NUL⟩⟨CR⟩⟨DEL⟩⟨U+009B⟩"),
+        ("\u202eabc\u2069", "⟨U+202E⟩abc⟨U+2069⟩"),
+        ("\ud800", "⟨U+D800⟩"),
+        ("a\u200bb\ufeff\u2028", "a⟨U+200B⟩b⟨U+FEFF⟩⟨U+2028⟩"),
+        ("\U000e0041\uffff", "⟨U+E0041⟩⟨U+FFFF⟩"),
+        ("\N{WOMAN}\u200d\N{ROCKET}", "\N{WOMAN}\u200d\N{ROCKET}"),
+    ],
+)
+def test_visible(text: str, seen: str) -> None:
+    assert visible(text) == seen
+    assert visible(text).encode("utf-8")
+
+
+def test_every_character_can_be_shown() -> None:
+    planes = [*range(0x30000), *range(0xE0000, 0xE1000), *range(0x10FFF0, 0x110000)]
+    shown = visible("".join(map(chr, planes)))
+    hidden = [c for c in shown if not c.isprintable() and c not in "\n\t\u200c\u200d"]
+    assert {hex(ord(c)) for c in hidden if not c.isspace()} == set()
+    assert shown.encode("utf-8")
+
+
+def test_a_long_text_is_cut_and_says_how_much() -> None:
+    shown, left = cut("x" * 1_000_000, 2000)
+    assert (shown, more(left)) == ("x" * 2000, "… 998,000 characters more")
+    assert cut("abc", 3) == ("abc", 0)
+    assert more(0) == ""
+    assert more(1) == "… 1 character more"
+    assert cut("abc", 2, characters=10) == ("ab", 8)
+
+
+@pytest.mark.parametrize("character", ["'", "\u202e", "\0", "漢", "\U000e0041"])
+def test_a_cut_text_takes_bounded_room(character: str) -> None:
+    shown, left = cut(character * 5000, 1000)
+    assert cost(shown) <= COST * 1000
+    assert len(shown) + left == 5000
+    assert len(shown) > 150
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "–"),  # noqa: RUF001
+        (float("nan"), "–"),  # noqa: RUF001
+        (0.0, "0"),
+        (3e-7, "3e−7"),  # noqa: RUF001
+        (2.5e12 + 0.5, "2.5e12"),
+        (0.12345, "0.123"),
+        (-0.5, "−0.5"),  # noqa: RUF001
+        (12345, "12,345"),
+        (12345.6, "12,346"),
+    ],
+)
+def test_numbers(value: float | None, text: str) -> None:
+    assert number(value) == text
+
+
+def test_signed() -> None:
+    expected = ["+0.88", "−0.12", "0.00", "0.00", "–"]  # noqa: RUF001
+    assert [signed(v) for v in (0.875, -0.12, 0.0, -0.001, None)] == expected
+
+
+def test_pieces_of_words_know_their_spaces() -> None:
+    assert pieces(words(), [0, 1, 2], 100) == ["a", " b", " c"]
+
+
+@pytest.mark.parametrize("text", ["naïve 🙂 漢字", "🙂", "a\n\nb \x1b", "e\u0301"])
+def test_pieces_of_bytes_hold_back_half_characters(text: str) -> None:
+    tokenizer = byte_level()
+    ids = tokenizer.encode(text).ids
+    found = pieces(tokenizer, ids, 100)
+    assert len(found) == len(ids) == len(text.encode())
+    assert "".join(found) == text
+    assert "\ufffd" not in "".join(found)
+
+
+def test_a_character_belongs_to_its_last_byte() -> None:
+    tokenizer = byte_level()
+    assert pieces(tokenizer, tokenizer.encode("a🙂b").ids, 100) == ["a", "", "", "", "🙂", "b"]
+
+
+@pytest.mark.parametrize("cut_off", [1, 2, 3])
+def test_a_text_that_ends_within_a_character_adds_up(cut_off: int) -> None:
+    tokenizer = byte_level()
+    ids = tokenizer.encode("a🙂").ids[:-cut_off]
+    text = tokenizer.decode(ids)
+    assert "".join(pieces(tokenizer, ids, 100)) == text
+    assert split(tokenizer, ids, len(ids), text, 100) is not None
+
+
+def test_broken_bytes_add_up_or_are_refused() -> None:
+    tokenizer = byte_level()
+    ids = [tokenizer.token_to_id("Ł")] * 50 + tokenizer.encode("ok").ids
+    text = tokenizer.decode(ids)
+    found = split(tokenizer, ids, len(ids), text, 1000)
+    assert found is None or "".join(found) == text
+
+
+def test_a_text_that_differs_from_its_tokens_is_not_split() -> None:
+    assert split(words(), [0, 1], 2, "a b", 100) == ["a", " b"]
+    assert split(words(), [0, 1], 2, "a  b", 100) is None
+    assert split(words(), [0, 1], 2, "a b c", 100) is None
+    assert split(words(), [0, 99], 2, "a b", 100) is None
+
+
+def test_only_what_is_shown_is_split() -> None:
+    ids = [0, 1] * 1000
+    text = words().decode(ids)
+    found = split(words(), ids, len(ids), text, 10)
+    assert found == ["a", " b", " a", " b", " a", " b"]  # 11 characters
+    assert split(words(), ids, len(ids), "z" + text, 10) is None
+    # Of a longer text only the start was kept.
+    assert split(words(), ids[:3], len(ids), text[:3], 10) == ["a", " b", " a"]
+
+
+def test_prefix_and_kept_tokens_are_marked_apart() -> None:
+    sample = group_of([row(prefix_length=2, kept=[1])], 0).samples[0]
+    parts = segments(sample, words(), 100)
+    assert parts == [("prefix", "a"), ("kept", " b"), ("", " c")]
+    assert segments(sample, None, 100) is None
+    assert cut_segments(parts, 2, 5) == ([("prefix", "a"), ("kept", " ")], 3)
+    # A token behind the prefix is never called kept, whatever the file says.
+    odd = group_of([row(prefix_length=1, kept=[0, 2])], 0).samples[0]
+    assert segments(odd, words(), 100) == [("kept", "a"), ("", " b c")]
+
+
+def test_a_prefix_that_ends_within_a_character_is_marked_at_its_end() -> None:
+    tokenizer = byte_level()
+    ids = tokenizer.encode("é!").ids
+    sample = group_of([row(completion_ids=ids, prefix_length=1, text="é!")], 0).samples[0]
+    assert segments(sample, tokenizer, 100) == [("", "é!")]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_text_is_utf8_and_bounded(text: str) -> None:
+    shown, _ = cut(text, 2000)
+    assert len(visible(shown).encode()) <= 3 * 2000
