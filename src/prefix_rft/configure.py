@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.integrations import (
+    INTEGRATION_TO_CALLBACK,
+    get_available_reporting_integrations,
+)
 
 from prefix_rft.core import Method
 from prefix_rft.data import find_source
 from prefix_rft.engines.trl import DemonstrationConfig, PrefixRFTConfig
 from prefix_rft.engines.trl.parameter_mask import MaskOptions
-from prefix_rft.errors import UserError, check_types
+from prefix_rft.errors import UserError, check_types, choose
 from prefix_rft.imports import load_function
 from prefix_rft.methods import load
 from prefix_rft.models import one_line
@@ -89,6 +93,7 @@ def configure(
             raise UserError("rif needs a reward, which says what is solved")
     rewards, weights = reward_functions(recipe, method)
     args, plan = trainer_arguments(recipe, method, config_class)
+    check_trackers(args.report_to)
     if method.samples and args.reward_weights is None:
         args.reward_weights = weights
     return Setup(recipe, method, rewards, args, plan)
@@ -119,6 +124,23 @@ def is_checkpoint(path: Any) -> None:
         raise UserError(
             f"resume_from_checkpoint '{path}' is no checkpoint: name a folder RUN/checkpoint-N"
         )
+
+
+UNLISTED = ("azure_ml", "flyte")
+"""Trackers that transformers leaves out of its list although they can be used."""
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Raise UserError for a tracker that transformers does not know, or that is not installed."""
+    usable = (*get_available_reporting_integrations(), *UNLISTED) if names else ()
+    for name in names:
+        choose("tracker", name, INTEGRATION_TO_CALLBACK)
+        if name not in usable:
+            raise UserError(
+                f"report_to: tracker '{name}' is not installed or not configured: "
+                f"pip install {name.replace('_', '-')}, or leave report_to out (metrics.jsonl is "
+                "always written)"
+            )
 
 
 def trainer_arguments(recipe: Recipe, method: Method, config_class: type) -> tuple[Any, BatchPlan]:

@@ -267,7 +267,7 @@ def check_metrics(watch: Watch) -> None:
 def check_files(folder: Path, watch: Watch) -> None:
     """Every line of the rollouts is what was trained."""
     dataset, streams = watch.trainer.train_dataset, watch.trainer.method.streams
-    files = sorted((folder / "rollouts").glob("*.jsonl"))
+    files = sorted((folder / "rollouts").glob("step_*.jsonl"))
     assert [f.name for f in files] == [f"step_{g[0].step:06d}.jsonl" for g in watch.generations]
     for file, generation, rows in zip(files, watch.generations, watch.trained, strict=True):
         last = generation[-1]

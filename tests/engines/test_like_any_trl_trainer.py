@@ -61,7 +61,7 @@ def train(tmp_path: Path, reward: Any = shaped_reward, **overrides: Any) -> Any:
 
 def rollouts(tmp_path: Path) -> list[dict[str, Any]]:
     lines = []
-    for path in sorted((tmp_path / "rollouts").glob("*.jsonl")):
+    for path in sorted((tmp_path / "rollouts").glob("step_*.jsonl")):
         lines += [json.loads(x) for x in path.read_text().splitlines()]
     return lines
 

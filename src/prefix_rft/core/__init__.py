@@ -4,7 +4,14 @@ from prefix_rft.core.advantage import group_advantage
 from prefix_rft.core.batch import Batch
 from prefix_rft.core.credit import advantages, dropped, with_sequence
 from prefix_rft.core.method import Method, Selection, Stream
-from prefix_rft.core.objective import LossOutput, Targets, loss, prepare, select_prefix
+from prefix_rft.core.objective import (
+    LossOutput,
+    Targets,
+    loss,
+    prepare,
+    select_prefix,
+    token_losses,
+)
 from prefix_rft.core.planner import Group, Planner, Start
 from prefix_rft.core.prefix import PrefixSampler, draw_prefix, prefix_length
 from prefix_rft.core.schedules import Schedule
@@ -31,5 +38,6 @@ __all__ = [
     "prefix_length",
     "prepare",
     "select_prefix",
+    "token_losses",
     "with_sequence",
 ]

@@ -3,7 +3,7 @@
 ``prepare`` looks at a whole optimizer step and fixes everything that carries no gradient:
 advantages, selected tokens, and one scale per stream that holds coefficient and normaliser.
 ``loss`` then is a plain sum over whatever rows it is given, so the sum over micro-batches (and
-processes) is the loss of the step, whatever the split.
+processes) is the loss of the step, whatever the split. ``token_losses`` takes the same sum apart.
 
 Shape letters: B rows, T tokens, S streams.
 """
@@ -192,26 +192,61 @@ def loss(
     """
     if targets is None:
         targets = prepare(method, batch, entropy_BT, step, total_steps)
-    if logp_BT.dtype in (torch.bfloat16, torch.float16):
-        logp_BT = logp_BT.float()  # sums over a step need more than eight bits
-    if entropy_BT is not None and entropy_BT.dtype in (torch.bfloat16, torch.float16):
-        entropy_BT = entropy_BT.float()
+    logp_BT, entropy_BT = _full(logp_BT), None if entropy_BT is None else _full(entropy_BT)
     total = logp_BT.new_zeros(())
     stats = _stats(method, batch, logp_BT, entropy_BT, targets)
     for s, stream in enumerate(method.streams):
-        # Padding and tokens without advantage never reach an exp: they leave before it, not after.
         acts_BT = targets.acts_SBT[s]
-        advantage_B1 = targets.advantage_SB[s].to(logp_BT.dtype)[:, None]
-        value_BT = _surrogate(method, stream, batch, logp_BT, entropy_BT, advantage_B1, acts_BT)
-        if stream.weight is not None:
-            weight_BT = _weight(stream, batch, logp_BT, entropy_BT, acts_BT)
-            value_BT = value_BT * weight_BT
+        value_BT, weight_BT = _value(method, s, batch, logp_BT, entropy_BT, targets)
+        if weight_BT is not None:
             stats[f"{stream.name}/weight"] = (weight_BT.where(acts_BT, 0.0).sum(), acts_BT.sum())
-        value_B = value_BT.where(acts_BT, 0.0).sum(1) / targets.row_count_SB[s]
+        value_B = value_BT.sum(1) / targets.row_count_SB[s]
         total = total - targets.scale_S[s] * value_B.sum()
         if stream.surrogate in ("clip", "cispo"):
+            advantage_B1 = targets.advantage_SB[s].to(logp_BT.dtype)[:, None]
             _count_clipped(stats, method, stream, batch, logp_BT, advantage_B1, acts_BT)
     return LossOutput(total, stats)
+
+
+def token_losses(
+    method: Method, batch: Batch, logp_BT: Tensor, entropy_BT: Tensor | None, targets: Targets
+) -> Tensor:
+    """What each token adds to ``loss`` in each stream, shape (S, B, T), with its gradient.
+
+    The sum of all is the loss; the sum of some is the part of a stream, or of tokens of an origin.
+    Arguments are those of :func:`loss`.
+    """
+    logp_BT, entropy_BT = _full(logp_BT), None if entropy_BT is None else _full(entropy_BT)
+    losses = []
+    for s in range(len(method.streams)):
+        value_BT, _ = _value(method, s, batch, logp_BT, entropy_BT, targets)
+        losses.append(-targets.scale_S[s] * value_BT / targets.row_count_SB[s][:, None])
+    return torch.stack(losses)
+
+
+def _full(x_BT: Tensor) -> Tensor:
+    """At least single precision: sums over a step need more than eight bits."""
+    return x_BT.float() if x_BT.dtype in (torch.bfloat16, torch.float16) else x_BT
+
+
+def _value(
+    method: Method,
+    s: int,
+    batch: Batch,
+    logp_BT: Tensor,
+    entropy_BT: Tensor | None,
+    targets: Targets,
+) -> tuple[Tensor, Tensor | None]:
+    """Stream ``s`` at each token before its scale, 0 where it does not act; and its weight."""
+    # Padding and tokens without advantage never reach an exp: they leave before it, not after.
+    stream, acts_BT = method.streams[s], targets.acts_SBT[s]
+    advantage_B1 = targets.advantage_SB[s].to(logp_BT.dtype)[:, None]
+    value_BT = _surrogate(method, stream, batch, logp_BT, entropy_BT, advantage_B1, acts_BT)
+    weight_BT = None
+    if stream.weight is not None:
+        weight_BT = _weight(stream, batch, logp_BT, entropy_BT, acts_BT)
+        value_BT = value_BT * weight_BT
+    return value_BT.where(acts_BT, 0.0), weight_BT
 
 
 def _surrogate(

@@ -24,13 +24,13 @@ def attach(trainer: PrefixRFTTrainer, made: Generation) -> None:
     device = rows["completion_ids"].device
     position = torch.arange(rows["completion_ids"].size(1), device=device)
     known = torch.tensor(
-        [[p.group, len(p.prefix), int(p.whole), p.example, int(p.filler)] for p in plans],
+        [[p.group, len(p.prefix), int(p.whole), int(p.filler), p.example, p.row] for p in plans],
         device=device,
     )
-    group, lengths, whole, rows["row_example"], _ = known.T
+    group, lengths, whole, _, rows["row_example"], rows["row_place"] = known.T
     rows["demo_mask"] = (position < lengths[:, None]) & whole.bool()[:, None]
     rows["prefix_mask"] = (position < lengths[:, None]) & ~whole.bool()[:, None]
-    group_N, length_N, whole_N, _, filler_N = trainer.accelerator.gather(known).T
+    group_N, length_N, whole_N, filler_N, *_ = trainer.accelerator.gather(known).T
     demo_N = whole_N.bool() & (length_N > 0)
     hybrid_N = (length_N > 0) & ~demo_N
     reward_N = trainer.outcomes
@@ -47,6 +47,7 @@ def attach(trainer: PrefixRFTTrainer, made: Generation) -> None:
     filler = filler_N[mine].bool()
     rows["row_reward"] = trainer.outcomes[mine].masked_fill(filler, torch.nan)
     rows["row_group"] = group
+    rows["row_generation"] = torch.full_like(group, trainer.state.global_step)
     rows["row_advantages"] = advantage_SN[:, mine].T.contiguous()
     rows["row_dropped"] = dropped_N[mine]
     rows["row_imitation"] = torch.full_like(group, made.imitation, dtype=torch.bool)

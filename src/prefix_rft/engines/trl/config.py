@@ -83,13 +83,23 @@ class PrefixRFTConfig(GRPOConfig):
     )
     log_rollouts: bool = field(
         default=False,
-        metadata={"help": "Write every rollout to output_dir/rollouts/step_N.jsonl."},
+        metadata={
+            "help": "Write every rollout to output_dir/rollouts/step_N.jsonl, and which prefix "
+            "tokens its first update keeps to kept_N.jsonl."
+        },
     )
     log_prefix_leak: bool = field(
         default=False,
         metadata={
             "help": "Grade the prefix of every hybrid row alone and log as prefix/leak how many "
             "contain the answer already."
+        },
+    )
+    gradient_shares_every: int = field(
+        default=0,
+        metadata={
+            "help": "Every so many optimizer steps, log the norm of the gradient of each source "
+            "(prefix, continuation, policy, ...), by backward passes of its own; 0 is never."
         },
     )
 
@@ -109,6 +119,10 @@ class PrefixRFTConfig(GRPOConfig):
             raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
         if self.num_iterations < 1:
             raise ValueError(f"num_iterations must be at least 1, got {self.num_iterations}")
+        if self.gradient_shares_every < 0:
+            raise ValueError(
+                f"gradient_shares_every must be at least 0, got {self.gradient_shares_every}"
+            )
         refuse_owned(self, GRPOConfig, OWNED)
         steps: Any = self.steps_per_generation
         if steps % self.gradient_accumulation_steps != 0:

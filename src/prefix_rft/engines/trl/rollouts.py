@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from prefix_rft.engines.trl.kept import kept_path
 from prefix_rft.engines.trl.plan import RowPlan
 from prefix_rft.engines.trl.window import Rows
 from prefix_rft.rewards.checked import name_of
@@ -30,7 +31,7 @@ def write_rollouts(
     A line holds ids, the length of the prefix, whether the row is a whole demonstration, how often
     its group was sampled before, text, reward (null: could not be graded), each grader's verdict,
     advantage of the sampled tokens (null: a contrast gives it at the update), and whether the row
-    ran into the length limit.
+    ran into the length limit. What an earlier run of this step left in ``kept_N.jsonl`` goes.
     """
     lines = []
     streams = trainer.method.streams
@@ -74,6 +75,7 @@ def write_rollouts(
         path = folder / f"step_{trainer.state.global_step:06d}.jsonl"
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         path.write_text(text, encoding="utf-8")
+        kept_path(trainer.args.output_dir, trainer.state.global_step).unlink(missing_ok=True)
 
 
 def log_starts(trainer: PrefixRFTTrainer, lengths: Tensor, demo_N: Tensor) -> None:

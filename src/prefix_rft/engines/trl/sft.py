@@ -16,6 +16,7 @@ from prefix_rft.data.render import Renderer, end_of_text_ids
 from prefix_rft.engines.trl.config import parse_options, refuse_owned, with_const
 from prefix_rft.engines.trl.reference import ReferencePolicy
 from prefix_rft.engines.trl.state import keep_state, load_state
+from prefix_rft.engines.trl.tokens import TokenCounts
 from prefix_rft.methods import load
 
 OWNED = {
@@ -149,7 +150,19 @@ class DemonstrationTrainer(SFTTrainer):
                 all_sum=lambda x: self.accelerator.reduce(x, reduction="sum"),
             )
             self._row = 0
+            self._count_tokens(samples)
         return samples, items
+
+    def _count_tokens(self, samples: list[dict[str, Any]]) -> None:
+        """Log the tokens of an optimizer step: trained, and through the reference policy."""
+        tokens = TokenCounts(self.accelerator.device)
+        for sample in samples:
+            tokens.count("trained", sample["attention_mask"])
+            if self.reference is not None:
+                tokens.count("forward", sample["attention_mask"])
+        for name, value in tokens.take(self.accelerator).items():
+            if name in ("tokens/trained", "tokens/forward"):
+                self._metrics["train"][name].append(value)
 
     def compute_loss(
         self,

@@ -7,6 +7,7 @@ What is overridden, always around ``super()`` or as a whole, never by copying TR
 - ``_generate_single_turn`` puts prefix ids behind the prompt, then in front of the completion;
 - ``_calculate_rewards`` keeps the rewards, which TRL turns into advantages of its own;
 - ``_prepare_inputs`` sorts the rows of each optimizer step by length;
+- ``_get_per_token_logps_and_entropies`` counts tokens;
 - ``_load_from_checkpoint`` restores what the method remembers;
 - ``_compute_loss`` hands log-probs and entropies of TRL's forward to ``core.objective``.
 """
@@ -23,13 +24,15 @@ from torch import Tensor
 from trl import GRPOTrainer
 
 from prefix_rft.core import Method, Targets, loss, prepare
-from prefix_rft.data import DataError, tokenize_demonstrations
-from prefix_rft.data.demonstrations import OURS
+from prefix_rft.data.demonstrations import OURS, DemonstrationReport
 from prefix_rft.data.render import Renderer
 from prefix_rft.engines.sampling import SamplingSettings, sample, supported
 from prefix_rft.engines.trl.attach import attach
 from prefix_rft.engines.trl.config import PrefixRFTConfig
+from prefix_rft.engines.trl.dataset import tokenize_dataset
 from prefix_rft.engines.trl.entropy import select_in_pool
+from prefix_rft.engines.trl.gradients import GradientShares
+from prefix_rft.engines.trl.kept import write_kept
 from prefix_rft.engines.trl.parameter_mask import ParameterMask
 from prefix_rft.engines.trl.plan import RowPlan
 from prefix_rft.engines.trl.reference import ReferencePolicy
@@ -37,6 +40,8 @@ from prefix_rft.engines.trl.rollouts import write_rollouts
 from prefix_rft.engines.trl.rounds import generate
 from prefix_rft.engines.trl.scores import contrasted
 from prefix_rft.engines.trl.state import MethodState, keep_state, load_state
+from prefix_rft.engines.trl.stats import StepStats
+from prefix_rft.engines.trl.tokens import TokenCounts
 from prefix_rft.engines.trl.verdicts import excluded, log_prefix_leak, log_verdicts
 from prefix_rft.engines.trl.window import Rows, by_length, join, to_batch, trim
 from prefix_rft.rewards import checked
@@ -64,6 +69,8 @@ class PrefixRFTTrainer(GRPOTrainer):
     max_completion_length: int
     num_generations: int
     method_state: MethodState
+    renderer: Renderer
+    demonstrations: DemonstrationReport | None
     reference: ReferencePolicy | None
     parameter_mask: ParameterMask | None
 
@@ -94,15 +101,16 @@ class PrefixRFTTrainer(GRPOTrainer):
         self._row_rewards: Tensor | None = None
         self._targets: Targets | None = None
         self._window: Any = None
-        self._stats: dict[str, tuple[Tensor, Tensor]] = {}
         super().__init__(model, reward_funcs, args, *positional, **kwargs)
         self.graders: list[Any] = [f for f in self.reward_funcs if hasattr(f, "verdicts")]
         if args.log_prefix_leak and not self.graders:
             raise ValueError("log_prefix_leak needs a reward function that grades text")
         if self._is_vlm:
             raise ValueError("vision-language models are not supported yet")
-        self._tokenize_train_dataset()
+        tokenize_dataset(self)
         self._check_method()
+        self.tokens = TokenCounts(self.accelerator.device)
+        self.gradient_shares = GradientShares.of(self)
         keep_state(self)
 
     def _check_method(self) -> None:
@@ -122,33 +130,6 @@ class PrefixRFTTrainer(GRPOTrainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kw: Any) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, *args, **kw)
         load_state(self, resume_from_checkpoint)
-
-    def _tokenize_train_dataset(self) -> None:
-        template: Any = self.chat_template_kwargs
-        self.renderer = Renderer(self._tokenizer, tuple(self.eos_token_ids), template)
-        with self.accelerator.main_process_first():
-            self.train_dataset, self.demonstrations = tokenize_demonstrations(
-                self.train_dataset,
-                self.processing_class,
-                self.max_completion_length,
-                self.args.demonstration_column,
-                self.renderer,
-            )
-        report = self.demonstrations
-        batch: Any = self.args.generation_batch_size
-        prompts = batch // self.num_generations
-        if report is not None and report.rows < prompts:
-            raise DataError(
-                f"the dataset has {report.rows} rows, but one generation takes {prompts} prompts: "
-                "nothing would be trained; lower the batch"
-            )
-        if report is not None and self.method.needs_demonstrations and not report.demonstrations:
-            column = self.args.demonstration_column
-            dropped = f" ({report.drops})" if report.dropped else ""
-            raise DataError(
-                f"method '{self.method.name}' needs demonstrations, but no row has one in column "
-                f"'{column}'{dropped}; name the column with demonstration_column, or use dr_grpo"
-            )
 
     # ---- rollouts ------------------------------------------------------------------------------
 
@@ -194,7 +175,8 @@ class PrefixRFTTrainer(GRPOTrainer):
         plans, self._plans = self._plans, None
         if plans is None:
             plans = [RowPlan(0, 0, 0)] * len(prompt_ids)
-        if self._samples_itself():
+        training, own = self.model.training, self._samples_itself()
+        if own:
             sampled, logps = self._sample(prompt_ids, plans), None
         else:
             # A row that needs no sampling is sent too: engines want as many from every process.
@@ -202,13 +184,15 @@ class PrefixRFTTrainer(GRPOTrainer):
                 [*ids, *(() if plan.done else plan.prefix)]
                 for ids, plan in zip(prompt_ids, plans, strict=True)
             ]
-            if self.model.training and self.method.branches:
+            if training and self.method.branches:
                 # Rows of a group differ: each one must be sent, not one for the whole group. All
                 # processes must ask for the same, also one that holds no hybrid row.
                 args, kwargs = _one_generation_each(args, kwargs)
             sampled, logps = super()._generate_single_turn(
                 contexts, images, fields, *args, **kwargs
             )
+        if training:
+            self.tokens.draw(prompt_ids, plans, sampled, all_sent=not own)
         budget = self.max_completion_length
         completions = [
             [*plan.known, *(() if plan.done else ids)][:budget]
@@ -327,9 +311,26 @@ class PrefixRFTTrainer(GRPOTrainer):
             keep_BT=select_in_pool(self, rows, start // size),
             all_sum=lambda x: self.accelerator.reduce(x, reduction="sum"),
         )
-        self._stats = {}
+        write_kept(self, rows, self._targets.keep_BT)
+        self._stats = StepStats()
         if self.parameter_mask is not None:
             self.parameter_mask.begin_step(bool(rows["row_imitation"].all()))
+
+    def _close_window(self) -> None:
+        """Log what the optimizer step that ends now has added up."""
+        for source in (self._stats, self.tokens, self.gradient_shares):
+            if source is not None:
+                for name, value in source.take(self.accelerator).items():
+                    self._metrics["train"][name].append(value)
+
+    def _get_per_token_logps_and_entropies(
+        self, model: Any, input_ids: Tensor, attention_mask: Tensor, *args: Any, **kwargs: Any
+    ) -> Any:
+        if self.model.training:
+            self.tokens.forward(attention_mask)
+        return super()._get_per_token_logps_and_entropies(
+            model, input_ids, attention_mask, *args, **kwargs
+        )
 
     def _compute_loss(self, model: Any, inputs: Rows) -> Tensor:
         if not self.model.training:
@@ -354,38 +355,20 @@ class PrefixRFTTrainer(GRPOTrainer):
             compute_aux_loss=self.aux_loss_enabled,
         )
         assert self._targets is not None  # noqa: S101  (set by _open_window)
-        out = loss(
-            self.method,
-            self._window.part(part, completion.size(1)),
-            outputs[0],
-            outputs[1],
-            self.state.global_step,
-            self.state.max_steps,
-            self._targets.part(part, completion.size(1)),
-        )
-        self._collect(out.stats)
+        rows = self._window.part(part, completion.size(1))
+        targets = self._targets.part(part, completion.size(1))
+        out = loss(self.method, rows, outputs[0], outputs[1], targets=targets)
+        self._stats.add(out.stats)
+        if self.gradient_shares is not None:
+            self.gradient_shares.add(rows, outputs[0], outputs[1], targets)
+        if within == self.args.gradient_accumulation_steps - 1:
+            self._close_window()
         # DDP, FSDP and DeepSpeed average gradients over processes; these are shares of one sum.
         total = out.loss * self.accelerator.num_processes
         if self.aux_loss_enabled:
             steps = self.args.gradient_accumulation_steps
             total = total + self.router_aux_loss_coef * outputs[2] / steps
         return total
-
-    def _collect(self, stats: dict[str, tuple[Tensor, Tensor]]) -> None:
-        """Add up sums and counts over the window; log the means once it is complete."""
-        for name, (s, n) in stats.items():
-            old = self._stats.get(name, (0.0, 0.0))
-            self._stats[name] = (old[0] + s.double(), old[1] + n.double())
-        steps = self.args.gradient_accumulation_steps
-        if (self._step + 1) % steps:
-            return
-        names = sorted(self._stats)
-        table = torch.stack([torch.stack(self._stats[n]) for n in names])
-        for name, (s, n) in zip(
-            names, self.accelerator.reduce(table, reduction="sum").tolist(), strict=True
-        ):
-            if n > 0:
-                self._metrics["train"][name].append(s / n)
 
     def gather_list(self, values: list[Any]) -> list[Any]:
         """The values of all processes, in process order."""

@@ -1,0 +1,455 @@
+"""Kept prefix tokens, token counts and shares of the gradient are what they are said to be."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import family_plain
+import measured_plain as measured
+import plain
+import pytest
+import torch
+from trl import GRPOTrainer
+
+from prefix_rft import DemonstrationTrainer, PrefixRFTTrainer
+from prefix_rft.core import Stream
+from prefix_rft.engines.trl.gradients import GradientShares
+from prefix_rft.engines.trl.sft import DemonstrationConfig
+from prefix_rft.methods import load
+from prefix_rft.run_reader import RunFolder
+from tiny import make_config, make_model, make_rows, make_tokenizer, shaped_reward
+
+HERE = Path(__file__).parent
+CONST = 24.0
+KINDS = ("sampled", "prefilled", "forward", "trained")
+
+
+def start(folder: Path, method: str = "prefix_rft", fates: Any = ("mixed",), **kw: Any) -> Any:
+    """A watched trainer with 16 rows in a generation, groups of four."""
+    rows = family_plain.make_fates(fates * (8 // len(fates)))
+    settings = {"log_rollouts": True, "per_device_train_batch_size": 4, **kw}
+    settings.setdefault("gradient_accumulation_steps", 4)
+    if settings.pop("saved", False):  # TRL loads a reference model from a folder
+        settings["model"] = saved(folder / "model", family_plain.sharp_model())
+    return family_plain.start(PrefixRFTTrainer, folder, method, rows, **settings)
+
+
+def saved(folder: Path, model: Any) -> str:
+    """The folder with a model and the tokenizer."""
+    model.save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+def plain_rows(recorder: Any) -> list[list[plain.Row]]:
+    """The rows of every update."""
+    return [
+        [
+            plain.Row(r.prompt, r.completion, 0 if r.whole else r.prefix, r.reward, r.group)
+            for r in x.rows
+        ]
+        for x in recorder.records
+    ]
+
+
+# ---- kept prefix tokens --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+def test_kept_tokens_are_the_top_fifth_of_the_first_update(tmp_path: Path, passes: int) -> None:
+    """Two updates on each generation, sorted by length, one group of four is dropped."""
+    (tmp_path / "rollouts").mkdir()
+    (tmp_path / "rollouts/kept_000000.jsonl").write_text("left by a run that died\n")
+    trainer, recorder = start(
+        tmp_path,
+        fates=("mixed", "wrong", "mixed", "mixed"),
+        options={"all_wrong": "drop"},
+        gradient_accumulation_steps=2,
+        steps_per_generation=4,
+        num_iterations=passes,
+        max_steps=4,
+    )
+    trainer.train()
+    weights = [r.weights for r in recorder.records]
+    model = family_plain.sharp_model()
+    assert measured.check_kept(tmp_path, model, weights, plain_rows(recorder), passes) >= 3
+    lines = [x for file in measured.read(tmp_path, "kept").values() for x in file]
+    assert any(not x["kept"] for x in lines)
+    (tmp_path / "recipe.yaml").write_text("{}\n")
+    rollouts = RunFolder(tmp_path).rollouts(0)
+    assert all(("kept" in x) == measured.hybrid(x) for x in rollouts)
+    wrong = {x["group"] for x in rollouts} - {x["group"] for x in rollouts if x["reward"]}
+    assert wrong
+    assert all(x["kept"] == [] for x in rollouts if measured.hybrid(x) and x["group"] in wrong)
+
+
+def test_a_generation_made_again_is_not_appended(tmp_path: Path) -> None:
+    for resume in (False, True):
+        trainer, _ = start(tmp_path, max_steps=2, save_strategy="steps", save_steps=1)
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1") if resume else None)
+        kept = measured.read(tmp_path, "kept")
+        assert [len(kept[step]) for step in (0, 1)] == [4, 4]
+
+
+def test_methods_without_selection(tmp_path: Path) -> None:
+    """All prefix tokens are kept, or nothing is written where none is trained."""
+    for name, options in (("uft", {}), ("frozen", {"prefix_loss": "frozen"})):
+        method = "prefix_rft" if options else name
+        start(tmp_path / name, method, options=options, max_steps=1, saved=name == "uft")[0].train()
+    assert measured.read(tmp_path / "frozen", "kept") == {}
+    lines = [x for x in measured.read(tmp_path / "uft", "step")[0] if measured.hybrid(x)]
+    kept = {(x["group"], x["row"]): x["kept"] for x in measured.read(tmp_path / "uft", "kept")[0]}
+    assert kept == {(x["group"], x["row"]): list(range(x["prefix_length"])) for x in lines}
+    assert kept
+
+
+# ---- token counts --------------------------------------------------------------------------------
+
+
+def test_token_counts_of_every_update(tmp_path: Path) -> None:
+    """Two updates on each generation, twice; old and reference log-probs; a log line for each."""
+    trainer, recorder = start(
+        tmp_path,
+        saved=True,
+        options={"beta": 0.1},
+        gradient_accumulation_steps=2,
+        steps_per_generation=4,
+        num_iterations=2,
+        max_steps=5,
+    )
+    trainer.train()
+    wanted = measured.counts(
+        measured.read(tmp_path, "step"), plain_rows(recorder), scored=2, chunk=4
+    )
+    assert measured.logged(trainer.state.log_history, "tokens/") == wanted
+    assert [x["sampled"] > 0 for x in wanted] == [True, False, False, False, True]
+    assert all(x["forward"] > 0 for x in wanted)
+
+
+def test_log_lines_of_several_steps_add_up(tmp_path: Path) -> None:
+    totals = []
+    for every in (1, 3):
+        trainer, _ = start(
+            tmp_path / str(every),
+            gradient_accumulation_steps=2,
+            steps_per_generation=4,
+            max_steps=6,
+            logging_steps=every,
+        )
+        trainer.train()
+        lines = measured.logged(trainer.state.log_history, "tokens/")
+        assert len(lines) == 6 // every
+        totals.append({k: round(every * sum(x[k] for x in lines), 6) for k in KINDS})
+    assert totals[0] == totals[1]
+
+
+def test_attempts_that_are_given_up_count(tmp_path: Path) -> None:
+    trainer, _ = start(
+        tmp_path,
+        fates=("wrong", "mixed"),
+        options={"all_wrong": "resample", "attempts": 2},
+        max_steps=1,
+    )
+    asked: list[tuple[Any, Any, Any]] = []
+    sampler = trainer._sample
+    trainer._sample = lambda prompts, plans: (
+        asked.append((prompts, plans, sampler(prompts, plans))),
+        asked[-1][2],
+    )[1]
+    trainer.train()
+    [line] = measured.logged(trainer.state.log_history, "tokens/")
+    assert len(asked) > 1
+    assert line["sampled"] == sum(len(ids) for *_, found in asked for ids in found)
+    prefilled = 0
+    for prompts, plans, _ in asked:
+        prefilled += sum(len(p.prefix) for p in plans if p.kept is None)
+        open_prompts = {tuple(x) for x, p in zip(prompts, plans, strict=True) if p.kept is None}
+        prefilled += sum(map(len, open_prompts))
+    assert line["prefilled"] == prefilled
+    made = measured.read(tmp_path, "step")[0]
+    assert line["sampled"] > sum(len(x["completion_ids"]) - x["prefix_length"] for x in made)
+
+
+def test_what_a_backend_draws_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``model.generate`` draws beyond the budget of a hybrid row, which is cut off."""
+    drawn: list[int] = []
+    original = GRPOTrainer._generate_single_turn
+
+    def listen(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original(self, *args, **kwargs)
+        drawn.append(sum(map(len, result[0])))
+        return result
+
+    monkeypatch.setattr(GRPOTrainer, "_generate_single_turn", listen)
+    trainer, recorder = start(tmp_path, fast_generation=False, max_steps=2)
+    trainer.train()
+    wanted = measured.counts(
+        measured.read(tmp_path, "step"), plain_rows(recorder), scored=0, chunk=4
+    )
+    lines = measured.logged(trainer.state.log_history, "tokens/")
+    assert [x.pop("sampled") for x in lines] == drawn
+    assert all(n > x.pop("sampled") for n, x in zip(drawn, wanted, strict=True))
+    assert lines == wanted
+
+
+@pytest.mark.parametrize("method", ["sft", "iw_sft"])
+def test_token_counts_of_imitation(tmp_path: Path, method: str) -> None:
+    """Two micro-batches a step; a method with a reference has a forward of it."""
+    recorder = family_plain.Recorder()
+    trainer = DemonstrationTrainer(
+        family_plain.sharp_model(),
+        DemonstrationConfig(
+            output_dir=str(tmp_path),
+            method=method,
+            report_to="none",
+            use_cpu=True,
+            bf16=False,
+            activation_checkpointing=False,
+            disable_tqdm=True,
+            logging_steps=1,
+            max_steps=3,
+            per_device_train_batch_size=3,
+            gradient_accumulation_steps=2,
+        ),
+        train_dataset=make_rows(12),
+        processing_class=make_tokenizer(),
+        callbacks=[recorder],
+    )
+    recorder.watch(trainer, "compute_loss")
+    trainer.train()
+    sizes = [sum(len(r.prompt) + len(r.completion) for r in x.rows) for x in recorder.records]
+    forward = sizes if method == "iw_sft" else [0, 0, 0]
+    assert [len(x.rows) for x in recorder.records] == [6, 6, 6]
+    assert measured.logged(trainer.state.log_history, "tokens/") == [
+        {"trained": n, "forward": f} for n, f in zip(sizes, forward, strict=True)
+    ]
+
+
+# ---- shares of the gradient ----------------------------------------------------------------------
+
+
+class Sums:
+    """Adds up the gradients of all sources of every update."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.shares = trainer.gradient_shares
+        self.found: list[list[torch.Tensor]] = []
+        self.take, self.shares.take = self.shares.take, self.listen
+
+    def listen(self, accelerator: Any) -> dict[str, float]:
+        parts = [[g.clone() for g in gs] for gs in self.shares.sums.values()]
+        self.found.append([sum(gs) for gs in zip(*parts, strict=True)])
+        return self.take(accelerator)
+
+
+def test_gradient_norms_equal_plain_torch(tmp_path: Path) -> None:
+    """Five streams, two micro-batches an update, two passes, so that ratios are not 1."""
+    recorder = plain.Recorder()
+    bonuses = {"beta": 0.05, "entropy_coef": 0.01}
+    trainer = PrefixRFTTrainer(
+        saved(tmp_path / "model", make_model(make_tokenizer())),
+        shaped_reward,
+        make_config(
+            tmp_path,
+            max_steps=2,
+            num_iterations=2,
+            per_device_train_batch_size=8,
+            gradient_accumulation_steps=2,
+            learning_rate=3e-3,
+            temperature=0.9,
+            gradient_shares_every=1,
+            **bonuses,
+        ),
+        train_dataset=make_rows(),
+        processing_class=make_tokenizer(),
+        callbacks=[recorder],
+    )
+    recorder.watch(trainer)
+    sums = Sums(trainer)
+    trainer.train()
+    model = make_model(make_tokenizer())
+    first = recorder.records[0]
+    lines = measured.logged(trainer.state.log_history, "gradient/")
+    for record, line, whole in zip(recorder.records, lines, sums.found, strict=True):
+        model.load_state_dict(first.weights)
+        with torch.no_grad():
+            old = [plain.logp_and_entropy(model, r, 0.9)[0] for r in record.rows]
+        model.load_state_dict(record.weights)
+        wanted = measured.norms(
+            measured.gradients(
+                model, record.rows, old, old, temperature=0.9, const=CONST, **bonuses
+            )
+        )
+        if record is first:  # the policy is the reference: its KL has no gradient
+            assert line.pop("kl_norm") < 1e-7
+            assert wanted.pop("kl_norm", 0.0) < 1e-7
+        assert line == pytest.approx(wanted, rel=1e-5)
+        assert plain.relative_error(whole, record.gradient) < 1e-5
+        assert 0.0 < line["prefix_share"] < 1.0
+
+
+@pytest.mark.parametrize(
+    ("method", "names"),
+    [
+        ("luffy", {"policy", "demonstration", "entropy"}),
+        ("uft", {"policy", "continuation", "hint", "prefix", "hybrid", "kl", "entropy"}),
+        ("gspo", {"policy"}),
+        ("srft", {"sft", "demonstration", "positive", "negative"}),
+    ],
+)
+def test_sources_of_a_method_are_its_whole_gradient(
+    tmp_path: Path, method: str, names: set[str]
+) -> None:
+    trainer, recorder = start(
+        tmp_path,
+        method,
+        log_rollouts=False,
+        gradient_accumulation_steps=2,
+        per_device_train_batch_size=8,
+        max_steps=2,
+        gradient_shares_every=1,
+        saved=method == "uft",
+    )
+    sums = Sums(trainer)
+    trainer.train()
+    assert len(sums.found) == 2
+    for record, whole in zip(recorder.records, sums.found, strict=True):
+        assert plain.relative_error(whole, record.gradient) < 1e-5
+    found = {k for x in measured.logged(trainer.state.log_history, "gradient/") for k in x}
+    wanted = {f"{n}_norm" for n in names}
+    assert found == wanted | ({"prefix_share", "without_prefix_norm"} if "hint" in names else set())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"activation_checkpointing": True},
+        {"parameter_mask": {"kind": "speft", "fraction": 0.2}},
+    ],
+    ids=["plain", "checkpointing", "masked"],
+)
+def test_measuring_changes_no_weight(tmp_path: Path, settings: dict[str, Any]) -> None:
+    runs = []
+    for every in (0, 1, 2):
+        trainer, _ = start(
+            tmp_path / str(every),
+            log_rollouts=False,
+            options={"entropy_coef": 0.01},
+            gradient_accumulation_steps=2,
+            per_device_train_batch_size=8,
+            num_iterations=2,
+            max_steps=4,
+            gradient_shares_every=every,
+            **settings,
+        )
+        trainer.train()
+        assert (trainer.gradient_shares is None) == (every == 0)
+        runs.append(trainer)
+    off, *on = (t.model.state_dict() for t in runs)
+    assert all(torch.equal(off[name], w[name]) for w in on for name in off)
+    never, always, now_and_then = (measured.logged(t.state.log_history, "gradient/") for t in runs)
+    assert never == [{}] * 4
+    assert all(always)
+    assert now_and_then == [always[0], {}, always[2], {}]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"stream": "hybrid"}, "a stream named 'hybrid'"),
+        ({"stream": "prefix"}, "a stream named 'prefix'"),
+        ({"is_fsdp_enabled": True}, "sharded weights"),
+        ({"is_deepspeed_enabled": True}, "sharded weights"),
+        ({"gradient_checkpointing_kwargs": {"use_reentrant": True}}, "reentrant"),
+        ({"ddp_static_graph": True}, "ddp_static_graph"),
+        ({"torch_compile": True}, "torch_compile"),
+    ],
+)
+def test_where_the_gradient_cannot_be_taken_apart(settings: dict, message: str) -> None:
+    state = {"is_fsdp_enabled": False, "is_deepspeed_enabled": False}
+    args = {
+        "gradient_shares_every": 1,
+        "gradient_checkpointing": True,
+        "gradient_checkpointing_kwargs": None,
+        "ddp_static_graph": None,
+        "torch_compile": False,
+    }
+    stream = settings.get("stream", "policy")
+    state |= {k: v for k, v in settings.items() if k in state}
+    args |= {k: v for k, v in settings.items() if k in args}
+    method = replace(load("grpo"), streams=(Stream(stream, ("policy",)),))
+    with pytest.raises(ValueError, match=message):
+        GradientShares.of(SimpleNamespace(**state, args=SimpleNamespace(**args), method=method))
+
+
+def test_a_negative_interval_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="gradient_shares_every must be at least 0, got -1"):
+        make_config(tmp_path, gradient_shares_every=-1)
+
+
+# ---- several processes ---------------------------------------------------------------------------
+
+
+def test_two_processes_measure_together(tmp_path: Path) -> None:
+    """A group of eight lies across both; every number is that of the whole update."""
+    path = os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node=2",
+            str(HERE / "measurements_two_processes.py"),
+            str(tmp_path),
+        ],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    ranks = [torch.load(tmp_path / f"rank{r}.pt", weights_only=True) for r in (0, 1)]
+    off, on = ranks[0]["models"]
+    assert all(torch.equal(off[name], on[name]) for name in off)
+    history = ranks[0]["history"]
+    updates = list(zip(ranks[0]["records"], ranks[1]["records"], strict=True))
+    rows = [[plain.Row(**r) for x in both for r in x["rows"]] for both in updates]
+    weights = [first["weights"] for first, _ in updates]
+    model = make_model(make_tokenizer())
+    assert measured.check_kept(tmp_path, model, weights, rows, temperature=0.9) >= 2
+
+    wanted = measured.counts(measured.read(tmp_path, "step"), rows, scored=1, chunk=1)
+    for x, both in zip(wanted, updates, strict=True):
+        if x["prefilled"]:  # each process prefills the one prompt of the group that they share
+            x["prefilled"] += len(both[0]["rows"][0]["prompt"])
+        own = [[plain.Row(**r) for r in y["rows"]] for y in both]
+        busy = max(sum(r.prefix > 0 for r in part) for part in own)
+        for part in own:  # a process with fewer prefixes to score keeps step on its first row
+            idle = busy - sum(r.prefix > 0 for r in part)
+            x["forward"] += idle * (len(part[0].prompt) + max(1, part[0].prefix))
+    assert measured.logged(history, "tokens/") == wanted
+
+    generations = measured.read(tmp_path, "step")
+    for update, line in enumerate(measured.logged(history, "gradient/")):
+        start = max(s for s in generations if s <= update)
+        model.load_state_dict(weights[start])
+        with torch.no_grad():
+            old = [plain.logp_and_entropy(model, r, 0.9)[0] for r in rows[update]]
+        model.load_state_dict(weights[update])
+        found = measured.gradients(
+            model,
+            rows[update],
+            old,
+            old,
+            temperature=0.9,
+            const=CONST,
+            mates=[measured.row_of(x) for x in generations[start]],
+        )
+        assert line == pytest.approx(measured.norms(found), rel=1e-5)
