@@ -123,6 +123,30 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--seed", type=int, default=0)
     evaluate.add_argument("--output", metavar="FOLDER", help="default: evals/NAME")
 
+    compare = commands.add_parser(
+        "compare",
+        help="train several methods alike and say whether they differ",
+        description="The same base, rows, budget and evaluator for every arm; several seeds; "
+        "intervals over seeds and problems, and paired differences. The same command goes on "
+        "where it was interrupted.",
+        epilog="examples:\n"
+        "  prefix-rft compare data/countdown/recipe.yaml --jobs 2\n"
+        "  prefix-rft compare recipe.yaml --methods sft,sft+dr_grpo,dr_grpo,prefix_rft --seeds 5\n"
+        "A+B is B from the model that A has left, at the compute of B alone. A recipe can have\n"
+        "arms of its own under the key 'compare'.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    compare.add_argument("recipe", metavar="RECIPE.yaml")
+    compare.add_argument("overrides", nargs="*", metavar="key=value", help="override recipe keys")
+    compare.add_argument("--methods", metavar="A,B,...", help="arms or methods, in this order")
+    compare.add_argument("--seeds", type=int, metavar="N", help="runs of each arm (default: 3)")
+    compare.add_argument(
+        "--sft-learning-rates", metavar="X,Y,...", help="of imitation methods, to choose from"
+    )
+    compare.add_argument("--jobs", type=int, default=1, help="runs at once (default: 1)")
+    compare.add_argument("--output", metavar="FOLDER", help="default: comparisons/NAME")
+    compare.add_argument("--only-table", action="store_true", help="run nothing more")
+
     report = commands.add_parser(
         "report",
         help="write one HTML file about one or several runs",
@@ -178,7 +202,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     p = parser()
     args, rest = p.parse_known_args(argv)
     unknown = [
-        r for r in rest if r.startswith("-") or "=" not in r or not hasattr(args, "overrides")
+        r
+        for r in rest
+        if r.startswith("-")
+        or not ("=" in r or r.startswith("~"))
+        or not hasattr(args, "overrides")
     ]
     if unknown:
         p.error(f"unrecognized arguments: {' '.join(unknown)}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
@@ -70,6 +69,29 @@ def eval(args: argparse.Namespace) -> None:
     from prefix_rft.eval_command import run
 
     run(args, Console())
+
+
+def compare(args: argparse.Namespace) -> int:
+    """``prefix-rft compare``."""
+    from prefix_rft.compare import run_compare
+
+    try:
+        rates = [float(x) for x in (args.sft_learning_rates or "").split(",") if x]
+    except ValueError:
+        given = args.sft_learning_rates
+        raise UserError(f"--sft-learning-rates takes numbers and commas, got '{given}'") from None
+    failed = run_compare(
+        Console(),
+        args.recipe,
+        args.overrides,
+        args.methods.split(",") if args.methods else None,
+        args.seeds,
+        rates or None,
+        args.jobs,
+        args.output,
+        args.only_table,
+    )
+    return 1 if failed else 0
 
 
 def report(args: argparse.Namespace) -> None:

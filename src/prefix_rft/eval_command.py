@@ -112,7 +112,7 @@ def _sets(args: argparse.Namespace, given: dict[str, Any]) -> list[EvalSet]:
 
 
 def _columns(pairs: list[str]) -> dict[str, str]:
-    found = dict(p.partition("=")[::2] for p in pairs)
+    found = {name: column for name, _, column in (p.partition("=") for p in pairs)}
     for name, column in found.items():
         if not name or not column:
             raise UserError(f"--columns takes NAME=COLUMN, got '{name}'")

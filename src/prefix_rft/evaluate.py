@@ -135,7 +135,8 @@ def _draw(
     request: Request,
 ) -> list[list[int]]:
     """The sampled ids of some rows."""
-    settings = SamplingSettings(render.eos_ids, render.tokenizer.pad_token_id, request.temperature)
+    pad: Any = render.tokenizer.pad_token_id
+    settings = SamplingSettings(render.eos_ids, pad, request.temperature)
     budget = request.max_completion_length
     was_training = model.training
     model.eval()

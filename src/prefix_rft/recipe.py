@@ -18,11 +18,11 @@ from prefix_rft.data import Reading
 from prefix_rft.errors import UserError, check_types, refuse_unknown
 
 
-class _Loader(yaml.SafeLoader):
+class Loader(yaml.SafeLoader):
     """The safe loader, which also reads ``1e-6`` as the number that everyone means by it."""
 
 
-_Loader.add_implicit_resolver(
+Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+"),
     list("-+0123456789."),
@@ -30,6 +30,8 @@ _Loader.add_implicit_resolver(
 
 DEFAULT_METHOD = "prefix_rft"
 STAGES = "stages"
+COMPARE = "compare"
+"""Key of a comparison's own settings, which training does not read."""
 BATCH = "give prompts_per_step and micro_batch_size"
 DERIVED = {
     "per_device_train_batch_size": BATCH,
@@ -131,6 +133,8 @@ class Recipe:
 def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The mapping in a recipe file with ``key=value`` overrides (dots reach into mappings).
 
+    An override ``~key`` takes a key away, so that its default holds.
+
     Raises:
         UserError: no such file, not YAML, not a mapping, or an override that is not ``key=value``.
     """
@@ -138,7 +142,7 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
     if not path.is_file():
         raise UserError(f"recipe '{path}' does not exist")
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)  # noqa: S506
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
@@ -146,11 +150,14 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
     if not isinstance(data, dict):
         raise UserError(f"recipe '{path}' must be a mapping of keys to values")
     for override in overrides:
+        if override.startswith("~"):
+            data.pop(override[1:], None)
+            continue
         key, equals, text = override.partition("=")
         if not equals or not key:
             raise UserError(f"'{override}' is not of the form key=value")
         try:
-            value = yaml.load(text, Loader=_Loader)  # noqa: S506
+            value = yaml.load(text, Loader=Loader)  # noqa: S506
         except yaml.YAMLError as error:
             raise UserError(f"the value of '{override}' is not valid YAML") from error
         _assign(data, key.split("."), value, override)
@@ -240,13 +247,14 @@ def load_recipe(
     name = stage_names(data)[stage]
     own_keys = stages_of(data)[stage]
     for override in overrides:
-        key = override.partition("=")[0].partition(".")[0]
+        key = override.removeprefix("~").partition("=")[0].partition(".")[0]
         if key in own_keys:
             raise UserError(
                 f"'{override}' has no effect: stage {stage + 1} sets '{key}'; give "
                 f"stages.{stage + 1}.{override}"
             )
-    data = {**{k: v for k, v in data.items() if k != STAGES}, **own_keys, "name": name}
+    shared = {k: v for k, v in data.items() if k not in (STAGES, COMPARE)}
+    data = {**shared, **own_keys, "name": name}
     if model is not None:
         data["model"] = model
     own = [f.name for f in fields(Recipe) if f.name not in ("trainer", "folder")]

@@ -170,7 +170,7 @@ def test_rif_leaves_out_what_is_never_solved(task: Path, tmp_path: Path) -> None
     assert max(record["solved"]) <= 4
     used = {
         json.loads(line)["prompt"]
-        for path in (folder / "rollouts").glob("*.jsonl")
+        for path in (folder / "rollouts").glob("step_*.jsonl")
         for line in path.read_text().splitlines()
     }
     rows = [json.loads(x)["prompt"] for x in (task / "train.jsonl").read_text().splitlines()]

@@ -19,6 +19,8 @@ from prefix_rft.tasks.countdown.puzzle import (
 )
 
 PACKAGE = "prefix_rft.tasks.countdown"
+BASES = {"base": 3, "base_four": 4}
+"""Folders of base models, and the most numbers that each has read chains over."""
 VALIDATION = 1_000_003
 """Added to the seed of the rows to validate on."""
 
@@ -53,7 +55,7 @@ def write(
     solver_accuracy: float = 1.0,
 ) -> None:
     """Write ``train.jsonl``, ``valid.jsonl``, ``test.jsonl``, ``base/``, ``recipe.yaml``,
-    ``forgetting.yaml`` and ``recipes/`` (one for each method) into ``folder``.
+    ``forgetting.yaml``, ``recipes/`` (one for each method) and ``compare/`` into ``folder``.
 
     Validation rows are of the training split; no puzzle is in both files.
 
@@ -68,8 +70,16 @@ def write(
             elsewhere.
 
     Raises:
-        ValueError: there are fewer different puzzles than asked for.
+        ValueError: there are fewer different puzzles than asked for, or no base for so many
+            numbers.
     """
+    most = max(operands or Rules().operands)
+    base = next((name for name, known in BASES.items() if most <= known), None)
+    if base is None:
+        raise ValueError(
+            f"no base has read chains over {most} numbers; make one with "
+            f"python -m {PACKAGE}.base_model OUT --operands ..."
+        )
     folder.mkdir(parents=True, exist_ok=True)
     rules = Rules() if operands is None else Rules(operands=tuple(operands))
     train = generate("train", n_train, seed, rules)
@@ -78,7 +88,17 @@ def write(
     write_rows(folder / "valid.jsonl", valid, rules.limit, seed)
     write_rows(folder / "test.jsonl", generate("test", n_test, seed, rules), rules.limit, seed)
     with as_file(files(PACKAGE)) as package:
-        shutil.copytree(package / "base", folder / "base", dirs_exist_ok=True)
+        shutil.copytree(package / base, folder / "base", dirs_exist_ok=True)
         for name in ("recipe.yaml", "forgetting.yaml"):
-            shutil.copy(package / name, folder / name)
-        shutil.copytree(package / "recipes", folder / "recipes", dirs_exist_ok=True)
+            _copy_recipe(package / name, folder / name, most)
+        for part in ("recipes", "compare"):
+            (folder / part).mkdir(exist_ok=True)
+            for path in sorted((package / part).glob("*.yaml")):
+                _copy_recipe(path, folder / part / path.name, most)
+
+
+def _copy_recipe(source: Path, target: Path, operands: int) -> None:
+    """A recipe with the budget that a chain over so many numbers needs, its EOS included."""
+    text = source.read_text(encoding="utf-8")
+    text = text.replace("max_completion_length: 12", f"max_completion_length: {6 * operands - 6}")
+    target.write_text(text, encoding="utf-8")

@@ -1,0 +1,214 @@
+"""The arms of a comparison: what differs from the recipe that they share."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from prefix_rft.engines.trl import DemonstrationConfig, PrefixRFTConfig
+from prefix_rft.errors import UserError, check_types, choose, refuse_unknown
+from prefix_rft.methods import load
+
+METHODS = ("sft", "sft+dr_grpo", "dr_grpo", "prefix_rft", "sft+prefix_rft")
+"""Compared by default: what an honest table about Prefix-RFT needs."""
+SWEEP = (5.0, 10.0, 50.0)
+"""Learning rates of imitation, as multiples of the recipe's: 5e-6, 1e-5 and 5e-5 for RL's usual
+1e-6, the sweep of arXiv 2604.23747."""
+TEMPERATURES = (1.0, 0.6, 0.0)
+KEY = "compare"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train.
+
+    Attributes:
+        name: ``group/name`` or ``name``; arms of a group stand together in tables.
+        keys: recipe keys that differ, dots reach into mappings; ``~key`` takes a key away.
+        start: the arm whose trained model of the same seed it starts from.
+        match: the arm whose total compute it is to match by its number of steps, that of ``start``
+            included.
+        sweep: one key and the values to choose from, on validation rows, at the first seed.
+    """
+
+    name: str
+    keys: Mapping[str, Any] = field(default_factory=dict)
+    start: str | None = None
+    match: str | None = None
+    sweep: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+
+    @property
+    def group(self) -> str:
+        """The part of the name before its slash; empty where there is none."""
+        return self.name.rpartition("/")[0]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared, and how it is measured.
+
+    Attributes:
+        arms: in the order of tables.
+        seeds: the numbers 0, 1, ... of training.
+        reference: the arm that the others are compared with.
+        validation_data: rows to choose swept values on; None takes ``eval_data``.
+        samples: of each held-out problem.
+        temperatures: of the samples; the first one decides sweeps.
+        by: columns to split results by.
+        forgetting: a suite of other tasks that every model is evaluated on.
+        trajectory: models saved and evaluated along training, 0 for none.
+    """
+
+    arms: Sequence[Arm]
+    seeds: int
+    reference: str
+    validation_data: Any = None
+    samples: int = 8
+    temperatures: Sequence[float] = TEMPERATURES
+    by: Sequence[str] = ()
+    forgetting: str | None = None
+    trajectory: int = 0
+
+    def arm(self, name: str) -> Arm:
+        """The arm of that name."""
+        return next(a for a in self.arms if a.name == name)
+
+
+def read_comparison(
+    data: Mapping[str, Any],
+    methods: Sequence[str] | None = None,
+    seeds: int | None = None,
+    learning_rates: Sequence[float] | None = None,
+) -> Comparison:
+    """The comparison that a recipe's mapping describes.
+
+    Args:
+        data: the recipe, with ``compare`` where it has arms of its own.
+        methods: names of arms, or of methods; ``A+B`` is B from the model that A has left.
+        seeds: in place of the recipe's.
+        learning_rates: of imitation methods, to choose from.
+
+    Raises:
+        UserError: anything that cannot be compared.
+    """
+    own = data.get(KEY) or {}
+    if not isinstance(own, dict):
+        raise UserError(f"recipe key '{KEY}' must be a mapping")
+    kinds = {f.name: str(f.type) for f in fields(Comparison)}
+    refuse_unknown(f"key of '{KEY}'", own, kinds)
+    arms = _own_arms(own.get("arms") or {})
+    if methods is None and not arms:
+        methods = METHODS
+    if methods is not None:
+        arms = _named_arms(methods, arms, data, learning_rates)
+    known = [a.name for a in arms]
+    reference = own.get("reference", "prefix_rft" if "prefix_rft" in known else known[0])
+    choose(f"arm as 'reference' of '{KEY}'", reference, known)
+    rest = {k: v for k, v in own.items() if k not in ("arms", "reference", "seeds")}
+    found = Comparison(arms, seeds or own.get("seeds", 3), reference, **rest)
+    return _checked(found, kinds)
+
+
+def _checked(found: Comparison, kinds: Mapping[str, str]) -> Comparison:
+    simple = ("seeds", "samples", "trajectory")
+    check_types(f"key of '{KEY}'", {k: getattr(found, k) for k in simple}, kinds)
+    for name in ("seeds", "samples"):
+        if getattr(found, name) < 1:
+            raise UserError(f"a comparison needs at least one of '{name}'")
+    temperatures = found.temperatures
+    if not isinstance(temperatures, (list, tuple)) or not temperatures:
+        raise UserError(f"'temperatures' of '{KEY}' must be a list of numbers")
+    for arm in found.arms:
+        for role in ("start", "match"):
+            other = getattr(arm, role)
+            if other is not None:
+                choose(f"arm as '{role}' of arm '{arm.name}'", other, [a.name for a in found.arms])
+        _follow(found, arm)
+    return replace(found, temperatures=tuple(float(t) for t in temperatures))
+
+
+def _follow(found: Comparison, arm: Arm) -> None:
+    """Raise UserError if an arm waits for itself."""
+    waiting, todo = set(), [arm.start, arm.match]
+    while todo:
+        name = todo.pop()
+        if name == arm.name:
+            raise UserError(f"arm '{arm.name}' waits for itself by way of 'start' or 'match'")
+        if name is not None and name not in waiting:
+            waiting.add(name)
+            todo += [found.arm(name).start, found.arm(name).match]
+
+
+def _own_arms(given: Any) -> list[Arm]:
+    if not isinstance(given, dict):
+        raise UserError(f"'arms' of '{KEY}' must be a mapping of names to keys")
+    arms = []
+    for name, keys in given.items():
+        if not re.fullmatch(r"[\w.+-]+(/[\w.+-]+)?", str(name)) or str(name).startswith("."):
+            raise UserError(f"'{name}' cannot name an arm: give letters, digits, -, _ and one /")
+        if not isinstance(keys or {}, dict):
+            raise UserError(f"arm '{name}' must be a mapping of keys to values")
+        keys = dict(keys or {})
+        special = {k: keys.pop(k) for k in ("start", "match", "sweep") if k in keys}
+        check_types(f"key of arm '{name}':", special, {f.name: str(f.type) for f in fields(Arm)})
+        sweep = special.get("sweep") or {}
+        if (
+            not isinstance(sweep, dict)
+            or len(sweep) > 1
+            or not all(isinstance(v, list) and v for v in sweep.values())
+        ):
+            raise UserError(f"'sweep' of arm '{name}' must be one key and a list of values")
+        arms.append(Arm(str(name), keys, **special))
+    return arms
+
+
+def _named_arms(
+    names: Sequence[str],
+    own: Sequence[Arm],
+    recipe: Mapping[str, Any],
+    learning_rates: Sequence[float] | None,
+) -> list[Arm]:
+    found = {a.name: a for a in own}
+    chosen: dict[str, Arm] = {}
+
+    def add(name: str) -> None:
+        if name in chosen:
+            return
+        arm = found.get(name) or _method_arm(name, names, recipe, learning_rates)
+        for other in (arm.start, arm.match):
+            if other is not None:
+                add(other)
+        chosen[name] = arm
+
+    for name in names:
+        add(name)
+    return list(chosen.values())
+
+
+def _method_arm(
+    name: str,
+    names: Sequence[str],
+    recipe: Mapping[str, Any],
+    learning_rates: Sequence[float] | None,
+) -> Arm:
+    """The arm of a built-in method by its name, or of two of them, one after the other."""
+    start, plus, method = name.rpartition("+")
+    keys: dict[str, Any] = {"method": method}
+    sweep: dict[str, Sequence[Any]] = {}
+    if not load(method).samples:
+        unknown = {f.name for f in fields(PrefixRFTConfig)} - {
+            f.name for f in fields(DemonstrationConfig)
+        }
+        keys |= {f"~{key}": None for key in recipe if key in unknown or key == "micro_batch_size"}
+        rate = float(recipe.get("learning_rate", 1e-6))
+        sweep = {"learning_rate": list(learning_rates or [rate * factor for factor in SWEEP])}
+    match = method if plus and method in names else None
+    return Arm(name, keys, start or None, match, sweep)
+
+
+def overrides_of(keys: Mapping[str, Any]) -> list[str]:
+    """The keys as ``prefix-rft train`` takes them."""
+    return [k if k.startswith("~") else f"{k}={json.dumps(v)}" for k, v in keys.items()]

@@ -1,0 +1,136 @@
+"""From the options of ``prefix-rft compare`` to runs, tables and files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from prefix_rft.compare.arms import KEY, overrides_of, read_comparison
+from prefix_rft.compare.jobs import Board
+from prefix_rft.compare.page import write_page
+from prefix_rft.compare.results import lines
+from prefix_rft.compare.runner import check_at_once, run_all
+from prefix_rft.compare.view import as_csv, as_markdown, show
+from prefix_rft.configure import configure
+from prefix_rft.errors import UserError
+from prefix_rft.models import quiet
+from prefix_rft.recipe import STAGES, Loader, read_recipe
+
+
+def run_compare(
+    console: Console,
+    recipe: str,
+    overrides: Sequence[str],
+    methods: Sequence[str] | None = None,
+    seeds: int | None = None,
+    learning_rates: Sequence[float] | None = None,
+    jobs: int = 1,
+    output: str | None = None,
+    only_table: bool = False,
+) -> list[str]:
+    """Run what is missing, then write ``comparison.csv``, ``comparison.md`` and the page.
+
+    Args:
+        console: for progress and the table.
+        recipe: path of the recipe that all arms share.
+        overrides: ``key=value`` strings for all arms.
+        methods: arms; by default the recipe's own, or those of an honest table.
+        seeds: of training, in place of the recipe's.
+        learning_rates: of imitation methods, to choose from.
+        jobs: runs at once.
+        output: folder; by default ``comparisons/NAME``.
+        only_table: run nothing, make tables of what is done.
+
+    Returns:
+        a sentence for each run that failed.
+
+    Raises:
+        UserError: anything that cannot be compared.
+    """
+    quiet()
+    check_at_once(jobs)
+    board = board_of(recipe, overrides, methods, seeds, learning_rates, output)
+    board.check()
+    total, done = board.total(), sum(board.record(j) is not None for j in board.jobs())
+    console.print(
+        f"{len(board.comparison.arms)} arms, {board.comparison.seeds} seeds: {total} runs, {done} "
+        f"done; in {board.folder}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    failed: list[str] = []
+    if not only_table:
+        try:
+            failed = run_all(board, jobs, lambda text: console.print(text, markup=False))
+        except KeyboardInterrupt:
+            console.print("interrupted: the same command goes on from here", highlight=False)
+            raise
+    found = lines(board)
+    if not found:
+        raise UserError(f"no run of '{board.folder}' is done: {'; '.join(failed) or 'run it'}")
+    show(console, board, found)
+    board.folder.mkdir(parents=True, exist_ok=True)
+    (board.folder / "comparison.csv").write_text(as_csv(found), encoding="utf-8")
+    (board.folder / "comparison.md").write_text(as_markdown(board, found), encoding="utf-8")
+    page = write_page(board, found)
+    console.print(f"page: {page}; table: comparison.csv", highlight=False, soft_wrap=True)
+    return failed
+
+
+def board_of(
+    recipe: str,
+    overrides: Sequence[str],
+    methods: Sequence[str] | None,
+    seeds: int | None,
+    learning_rates: Sequence[float] | None,
+    output: str | None,
+) -> Board:
+    """The board of a comparison; nothing is run or written.
+
+    Raises:
+        UserError: a recipe or an arm that cannot be used.
+    """
+    data = read_recipe(recipe, overrides)
+    if STAGES in data:
+        raise UserError("a comparison has arms, not stages: give 'start' to an arm")
+    comparison = read_comparison(data, methods, seeds, learning_rates)
+    shared = _shared(overrides)
+    setup = configure(recipe, overrides)
+    setup.close()
+    if setup.recipe.eval_data is None or not setup.recipe.reward:
+        raise UserError("a comparison needs eval_data and a reward in the recipe")
+    if setup.recipe.trainer.get("max_steps", -1) < 1:
+        raise UserError("a comparison needs max_steps in the recipe: the same budget for all")
+    folder = Path(output) if output else Path("comparisons") / setup.recipe.name
+    if folder.is_file() or (output and not folder.absolute().parent.is_dir()):
+        raise UserError(f"--output '{folder}' is a file, or the folder it is in does not exist")
+    # What only a comparison reads is not part of what its runs share.
+    resolved = replace(setup.recipe, name="")
+    board = Board(comparison, str(Path(recipe).resolve()), resolved, shared, folder)
+    for arm in comparison.arms:  # a fault in the last arm costs no time
+        keys = {**shared, **arm.keys, **{k: v[0] for k, v in arm.sweep.items()}}
+        try:
+            configure(recipe, overrides_of(keys)).close()
+        except UserError as error:
+            raise UserError(f"arm '{arm.name}': {error}") from error
+    return board
+
+
+def _shared(overrides: Sequence[str]) -> dict[str, Any]:
+    """The overrides as keys and values, those of the comparison itself aside."""
+    found: dict[str, Any] = {}
+    for text in overrides:
+        key, equals, _ = text.partition("=")
+        if not key.startswith(KEY + ".") and key not in (KEY, "name", "runs", "seed"):
+            found[key] = _value(text) if equals else None
+    return found
+
+
+def _value(text: str) -> Any:
+    """The value of one override, as the recipe's loader reads it."""
+    return yaml.load(text.partition("=")[2], Loader=Loader)  # noqa: S506

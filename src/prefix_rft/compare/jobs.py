@@ -1,0 +1,305 @@
+"""The runs of a comparison, what each one waits for, and what is known of it on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from prefix_rft.compare.arms import Arm, Comparison
+from prefix_rft.compare.costs import Costs
+from prefix_rft.compare.work import DONE, expand
+from prefix_rft.errors import UserError
+from prefix_rft.eval_run import fingerprint
+from prefix_rft.recipe import Recipe
+
+BASE = "base"
+
+
+def written(value: Any) -> str:
+    """A swept value in names and tables."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: an arm with one value of what it sweeps, at one seed; or the base, untrained.
+
+    Attributes:
+        arm: None for the base.
+        seed: of training.
+        value: of the swept key; None where nothing is swept.
+        folder: of the run.
+    """
+
+    arm: Arm | None
+    seed: int
+    value: Any
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        if self.arm is None:
+            return BASE
+        key = next(iter(self.arm.sweep), None)
+        swept = (
+            f" {key}={self.value:g}" if isinstance(self.value, float) else f" {key}={self.value}"
+        )
+        return f"{self.arm.name}{swept if key else ''}, seed {self.seed}"
+
+
+@dataclass
+class Board:
+    """All runs of a comparison and their records.
+
+    Attributes:
+        comparison: what is compared.
+        recipe: path of the shared recipe.
+        resolved: the shared recipe.
+        folder: of the comparison.
+        options: ``batch_size`` of evaluation.
+        records: ``done.json`` by folder, as far as it was read.
+    """
+
+    comparison: Comparison
+    recipe: str
+    resolved: Recipe
+    shared: Mapping[str, Any]
+    folder: Path
+    batch_size: int = 256
+    records: dict[Path, dict[str, Any]] = field(default_factory=dict)
+    _data: str | None = None
+
+    # ---- runs ----------------------------------------------------------------------------------
+
+    @property
+    def base(self) -> Job:
+        """The base model, evaluated like the others."""
+        return Job(None, 0, None, self.folder / BASE)
+
+    def job(self, arm: Arm, seed: int, value: Any = None) -> Job:
+        """An arm's run at a seed."""
+        folder = self.folder / "arms" / arm.name
+        if arm.sweep:
+            folder = folder / f"{next(iter(arm.sweep))}={written(value)}"
+        return Job(arm, seed, value, folder / f"seed-{seed}")
+
+    def sweep(self, arm: Arm) -> list[Job]:
+        """The runs that an arm's value is chosen from."""
+        return [self.job(arm, 0, value) for values in arm.sweep.values() for value in values]
+
+    def jobs(self) -> Iterator[Job]:
+        """Every run that is known to be needed now; chosen ones are known once sweeps are done."""
+        yield self.base
+        for arm in self.comparison.arms:
+            yield from self.sweep(arm)
+        for seed in range(self.comparison.seeds):
+            for arm in self.comparison.arms:
+                if arm.sweep and (seed == 0 or self.chosen(arm) is None):
+                    continue
+                yield self.final(arm, seed)
+
+    def final(self, arm: Arm, seed: int) -> Job:
+        """An arm's run with the chosen value."""
+        return self.job(arm, seed, self.chosen(arm))
+
+    def total(self) -> int:
+        """How many runs there are in all."""
+        arms = self.comparison.arms
+        swept = sum(len(self.sweep(a)) - 1 for a in arms if a.sweep)
+        return 1 + len(arms) * self.comparison.seeds + swept
+
+    def waits_for(self, job: Job) -> list[Job] | None:
+        """Runs that must be done first; None while they are not known."""
+        if job.arm is None:
+            return []
+        first = []
+        for name in (job.arm.start, job.arm.match):
+            if name is None:
+                continue
+            other = self.comparison.arm(name)
+            if other.sweep and self.chosen(other) is None:
+                return None
+            first.append(self.final(other, job.seed))
+        return first
+
+    # ---- records -------------------------------------------------------------------------------
+
+    def record(self, job: Job) -> dict[str, Any] | None:
+        """What a finished run has left; None while it is not done.
+
+        Raises:
+            UserError: it is damaged, or of other settings.
+        """
+        path = job.folder / DONE
+        if path not in self.records:
+            if not path.is_file():
+                return None
+            try:
+                found = json.loads(path.read_text(encoding="utf-8"))
+                found["sets"] = {
+                    name: {t: expand(table) for t, table in tables.items()}
+                    for name, tables in found["sets"].items()
+                }
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(f"'{path}' is damaged: delete the folder of this run") from error
+            self.records[path] = found
+        return self.records[path]
+
+    def check(self) -> None:
+        """See that finished runs are of the same settings.
+
+        Raises:
+            UserError: one is not.
+        """
+        for job in self.jobs():
+            record = self.record(job)
+            if record is None or not self.ready(job):
+                continue
+            known, wanted = record["spec"], json.loads(json.dumps(self.spec(job)))
+            other = [k for k in {**wanted, **known} if known.get(k) != wanted.get(k)]
+            if other:
+                raise UserError(
+                    f"'{job.folder}' was run with another '{other[0]}' "
+                    f"({known.get(other[0])!r}, now {wanted.get(other[0])!r}): give another "
+                    "--output, or delete that folder"
+                )
+
+    def ready(self, job: Job) -> bool:
+        """Whether everything that a run waits for is done."""
+        first = self.waits_for(job)
+        return first is not None and all(self.record(j) is not None for j in first)
+
+    def chosen(self, arm: Arm) -> Any:
+        """The value of the swept key with the best mean reward; None until the sweep is done.
+
+        Of equal values the first one counts.
+        """
+        if not arm.sweep:
+            return None
+        best, reward = None, -math.inf
+        for job in self.sweep(arm):
+            record = self.record(job)
+            if record is None:
+                return None
+            found = self.chosen_on(record)
+            if found > reward:
+                best, reward = job.value, found
+        return best
+
+    def chosen_on(self, record: Mapping[str, Any]) -> float:
+        """Mean reward on the rows that swept values are chosen on."""
+        sets = record["sets"]
+        rows = sets.get("validation", sets["held-out"])
+        rewards = rows[f"{self.comparison.temperatures[0]:g}"]["reward"]
+        known = [r for r in rewards if r is not None]
+        return sum(known) / len(known)
+
+    def costs(self, job: Job) -> Costs:
+        """Of the run and of those that it starts from."""
+        record = self.record(job)
+        assert record is not None  # noqa: S101  (asked for finished runs only)
+        own = Costs(**record["costs"])
+        if job.arm is None or job.arm.start is None:
+            return own
+        return self.costs(self.final(self.comparison.arm(job.arm.start), job.seed)) + own
+
+    # ---- orders --------------------------------------------------------------------------------
+
+    def keys(self, job: Job) -> dict[str, Any]:
+        """Recipe keys of a run that waits for nothing.
+
+        Raises:
+            UserError: there is no step left within the compute that it is to match.
+        """
+        arm = job.arm
+        assert arm is not None  # noqa: S101  (the base is not trained)
+        keys = {**self.shared, **arm.keys, "seed": job.seed}
+        for key in arm.sweep:
+            keys[key] = job.value
+        if arm.start is not None:
+            start = self.final(self.comparison.arm(arm.start), job.seed)
+            keys["model"] = str((start.folder / "model").resolve())
+        if arm.match is not None:
+            keys["max_steps"] = self._matched_steps(arm, job.seed)
+        return keys
+
+    def _matched_steps(self, arm: Arm, seed: int) -> int:
+        """Steps within the total compute of the matched arm, at what one of its steps costs."""
+        other = self.comparison.arm(arm.match or "")
+        job = self.final(other, seed)
+        record = self.record(job)
+        assert record is not None  # noqa: S101  (waited for)
+        steps, own = record["spec"]["steps"], Costs(**record["costs"]).flops
+        budget = self.costs(job).flops
+        if arm.start is not None:
+            budget -= self.costs(self.final(self.comparison.arm(arm.start), seed)).flops
+        found = int(budget / (own / steps))
+        if found < 1:
+            raise UserError(
+                f"arm '{arm.name}' has no step left within the compute of '{arm.match}': its start "
+                "costs as much"
+            )
+        return found
+
+    def spec(self, job: Job) -> dict[str, Any]:
+        """Everything that decides a run's numbers, as plain data."""
+        comparison = self.comparison
+        keys = {} if job.arm is None else self.keys(job)
+        steps = keys.get("max_steps", self.resolved.trainer.get("max_steps"))
+        return {
+            "arm": BASE if job.arm is None else job.arm.name,
+            "seed": job.seed,
+            "keys": {k: v for k, v in keys.items() if k != "model"},
+            "start": None if job.arm is None else job.arm.start,
+            "steps": steps,
+            "recipe": self._recipe_hash(),
+            "samples": comparison.samples,
+            "temperatures": list(comparison.temperatures),
+        }
+
+    def order(self, job: Job) -> dict[str, Any]:
+        """What the process of a run is told."""
+        comparison = self.comparison
+        return {
+            "spec": self.spec(job),
+            "folder": str(job.folder),
+            "recipe": self.recipe,
+            "shared": dict(self.shared),
+            "train": job.arm is not None,
+            "model": self.resolved.model_source(),
+            "keys": {} if job.arm is None else self.keys(job),
+            "samples": comparison.samples,
+            "temperatures": list(comparison.temperatures),
+            "eval_seed": 0,
+            "eval_batch_size": self.batch_size,
+            "validation_data": comparison.validation_data,
+            "forgetting": comparison.forgetting,
+            "trajectory": comparison.trajectory,
+            "by": list(comparison.by),
+        }
+
+    def _recipe_hash(self) -> str:
+        """Of the shared recipe, its files of rows, and the base model."""
+        if self._data is None:
+            digest = hashlib.sha256(repr(self.resolved_mapping()).encode())
+            for data in (self.resolved.train_data, self.resolved.eval_data):
+                path = self.resolved.folder / str(data)
+                if path.is_file():
+                    digest.update(path.read_bytes())
+            model = fingerprint(self.resolved.model_source())
+            digest.update(str(model.get("sha256", model["source"])).encode())
+            self._data = digest.hexdigest()[:16]
+        return self._data
+
+    def resolved_mapping(self) -> dict[str, Any]:
+        """The shared recipe as plain data, without what does not decide a number."""
+        shown = {
+            k: v for k, v in vars(self.resolved).items() if k not in ("folder", "runs", "name")
+        }
+        return json.loads(json.dumps(shown, sort_keys=True, default=str))

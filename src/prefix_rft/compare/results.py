@@ -1,0 +1,229 @@
+"""From the records of runs to the numbers of a comparison."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefix_rft.compare.arms import Arm
+from prefix_rft.compare.costs import Costs
+from prefix_rft.compare.jobs import BASE, Board, Job, written
+from prefix_rft.estimates import Estimate, over_seeds, paired, pass_at_k, seed_spread
+from prefix_rft.scores import Problem, powers, split_by
+
+Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One arm on one set at one temperature.
+
+    Attributes:
+        avg: mean reward, interval over seeds and problems.
+        spread: standard deviation over seeds of the mean.
+        difference: less the reference arm, paired by seed and problem; None for the reference, and
+            where seeds do not pair.
+        less_base: less the base model, likewise; None for the base.
+        pass_at: pass@k by k.
+        parts: mean reward by column and part of the problems.
+        part_differences: less the reference, likewise.
+        truncated: share of samples cut by the length limit.
+        no_answer: share of samples without an answer.
+        tokens: mean sampled tokens.
+    """
+
+    avg: Estimate
+    spread: float
+    difference: Estimate | None
+    less_base: Estimate | None
+    pass_at: dict[int, Estimate]
+    parts: dict[str, dict[str, Estimate]]
+    part_differences: dict[str, dict[str, Estimate]]
+    truncated: float
+    no_answer: float
+    tokens: float
+
+
+@dataclass(frozen=True)
+class Line:
+    """One arm.
+
+    Attributes:
+        name: the arm's, or ``base``.
+        seeds: runs behind it.
+        swept: what was chosen, and whether it lies at an edge of the values tried.
+        steps: optimizer steps of its own.
+        costs: means over seeds, the arms that it starts from included.
+        cells: by set and temperature.
+        values: mean reward of each seed and problem on the held-out rows, by temperature.
+    """
+
+    name: str
+    seeds: int
+    swept: str
+    steps: float
+    costs: Costs
+    cells: dict[str, dict[float, Cell]]
+
+    @property
+    def group(self) -> str:
+        """Arms of a group stand together."""
+        return self.name.rpartition("/")[0]
+
+
+def lines(board: Board) -> list[Line]:
+    """One line for the base and for each arm with at least one finished run."""
+    base = board.record(board.base)
+    reference = _runs(board, board.comparison.arm(board.comparison.reference))
+    found = []
+    if base is not None:
+        found.append(_line(board, BASE, [board.base], None, None, reference))
+    for arm in board.comparison.arms:
+        runs = _runs(board, arm)
+        if runs:
+            against = None if arm.name == board.comparison.reference else reference
+            found.append(_line(board, arm.name, runs, arm, base, against))
+    return found
+
+
+def _runs(board: Board, arm: Arm) -> list[Job]:
+    """The finished runs of an arm, by seed."""
+    if arm.sweep and board.chosen(arm) is None:
+        return []
+    jobs = [board.final(arm, seed) for seed in range(board.comparison.seeds)]
+    return [j for j in jobs if board.record(j) is not None]
+
+
+def _line(
+    board: Board,
+    name: str,
+    runs: Sequence[Job],
+    arm: Arm | None,
+    base: Mapping[str, Any] | None,
+    reference: Sequence[Job] | None,
+) -> Line:
+    records = [_record(board, job) for job in runs]
+    costs = sum((board.costs(j) for j in runs), Costs())
+    cells: dict[str, dict[float, Cell]] = {}
+    for one in records[0]["sets"]:
+        cells[one] = {}
+        for temperature in board.comparison.temperatures:
+            cells[one][temperature] = _cell(board, one, temperature, runs, base, reference)
+    return Line(
+        name=name,
+        seeds=len(runs),
+        swept="" if arm is None else _swept(board, arm),
+        steps=0.0
+        if arm is None
+        else float(np.mean([r["spec"]["steps"] or math.nan for r in records])),
+        costs=Costs(*(v / len(runs) for v in vars(costs).values())),
+        cells=cells,
+    )
+
+
+def _record(board: Board, job: Job) -> dict[str, Any]:
+    record = board.record(job)
+    assert record is not None  # noqa: S101  (finished runs only)
+    return record
+
+
+def _swept(board: Board, arm: Arm) -> str:
+    for key, values in arm.sweep.items():
+        chosen = board.chosen(arm)
+        edge = len(values) > 1 and chosen in (min(values), max(values))
+        of = ", ".join(map(written, values))
+        return f"{key} {written(chosen)} of {of}" + (" (at the edge)" if edge else "")
+    return ""
+
+
+def rewards(board: Board, runs: Sequence[Job], one: str, temperature: float) -> Values:
+    """Mean rewards, a row for each run and a column for each problem; NaN where ungraded."""
+    rows = [_record(board, j)["sets"][one][f"{temperature:g}"]["reward"] for j in runs]
+    return np.array([[math.nan if v is None else v for v in row] for row in rows])
+
+
+def _cell(
+    board: Board,
+    one: str,
+    temperature: float,
+    runs: Sequence[Job],
+    base: Mapping[str, Any] | None,
+    reference: Sequence[Job] | None,
+) -> Cell:
+    key = f"{temperature:g}"
+    tables = [_record(board, j)["sets"][one][key] for j in runs]
+    own = rewards(board, runs, one, temperature)
+    other = _paired_with(board, runs, reference, one, temperature)
+    less_base = None
+    if base is not None:
+        row = [math.nan if v is None else v for v in base["sets"][one][key]["reward"]]
+        less_base = over_seeds(own - np.array(row))
+    parts: dict[str, dict[str, Estimate]] = {}
+    differences: dict[str, dict[str, Estimate]] = {}
+    if one == "held-out":
+        for column, groups in _parts(_record(board, runs[0])).items():
+            parts[column] = {k: over_seeds(own[:, at]) for k, at in groups.items()}
+            if other is not None:
+                differences[column] = {
+                    k: paired(own[:, at], other[:, at]) for k, at in groups.items()
+                }
+    return Cell(
+        avg=over_seeds(own),
+        spread=seed_spread(own),
+        difference=None if other is None else paired(own, other),
+        less_base=less_base,
+        pass_at=_pass_at(tables),
+        parts=parts,
+        part_differences=differences,
+        truncated=float(np.mean([t["truncated"] for t in tables])),
+        no_answer=float(np.mean([t["no_answer"] for t in tables])),
+        tokens=float(np.mean([t["tokens"] for t in tables])),
+    )
+
+
+def _paired_with(
+    board: Board,
+    runs: Sequence[Job],
+    reference: Sequence[Job] | None,
+    one: str,
+    temperature: float,
+) -> Values | None:
+    """The reference's rewards at the same seeds; for the base, at all of them, its mean."""
+    if not reference:
+        return None
+    if runs[0].arm is None:
+        return rewards(board, reference, one, temperature).mean(0, keepdims=True)
+    by_seed = {j.seed: j for j in reference}
+    if not all(j.seed in by_seed for j in runs):
+        return None
+    return rewards(board, [by_seed[j.seed] for j in runs], one, temperature)
+
+
+def _pass_at(tables: Sequence[Mapping[str, Any]]) -> dict[int, Estimate]:
+    most = max(n for t in tables for n in t["graded"])
+    found = {}
+    for k in powers(most) if most else []:
+        values = [
+            [
+                pass_at_k(c, n, k) if n >= k else math.nan
+                for c, n in zip(t["correct"], t["graded"], strict=True)
+            ]
+            for t in tables
+        ]
+        found[k] = over_seeds(values)
+    return found
+
+
+def _parts(record: Mapping[str, Any]) -> dict[str, dict[str, list[int]]]:
+    """By column, the places of the problems of each part."""
+    found = {}
+    for column, values in record["columns"].items():
+        problems = [Problem(i, {column: v}, ()) for i, v in enumerate(values)]
+        groups = split_by(problems, column)
+        found[column] = {label: [p.number for p in part] for label, part in groups.items()}
+    return found

@@ -1,0 +1,119 @@
+"""Run what a comparison still lacks, several at once; every run is a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import torch
+
+from prefix_rft.compare.jobs import Board, Job
+from prefix_rft.errors import UserError
+
+POLL_SECONDS = 0.5
+GRACE_SECONDS = 20.0
+LAST_LINES = 3
+
+
+@dataclass
+class Running:
+    """A process and its log."""
+
+    job: Job
+    process: subprocess.Popen[bytes]
+    log: IO[bytes]
+    path: Path
+
+
+def run_all(board: Board, at_once: int, say: Callable[[str], None]) -> list[str]:
+    """Run everything that is not done; returns a sentence for each run that failed.
+
+    A run that fails does not stop the others, but those that wait for it never start.
+    """
+    running: list[Running] = []
+    failed: dict[Path, str] = {}
+    try:
+        while True:
+            for one in [r for r in running if r.process.poll() is not None]:
+                running.remove(one)
+                one.log.close()
+                if board.record(one.job) is None:
+                    failed[one.job.folder] = f"{one.job.name}: {_last_words(one)}"
+                    say(f"failed: {failed[one.job.folder]}")
+                else:
+                    say(f"done {_count(board)} of {board.total()}: {one.job.name}")
+            busy = {r.job.folder for r in running}
+            waiting = [
+                j
+                for j in board.jobs()
+                if board.record(j) is None and j.folder not in busy and j.folder not in failed
+            ]
+            able = [j for j in waiting if board.ready(j)]
+            for job in able[: at_once - len(running)]:
+                running.append(start(board, job, at_once))
+            if not running:
+                break
+            time.sleep(POLL_SECONDS)
+    finally:
+        stop(running)
+    lost = [f"{j.name}: waits for a run that failed" for j in waiting]
+    return [*failed.values(), *lost]
+
+
+def _count(board: Board) -> int:
+    return sum(board.record(j) is not None for j in board.jobs())
+
+
+def start(board: Board, job: Job, at_once: int) -> Running:
+    """Start the process of a run."""
+    job.folder.parent.mkdir(parents=True, exist_ok=True)
+    order = job.folder.with_suffix(".job.json")
+    order.write_text(json.dumps(board.order(job), indent=2) + "\n", encoding="utf-8")
+    path = job.folder.with_suffix(".log")
+    log = path.open("ab")
+    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
+    if not torch.accelerator.is_available():
+        threads = str(max(1, (os.cpu_count() or 1) // at_once))
+        environment.setdefault("OMP_NUM_THREADS", threads)
+    process = subprocess.Popen(  # noqa: S603
+        [sys.executable, "-m", "prefix_rft.compare.work", str(order)],
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        env=environment,
+    )
+    return Running(job, process, log, path)
+
+
+def stop(running: list[Running]) -> None:
+    """End the processes that still run, gently first."""
+    for one in running:
+        one.process.terminate()
+    deadline = time.monotonic() + GRACE_SECONDS
+    for one in running:
+        try:
+            one.process.wait(max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            one.process.kill()
+            one.process.wait()
+        one.log.close()
+
+
+def _last_words(one: Running) -> str:
+    """Why a run ended, as far as its log says."""
+    lines = one.path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    words = " / ".join(line.strip() for line in lines[-LAST_LINES:])
+    return f"{words or 'no word'} (exit {one.process.returncode}, see {one.path})"
+
+
+def check_at_once(at_once: int) -> None:
+    """Raise UserError for a number of runs that cannot be."""
+    if at_once < 1:
+        raise UserError(f"--jobs must be at least 1, got {at_once}")

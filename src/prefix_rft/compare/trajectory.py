@@ -1,0 +1,151 @@
+"""Models saved along training: likelihood of demonstrations, and reward with and without a prefix.
+
+The analysis of arXiv 2507.01679, section 4 (SFT loss against reward, and what a prefix adds), on
+held-out rows where the paper used training rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from prefix_rft.configure import configure
+from prefix_rft.data import Renderer, load_rows
+from prefix_rft.data.render import end_of_text_ids
+from prefix_rft.engines.sampling import SamplingSettings, sample, supported, uniforms_of
+from prefix_rft.errors import UserError
+from prefix_rft.models import give_template, load_model
+from prefix_rft.rewards import grade_texts
+from prefix_rft.rewards.verdict import NO_ANSWER, Verdict
+
+GIVEN = (0.0, 0.5)
+"""Shares of a demonstration that the model continues."""
+SAMPLES = 4
+LARGEST_BATCH = 512
+
+
+def trajectory(
+    folder: Path, recipe: str, overrides: Sequence[str], last_step: int
+) -> list[dict[str, Any]]:
+    """The measures of every saved model of a run, in the order of steps.
+
+    Args:
+        folder: of the run, with ``checkpoint-N`` and ``model``.
+        recipe: path of its recipe.
+        overrides: of the recipe.
+        last_step: of training, whose model is ``model``.
+
+    Raises:
+        UserError: a model or rows that cannot be used.
+    """
+    saved = {int(p.name.rpartition("-")[2]): p for p in folder.glob("checkpoint-*")}
+    saved = {**{k: v for k, v in saved.items() if k < last_step}, last_step: folder / "model"}
+    return [
+        {"step": step, **measures(str(path), recipe, overrides)}
+        for step, path in sorted(saved.items())
+    ]
+
+
+@torch.no_grad()
+def measures(source: str, recipe: str, overrides: Sequence[str]) -> dict[str, float]:
+    """Of one model on the recipe's held-out rows.
+
+    Returns:
+        ``sft_loss``, the mean cross-entropy over all tokens of the first demonstrations, and for
+        each share in ``GIVEN`` the mean reward of continuations (``reward_0``, ``reward_0.5``).
+    """
+    with closing(configure(recipe, overrides)) as setup:
+        own: Any = setup.recipe.eval_data
+        rows = load_rows(
+            own,
+            folder=setup.recipe.folder,
+            reading=setup.recipe.reading(0),
+            limit=setup.recipe.eval_problems,
+        )
+        model, tokenizer = load_model(source)
+        if torch.accelerator.is_available():
+            model.to(torch.accelerator.current_accelerator())
+        model.eval()
+        give_template(tokenizer, rows[0]["prompt"])
+        kwargs = getattr(setup.args, "chat_template_kwargs", None) or {}
+        render = Renderer(tokenizer, end_of_text_ids(tokenizer, model.generation_config), kwargs)
+        cells: list[Any] = [row for row in rows if row["demonstration"]]  # pyright: ignore
+        pairs = [_ids(render, row) for row in cells]
+        found = {"sft_loss": _loss(model, pairs)}
+        budget = setup.args.max_completion_length
+        for share in GIVEN:
+            texts = _continued(model, tokenizer, render, pairs, share, budget)
+            repeated: list[Mapping[str, Any]] = [c for c in cells for _ in range(SAMPLES)]
+            verdicts = grade_texts(setup.rewards[0], repeated, texts)
+            found[f"reward_{share:g}"] = _mean_reward(verdicts)
+        return found
+
+
+Pair = tuple[list[int], list[int]]
+"""Ids of a prompt and of its first demonstration, EOS included."""
+
+
+def _ids(render: Renderer, row: Mapping[str, Any]) -> Pair:
+    conversation = not isinstance(row["prompt"], str)
+    first = render.demonstrations(row["demonstration"][:1], conversation)[0]
+    return render.prompt(row["prompt"]), first
+
+
+def _loss(model: Any, pairs: Sequence[Pair]) -> float:
+    """Mean over tokens; rows are sorted by length, so that a batch holds little padding."""
+    device = next(model.parameters()).device
+    total, tokens = 0.0, 0
+    ordered = sorted(pairs, key=lambda p: len(p[0]) + len(p[1]))
+    for start in range(0, len(ordered), 64):
+        part = ordered[start : start + 64]
+        width = max(len(p) + len(d) for p, d in part)
+        ids = torch.zeros(len(part), width, dtype=torch.long)
+        labels = torch.full((len(part), width), -100)
+        mask = torch.zeros(len(part), width, dtype=torch.long)
+        for i, (prompt, demonstration) in enumerate(part):
+            end = len(prompt) + len(demonstration)
+            ids[i, :end] = torch.tensor([*prompt, *demonstration])
+            labels[i, len(prompt) : end] = torch.tensor(demonstration)
+            mask[i, :end] = 1
+        logits = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits.float()
+        flat = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten().to(device)
+        total += cross_entropy(*flat, ignore_index=-100, reduction="sum").item()
+        tokens += int((labels[:, 1:] != -100).sum())
+    return total / tokens
+
+
+def _continued(
+    model: Any,
+    tokenizer: Any,
+    render: Renderer,
+    pairs: Sequence[Pair],
+    share: float,
+    budget: int,
+) -> list[str]:
+    """Texts of prefix and continuation, ``SAMPLES`` for each pair, at temperature 1."""
+    if not supported(model):
+        raise UserError("a trajectory needs a model whose cache holds keys and values")
+    settings = SamplingSettings(render.eos_ids, tokenizer.pad_token_id)
+    rows = [(p, d[: int(share * len(d))]) for p, d in pairs for _ in range(SAMPLES)]
+    keys = [f"trajectory:{share}:{i}" for i in range(len(rows))]
+    texts: list[str] = []
+    for start in range(0, len(rows), LARGEST_BATCH):
+        part = rows[start : start + LARGEST_BATCH]
+        prompts, prefixes = [p for p, _ in part], [d for _, d in part]
+        uniforms = uniforms_of(keys[start : start + LARGEST_BATCH], budget)
+        budgets = [budget - len(d) for d in prefixes]
+        made = sample(model, prompts, budgets, settings, prefixes, uniforms)
+        whole = [[*d, *ids] for d, ids in zip(prefixes, made, strict=True)]
+        texts += tokenizer.batch_decode(whole, skip_special_tokens=True)
+    return texts
+
+
+def _mean_reward(verdicts: Sequence[Verdict]) -> float:
+    known = [0.0 if v.status == NO_ANSWER else v.reward for v in verdicts]
+    values = [v for v in known if v is not None]
+    return sum(values) / len(values) if values else float("nan")

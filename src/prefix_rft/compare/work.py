@@ -1,0 +1,213 @@
+"""One run of a comparison, in a process of its own: train, evaluate, leave ``done.json``.
+
+``python -m prefix_rft.compare.work JOB.json``
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from prefix_rft.compare.arms import overrides_of
+from prefix_rft.compare.costs import Costs, computing_parameters, costs_of
+from prefix_rft.compare.trajectory import measures, trajectory
+from prefix_rft.configure import configure
+from prefix_rft.errors import UserError
+from prefix_rft.eval_run import Plan, read_problems, run_eval, samples_file
+from prefix_rft.eval_sets import EvalSet, read_suite
+from prefix_rft.evaluate import Request
+from prefix_rft.models import quiet
+from prefix_rft.rewards.verdict import NO_ANSWER
+from prefix_rft.run_folder import describe_machine, git_state, write_json
+from prefix_rft.run_reader import RunFolder, read_lines
+from prefix_rft.scores import Problem
+from prefix_rft.train import train
+
+DONE = "done.json"
+HELD_OUT = "held-out"
+VALIDATION = "validation"
+
+
+def main(path: str) -> int:
+    """Do the job; 0 when it is done, 2 for input that cannot be used."""
+    job = json.loads(Path(path).read_text(encoding="utf-8"))
+    try:
+        work(job)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def work(job: Mapping[str, Any]) -> None:
+    """Train and evaluate as the job says, from where an earlier process was interrupted."""
+    quiet()
+    folder = Path(job["folder"])
+    costs = Costs()
+    if job["train"]:
+        costs = _train(job, folder)
+    model = str(folder / "model") if job["train"] else job["model"]
+    plan = plan_of(job, {"model": model})
+    run_eval(plan, folder / "eval", _say)
+    record = {
+        "spec": job["spec"],
+        "costs": asdict(costs),
+        "machine": {**describe_machine(), "git": git_state()},
+        "sets": {one.name: _of_set(plan, folder / "eval", one) for one in plan.sets},
+        "columns": _columns(plan, folder / "eval", job["by"]),
+    }
+    shared = overrides_of(job["shared"])
+    if job["trajectory"] and job["train"]:
+        steps = int(job["spec"]["steps"])
+        record["trajectory"] = trajectory(folder, job["recipe"], shared, steps)
+    elif job["trajectory"]:
+        record["trajectory"] = [{"step": 0, **measures(model, job["recipe"], shared)}]
+    partial = folder / (DONE + ".part")
+    partial.write_text(json.dumps(record) + "\n", encoding="utf-8")
+    partial.replace(folder / DONE)
+
+
+def _say(job: str, done: int, total: int) -> None:
+    print(f"{job}: {done} of {total} problems", flush=True)
+
+
+def _train(job: Mapping[str, Any], folder: Path) -> Costs:
+    """Train unless that is done; the model is the last thing that training writes."""
+    record = folder / "costs.json"
+    if record.is_file():
+        return Costs(**json.loads(record.read_text(encoding="utf-8")))
+    keys = {
+        **job["keys"],
+        **_saving(job),
+        "name": folder.name,
+        "runs": str(folder.parent),
+        "eval_data": None,
+    }
+    checkpoint = newest_checkpoint(folder)
+    if checkpoint is not None:
+        keys["resume_from_checkpoint"] = str(checkpoint)
+    elif folder.exists():
+        shutil.rmtree(folder)  # it holds a part of this very job's run, of no use
+    started = time.monotonic()
+    made = train(job["recipe"], overrides_of(keys), Console(highlight=False))
+    seconds = time.monotonic() - started
+    if made.resolve() != folder.resolve():
+        raise UserError(f"the run was left in '{made}', not in '{folder}'")
+    parameters = computing_parameters(folder / "model")
+    costs = costs_of(RunFolder(folder).metrics(), parameters, seconds)
+    write_json(record, asdict(costs))
+    return costs
+
+
+def _saving(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Recipe keys that save the models of a trajectory."""
+    if not job["trajectory"]:
+        return {}
+    every = max(1, round(int(job["spec"]["steps"]) / job["trajectory"]))
+    return {"save_strategy": "steps", "save_steps": every}
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint whose state files are whole; None where there is none."""
+    found = [p for p in folder.glob("checkpoint-*") if p.name.rpartition("-")[2].isdigit()]
+    for path in sorted(found, key=lambda p: -int(p.name.rpartition("-")[2])):
+        if all(_whole(path / name) for name in ("trainer_state.json", "method_state.json")):
+            return path
+    return None
+
+
+def _whole(path: Path) -> bool:
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def plan_of(job: Mapping[str, Any], models: Mapping[str, str]) -> Plan:
+    """What is evaluated: the held-out rows, or those that a swept value is chosen on."""
+    setup = configure(job["recipe"], overrides_of(job["shared"]))
+    setup.close()
+    recipe, args = setup.recipe, setup.args
+    rest: dict[str, Any] = {
+        "columns": recipe.columns,
+        "system_prompt": recipe.system_prompt,
+        "folder": recipe.folder,
+    }
+    rows: Any = recipe.eval_data  # a comparison without it is refused before
+    sets = [EvalSet(HELD_OUT, rows, recipe.reward, limit=recipe.eval_problems, **rest)]
+    if job["validation_data"] is not None:
+        sets.append(EvalSet(VALIDATION, job["validation_data"], recipe.reward, **rest))
+    if job["forgetting"]:
+        sets += read_suite(str(recipe.folder / job["forgetting"]))
+    request = Request(
+        samples=job["samples"],
+        max_completion_length=args.max_completion_length,
+        seed=job["eval_seed"],
+        batch_size=job["eval_batch_size"],
+        template_kwargs=getattr(args, "chat_template_kwargs", None),
+    )
+    return Plan(models, sets, job["temperatures"], request)
+
+
+def _of_set(plan: Plan, folder: Path, one: EvalSet) -> dict[str, Any]:
+    """By temperature, what is needed of every problem for any table, without the texts."""
+    found = {}
+    for temperature in plan.temperatures:
+        problems = read_problems(samples_file(folder, "model", one, temperature))
+        found[f"{temperature:g}"] = compact(problems)
+    return found
+
+
+def compact(problems: Sequence[Problem]) -> dict[str, Any]:
+    """What is needed of every problem, in few bytes, and means over all samples.
+
+    ``graded`` is one number where it is the same for all problems; ``reward`` (the mean of each
+    problem) is left out where it is ``correct / graded``.
+    """
+    samples = [s for p in problems for s in p.samples]
+    correct = [sum(s.correct for s in p.graded) for p in problems]
+    graded = [len(p.graded) for p in problems]
+    found: dict[str, Any] = {
+        "correct": correct,
+        "graded": graded[0] if len(set(graded)) == 1 else graded,
+        "truncated": sum(s.truncated for s in samples) / len(samples),
+        "no_answer": sum(s.verdict.status == NO_ANSWER for s in samples) / len(samples),
+        "tokens": sum(s.tokens for s in samples) / len(samples),
+    }
+    shares = [c / n if n else None for c, n in zip(correct, graded, strict=True)]
+    rewards = [p.reward for p in problems]
+    if rewards != shares:
+        found["reward"] = rewards
+    return found
+
+
+def expand(table: Mapping[str, Any]) -> dict[str, Any]:
+    """What :func:`compact` left out."""
+    graded = table["graded"]
+    graded = [graded] * len(table["correct"]) if isinstance(graded, int) else graded
+    shares = [c / n if n else None for c, n in zip(table["correct"], graded, strict=True)]
+    return {**table, "graded": graded, "reward": table.get("reward", shares)}
+
+
+def _columns(plan: Plan, folder: Path, by: Sequence[str]) -> dict[str, list[Any]]:
+    first = samples_file(folder, "model", plan.sets[0], plan.temperatures[0])
+    rows = [line["columns"] for line in read_lines(first)]
+    for column in by:
+        if not any(column in row for row in rows):
+            raise UserError(f"the held-out rows have no column '{column}' to split by")
+    return {column: [row.get(column) for row in rows] for column in by}
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    sys.exit(main(sys.argv[1]))
