@@ -46,11 +46,16 @@ class Costs:
 
 
 def costs_of(metrics: Iterable[Mapping[str, Any]], parameters: int, seconds: float) -> Costs:
-    """The costs behind the lines of ``metrics.jsonl``; one line for each optimizer step."""
+    """The costs behind the lines of ``metrics.jsonl``, whose counts are means over the optimizer
+    steps since the line before. Of a step that an interrupted run has done twice, the last counts.
+    """
+    by_step = {x["step"]: x for x in metrics if any(key in x for key in METRICS.values())}
     sums = dict.fromkeys(METRICS, 0.0)
-    for line in metrics:
+    last = 0
+    for step, line in sorted(by_step.items()):
         for name, key in METRICS.items():
-            sums[name] += line.get(key) or 0.0
+            sums[name] += (step - last) * (line.get(key) or 0.0)
+        last = step
     read = sums["sampled"] + sums["prefilled"] + sums["forward"]
     flops = 2.0 * parameters * read + 6.0 * parameters * sums["trained"]
     return Costs(**sums, flops=flops, seconds=seconds)

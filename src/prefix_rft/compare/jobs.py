@@ -151,6 +151,11 @@ class Board:
             self.records[path] = found
         return self.records[path]
 
+    def reread(self, job: Job) -> dict[str, Any] | None:
+        """The record as it is now on disk."""
+        self.records.pop(job.folder / DONE, None)
+        return self.record(job)
+
     def check(self) -> None:
         """See that finished runs are of the same settings.
 
@@ -171,9 +176,39 @@ class Board:
                 )
 
     def ready(self, job: Job) -> bool:
-        """Whether everything that a run waits for is done."""
+        """Whether everything that a run waits for is known."""
         first = self.waits_for(job)
         return first is not None and all(self.record(j) is not None for j in first)
+
+    def able(self, job: Job) -> bool:
+        """Whether a run can start: it is ready, and the model it starts from is there."""
+        return self.ready(job) and all(self.done(j) for j in self.waits_for(job) or ())
+
+    def done(self, job: Job) -> bool:
+        """Whether a run has left its record, and its model if a run to come starts from it.
+
+        Records alone are enough for tables; a model that went missing is trained again.
+        """
+        if self.record(job) is None:
+            return False
+        return job.arm is None or (job.folder / "model").is_dir() or not self._starts_one(job)
+
+    def _starts_one(self, job: Job) -> bool:
+        """Whether a run that has no record yet starts from this one's model."""
+        for arm in self.comparison.arms:
+            if arm.start is None or self.comparison.arm(arm.start) is not job.arm:
+                continue
+            if self.final(self.comparison.arm(arm.start), job.seed).folder != job.folder:
+                continue
+            seeded = [j for j in self._runs_at(arm, job.seed) if self.record(j) is None]
+            if seeded:
+                return True
+        return False
+
+    def _runs_at(self, arm: Arm, seed: int) -> list[Job]:
+        """The runs of an arm at a seed, those of its sweep included."""
+        runs = self.sweep(arm) if seed == 0 else []
+        return runs or [self.final(arm, seed)]
 
     def chosen(self, arm: Arm) -> Any:
         """The value of the swept key with the best mean reward; None until the sweep is done.

@@ -44,7 +44,7 @@ def run_all(board: Board, at_once: int, say: Callable[[str], None]) -> list[str]
             for one in [r for r in running if r.process.poll() is not None]:
                 running.remove(one)
                 one.log.close()
-                if board.record(one.job) is None:
+                if one.process.returncode or board.reread(one.job) is None:
                     failed[one.job.folder] = f"{one.job.name}: {_last_words(one)}"
                     say(f"failed: {failed[one.job.folder]}")
                 else:
@@ -53,9 +53,9 @@ def run_all(board: Board, at_once: int, say: Callable[[str], None]) -> list[str]
             waiting = [
                 j
                 for j in board.jobs()
-                if board.record(j) is None and j.folder not in busy and j.folder not in failed
+                if not board.done(j) and j.folder not in busy and j.folder not in failed
             ]
-            able = [j for j in waiting if board.ready(j)]
+            able = [j for j in waiting if board.able(j)]
             for job in able[: at_once - len(running)]:
                 running.append(start(board, job, at_once))
             if not running:
