@@ -19,8 +19,8 @@ for name in "$@"; do
   if [ "$name" = ablations ]; then
     [ -e "$data/worse" ] || "$command" task countdown "$data/worse" --solver-accuracy 0.5
     # learning_rate: what 'ordinary' chose for prefix_rft
-    "$command" compare "$data/compare/ablations.yaml" --output "$results/$name" --jobs 2
+    "$command" compare "$data/compare/ablations.yaml" --output "$results/$name" --jobs "${JOBS:-2}"
   else
-    "$command" compare "$data/compare/methods.yaml" --output "$results/$name" --jobs 2
+    "$command" compare "$data/compare/methods.yaml" --output "$results/$name" --jobs "${JOBS:-2}"
   fi
 done
