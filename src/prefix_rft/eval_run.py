@@ -16,7 +16,7 @@ from datasets import Dataset
 
 from prefix_rft.data import load_rows
 from prefix_rft.data.rows import PLACE
-from prefix_rft.errors import UserError
+from prefix_rft.errors import UserError, choose
 from prefix_rft.eval_sets import EvalSet
 from prefix_rft.evaluate import Request, sample_and_grade
 from prefix_rft.models import give_template, load_model
@@ -163,6 +163,8 @@ def _sample_set(
 ) -> None:
     model, tokenizer = loaded
     rows = load_rows(one.data, folder=one.folder, reading=one.reading, limit=one.limit)
+    for column in plan.by:
+        choose(f"column of set '{one.name}' to split by", column, rows.column_names)
     give_template(tokenizer, rows[0]["prompt"])
     rewards, _ = load_rewards(one.reward, one.folder)
     if not rewards:

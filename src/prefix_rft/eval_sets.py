@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -51,7 +52,20 @@ class EvalSet:
 
     def settings(self) -> dict[str, Any]:
         """Everything that decides its samples and grades, as plain data."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "folder"}
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "folder"}
+        path = self.data if isinstance(self.data, str) else self.data.get("path")
+        return {**own, "sha256": _digest(self.folder / str(path))}
+
+
+def _digest(path: Path) -> str | None:
+    """A hash of a local file, or of the files in a local folder; None for what is elsewhere."""
+    if not path.exists():
+        return None
+    digest = hashlib.sha256()
+    for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
+        with file.open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()
 
 
 def named_set(text: str, **rest: Any) -> EvalSet:

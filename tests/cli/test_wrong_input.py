@@ -311,17 +311,6 @@ def test_weights_are_trained_in_single_precision(folder: Path) -> None:
     assert load_model("base", dtype="auto")[0].dtype is torch.bfloat16
 
 
-def test_eval_command(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    arguments = ["eval", "base", "--data", "test.jsonl", "--reward", "my_rewards:good"]
-    assert main([*arguments, "--samples", "3", "--output", "out.json"]) == 0
-    assert "avg@3 on 4 problems" in capfd.readouterr().out
-    result = json.loads((folder / "out.json").read_text())
-    assert result["samples"] == 3
-    assert len(result["per_problem"]) == 4
-    assert main([*arguments, "--samples", "0"]) == 2
-    assert "--samples must be at least 1" in capfd.readouterr().err
-
-
 def test_methods_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["methods"]) == 0
     out = capsys.readouterr().out
