@@ -1,6 +1,7 @@
 """From samples to the numbers of a table, by hand."""
 
 import json
+from collections.abc import Sequence
 
 import pytest
 
@@ -17,7 +18,7 @@ def samples(word: str, tokens: int = 4) -> list[Sample]:
     return [Sample(c, tokens, c == "~", Verdict(status[c], answer=answer.get(c))) for c in word]
 
 
-def problems(*words: str, **columns: list[object]) -> list[Problem]:
+def problems(*words: str, **columns: Sequence[object]) -> list[Problem]:
     return [
         Problem(i, {k: v[i] for k, v in columns.items()}, samples(word))
         for i, word in enumerate(words)

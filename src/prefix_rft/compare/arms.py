@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -119,8 +120,11 @@ def _checked(found: Comparison, kinds: Mapping[str, str]) -> Comparison:
         if getattr(found, name) < 1:
             raise UserError(f"a comparison needs at least one of '{name}'")
     temperatures = found.temperatures
-    if not isinstance(temperatures, (list, tuple)) or not temperatures:
-        raise UserError(f"'temperatures' of '{KEY}' must be a list of numbers")
+    numbers = isinstance(temperatures, (list, tuple)) and all(
+        isinstance(t, (int, float)) and 0 <= t < math.inf for t in temperatures
+    )
+    if not numbers or not temperatures:
+        raise UserError(f"'temperatures' of '{KEY}' must be a list of numbers, at least 0")
     for arm in found.arms:
         for role in ("start", "match"):
             other = getattr(arm, role)
@@ -179,7 +183,7 @@ def _named_arms(
             return
         arm = found.get(name) or _method_arm(name, names, recipe, learning_rates)
         for other in (arm.start, arm.match):
-            if other is not None:
+            if other is not None and other not in names:
                 add(other)
         chosen[name] = arm
 
@@ -204,7 +208,8 @@ def _method_arm(
         }
         keys |= {f"~{key}": None for key in recipe if key in unknown or key == "micro_batch_size"}
         rate = float(recipe.get("learning_rate", 1e-6))
-        sweep = {"learning_rate": list(learning_rates or [rate * factor for factor in SWEEP])}
+        rates = learning_rates or [float(f"{rate * factor:.6g}") for factor in SWEEP]
+        sweep = {"learning_rate": list(rates)}
     match = method if plus and method in names else None
     return Arm(name, keys, start or None, match, sweep)
 

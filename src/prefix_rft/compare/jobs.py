@@ -12,7 +12,7 @@ from typing import Any
 
 from prefix_rft.compare.arms import Arm, Comparison
 from prefix_rft.compare.costs import Costs
-from prefix_rft.compare.work import DONE, expand
+from prefix_rft.compare.work import DONE, expand, sets_of
 from prefix_rft.errors import UserError
 from prefix_rft.eval_run import fingerprint
 from prefix_rft.recipe import Recipe
@@ -162,6 +162,9 @@ class Board:
         Raises:
             UserError: one is not.
         """
+        comparison = self.comparison
+        sets = sets_of(self.resolved, comparison.validation_data, comparison.forgetting)
+        inputs = json.loads(json.dumps({one.name: one.settings() for one in sets}))
         for job in self.jobs():
             record = self.record(job)
             if record is None or not self.ready(job):
@@ -173,6 +176,11 @@ class Board:
                     f"'{job.folder}' was run with another '{other[0]}' "
                     f"({known.get(other[0])!r}, now {wanted.get(other[0])!r}): give another "
                     "--output, or delete that folder"
+                )
+            if record.get("inputs", inputs) != inputs:
+                raise UserError(
+                    f"'{job.folder}' was evaluated on other rows: give another --output, or delete "
+                    "that folder"
                 )
 
     def ready(self, job: Job) -> bool:

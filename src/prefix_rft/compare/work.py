@@ -23,9 +23,10 @@ from prefix_rft.compare.trajectory import measures, trajectory
 from prefix_rft.configure import configure
 from prefix_rft.errors import UserError
 from prefix_rft.eval_run import Plan, read_problems, run_eval, samples_file
-from prefix_rft.eval_sets import EvalSet, read_suite
+from prefix_rft.eval_sets import EvalSet, distinct, read_suite
 from prefix_rft.evaluate import Request
 from prefix_rft.models import quiet
+from prefix_rft.recipe import Recipe
 from prefix_rft.rewards.verdict import NO_ANSWER
 from prefix_rft.run_folder import describe_machine, git_state, write_json
 from prefix_rft.run_reader import RunFolder, read_lines
@@ -61,6 +62,7 @@ def work(job: Mapping[str, Any]) -> None:
     record = {
         "spec": job["spec"],
         "costs": asdict(costs),
+        "inputs": {one.name: one.settings() for one in plan.sets},
         "machine": {**describe_machine(), "git": git_state()},
         "sets": {one.name: _of_set(plan, folder / "eval", one) for one in plan.sets},
         "columns": _columns(plan, folder / "eval", job["by"]),
@@ -137,18 +139,8 @@ def plan_of(job: Mapping[str, Any], models: Mapping[str, str]) -> Plan:
     """What is evaluated: the held-out rows, or those that a swept value is chosen on."""
     setup = configure(job["recipe"], overrides_of(job["shared"]))
     setup.close()
-    recipe, args = setup.recipe, setup.args
-    rest: dict[str, Any] = {
-        "columns": recipe.columns,
-        "system_prompt": recipe.system_prompt,
-        "folder": recipe.folder,
-    }
-    rows: Any = recipe.eval_data  # a comparison without it is refused before
-    sets = [EvalSet(HELD_OUT, rows, recipe.reward, limit=recipe.eval_problems, **rest)]
-    if job["validation_data"] is not None:
-        sets.append(EvalSet(VALIDATION, job["validation_data"], recipe.reward, **rest))
-    if job["forgetting"]:
-        sets += read_suite(str(recipe.folder / job["forgetting"]))
+    args = setup.args
+    sets = sets_of(setup.recipe, job["validation_data"], job["forgetting"])
     request = Request(
         samples=job["samples"],
         max_completion_length=args.max_completion_length,
@@ -157,6 +149,26 @@ def plan_of(job: Mapping[str, Any], models: Mapping[str, str]) -> Plan:
         template_kwargs=getattr(args, "chat_template_kwargs", None),
     )
     return Plan(models, sets, job["temperatures"], request)
+
+
+def sets_of(recipe: Recipe, validation_data: Any, forgetting: str | None) -> list[EvalSet]:
+    """The sets of problems that every model of a comparison is evaluated on.
+
+    Raises:
+        UserError: a suite that cannot be used.
+    """
+    rest: dict[str, Any] = {
+        "columns": recipe.columns,
+        "system_prompt": recipe.system_prompt,
+        "folder": recipe.folder,
+    }
+    rows: Any = recipe.eval_data  # a comparison without it is refused before
+    sets = [EvalSet(HELD_OUT, rows, recipe.reward, limit=recipe.eval_problems, **rest)]
+    if validation_data is not None:
+        sets.append(EvalSet(VALIDATION, validation_data, recipe.reward, **rest))
+    if forgetting:
+        sets += read_suite(str(recipe.folder / forgetting))
+    return distinct(sets)
 
 
 def _of_set(plan: Plan, folder: Path, one: EvalSet) -> dict[str, Any]:
