@@ -90,7 +90,9 @@ def _rich(
 ) -> Table:
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in head:
-        table.add_column(Text(name), justify="left" if name == "arm" else "right")
+        is_name = name == "arm"
+        justify = "left" if is_name else "right"
+        table.add_column(Text(name), justify=justify, no_wrap=is_name)
     group = found[0].group
     for line, cells in zip(found, rows, strict=True):
         if line.group != group:
