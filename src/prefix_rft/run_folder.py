@@ -87,7 +87,8 @@ def cut_metrics(folder: Path, step: int) -> None:
     path = folder / "metrics.jsonl"
     if path.is_file():
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if json.loads(line)["step"] <= step]
+        whole = [line for line in lines if line.endswith("\n")]  # the last one may be cut off
+        kept = [line for line in whole if json.loads(line)["step"] <= step]
         path.write_text("".join(kept), encoding="utf-8")
 
 

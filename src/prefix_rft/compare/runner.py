@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -39,6 +40,7 @@ def run_all(board: Board, at_once: int, say: Callable[[str], None]) -> list[str]
     """
     running: list[Running] = []
     failed: dict[Path, str] = {}
+    former = signal.signal(signal.SIGTERM, _interrupt)
     try:
         while True:
             for one in [r for r in running if r.process.poll() is not None]:
@@ -63,8 +65,13 @@ def run_all(board: Board, at_once: int, say: Callable[[str], None]) -> list[str]
             time.sleep(POLL_SECONDS)
     finally:
         stop(running)
+        signal.signal(signal.SIGTERM, former)
     lost = [f"{j.name}: waits for a run that failed" for j in waiting]
     return [*failed.values(), *lost]
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _count(board: Board) -> int:

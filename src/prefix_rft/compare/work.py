@@ -9,12 +9,14 @@ import json
 import os
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from rich.console import Console
 
 from prefix_rft.compare.arms import overrides_of
@@ -36,17 +38,28 @@ from prefix_rft.train import train
 DONE = "done.json"
 HELD_OUT = "held-out"
 VALIDATION = "validation"
+WATCH_SECONDS = 0.5
 
 
 def main(path: str) -> int:
     """Do the job; 0 when it is done, 2 for input that cannot be used."""
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     job = json.loads(Path(path).read_text(encoding="utf-8"))
     try:
-        work(job)
+        # A comparison that was killed may leave a process that has not noticed yet.
+        with FileLock(Path(path).with_suffix(".lock")):
+            work(job)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _end_with(parent: int) -> None:
+    """Leave at once when the comparison is gone: its next start begins this run again."""
+    while os.getppid() == parent:
+        time.sleep(WATCH_SECONDS)
+    os._exit(1)
 
 
 def work(job: Mapping[str, Any]) -> None:
