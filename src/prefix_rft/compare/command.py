@@ -15,7 +15,7 @@ from prefix_rft.compare.jobs import Board
 from prefix_rft.compare.page import write_page
 from prefix_rft.compare.results import lines
 from prefix_rft.compare.runner import check_at_once, run_all
-from prefix_rft.compare.view import as_csv, as_markdown, show
+from prefix_rft.compare.view import as_csv, show
 from prefix_rft.configure import configure
 from prefix_rft.errors import UserError
 from prefix_rft.models import quiet
@@ -76,7 +76,6 @@ def run_compare(
     show(console, board, found)
     board.folder.mkdir(parents=True, exist_ok=True)
     (board.folder / "comparison.csv").write_text(as_csv(found), encoding="utf-8")
-    (board.folder / "comparison.md").write_text(as_markdown(board, found), encoding="utf-8")
     page = write_page(board, found)
     console.print(f"page: {page}; table: comparison.csv", highlight=False, soft_wrap=True)
     return failed

@@ -1,14 +1,265 @@
-"""The page of a comparison."""
+"""The page of a comparison: one self-contained HTML file in the look of ``prefix-rft report``."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from prefix_rft.compare.jobs import Board
-from prefix_rft.compare.results import Line
+import numpy as np
+from markupsafe import Markup
+
+from prefix_rft.compare.arms import Arm
+from prefix_rft.compare.jobs import BASE, Board
+from prefix_rft.compare.results import Cell, Line
+from prefix_rft.compare.view import (
+    COSTS_HEADER,
+    HELD_OUT,
+    as_markdown,
+    costs_cells,
+    results_cells,
+    results_header,
+)
+from prefix_rft.estimates import Estimate
+from prefix_rft.eval_view import percent, temperature_name
+from prefix_rft.report.chart import Chart, draw
+from prefix_rft.report.chart import Line as Curve
+from prefix_rft.report.evaluation import draw_interval
+from prefix_rft.report.text import MINUS
+from prefix_rft.report.write import MOST_RUNS, render, write_atomically
+
+CHECKPOINTS = 1000
+"""Points of a curve; all of them."""
 
 
 def write_page(board: Board, found: Sequence[Line]) -> Path:
-    """Write the page; returns its path."""
-    return board.folder / "comparison.md"
+    """Write ``comparison.html`` and ``comparison.md``; returns the path of the first."""
+    write_atomically(board.folder / "comparison.md", as_markdown(board, found))
+    path = board.folder / "comparison.html"
+    page = render(context(board, found), "comparison.html.jinja", "prefix_rft.compare")
+    write_atomically(path, page)
+    return path
+
+
+def context(board: Board, found: Sequence[Line]) -> dict[str, Any]:
+    """What the template is given."""
+    comparison = board.comparison
+    first = comparison.temperatures[0]
+    colours = {line.name: i for i, line in enumerate(found[:MOST_RUNS])}
+    charts = [*_pass_charts(board, found, colours), *_along_training(board, found, colours)]
+    missing = [line for line in found if 0 < line.seeds < comparison.seeds and line.name != BASE]
+    return {
+        "title": Path(board.recipe).stem + ": " + ", ".join(a.name for a in comparison.arms[:6]),
+        "arms": len(comparison.arms),
+        "reference": comparison.reference,
+        "seeds": comparison.seeds,
+        "samples": comparison.samples,
+        "problems": max(line.cells[HELD_OUT][first].avg.n for line in found),
+        "temperature": temperature_name(first),
+        "missing": [line.name for line in missing],
+        "differences": _differences(board, found),
+        "results": _table(results_header(board), [results_cells(board, x) for x in found], found),
+        "costs": _table(COSTS_HEADER, [costs_cells(board, x) for x in found], found),
+        "swept": [(line.name, line.swept) for line in found if line.swept],
+        "parts": _parts(board, found),
+        "sets": _sets(board, found),
+        "charts": [(c, draw(c, i, CHECKPOINTS, 1)) for i, c in enumerate(charts)],
+        "legend": list(colours.items()),
+        "left_out": [line.name for line in found[MOST_RUNS:]],
+        "machine": _machine(board),
+    }
+
+
+def verdict(difference: Estimate) -> str:
+    """What a difference from the reference says, in a word or two."""
+    if not difference.excludes_zero:
+        return "no difference shown"
+    return "ahead" if difference.mean > 0 else "behind"
+
+
+def signed(difference: Estimate) -> str:
+    """``+1.2 [-0.3, +2.7]`` with minus signs."""
+    return difference.signed.replace("-", MINUS)
+
+
+def _table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], found: Sequence[Line]
+) -> dict[str, Any]:
+    """A table whose rows stand in groups."""
+    starts = [i > 0 and line.group != found[i - 1].group for i, line in enumerate(found)]
+    return {"head": list(head), "rows": list(zip(starts, rows, strict=True))}
+
+
+def _differences(board: Board, found: Sequence[Line]) -> list[dict[str, Any]]:
+    """By temperature, the arms' paired differences from the reference, drawn on one scale."""
+
+    def cells(temperature: float) -> list[tuple[str, Estimate]]:
+        pairs = [(line.name, line.cells[HELD_OUT][temperature].difference) for line in found]
+        return [(name, d) for name, d in pairs if d is not None and name != BASE]
+
+    blocks = []
+    every = [d for t in board.comparison.temperatures for _, d in cells(t)]
+    ends = [x for d in every for x in (d.low, d.high, d.mean) if math.isfinite(x)]
+    if not ends:
+        return []
+    scale = (min(0.0, *ends), max(0.0, *ends))
+    if scale[0] == scale[1]:
+        scale = (-0.01, 0.01)
+    for temperature in board.comparison.temperatures:
+        rows = [
+            {"arm": name, "word": verdict(d), "words": signed(d), "picture": _picture(d, scale)}
+            for name, d in cells(temperature)
+        ]
+        blocks.append({"temperature": temperature_name(temperature), "rows": rows})
+    return blocks
+
+
+def _picture(found: Estimate, scale: tuple[float, float]) -> Markup | str:
+    if not math.isfinite(found.low):
+        return ""
+    return draw_interval((found.low, found.mean, found.high), scale, zero=True)
+
+
+def _parts(board: Board, found: Sequence[Line]) -> list[dict[str, Any]]:
+    """By column, mean reward on each part of the problems."""
+    first = board.comparison.temperatures[0]
+    blocks = []
+    for column, parts in found[0].cells[HELD_OUT][first].parts.items():
+        rows = [
+            [line.name, *(percent(line.cells[HELD_OUT][first].parts[column][x]) for x in parts)]
+            for line in found
+        ]
+        blocks.append({"column": column, **_table(["arm", *parts], rows, found)})
+    return blocks
+
+
+def _sets(board: Board, found: Sequence[Line]) -> list[dict[str, Any]]:
+    """The sets besides the held-out one."""
+    temperatures = board.comparison.temperatures
+    blocks = []
+    for name in dict.fromkeys(n for line in found for n in line.cells if n != HELD_OUT):
+        rows = [[line.name, *_set_cells(line.cells[name], temperatures)] for line in found]
+        head = ["arm", *map(_at, temperatures), f"less base, {_at(temperatures[0])}"]
+        blocks.append({"name": name, **_table(head, rows, found)})
+    return blocks
+
+
+def _set_cells(cells: Mapping[float, Cell], temperatures: Iterable[float]) -> list[str]:
+    numbers = [cells[t] for t in temperatures]
+    less = numbers[0].less_base
+    return [*(percent(c.avg) for c in numbers), "" if less is None else signed(less)]
+
+
+def _at(temperature: float) -> str:
+    return "greedy" if temperature == 0 else f"T = {temperature:g}"
+
+
+def _pass_charts(board: Board, found: Sequence[Line], colours: Mapping[str, int]) -> list[Chart]:
+    """pass@k against k, for each temperature with several samples."""
+    charts = []
+    for temperature in board.comparison.temperatures:
+        curves = []
+        for line in found:
+            at = line.cells[HELD_OUT][temperature].pass_at
+            if line.name in colours and len(at) > 1:
+                points = [(math.log2(k), 100 * e.mean) for k, e in sorted(at.items())]
+                curves.append(Curve(line.name, points, colours[line.name]))
+        if curves:
+            title = f"pass@k, {_at(temperature)}"
+            charts.append(Chart(title, "%", "", curves, smooth=False, across="log2 of k"))
+    return charts
+
+
+def _along_training(board: Board, found: Sequence[Line], colours: Mapping[str, int]) -> list[Chart]:
+    """Means over seeds of the models saved along training, where there are any."""
+    paths = {
+        line.name: path
+        for line in found
+        if line.name in colours and line.name != BASE and (path := mean_path(board, line.name))
+    }
+    if not paths:
+        return []
+
+    def chart(title: str, unit: str, across: str, pick: Callable[[Any], Any]) -> Chart:
+        curves = [
+            Curve(name, [pick(p) for p in path], colours[name]) for name, path in paths.items()
+        ]
+        return Chart(title, unit, "", curves, smooth=False, across=across)
+
+    return [
+        chart(
+            "Reward against SFT loss along training",
+            "%",
+            "SFT loss on held-out demonstrations",
+            lambda p: (p["sft_loss"], 100 * p["reward_0"]),
+        ),
+        chart("Reward", "%", "step", lambda p: (p["step"], 100 * p["reward_0"])),
+        chart(
+            "What half of a demonstration adds to the reward",
+            "points",
+            "step",
+            lambda p: (p["step"], 100 * (p["reward_0.5"] - p["reward_0"])),
+        ),
+        chart(
+            "SFT loss on held-out demonstrations",
+            "nats",
+            "step",
+            lambda p: (p["step"], p["sft_loss"]),
+        ),
+    ]
+
+
+def mean_path(board: Board, name: str) -> list[dict[str, float]]:
+    """Means over seeds of an arm's measures along training; what it starts from comes first."""
+    arm = board.comparison.arm(name)
+    seeds = [
+        record["trajectory"]
+        for seed in range(board.comparison.seeds)
+        if (not arm.sweep or board.chosen(arm) is not None)
+        and (record := board.record(board.final(arm, seed))) is not None
+        and record.get("trajectory")
+    ]
+    if not seeds:
+        return []
+    shortest = min(map(len, seeds))
+    path = [
+        {key: float(np.mean([s[i][key] for s in seeds])) for key in seeds[0][i]}
+        for i in range(shortest)
+    ]
+    return [*_start_of(board, arm), *path]
+
+
+def _start_of(board: Board, arm: Arm) -> list[dict[str, float]]:
+    """The measures of the model that an arm starts from, at step 0."""
+    if arm.start is not None:
+        return [{**p, "step": 0.0} for p in mean_path(board, arm.start)[-1:]]
+    base = board.record(board.base) or {}
+    return list(base.get("trajectory") or [])
+
+
+def _machine(board: Board) -> list[tuple[str, str]]:
+    """Where the runs were made; a value for each that occurred."""
+    records = [r for j in board.jobs() if (r := board.record(j)) is not None]
+    machines = [r.get("machine") or {} for r in records]
+    facts = {
+        "device": [m.get("device") for m in machines],
+        "system": [m.get("system") for m in machines],
+        "threads": [m.get("threads") for m in machines],
+        "date": [str(m.get("date", ""))[:10] for m in machines],
+        "commit": [_commit(m.get("git")) for m in machines],
+        "torch": [(m.get("packages") or {}).get("torch") for m in machines],
+        "trl": [(m.get("packages") or {}).get("trl") for m in machines],
+        "transformers": [(m.get("packages") or {}).get("transformers") for m in machines],
+    }
+    return [
+        (name, ", ".join(dict.fromkeys(str(v) for v in values if v)))
+        for name, values in facts.items()
+        if any(values)
+    ]
+
+
+def _commit(git: Mapping[str, Any] | None) -> str:
+    if not git or not git.get("commit"):
+        return ""
+    return str(git["commit"])[:9] + (" (changed since)" if git.get("dirty") else "")

@@ -35,6 +35,7 @@ class Chart:
         name: the metric as the run folder calls it.
         lines: at least one of them has a finite point.
         smooth: whether a centred mean is drawn over the bucket means.
+        across: what the horizontal axis shows.
     """
 
     title: str
@@ -42,6 +43,7 @@ class Chart:
     name: str
     lines: Sequence[Line]
     smooth: bool = True
+    across: str = "step"
 
 
 def path(points: Sequence[Point]) -> str:
@@ -87,7 +89,9 @@ def draw(chart: Chart, identity: int, limit: int, window: int) -> Markup:
     distance = marks[1] - marks[0] if len(marks) > 1 else high - low
     labels = [tick_label(m, distance) for m in marks]
     left = 12 + 6.3 * max(map(len, labels))
-    x_low, x_high = min(steps), max(max(steps), min(steps) + 1)
+    x_low, x_high = min(steps), max(steps)
+    if x_high == x_low:
+        x_high = x_low + 1
 
     def x_of(x: float) -> float:
         return left + (x - x_low) / (x_high - x_low) * (WIDTH - left - RIGHT)
@@ -105,13 +109,15 @@ def draw(chart: Chart, identity: int, limit: int, window: int) -> Markup:
         + Markup("{}</text>").format(label)
         for m, label in zip(marks, labels, strict=True)
     ]
-    step_marks = [m for m in ticks(x_low, x_high) if m == int(m)]
+    across = ticks(x_low, x_high)
+    if chart.across == "step":
+        across = [m for m in across if m == int(m)]
     parts += [
         # The last label may not stand out of the picture: a character is 6.6 wide at most.
         Markup('<text class="x" x="{:.1f}" y="{}">{}</text>').format(
             min(x_of(m), WIDTH - 3.3 * len(number(m))), HEIGHT - 9, number(m)
         )
-        for m in step_marks
+        for m in across
     ]
     for i, line in enumerate(chart.lines):
         look = Markup("c{} {}").format(line.colour, line.dash)
@@ -136,7 +142,13 @@ def draw(chart: Chart, identity: int, limit: int, window: int) -> Markup:
         '<title id="t{}">{}</title><desc id="d{}">{}</desc>{}</svg>'
     ).format(
         *(WIDTH, HEIGHT, identity, identity),
-        *(identity, visible(f"{chart.title} by step"), identity, words, Markup("").join(parts)),
+        *(
+            identity,
+            visible(f"{chart.title} by {chart.across}"),
+            identity,
+            words,
+            Markup("").join(parts),
+        ),
     )
 
 

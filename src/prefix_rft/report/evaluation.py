@@ -76,14 +76,28 @@ def share(value: float | None, scale: tuple[float, float] = (0.0, 1.0)) -> str:
     return f"{value:.1%}".replace("%", " %")
 
 
-def draw_interval(one: Evaluation, scale: tuple[float, float]) -> Markup:
-    """A dot for the mean and a bar for the interval, on the scale of all of them."""
-    low, mean, high = (
-        6 + (x - scale[0]) / (scale[1] - scale[0]) * (WIDTH - 12)
-        for x in (one.low, one.mean, one.high)
-    )
+def draw_interval(
+    values: tuple[float, float, float],
+    scale: tuple[float, float],
+    colour: int = 0,
+    zero: bool = False,
+) -> Markup:
+    """A dot for the mean and a bar for the interval.
+
+    Args:
+        values: low end, mean, high end.
+        scale: ends of the axis, the same for all pictures that are to be compared.
+        colour: of the run.
+        zero: whether to mark zero on the axis.
+    """
+
+    def x_of(value: float) -> float:
+        return 6 + (value - scale[0]) / (scale[1] - scale[0]) * (WIDTH - 12)
+
+    low, mean, high = map(x_of, values)
+    mark = Markup('<path class="zero" d="M{:.1f} 1V17"/>').format(x_of(0.0)) if zero else ""
     return Markup(
         '<svg class="interval" viewBox="0 0 {} 18" aria-hidden="true">'
-        '<path class="axis" d="M6 9H{}"/><path class="bar c{}" d="M{:.1f} 9H{:.1f}"/>'
+        '<path class="axis" d="M6 9H{}"/>{}<path class="bar c{}" d="M{:.1f} 9H{:.1f}"/>'
         '<circle class="dot c{}" cx="{:.1f}" cy="9" r="4.5"/></svg>'
-    ).format(WIDTH, WIDTH - 6, one.colour, low, high, one.colour, mean)
+    ).format(WIDTH, WIDTH - 6, mark, colour, low, high, colour, mean)

@@ -110,7 +110,7 @@ def _evaluations(found: Sequence[Evaluation]) -> list[dict[str, Any]]:
             "stage": e.stage,
             "mean": share(e.mean, scale),
             "interval": f"{share(e.low, scale)} to {share(e.high, scale)}",
-            "picture": draw_interval(e, scale),
+            "picture": draw_interval((e.low, e.mean, e.high), scale, e.colour),
             "samples": f"{e.problems:,} \N{MULTIPLICATION SIGN} {e.samples}",
             "truncated": share(e.truncated),
             "no_answer": share(e.no_answer),

@@ -66,18 +66,33 @@ def output_path(first: str, output: str | None) -> Path:
     return path
 
 
-def render(variables: dict[str, Any]) -> str:
-    """The page. Every value that goes into it is made visible and escaped, whatever it holds."""
-    package = files("prefix_rft.report")
+def render(
+    variables: dict[str, Any],
+    template: str = "report.html.jinja",
+    package: str = "prefix_rft.report",
+) -> str:
+    """The page. Every value that goes into it is made visible and escaped, whatever it holds.
+
+    Args:
+        variables: of the template.
+        template: its file.
+        package: that holds it; what it does not hold, such as the style, is this package's.
+    """
+    folders = [files(package), files("prefix_rft.report")]
+
+    def load(name: str) -> str:
+        folder = next(f for f in folders if (f / name).is_file())
+        return (folder / name).read_text(encoding="utf-8")
+
     environment = Environment(
-        loader=FunctionLoader(lambda name: (package / name).read_text(encoding="utf-8")),
+        loader=FunctionLoader(load),
         autoescape=True,
         undefined=StrictUndefined,
         finalize=_finalize,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("report.html.jinja").render(variables)
+    return environment.get_template(template).render(variables)
 
 
 def _finalize(value: Any) -> Any:
