@@ -111,6 +111,24 @@ def test_a_recipe_trains_and_resumes(task: Path, tmp_path: Path, name: str) -> N
     assert all(resumed[k].equal(whole[k]) for k in whole)
 
 
+@pytest.mark.parametrize("name", ["sft", "prefix_rft"])
+def test_from_its_last_checkpoint_nothing_is_trained(name: str, task: Path, tmp_path: Path) -> None:
+    """transformers would take a step more; and the last line of the metrics may be cut off."""
+    own = ["max_steps=3", "save_steps=3"]
+    folder = run(task, name, tmp_path, *own)
+    whole = load_file(folder / "model/model.safetensors")
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')
+    shutil.rmtree(folder / "model")
+    assert (
+        run(task, name, tmp_path, *own, f"resume_from_checkpoint={folder}/checkpoint-3") == folder
+    )
+    resumed = load_file(folder / "model/model.safetensors")
+    assert all(resumed[k].equal(whole[k]) for k in whole)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert {line["step"] for line in lines} == {1, 2, 3}
+
+
 def test_stages_hand_over_weights_and_tokenizer(task: Path, tmp_path: Path) -> None:
     recipe = str(task / "recipes" / f"{STAGED}.yaml")
     runs = tmp_path / "runs"

@@ -90,7 +90,7 @@ def start(board: Board, job: Job, at_once: int) -> Running:
         threads = str(max(1, (os.cpu_count() or 1) // at_once))
         environment.setdefault("OMP_NUM_THREADS", threads)
     process = subprocess.Popen(  # noqa: S603
-        [sys.executable, "-m", "prefix_rft.compare.work", str(order)],
+        [sys.executable, "-m", "prefix_rft.compare", str(order)],
         stdout=log,
         stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL,

@@ -1,6 +1,6 @@
 """One run of a comparison, in a process of its own: train, evaluate, leave ``done.json``.
 
-``python -m prefix_rft.compare.work JOB.json``
+``python -m prefix_rft.compare JOB.json``
 """
 
 from __future__ import annotations
@@ -231,8 +231,3 @@ def _columns(plan: Plan, folder: Path, by: Sequence[str]) -> dict[str, list[Any]
         if not any(column in row for row in rows):
             raise UserError(f"the held-out rows have no column '{column}' to split by")
     return {column: [row.get(column) for row in rows] for column in by}
-
-
-if __name__ == "__main__":
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    sys.exit(main(sys.argv[1]))

@@ -15,6 +15,7 @@ from prefix_rft.data.demonstrations import imitation_rows
 from prefix_rft.data.render import Renderer, end_of_text_ids
 from prefix_rft.engines.trl.config import parse_options, refuse_owned, with_const
 from prefix_rft.engines.trl.reference import ReferencePolicy
+from prefix_rft.engines.trl.resume import ResumesExactly
 from prefix_rft.engines.trl.state import keep_state, load_state
 from prefix_rft.engines.trl.tokens import TokenCounts
 from prefix_rft.methods import load
@@ -67,7 +68,7 @@ class DemonstrationConfig(SFTConfig):
         return with_const(load(self.method, **options), self.max_completion_length)
 
 
-class DemonstrationTrainer(SFTTrainer):
+class DemonstrationTrainer(ResumesExactly, SFTTrainer):
     """Maximum likelihood (and its relatives) on the demonstrations of the same rows.
 
     The normaliser spans the whole optimizer step over all processes, so the split into

@@ -36,6 +36,7 @@ from prefix_rft.engines.trl.kept import write_kept
 from prefix_rft.engines.trl.parameter_mask import ParameterMask
 from prefix_rft.engines.trl.plan import RowPlan
 from prefix_rft.engines.trl.reference import ReferencePolicy
+from prefix_rft.engines.trl.resume import ResumesExactly
 from prefix_rft.engines.trl.rollouts import write_rollouts
 from prefix_rft.engines.trl.rounds import generate
 from prefix_rft.engines.trl.scores import contrasted
@@ -47,7 +48,7 @@ from prefix_rft.engines.trl.window import Rows, by_length, join, to_batch, trim
 from prefix_rft.rewards import checked
 
 
-class PrefixRFTTrainer(GRPOTrainer):
+class PrefixRFTTrainer(ResumesExactly, GRPOTrainer):
     """Train on demonstrations and verifiable rewards in the same run.
 
     A drop-in for ``trl.GRPOTrainer``: same arguments, same reward functions, same dataset with a
