@@ -14,10 +14,10 @@ from prefix_rft.compare.arms import Arm
 from prefix_rft.compare.jobs import BASE, Board
 from prefix_rft.compare.results import Cell, Line
 from prefix_rft.compare.view import (
-    COSTS_HEADER,
     HELD_OUT,
     as_markdown,
     costs_cells,
+    costs_header,
     results_cells,
     results_header,
 )
@@ -60,7 +60,7 @@ def context(board: Board, found: Sequence[Line]) -> dict[str, Any]:
         "missing": [line.name for line in missing],
         "differences": _differences(board, found),
         "results": _table(results_header(board), [results_cells(board, x) for x in found], found),
-        "costs": _table(COSTS_HEADER, [costs_cells(board, x) for x in found], found),
+        "costs": _table(costs_header(board), [costs_cells(board, x) for x in found], found),
         "swept": [(line.name, line.swept) for line in found if line.swept],
         "parts": _parts(board, found),
         "sets": _sets(board, found),

@@ -50,9 +50,10 @@ def results_cells(board: Board, line: Line, between: str = " ") -> list[str]:
     ]
 
 
-COSTS_HEADER = (
-    "arm", "steps", "sampled", "trained", "FLOPs", "time", "pass@k", "cut", "no answer", "sd",
-)  # fmt: skip
+def costs_header(board: Board) -> list[str]:
+    """Of the table of costs."""
+    names = ["arm", "steps", "sampled", "trained", "FLOPs", "time"]
+    return [*names, f"pass@{board.comparison.samples}", "cut", "no answer", "sd"]
 
 
 def costs_cells(board: Board, line: Line) -> list[str]:
@@ -64,7 +65,7 @@ def costs_cells(board: Board, line: Line) -> list[str]:
         f"{line.steps:.0f}" if line.steps else "",
         *(number(v) if v else "" for v in (costs.sampled, costs.trained, costs.flops)),
         f"{costs.seconds:.0f} s" if costs.seconds else "",
-        f"{100 * first.pass_at[k].mean:.1f} ({k})" if k else "",
+        f"{100 * first.pass_at[k].mean:.1f}" if k == board.comparison.samples else "",
         f"{100 * first.truncated:.1f}",
         f"{100 * first.no_answer:.1f}",
         "" if math.isnan(first.spread) else f"{100 * first.spread:.1f}",
@@ -79,7 +80,7 @@ def show(console: Console, board: Board, found: Sequence[Line]) -> None:
     console.print(_rich(title, results_header(board), rows, found))
     title = "means over seeds, what an arm starts from included; sd over seeds in points"
     rows = [costs_cells(board, line) for line in found]
-    console.print(_rich(title, COSTS_HEADER, rows, found))
+    console.print(_rich(title, costs_header(board), rows, found))
     for line in found:
         if line.swept:
             console.print(f"{line.name}: {line.swept}", highlight=False, markup=False)
@@ -158,10 +159,10 @@ def as_markdown(board: Board, found: Sequence[Line]) -> str:
     blocks = [
         f"Held-out avg@{k} in % [95 % interval over seeds and problems]:",
         _table(results_header(board), [results_cells(board, line) for line in found]),
-        "Costs and the like, means over seeds, what an arm starts from included; pass@k with k in "
-        "brackets, cut and without an answer in % of samples at the first temperature, sd over "
+        "Costs and the like, means over seeds, what an arm starts from included; "
+        "cut and without an answer in % of samples at the first temperature, sd over "
         "seeds in points:",
-        _table(COSTS_HEADER, [costs_cells(board, line) for line in found]),
+        _table(costs_header(board), [costs_cells(board, line) for line in found]),
     ]
     notes = [f"- {line.name}: {line.swept}" for line in found if line.swept]
     if notes:
