@@ -14,7 +14,7 @@ from prefix_rft.tasks.countdown.base_model import (
     make_model,
     make_tokenizer,
 )
-from prefix_rft.tasks.countdown.grade import grade, reward, well_formed
+from prefix_rft.tasks.countdown.grade import arithmetic, grade, reward, well_formed
 from prefix_rft.tasks.countdown.puzzle import (
     Puzzle,
     Rules,
@@ -227,6 +227,72 @@ def test_write_is_deterministic_and_complete(tmp_path):
     AutoModelForCausalLM.from_pretrained(tmp_path / "a" / "base")
 
 
+def rows_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_four_numbers_come_with_their_base_and_budget(tmp_path):
+    write(tmp_path, n_train=40, n_test=20, seed=5, n_valid=10, operands=[4])
+    for name in ("train", "valid", "test"):
+        for row in rows_of(tmp_path / f"{name}.jsonl"):
+            assert len(row["numbers"]) == 4
+            assert grade(row["demonstration"], row["numbers"], row["target"])
+    for name in ("recipe", "recipes/grpo", "compare/methods", "compare/ablations"):
+        recipe = (tmp_path / f"{name}.yaml").read_text()
+        assert "max_completion_length: 18" in recipe, name  # three steps of five, separators, EOS
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "base")
+    longest = max(
+        len(tokenizer(r["demonstration"])["input_ids"]) for r in rows_of(tmp_path / "train.jsonl")
+    )
+    assert longest + 1 == 18
+    four = (tmp_path / "base/model.safetensors").read_bytes()
+    assert four == (BASE.parent / "base_four/model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match="no base has read chains over 5 numbers"):
+        write(tmp_path / "five", operands=[3, 5])
+
+
+def test_validation_rows_are_of_the_training_split_and_not_in_it(tmp_path):
+    write(tmp_path, n_train=60, n_test=5, seed=5, n_valid=40)
+    keys = {
+        name: {
+            (tuple(sorted(r["numbers"])), r["target"]) for r in rows_of(tmp_path / f"{name}.jsonl")
+        }
+        for name in ("train", "valid")
+    }
+    assert len(keys["valid"]) == 40
+    assert not keys["train"] & keys["valid"]
+    puzzles = [Puzzle(tuple(r["numbers"]), r["target"]) for r in rows_of(tmp_path / "valid.jsonl")]
+    assert {split_of(p) for p in puzzles} == {"train"}
+    # More validation rows do not change what is trained on.
+    write(tmp_path / "more", n_train=60, n_test=5, seed=5, n_valid=41)
+    assert (tmp_path / "more/train.jsonl").read_text() == (tmp_path / "train.jsonl").read_text()
+
+
+def test_a_worse_solver_is_right_as_often_as_it_says(tmp_path):
+    write(tmp_path, n_train=400, n_test=20, seed=5, n_valid=20, solver_accuracy=0.5)
+    rows = rows_of(tmp_path / "train.jsonl")
+    right = [grade(r["demonstration"], r["numbers"], r["target"]) for r in rows]
+    luck = [chance(r["numbers"], r["target"], Rules().limit) for r in rows]
+    wanted = sum(0.5 + 0.5 * x for x in luck)
+    assert sum(right) == pytest.approx(wanted, abs=4 * (0.25 * 400) ** 0.5)
+    assert all(well_formed(r["demonstration"], r["numbers"]) for r in rows)
+    # Rows to choose and to evaluate on keep their solver.
+    for name in ("valid", "test"):
+        for row in rows_of(tmp_path / f"{name}.jsonl"):
+            assert grade(row["demonstration"], row["numbers"], row["target"])
+    write(tmp_path / "right", n_train=400, n_test=20, seed=5, n_valid=20)
+    same = rows_of(tmp_path / "right/train.jsonl")
+    assert [r["prompt"] for r in same] == [r["prompt"] for r in rows]
+
+
+def test_what_is_not_forgotten_is_any_correct_chain():
+    numbers = [[3, 5, 7]] * 3
+    chains_over = ["3 * 7 = 21 ; 21 + 5 = 26", "3 + 5 = 8 ; 8 + 7 = 15", "3 + 5 = 9 ; 9 + 7 = 16"]
+    assert arithmetic(chains_over, numbers) == [1.0, 1.0, 0.0]
+    told = [[{"role": "assistant", "content": text}] for text in chains_over]
+    assert arithmetic(told, numbers) == [1.0, 1.0, 0.0]
+
+
 def test_rebuild_is_deterministic(tmp_path):
     rules = Rules(operands=(2,), highest=3, limit=9)
     one, _ = make_base(tmp_path / "one", steps=3, seed=1, rules=rules)
@@ -253,19 +319,24 @@ def test_a_short_rebuild_writes_well_formed_chains(tmp_path):
     assert share(model) > 0.7
 
 
-def test_shipped_base_is_small_and_starts_low():
-    model = AutoModelForCausalLM.from_pretrained(BASE)
-    tokenizer = AutoTokenizer.from_pretrained(BASE)
+@pytest.mark.parametrize(
+    ("name", "rules", "least"), [("base", Rules(), 0.95), ("base_four", Rules((4,)), 0.9)]
+)
+def test_shipped_base_is_small_and_starts_low(name, rules, least):
+    folder = BASE.parent / name
+    most = max(rules.operands)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     assert sum(p.numel() for p in model.parameters()) == 343_440
-    assert sum(f.stat().st_size for f in BASE.iterdir()) < 4e6
+    assert sum(f.stat().st_size for f in folder.iterdir()) < 4e6
     assert tokenizer.get_vocab() == make_tokenizer(Rules().limit).get_vocab()
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id
     assert model.generation_config.pad_token_id == tokenizer.pad_token_id
 
-    puzzles = generate("test", 400, 0) * 2
-    texts = complete(model, tokenizer, puzzles, max_new_tokens=12)
+    puzzles = generate("test", 400, 0, rules) * 2
+    texts = complete(model, tokenizer, puzzles, max_new_tokens=6 * most - 6)
     verdicts = [grade(t, p.numbers, p.target) for t, p in zip(texts, puzzles, strict=True)]
     formed = [well_formed(t, p.numbers) for t, p in zip(texts, puzzles, strict=True)]
     luck = [chance(p.numbers, p.target, Rules().limit) for p in puzzles]
     assert sum(verdicts) == pytest.approx(sum(luck), abs=4 * sum(luck) ** 0.5)
-    assert sum(formed) / len(formed) > 0.95
+    assert sum(formed) / len(formed) > least

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from prefix_rft.errors import UserError
 from prefix_rft.methods import BUILT_IN, load
-from prefix_rft.recipe import load_recipe, stage_names
+from prefix_rft.recipe import load_recipe, read_recipe, stage_names
 from prefix_rft.tasks.countdown import write
 from prefix_rft.train import train
 
@@ -261,6 +261,18 @@ def test_wrong_input(task: Path, tmp_path: Path, name: str, override: str, sente
             Console(quiet=True),
         )
     assert not list(tmp_path.iterdir())
+
+
+def test_a_key_is_taken_away(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("model: base\nbeta: 0.1\ncompare: {seeds: 2}\n")
+    assert read_recipe(path, ["~beta", "~none", "seed=3"]) == {
+        "model": "base", "compare": {"seeds": 2}, "seed": 3
+    }  # fmt: skip
+    # Given again after that, it counts; training does not read what is for a comparison.
+    assert read_recipe(path, ["~beta", "beta=0.2"])["beta"] == 0.2
+    path.write_text("model: base\ntrain_data: x.jsonl\ncompare: {seeds: 2}\n")
+    assert "compare" not in load_recipe(path).trainer
 
 
 def test_stage_names() -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from prefix_rft.engines.sampling import SamplingSettings, sample
+from prefix_rft.engines.sampling import SamplingSettings, sample, uniforms_of
 from tiny import make_model, make_tokenizer
 
 PROMPTS = [[5, 6, 7], [9], [5, 6, 7], [8, 8, 8, 8, 8, 4], [9]]
@@ -100,3 +100,44 @@ def test_the_law_of_a_token(settings: dict, support: int | None) -> None:
     assert chi2 < degrees + 5 * (2 * degrees) ** 0.5 + 5
     if support is not None:
         assert int((p > 0).sum()) == min(support, len(p))
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+def test_given_uniforms_invert_the_distribution_function(temperature: float) -> None:
+    """A token is the first whose cumulative probability lies above the row's number."""
+    model = make_model(make_tokenizer(), hidden=64).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(3.0)
+    uniforms = torch.tensor([[0.0, 0.2], [0.49, 0.5], [0.9, 0.1], [0.999, 0.75]])
+    prompts = [[5, 6, 7], [9], [8, 8], [5, 6]]
+    settings = SamplingSettings((1,), 0, temperature)
+    rows = sample(model, prompts, [2] * 4, settings, uniforms=uniforms)
+    for prompt, ids, numbers in zip(prompts, rows, uniforms.tolist(), strict=True):
+        context = list(prompt)
+        for token, number in zip(ids, numbers, strict=False):
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor([context])).logits[0, -1].double()
+            total, want = 0.0, None
+            for candidate, p in enumerate((logits / temperature).softmax(-1).tolist()):
+                total += p
+                if want is None and total > number:
+                    want = candidate
+            assert token == want
+            context.append(token)
+
+
+def test_uniforms_are_functions_of_their_keys() -> None:
+    found = uniforms_of(["0:1:2", "0:1:3", "0:1:2"], 4)
+    assert found.shape == (3, 4)
+    assert found[0].equal(found[2])
+    assert not found[0].equal(found[1])
+    assert uniforms_of(["0:1:2"], 2).equal(found[:1, :2])  # a longer budget keeps the start
+    assert found[0].tolist() == pytest.approx(PINNED, abs=1e-7)
+    many = uniforms_of([str(i) for i in range(4000)], 1)[:, 0].sort().values
+    even = (torch.arange(4000) + 0.5) / 4000
+    assert (many - even).abs().max() < 1.63 / 4000**0.5  # Kolmogorov and Smirnov, 1 %
+
+
+PINNED = [0.4903430938720703, 0.6212794780731201, 0.023886501789093018, 0.34328752756118774]
+"""The same samples on any machine rest on these."""
