@@ -112,7 +112,8 @@ def test_given_uniforms_invert_the_distribution_function(temperature: float) -> 
     uniforms = torch.tensor([[0.0, 0.2], [0.49, 0.5], [0.9, 0.1], [0.999, 0.75]])
     prompts = [[5, 6, 7], [9], [8, 8], [5, 6]]
     settings = SamplingSettings((1,), 0, temperature)
-    rows = sample(model, prompts, [2] * 4, settings, uniforms=uniforms)
+    # A row that is done leaves the batch; the others keep their numbers.
+    rows = sample(model, prompts, [1, 2, 1, 2], settings, uniforms=uniforms)
     for prompt, ids, numbers in zip(prompts, rows, uniforms.tolist(), strict=True):
         context = list(prompt)
         for token, number in zip(ids, numbers, strict=False):
@@ -125,6 +126,16 @@ def test_given_uniforms_invert_the_distribution_function(temperature: float) -> 
                     want = candidate
             assert token == want
             context.append(token)
+
+
+def test_zero_does_not_draw_what_is_impossible() -> None:
+    model = make_model(make_tokenizer(), hidden=64).eval()
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([[5, 6, 7]])).logits[0, -1]
+    best = int(logits.argmax())
+    assert best != 0
+    settings = SamplingSettings((1,), 0, top_k=1)
+    assert sample(model, [[5, 6, 7]], [1], settings, uniforms=torch.zeros(1, 1)) == [[best]]
 
 
 def test_uniforms_are_functions_of_their_keys() -> None:
