@@ -14,9 +14,15 @@ from prefix_rft.errors import UserError
 
 def train(args: argparse.Namespace) -> None:
     """``prefix-rft train``."""
+    from accelerate import PartialState
+
+    from prefix_rft.report import write_report
     from prefix_rft.train import train as run
 
-    run(args.recipe, args.overrides, Console())
+    console = Console()
+    folder = run(args.recipe, args.overrides, console)
+    if PartialState().is_main_process:
+        console.print(f"report: {write_report([str(folder)])}", highlight=False, soft_wrap=True)
 
 
 def check(args: argparse.Namespace) -> int:
@@ -146,8 +152,9 @@ def task(args: argparse.Namespace) -> None:
     except ValueError as error:
         raise UserError(f"task '{args.name}': {error}") from error
     Console().print(
-        f"wrote train.jsonl, valid.jsonl, test.jsonl, base/, recipe.yaml and recipes/ to {folder}\n"
-        f"next: prefix-rft train {folder / 'recipe.yaml'}",
+        f"wrote rows, base/, recipe.yaml, recipes/ and compare/ to {folder}\n"
+        f"next: prefix-rft train {folder / 'recipe.yaml'}\n"
+        f"  or: prefix-rft compare {folder / 'compare/quick.yaml'} --jobs 2",
         highlight=False,
         soft_wrap=True,
     )
