@@ -288,6 +288,7 @@ def test_a_run_leaves_its_folder(folder: Path, capfd: pytest.CaptureFixture[str]
     evaluation = json.loads((run / "eval.json").read_text())
     assert evaluation["base"]["problems"] == evaluation["trained"]["problems"] == 4
     assert sorted(p.name for p in (run / "model").glob("*.safetensors")) == ["model.safetensors"]
+    assert "Prefix-RFT report" in (run / "report.html").read_text()
     # A second run does not touch the first.
     assert main(["train", "recipe.yaml", "method=sft"]) == 0
     assert (folder / "runs/tiny-2/model/model.safetensors").exists()
