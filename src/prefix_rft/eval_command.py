@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,14 +103,21 @@ def _sets(args: argparse.Namespace, given: dict[str, Any]) -> list[EvalSet]:
         "limit": args.limit or given.get("limit"),
     }
     if args.data:
-        # A reward named beside a recipe is looked for in the recipe's folder, data where one is.
-        sets = [named_set(text, reward=reward, **rest) for text in args.data]
-        return distinct(sets)
+        # A recipe's reward is looked for in the recipe's folder, data where the command runs.
+        folder = Path() if args.reward else given["folder"]
+        sets = [named_set(text, reward=reward, folder=folder, **rest) for text in args.data]
+        return distinct([_seen_from(folder, one) for one in sets])
     if given.get("data") is None:
         raise UserError("give --data FILE, or --recipe of a recipe with eval_data")
     data = given["data"]
     name = Path(data if isinstance(data, str) else str(data.get("path"))).stem
     return [EvalSet(name, data, reward, folder=given["folder"], **rest)]
+
+
+def _seen_from(folder: Path, one: EvalSet) -> EvalSet:
+    """The set with the path of its local file as seen from ``folder``."""
+    local = isinstance(one.data, str) and Path(one.data).exists()
+    return replace(one, data=os.path.relpath(str(one.data), folder)) if local else one
 
 
 def _columns(pairs: list[str]) -> dict[str, str]:

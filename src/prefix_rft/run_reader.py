@@ -102,6 +102,8 @@ class RunFolder:
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The mappings in a jsonl file.
 
+    A last line that has no end yet is left out: the run is writing it, or was killed while it did.
+
     Raises:
         UserError: a line that is no JSON mapping.
     """
@@ -111,6 +113,8 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
             try:
                 row = json.loads(line)
             except ValueError as error:
+                if not line.endswith("\n"):
+                    return
                 raise UserError(f"'{path}', line {number} is damaged: it is no JSON") from error
             if not isinstance(row, dict):
                 raise UserError(f"'{path}', line {number} is damaged: it is no mapping")

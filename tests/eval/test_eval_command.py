@@ -87,6 +87,19 @@ def test_a_recipe_gives_the_rest(folder: Path) -> None:
     assert found["settings"]["samples"] == 4
 
 
+def test_other_rows_with_the_reward_of_a_recipe(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows are where the command runs, the reward where the recipe is."""
+    (folder / "elsewhere").mkdir()
+    (folder / "elsewhere/mine.jsonl").write_text((folder / "held.jsonl").read_text())
+    monkeypatch.chdir(folder / "elsewhere")
+    command = ["eval", "../base", "--recipe", "../recipe.yaml", "--data", "mine.jsonl"]
+    assert main([*command, "--temperature", "0", "--limit", "2", "--output", "out"]) == 0
+    found = result(folder / "elsewhere/out")["results"]
+    assert [(r["set"], r["problems"]) for r in found] == [("mine", 2)]
+
+
 def test_forgetting(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["eval", "base", "--base", "base", "--forgetting", "suite.yaml", *SHORT]
     assert main([*command, "--output", "f"]) == 0

@@ -206,6 +206,18 @@ def test_bad_input_is_one_sentence(
     assert not (tmp_path / "r" / "report.html").exists()
 
 
+def test_a_run_that_still_writes_is_shown(tmp_path: Path) -> None:
+    """The last line of a file may be half there."""
+    rows = [row(0, i, text=f"text {i}") for i in range(4)]
+    folder = write_run(tmp_path / "r", metrics_of(5), [rows], words())
+    for name in ("metrics.jsonl", "rollouts/step_000000.jsonl"):
+        with (folder / name).open("a") as file:
+            file.write('{"step": 5, "rew')
+    page = write_report([str(folder)]).read_text(encoding="utf-8")
+    assert "text 3" in page
+    assert '"rew' not in page
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -217,7 +229,7 @@ def test_bad_input_is_one_sentence(
         ("environment.json", "[1]", "environment.json' is damaged: it must be a mapping"),
         ("recipe.yaml", "[1]", "must be a mapping"),
         ("model/tokenizer.json", "{", "tokenizer.json' is damaged"),
-        ("rollouts/step_000000.jsonl", "{", "line 1 is damaged"),
+        ("rollouts/step_000000.jsonl", "{\n", "line 1 is damaged"),
     ],
 )
 def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: str, message: str) -> None:
