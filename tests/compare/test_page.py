@@ -10,8 +10,8 @@ from compare_records import finish, make_board
 
 from browser import console, need_browser, widths
 from prefix_rft.compare.jobs import Board
-from prefix_rft.compare.page import mean_path, verdict, write_page
-from prefix_rft.compare.results import lines
+from prefix_rft.compare.page import verdict, write_page
+from prefix_rft.compare.results import lines, mean_path
 from prefix_rft.compare.work import DONE
 from prefix_rft.estimates import Estimate
 
@@ -92,6 +92,9 @@ def test_means_along_training(board: Board) -> None:
     # The base, then the means over two seeds.
     assert [p["reward_0"] for p in path] == [0.125, 0.25, 0.625]
     assert [p["step"] for p in path] == [0, 0, 10]
+    page_of(board)
+    table = (board.folder / "comparison.md").read_text()
+    assert "| rl | 10 | 0.375 | 62.5 | 87.5 | 25.0 |" in table
     after = mean_path(board, "rl/long-name-of-an-arm")
     assert after[0] == {**path[-1], "step": 0.0}
 

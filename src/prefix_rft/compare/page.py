@@ -7,12 +7,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from markupsafe import Markup
 
-from prefix_rft.compare.arms import Arm
 from prefix_rft.compare.jobs import BASE, Board
-from prefix_rft.compare.results import Cell, Line
+from prefix_rft.compare.results import Cell, Line, mean_path
 from prefix_rft.compare.view import (
     HELD_OUT,
     as_markdown,
@@ -208,34 +206,6 @@ def _along_training(board: Board, found: Sequence[Line], colours: Mapping[str, i
             lambda p: (p["step"], p["sft_loss"]),
         ),
     ]
-
-
-def mean_path(board: Board, name: str) -> list[dict[str, float]]:
-    """Means over seeds of an arm's measures along training; what it starts from comes first."""
-    arm = board.comparison.arm(name)
-    seeds = [
-        record["trajectory"]
-        for seed in range(board.comparison.seeds)
-        if (not arm.sweep or board.chosen(arm) is not None)
-        and (record := board.record(board.final(arm, seed))) is not None
-        and record.get("trajectory")
-    ]
-    if not seeds:
-        return []
-    shortest = min(map(len, seeds))
-    path = [
-        {key: float(np.mean([s[i][key] for s in seeds])) for key in seeds[0][i]}
-        for i in range(shortest)
-    ]
-    return [*_start_of(board, arm), *path]
-
-
-def _start_of(board: Board, arm: Arm) -> list[dict[str, float]]:
-    """The measures of the model that an arm starts from, at step 0."""
-    if arm.start is not None:
-        return [{**p, "step": 0.0} for p in mean_path(board, arm.start)[-1:]]
-    base = board.record(board.base) or {}
-    return list(base.get("trajectory") or [])
 
 
 def _machine(board: Board) -> list[tuple[str, str]]:

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prefix_rft.compare.jobs import BASE, Board
-from prefix_rft.compare.results import Cell, Line
+from prefix_rft.compare.results import Cell, Line, mean_path
 from prefix_rft.eval_view import percent, temperature_name
 
 HELD_OUT = "held-out"
@@ -169,7 +169,7 @@ def as_markdown(board: Board, found: Sequence[Line]) -> str:
         blocks.append("Chosen on validation rows at seed 0:\n\n" + "\n".join(notes))
     blocks += _part_tables(board, found)
     blocks += _set_tables(board, found)
-    blocks.append(_pass_table(board, found))
+    blocks += [_pass_table(board, found), _training_table(board, found)]
     return "\n\n".join(b for b in blocks if b) + "\n"
 
 
@@ -225,3 +225,18 @@ def _pass_table(board: Board, found: Sequence[Line]) -> str:
         rows.append([line.name, *(percent(at[k]) if k in at else "" for k in ks)])
     head = ["arm", *(f"k = {k}" for k in ks)]
     return f"pass@k, T = {temperature_name(first)}:\n\n{_table(head, rows)}"
+
+
+def _training_table(board: Board, found: Sequence[Line]) -> str:
+    """The models saved along training, means over seeds."""
+    rows = []
+    for line in found:
+        for point in mean_path(board, line.name) if line.name != BASE else ():
+            alone, given = 100 * point["reward_0"], 100 * point["reward_0.5"]
+            numbers = (f"{alone:.1f}", f"{given:.1f}", f"{given - alone:.1f}")
+            rows.append([line.name, f"{point['step']:.0f}", f"{point['sft_loss']:.3f}", *numbers])
+    if not rows:
+        return ""
+    head = ["arm", "step", "SFT loss", "reward", "after half a demonstration", "more"]
+    title = "Along training (SFT loss in nats on held-out demonstrations, rewards in %, T = 1)"
+    return f"{title}:\n\n{_table(head, rows)}"
