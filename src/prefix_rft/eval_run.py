@@ -15,6 +15,7 @@ import torch
 from datasets import Dataset
 
 from prefix_rft.data import load_rows
+from prefix_rft.data.render import Renderer
 from prefix_rft.data.rows import PLACE
 from prefix_rft.errors import UserError, choose
 from prefix_rft.eval_sets import EvalSet
@@ -166,6 +167,7 @@ def _sample_set(
     for column in plan.by:
         choose(f"column of set '{one.name}' to split by", column, rows.column_names)
     give_template(tokenizer, rows[0]["prompt"])
+    _write_rendering(plan, folder, role, one, rows[0]["prompt"], tokenizer)
     rewards, _ = load_rewards(one.reward, one.folder)
     if not rewards:
         raise UserError(f"set '{one.name}' has no reward to grade with")
@@ -177,6 +179,27 @@ def _sample_set(
             for done in draw(path, rows, model, tokenizer, rewards[0], request):
                 progress(name, done, len(rows))
             _done_file(folder, role, one, temperature).touch()
+
+
+def _rendering_file(folder: Path, role: str, one: EvalSet) -> Path:
+    return folder / "samples" / role / f"{one.name}-prompt.json"
+
+
+def _write_rendering(
+    plan: Plan, folder: Path, role: str, one: EvalSet, prompt: Any, tokenizer: Any
+) -> None:
+    """Note how prompts of a set reach a model: its template, and the first one as text."""
+    ids = Renderer(tokenizer, (), plan.request.template_kwargs or {}).prompt(prompt)
+    template = None if isinstance(prompt, str) else str(tokenizer.chat_template)
+    path = _rendering_file(folder, role, one)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(
+        path,
+        {
+            "chat_template_sha256": template and hashlib.sha256(template.encode()).hexdigest(),
+            "first_prompt": tokenizer.decode(ids),
+        },
+    )
 
 
 class _Closing:
@@ -274,6 +297,13 @@ def summarise(plan: Plan, folder: Path) -> dict[str, Any]:
     return {
         "settings": settings,
         "engine": "transformers",
+        "prompts": {
+            role: {
+                one.name: json.loads(_rendering_file(folder, role, one).read_text(encoding="utf-8"))
+                for one in plan.sets
+            }
+            for role in plan.models
+        },
         "machine": describe_machine(),
         "results": results,
         "differences": differences,

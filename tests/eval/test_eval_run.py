@@ -1,5 +1,6 @@
 """Samples are functions of seed, problem and sample; an evaluation goes on where it was cut off."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from prefix_rft.errors import UserError
 from prefix_rft.eval_run import Plan, read_problems, run_eval
 from prefix_rft.eval_sets import EvalSet
 from prefix_rft.evaluate import Request
-from tiny import make_model, make_rows, make_tokenizer
+from tiny import CHAT_TEMPLATE, make_chat_tokenizer, make_model, make_rows, make_tokenizer
 
 REWARD = "tiny_rewards:holds"
 CODE = """
@@ -71,6 +72,28 @@ def test_result_says_what_was_done(whole: Path) -> None:
     assert result["settings"]["samples"] == 3
     assert result["engine"] == "transformers"
     assert "torch" in json.dumps(result["machine"])
+    first = json.loads((whole.parent / "a.jsonl").read_text().splitlines()[0])
+    assert result["prompts"]["model"]["a"] == {
+        "chat_template_sha256": None,
+        "first_prompt": first["prompt"],
+    }
+
+
+def test_result_says_which_template_was_used(task: Path, tmp_path: Path) -> None:
+    tokenizer = make_chat_tokenizer()
+    make_model(tokenizer).save_pretrained(tmp_path / "chat")
+    tokenizer.save_pretrained(tmp_path / "chat")
+    row = {"prompt": [{"role": "user", "content": "1+1?"}], "answer": "2"}
+    (tmp_path / "c.jsonl").write_text(json.dumps(row) + "\n")
+    chat = replace(
+        plan(task, sets=[EvalSet("c", str(tmp_path / "c.jsonl"), REWARD, folder=task)]),
+        models={"model": str(tmp_path / "chat")},
+    )
+    found = run_eval(chat, tmp_path / "eval", nothing)["prompts"]["model"]["c"]
+    assert found == {
+        "chat_template_sha256": hashlib.sha256(CHAT_TEMPLATE.encode()).hexdigest(),
+        "first_prompt": "<|user|>1+1?<|end|><|assistant|>",
+    }
 
 
 def test_samples_do_not_depend_on_the_batch(task: Path, whole: Path) -> None:
