@@ -15,6 +15,8 @@ EXAMPLES = """examples:
   prefix-rft train data/countdown/recipe.yaml   train, evaluate, leave runs/countdown behind
   prefix-rft train RECIPE.yaml method=dr_grpo learning_rate=2e-4 method.epsilon_high=0.28
   prefix-rft eval runs/countdown/model --recipe data/countdown/recipe.yaml --samples 8
+  prefix-rft compare data/countdown/compare/quick.yaml   several methods, seeds, intervals
+  prefix-rft report runs/countdown              one HTML file: curves, groups, prefixes, settings
   prefix-rft methods prefix_rft                 one method's streams, rows and defaults
 """
 
