@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 from rich.console import Console
+from rich.markup import escape
 
 from prefix_rft.compare.arms import KEY, overrides_of, read_comparison
 from prefix_rft.compare.jobs import Board
@@ -66,7 +67,13 @@ def run_compare(
     failed: list[str] = []
     if not only_table:
         try:
-            failed = run_all(board, jobs, lambda text: console.print(text, markup=False))
+            with console.status("") as status:
+                failed = run_all(
+                    board,
+                    jobs,
+                    lambda text: console.print(text, markup=False, highlight=False),
+                    lambda text: status.update(escape(text)),
+                )
         except KeyboardInterrupt:
             console.print("interrupted: the same command goes on from here", highlight=False)
             raise

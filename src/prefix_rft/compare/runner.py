@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from prefix_rft.errors import UserError
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 20.0
 LAST_LINES = 3
+TAIL_BYTES = 16_384
+"""Enough for the last line of metrics."""
 
 
 @dataclass
@@ -33,10 +36,21 @@ class Running:
     path: Path
 
 
-def run_all(board: Board, at_once: int, say: Callable[[str], None]) -> list[str]:
+def run_all(
+    board: Board,
+    at_once: int,
+    say: Callable[[str], None],
+    show: Callable[[str], None] = lambda _: None,
+) -> list[str]:
     """Run everything that is not done; returns a sentence for each run that failed.
 
     A run that fails does not stop the others, but those that wait for it never start.
+
+    Args:
+        board: the runs.
+        at_once: how many.
+        say: takes a line for each run that ended.
+        show: takes what is going on, several times a second.
     """
     running: list[Running] = []
     failed: dict[Path, str] = {}
@@ -62,12 +76,26 @@ def run_all(board: Board, at_once: int, say: Callable[[str], None]) -> list[str]
                 running.append(start(board, job, at_once))
             if not running:
                 break
+            show(", ".join(f"{r.job.name}: {progress(r.job)}" for r in running))
             time.sleep(POLL_SECONDS)
     finally:
         stop(running)
         signal.signal(signal.SIGTERM, former)
     lost = [f"{j.name}: waits for a run that failed" for j in waiting]
     return [*failed.values(), *lost]
+
+
+def progress(job: Job) -> str:
+    """How far a run is, as far as its folder says."""
+    if (job.folder / "eval").is_dir():
+        return "evaluating"
+    metrics = job.folder / "metrics.jsonl"
+    if not metrics.is_file():
+        return "starting"
+    with metrics.open("rb") as file:
+        file.seek(max(0, metrics.stat().st_size - TAIL_BYTES))
+        steps = re.findall(rb'^{"step": (\d+)', file.read(), re.MULTILINE)
+    return f"step {int(steps[-1])}" if steps else "starting"
 
 
 def _interrupt(*_: object) -> None:
