@@ -89,7 +89,7 @@ def show(console: Console, board: Board, found: Sequence[Line]) -> None:
 def _rich(
     title: str, head: Sequence[str], rows: Sequence[Sequence[str]], found: Sequence[Line]
 ) -> Table:
-    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=0, show_edge=False)
     for name in head:
         is_name = name == "arm"
         justify = "left" if is_name else "right"
