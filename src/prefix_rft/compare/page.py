@@ -63,7 +63,7 @@ def context(board: Board, found: Sequence[Line]) -> dict[str, Any]:
         "parts": _parts(board, found),
         "sets": _sets(board, found),
         "charts": [(c, draw(c, i, CHECKPOINTS, 1)) for i, c in enumerate(charts)],
-        "legend": list(colours.items()),
+        "legend": [(name, i, _dash(board, name)) for name, i in colours.items()],
         "left_out": [line.name for line in found[MOST_RUNS:]],
         "machine": _machine(board),
     }
@@ -162,11 +162,18 @@ def _pass_charts(board: Board, found: Sequence[Line], colours: Mapping[str, int]
             at = line.cells[HELD_OUT][temperature].pass_at
             if line.name in colours and len(at) > 1:
                 points = [(math.log2(k), 100 * e.mean) for k, e in sorted(at.items())]
-                curves.append(Curve(line.name, points, colours[line.name]))
+                look = colours[line.name], _dash(board, line.name)
+                curves.append(Curve(line.name, points, *look))
         if curves:
             title = f"pass@k, {_at(temperature)}"
             charts.append(Chart(title, "%", "", curves, smooth=False, across="log2 of k"))
     return charts
+
+
+def _dash(board: Board, name: str) -> str:
+    """Lines of arms that start from another one's model are dashed."""
+    later = name != BASE and board.comparison.arm(name).start is not None
+    return "prefix" if later else "policy"
 
 
 def _along_training(board: Board, found: Sequence[Line], colours: Mapping[str, int]) -> list[Chart]:
@@ -181,7 +188,8 @@ def _along_training(board: Board, found: Sequence[Line], colours: Mapping[str, i
 
     def chart(title: str, unit: str, across: str, pick: Callable[[Any], Any]) -> Chart:
         curves = [
-            Curve(name, [pick(p) for p in path], colours[name]) for name, path in paths.items()
+            Curve(name, [pick(p) for p in path], colours[name], _dash(board, name))
+            for name, path in paths.items()
         ]
         return Chart(title, unit, "", curves, smooth=False, across=across)
 
