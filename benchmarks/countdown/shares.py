@@ -21,7 +21,7 @@ from prefix_rft.run_reader import RunFolder
 from prefix_rft.train import train
 
 SEEDS, EVERY, STEPS, PARTS = 3, 10, 400, 4
-RATES = {"ordinary": 3e-4, "hard": 1e-3}
+RATES = {"ordinary": 3e-4, "hard": 1e-4}
 """What the comparisons chose for Prefix-RFT."""
 
 
