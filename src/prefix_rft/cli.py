@@ -226,12 +226,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from prefix_rft import commands
     from prefix_rft.errors import UserError
-    from prefix_rft.findings import clean
+    from prefix_rft.untrusted import visible
 
     try:
         return getattr(commands, args.command)(args) or 0
     except UserError as error:
-        line = clean(" ".join(str(error).split("\n")))
+        line = visible(" ".join(str(error).split("\n")))
         print(f"prefix-rft: error: {line}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

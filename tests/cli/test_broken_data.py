@@ -643,9 +643,7 @@ COLUMNS = {
         row_3(demonstration="\ud800 \\boxed{4}"), "surrogate", row=3, column="demonstration"
     ),
     "surrogate in an answer": error(row_3(answer="4\ud800"), "surrogate", row=3, column="answer"),
-    "surrogate in a name": error(
-        row_3(**{"\ud800": 1}), "surrogate", row=3, column="\N{REPLACEMENT CHARACTER}"
-    ),
+    "surrogate in a name": error(row_3(**{"\ud800": 1}), "surrogate", row=3, column="⟨U+D800⟩"),
     "reserved column": error(
         jsonl(every(prompt_rows(), completions="a")), "rename it", row=1, column="completions"
     ),

@@ -5,8 +5,9 @@ from report_runs import HOSTILE, byte_level, row, words
 
 from prefix_rft.report.marks import cut_segments, segments
 from prefix_rft.report.samples import group_of
-from prefix_rft.report.text import COST, cost, cut, more, number, signed, visible
-from prefix_rft.report.tokens import pieces, split
+from prefix_rft.report.text import COST, cost, cut, more, number, signed
+from prefix_rft.tokens import pieces, split
+from prefix_rft.untrusted import visible
 
 
 @pytest.mark.parametrize(

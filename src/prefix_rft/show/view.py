@@ -18,7 +18,6 @@ from rich.text import Text
 from tokenizers import Tokenizer
 
 from prefix_rft.errors import UserError
-from prefix_rft.findings import clean
 from prefix_rft.rewards.verdict import CORRECT, WRONG
 from prefix_rft.run_reader import Rollout, RunFolder
 from prefix_rft.show.groups import (
@@ -31,6 +30,7 @@ from prefix_rft.show.groups import (
     solved,
     statuses,
 )
+from prefix_rft.untrusted import visible
 
 CHARACTERS, LINES = 3000, 40
 PROMPT_CHARACTERS, PROMPT_LINES = 600, 12
@@ -77,7 +77,7 @@ class View:
         for row in rows:
             if row["prompt"] != prompt:
                 prompt = row["prompt"]
-                self.quote(Text(clean(prompt)), PROMPT_CHARACTERS, PROMPT_LINES)
+                self.quote(Text(visible(prompt)), PROMPT_CHARACTERS, PROMPT_LINES)
             self.say(row_heading(row))
             self.quote(marked(self.tokenizer, row), CHARACTERS, LINES)
 
@@ -131,7 +131,7 @@ def marked(tokenizer: Any, row: Rollout) -> Text:
     """
     ids, length, name = row["completion_ids"], row["prefix_length"], origin(row)
     if tokenizer is None or name != HYBRID:
-        return Text(clean(row["text"]), STYLES[name])
+        return Text(visible(row["text"]), STYLES[name])
     if not all(type(i) is int and 0 <= i < 2**32 for i in ids):
         raise UserError(f"row {row['row']} of group {row['group']} is damaged: its ids are none")
     kept = [k for k in row.get("kept") or () if isinstance(k, int)]
@@ -143,7 +143,7 @@ def marked(tokenizer: Any, row: Rollout) -> Text:
     for role, words in pieces(tokenizer, ids, roles):
         if role == SAMPLED:
             text.append("┃", "bold")
-        text.append(f"«{clean(words)}»" if role == KEPT else clean(words), role)
+        text.append(f"«{visible(words)}»" if role == KEPT else visible(words), role)
     return text
 
 
@@ -209,7 +209,7 @@ def row_heading(row: Rollout) -> Text:
 def short(value: object) -> str:
     """Anything as a few harmless words on one line."""
     words = str(value)
-    cut = clean(words[:DETAIL]).replace("\n", "↵")
+    cut = visible(words[:DETAIL]).replace("\n", "↵")
     over = len(words) - DETAIL
     return cut if over <= 0 else f"{cut} … {count(over, 'character')} left out …"
 
