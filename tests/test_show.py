@@ -99,7 +99,9 @@ def order(text: str) -> list[tuple[int, int]]:
 def test_the_worst_group_comes_first(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """By on-policy rows, the later of equals first; what has no on-policy reward comes last."""
     assert order(shown(capsys, str(run))) == [(7, 0), (7, 1), (3, 0), (8, 0), (3, 1)]
-    assert order(shown(capsys, str(run), "--best")) == [(8, 0), (7, 1), (3, 0), (7, 0), (3, 1)]
+    text = shown(capsys, str(run), "--best")
+    assert text.startswith("run: 5 groups, best first\n")
+    assert order(text) == [(8, 0), (7, 1), (3, 0), (7, 0), (3, 1)]
 
 
 def test_a_group_in_plain_text(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -141,6 +143,37 @@ def test_filters(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert order(shown(capsys, str(run), *options)) == expected
+
+
+def test_one_of_several_prefixes_is_enough(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [row(0, 0, 1.0, prefix_length=1), row(0, 1, 1.0, prefix_length=3)]
+    path = str(make_run(tmp_path / "r", {0: rows}))
+    assert order(shown(capsys, path, "--prefix", "3")) == [(0, 0)]
+
+
+def test_solved_is_what_the_first_grader_says_that_applies(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def graded(*found: str) -> dict[str, Row]:
+        return {f"grader{n}": {"status": s, "detail": ""} for n, s in enumerate(found)}
+
+    verdicts = [graded("skipped", "correct"), graded("wrong", "correct"), graded("skipped")]
+    rows = [row(0, n, 0.5, verdicts=v) for n, v in enumerate(verdicts)]
+    assert "solved 1 of 3 on-policy rows" in shown(capsys, str(make_run(tmp_path / "r", {0: rows})))
+
+
+def test_a_prompt_is_shown_where_it_changes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Resampled rows may have another."""
+    rows = [row(0, n, 0.0, prompt=p) for n, p in enumerate(["one?", "one?", "two?"])]
+    text = shown(capsys, str(make_run(tmp_path / "r", {0: rows})))
+    assert re.findall(r"^row \d|\w+\?$", text, re.MULTILINE) == [
+        *("one?", "row 0", "row 1"),
+        *("two?", "row 2"),
+    ]
 
 
 def test_rows_of_the_verdict_come_first(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -189,6 +222,21 @@ def test_marks_never_split_a_character() -> None:
         ("┃", "bold"),
         ("éaaaaa", SAMPLED),
     ]
+
+
+def test_a_prefix_that_is_the_whole_row_ends_nowhere() -> None:
+    tokenizer = Tokenizer(models.WordLevel({"a": 0, "<unk>": 1}, unk_token="<unk>"))
+    one = row(0, 0, 1.0, completion_ids=[0, 0], text="a a", prefix_length=2)
+    assert marked(tokenizer, one) == [("a a", PREFIX)]
+
+
+def test_colours_of_prefix_and_sample(run: Path) -> None:
+    """As `inspect` has them: green and yellow."""
+    add_tokenizer(run)
+    file = io.StringIO()
+    console = Console(file=file, width=100, force_terminal=True, color_system="standard")
+    run_show(console, str(run), step="7", limit=1)
+    assert "\x1b[32ma\x1b[0m\x1b[1m┃\x1b[0m\x1b[33m b c d\x1b[0m\n" in file.getvalue()
 
 
 @pytest.mark.parametrize("text", ["a b", "a b x d", ""])
@@ -327,6 +375,32 @@ def test_paging(
     assert text.count(show.KEYS) == 1 + sum(k in keys for k in "60x?²")
 
 
+@pytest.mark.parametrize(("limit", "last"), [(None, 30), (2, 2)])
+def test_a_terminal_pages_through_all_groups(
+    limit: int | None, last: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the end of the input ends its line, where the shell goes on."""
+    path = str(make_run(tmp_path / "r", {0: [row(g, 0, 0.0) for g in range(30)]}))
+    monkeypatch.setattr("sys.stdin", Typed(""))
+    file = io.StringIO()
+    console = Console(file=file, width=100, force_terminal=True, color_system=None)
+    run_show(console, path, limit=limit)
+    assert file.getvalue().endswith(f"\n1/{last} (Enter, b, q, ?) \n")
+
+
+def test_a_terminal_that_knows_few_characters(run: Path) -> None:
+    raw = io.BytesIO()
+    file = io.TextIOWrapper(raw, encoding="ascii")
+    run_show(Console(file=file, width=100), str(run), limit=1)
+    file.flush()
+    assert b"  ? a b c d\n" in raw.getvalue()
+
+
+def test_a_hostile_name_in_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", str(tmp_path / "\x1b[2J\nnone")]) == 2
+    assert "⟨ESC⟩[2J none' does not exist" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("width", [80, 120])
 def test_lines_fit_a_terminal(width: int, tmp_path: Path) -> None:
     rows = [row(0, 0, 0.0, text="word " * 300, prefix_length=2, kept=[0], truncated=True)]
@@ -417,6 +491,14 @@ def test_runs_without_rollouts(tmp_path: Path, capsys: pytest.CaptureFixture[str
         {"verdicts": {"math": "correct"}},
         {"completion_ids": None},
         {"text": 3},
+        {"group": None},
+        {"row": "1"},
+        {"prompt": ["q"]},
+        {"prefix_length": 1.5},
+        {"advantage": "1"},
+        {"verdicts": ["correct"]},
+        {"attempt": "1"},
+        {"kept": 3},
     ],
 )
 def test_damaged_rollouts(change: Row, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
