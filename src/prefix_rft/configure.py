@@ -150,8 +150,8 @@ def check_trackers(names: Sequence[str]) -> None:
         if name not in listed and not (name in UNLISTED and UNLISTED[name]()):
             raise UserError(
                 f"report_to: tracker '{name}' is not installed or not configured: "
-                f"{FIXES.get(name, f'pip install {name}')}, or leave report_to out (metrics.jsonl is "
-                "always written)"
+                f"{FIXES.get(name, f'pip install {name}')}, or leave report_to out "
+                "(metrics.jsonl is always written)"
             )
 
 
