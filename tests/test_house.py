@@ -11,11 +11,11 @@ SOURCE = Path(__file__).parents[1] / "src/prefix_rft"
 
 # Each package may import from itself and from the floors below it.
 FLOORS = [
-    {"errors", "findings", "imports"},
+    {"errors", "findings", "imports", "untrusted"},
     {"core"},
     {"data", "rewards", "methods", "tasks"},
     {"engines"},
-    {"estimates", "memory", "models", "progress", "recipe", "run_folder", "run_reader"},
+    {"estimates", "memory", "models", "progress", "recipe", "run_folder", "run_reader", "tokens"},
     {"evaluate"},
     {"eval_sets", "scores"},
     {"eval_run"},

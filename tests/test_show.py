@@ -13,10 +13,11 @@ from tokenizers import Tokenizer, decoders, models
 
 from prefix_rft import show
 from prefix_rft.cli import main
+from prefix_rft.rewards import STATUSES
 from prefix_rft.run_reader import RunFolder
 from prefix_rft.show import run_show
 from prefix_rft.show.groups import Filters, find, load, read_range
-from prefix_rft.show.view import KEPT, PREFIX, SAMPLED, pieces
+from prefix_rft.show.view import KEPT, PREFIX, SAMPLED, UNMARKED, marked
 
 Row = dict[str, Any]
 WORDS = ["a", "b", "c", "d", "e", "f"]
@@ -98,7 +99,9 @@ def order(text: str) -> list[tuple[int, int]]:
 def test_the_worst_group_comes_first(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """By on-policy rows, the later of equals first; what has no on-policy reward comes last."""
     assert order(shown(capsys, str(run))) == [(7, 0), (7, 1), (3, 0), (8, 0), (3, 1)]
-    assert order(shown(capsys, str(run), "--best")) == [(8, 0), (7, 1), (3, 0), (7, 0), (3, 1)]
+    text = shown(capsys, str(run), "--best")
+    assert text.startswith("run: 5 groups, best first\n")
+    assert order(text) == [(8, 0), (7, 1), (3, 0), (7, 0), (3, 1)]
 
 
 def test_a_group_in_plain_text(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -106,7 +109,7 @@ def test_a_group_in_plain_text(run: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "\x1b" not in text
     assert text.splitlines() == [
         "run: 2 groups, worst first, 1 of them shown (--limit)",
-        show.MARKS,
+        show.UNMARKED,
         "",
         "1 of 1  step 3  group 0  example 10  solved 1 of 2 on-policy rows  mean reward 0.500",
         "  │ question 0",
@@ -142,6 +145,37 @@ def test_filters(
     assert order(shown(capsys, str(run), *options)) == expected
 
 
+def test_one_of_several_prefixes_is_enough(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [row(0, 0, 1.0, prefix_length=1), row(0, 1, 1.0, prefix_length=3)]
+    path = str(make_run(tmp_path / "r", {0: rows}))
+    assert order(shown(capsys, path, "--prefix", "3")) == [(0, 0)]
+
+
+def test_solved_is_what_the_first_grader_says_that_applies(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def graded(*found: str) -> dict[str, Row]:
+        return {f"grader{n}": {"status": s, "detail": ""} for n, s in enumerate(found)}
+
+    verdicts = [graded("skipped", "correct"), graded("wrong", "correct"), graded("skipped")]
+    rows = [row(0, n, 0.5, verdicts=v) for n, v in enumerate(verdicts)]
+    assert "solved 1 of 3 on-policy rows" in shown(capsys, str(make_run(tmp_path / "r", {0: rows})))
+
+
+def test_a_prompt_is_shown_where_it_changes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Resampled rows may have another."""
+    rows = [row(0, n, 0.0, prompt=p) for n, p in enumerate(["one?", "one?", "two?"])]
+    text = shown(capsys, str(make_run(tmp_path / "r", {0: rows})))
+    assert re.findall(r"^row \d|\w+\?$", text, re.MULTILINE) == [
+        *("one?", "row 0", "row 1"),
+        *("two?", "row 2"),
+    ]
+
+
 def test_rows_of_the_verdict_come_first(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = shown(capsys, str(run), "--verdict", "timeout", "--step", "7")
     assert re.findall(r"^row (\d)", text, re.MULTILINE) == ["2", "0", "1"]
@@ -175,13 +209,58 @@ def test_the_prefix_is_marked(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert text.endswith("4 tokens  correct\n  │ a b c d\n")
 
 
-def test_pieces_never_split_a_character() -> None:
-    """The two bytes of é are two tokens: the character belongs to the run that ends it."""
+def test_marks_never_split_a_character() -> None:
+    """The two bytes of é are two tokens: the character belongs to the part that ends it."""
     vocab = {"<0x61>": 0, "<0xC3>": 1, "<0xA9>": 2, "a": 3}
     tokenizer = Tokenizer(models.BPE(vocab, [], byte_fallback=True))
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
-    found = list(pieces(tokenizer, [0, 1, 2, 3], [PREFIX, KEPT, SAMPLED, SAMPLED]))
-    assert found == [(PREFIX, "a"), (KEPT, ""), (SAMPLED, "éa")]
+    ids = [0, 1, 2, 3, 3, 3, 3, 3]
+    one = row(0, 0, 1.0, completion_ids=ids, text="aéaaaaa", prefix_length=2, kept=[1, 5, "x"])
+    assert marked(tokenizer, one) == [
+        ("a", PREFIX),
+        ("«»", KEPT),
+        ("┃", "bold"),
+        ("éaaaaa", SAMPLED),
+    ]
+
+
+def test_a_prefix_that_is_the_whole_row_ends_nowhere() -> None:
+    tokenizer = Tokenizer(models.WordLevel({"a": 0, "<unk>": 1}, unk_token="<unk>"))
+    one = row(0, 0, 1.0, completion_ids=[0, 0], text="a a", prefix_length=2)
+    assert marked(tokenizer, one) == [("a a", PREFIX)]
+
+
+def test_colours_of_prefix_and_sample(run: Path) -> None:
+    """As `inspect` has them: green and yellow."""
+    add_tokenizer(run)
+    file = io.StringIO()
+    console = Console(file=file, width=100, force_terminal=True, color_system="standard")
+    run_show(console, str(run), step="7", limit=1)
+    assert "\x1b[32ma\x1b[0m\x1b[1m┃\x1b[0m\x1b[33m b c d\x1b[0m\n" in file.getvalue()
+
+
+@pytest.mark.parametrize("text", ["a b", "a b x d", ""])
+def test_the_text_counts_where_its_tokens_say_something_else(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ids = [0, 1, 2, 3, 4, 5, 0, 1, 2]
+    bad = row(0, 0, 1.0, prefix_length=3, completion_ids=ids, text=text)
+    path = make_run(tmp_path / "r", {0: [bad]})
+    add_tokenizer(path)
+    assert shown(capsys, str(path)).endswith(f"correct\n{UNMARKED}\n  │ {text}\n")
+
+
+def test_a_run_under_way_has_the_tokenizer_of_its_newest_checkpoint(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = shown(capsys, str(run), "--step", "7")
+    assert show.UNMARKED in text
+    assert UNMARKED not in text  # said once
+    add_tokenizer(run)
+    (run / "model").rename(run / "checkpoint-7")
+    text = shown(capsys, str(run), "--step", "7")
+    assert show.MARKS in text
+    assert "  │ a┃ b c d\n" in text
 
 
 HOSTILE = (
@@ -205,7 +284,7 @@ def test_hostile_words_are_shown_and_not_obeyed(tmp_path: Path, terminal: bool) 
     body = re.sub(own, "", text.partition("worst first")[2])
     assert all(c.isprintable() or c == "\n" for c in body)
     assert "[bold]x[/bold] [link=http://e]y[/link] [/]" in re.sub(r"\n *│? *", " ", body)
-    assert "␛[2J␛]8;;http://evil␇here" in body
+    assert "⟨ESC⟩[2J⟨ESC⟩]8;;http://evil⟨BEL⟩here" in body
     assert not re.search(r"^row 9", body, re.MULTILINE)
 
 
@@ -218,13 +297,37 @@ def test_long_words_are_cut_with_a_count(
         row(0, 2, 0.0, verdicts={"math": {"status": "error", "detail": "z" * 5000}}),
     ]
     text = shown(capsys, str(make_run(tmp_path / "r", {0: rows})))
-    assert "  … 997,003 characters left out …\n" in text
-    assert "  … 9,400 characters left out …\n" in text
+    assert "  … 997,003 characters left out (--full shows all) …\n" in text
+    assert "  … 9,400 characters left out (--full shows all) …\n" in text
     assert "xend\n" in text
-    assert "  │ 25\n  … 60 lines left out …\n  │ 86\n" in text
+    assert "  │ 25\n  … 60 lines left out (--full shows all) …\n  │ 86\n" in text
     assert "  │ 99\n" in text
     assert f"error: {'z' * 200} … 4,800 characters left out …\n" in text
     assert len(text) < 8000
+    whole = shown(capsys, str(tmp_path / "r"), "--full")
+    assert f"  │ {'x' * 1_000_000}end\n" in whole
+    assert "  │ 50\n" in whole
+    assert f"  │ {'q' * 10_000}\n" in whole
+
+
+def test_what_is_left_out_is_counted_as_it_was_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not by the names that control characters get; and the names are never cut."""
+    rows = [row(0, 0, 0.0, text="\0" * 100_000)]
+    text = shown(capsys, str(make_run(tmp_path / "r", {0: rows})))
+    assert "97,000 characters left out" in text
+    assert f"  │ {'⟨NUL⟩' * 2000}\n" in text
+    assert f"  │ {'⟨NUL⟩' * 1000}\n" in text
+
+
+def test_other_scripts_stay_legible(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Spaces that are not U+0020, joined emoji, and tabs as spaces."""
+    words = "中\u3000文 12\u00a0km \N{WOMAN}\u200d\N{ROCKET}"
+    path = str(make_run(tmp_path / "r", {0: [row(0, 0, 0.0, text=f"{words}\n\tx = 1")]}))
+    text = shown(capsys, path)
+    assert f"  │ {words}\n" in text
+    assert re.search("  │  +x = 1\n", text)
 
 
 def test_older_runs_lack_fields(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -256,6 +359,7 @@ class Typed(io.StringIO):
         ("b\nQ\n", [(7, 0)]),
         ("4\nb\nq\n", [(7, 0), (8, 0), (3, 0)]),
         ("5\n\nq\n", [(7, 0), (3, 1)]),
+        ("n\np\nn\nq\n", [(7, 0), (7, 1), (7, 0), (7, 1)]),
         ("6\n0\nx\n?\n²\n\nq\n", [(7, 0), (7, 1)]),
         ("\n", [(7, 0), (7, 1)]),  # the end of the input ends the command
     ],
@@ -269,6 +373,32 @@ def test_paging(
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", file.getvalue())
     assert order(text) == expected
     assert text.count(show.KEYS) == 1 + sum(k in keys for k in "60x?²")
+
+
+@pytest.mark.parametrize(("limit", "last"), [(None, 30), (2, 2)])
+def test_a_terminal_pages_through_all_groups(
+    limit: int | None, last: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the end of the input ends its line, where the shell goes on."""
+    path = str(make_run(tmp_path / "r", {0: [row(g, 0, 0.0) for g in range(30)]}))
+    monkeypatch.setattr("sys.stdin", Typed(""))
+    file = io.StringIO()
+    console = Console(file=file, width=100, force_terminal=True, color_system=None)
+    run_show(console, path, limit=limit)
+    assert file.getvalue().endswith(f"\n1/{last} (Enter, b, q, ?) \n")
+
+
+def test_a_terminal_that_knows_few_characters(run: Path) -> None:
+    raw = io.BytesIO()
+    file = io.TextIOWrapper(raw, encoding="ascii")
+    run_show(Console(file=file, width=100), str(run), limit=1)
+    file.flush()
+    assert b"  ? a b c d\n" in raw.getvalue()
+
+
+def test_a_hostile_name_in_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", str(tmp_path / "\x1b[2J\nnone")]) == 2
+    assert "⟨ESC⟩[2J none' does not exist" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -331,6 +461,13 @@ def test_wrong_options(
     assert err.count("\n") == 1
 
 
+def test_help_names_every_verdict(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["show", "--help"])
+    words = " ".join(capsys.readouterr().out.split())
+    assert [s for s in STATUSES if s not in words] == []
+
+
 def test_runs_without_rollouts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, trainer, says in (
         ("sft", {"max_steps": 5}, "a run of an imitation method samples nothing"),
@@ -348,15 +485,63 @@ def test_runs_without_rollouts(tmp_path: Path, capsys: pytest.CaptureFixture[str
     [
         {"reward": "1"},
         {"reward": float("nan")},
+        {"reward": 10**400},
+        {"advantage": float("-inf")},
+        {"prefix_length": -1},
         {"verdicts": {"math": "correct"}},
         {"completion_ids": None},
         {"text": 3},
+        {"group": None},
+        {"row": "1"},
+        {"prompt": ["q"]},
+        {"prefix_length": 1.5},
+        {"advantage": "1"},
+        {"verdicts": ["correct"]},
+        {"attempt": "1"},
+        {"kept": 3},
     ],
 )
 def test_damaged_rollouts(change: Row, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = make_run(tmp_path / "r", {4: [row(0, 0, 1.0), {**row(0, 1, 1.0), **change}]})
     assert main(["show", str(path)]) == 2
     assert f"step 4, line 2 is damaged: its '{next(iter(change))}'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b'{"row": 1}', b'{"group": [1], "row": 1}', b'{"prompt": "\xff"}', b"[" * 100_000, b"3"],
+)
+def test_lines_that_no_run_writes(
+    line: bytes, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run / "rollouts/kept_000007.jsonl").write_text('{"group": 0, "row": 0, "kept": [0]}\n')
+    with (run / "rollouts/step_000007.jsonl").open("ab") as file:
+        file.write(line + b"\n")
+    assert main(["show", str(run)]) == 2
+    err = capsys.readouterr().err
+    assert "line 6 is damaged" in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("line", ['{"group": 0}', '{"group": 0, "row": 0, "kept": 3}'])
+def test_damaged_kept_tokens(line: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = run / "rollouts/kept_000007.jsonl"
+    path.write_text(line + "\n")
+    assert main(["show", str(run)]) == 2
+    assert f"'{path}', line 1 is damaged: it names no kept tokens" in capsys.readouterr().err
+
+
+def test_a_line_that_is_being_written(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It may end anywhere, within a character too."""
+    with (run / "rollouts/step_000007.jsonl").open("ab") as file:
+        file.write('{"prompt": "é'.encode()[:-1])
+    assert len(order(shown(capsys, str(run), "--step", "7"))) == 2
+
+
+def test_files_beside_the_rollouts(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "rollouts/step_9.jsonl").write_text("a copy")
+    (run / "rollouts/step_000010.jsonl").mkdir()
+    assert len(order(shown(capsys, str(run)))) == 5
 
 
 def test_damaged_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -367,7 +552,7 @@ def test_damaged_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "row 0 of group 0 is damaged" in capsys.readouterr().err
     (path / "model/tokenizer.json").write_text("{")
     assert main(["show", str(path)]) == 2
-    assert "it is no tokenizer" in capsys.readouterr().err
+    assert "tokenizer.json' is damaged" in capsys.readouterr().err
 
 
 def test_nothing_heavy_is_imported() -> None:

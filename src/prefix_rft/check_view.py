@@ -20,11 +20,12 @@ from prefix_rft.configure import Setup, configure
 from prefix_rft.data.demonstrations import KEPT
 from prefix_rft.data.render import end_of_text_ids
 from prefix_rft.errors import UserError
-from prefix_rft.findings import Finding, clean, say
+from prefix_rft.findings import Finding, say
 from prefix_rft.memory import count_parameters, estimate
 from prefix_rft.models import load_configs, load_tokenizer, quiet
 from prefix_rft.recipe import read_recipe, stage_names
 from prefix_rft.rewards.verdict import STATUSES
+from prefix_rft.untrusted import visible
 
 SHOWN = 20
 SCHEDULE_POINTS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -52,7 +53,7 @@ def run_check(
         several = "problems" if found > 1 else "problem"
         console.print(f"[bold red]{found} {several}:[/] training would waste time")
     else:
-        ready = Text.assemble(("ready:", "bold green"), f" prefix-rft train {clean(path)}")
+        ready = Text.assemble(("ready:", "bold green"), f" prefix-rft train {visible(path)}")
         console.print(ready, soft_wrap=True)
     return not found
 
@@ -245,7 +246,7 @@ def show_findings(console: Console, title: str, found: list[Finding], colour: st
     if not found:
         return
     console.print()
-    console.print(Text(clean(title), style=f"bold {colour}"), soft_wrap=True)
+    console.print(Text(visible(title), style=f"bold {colour}"), soft_wrap=True)
     for one in found[:SHOWN]:
         say(console, f"- {one}")
     if len(found) > SHOWN:

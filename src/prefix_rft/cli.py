@@ -169,12 +169,24 @@ def parser() -> argparse.ArgumentParser:
     )
     show.add_argument("run", metavar="RUN", help="a run folder")
     show.add_argument("--step", metavar="N or A-B", help="generations of these steps only")
-    show.add_argument("--verdict", help="groups with a row of this verdict, and those rows first")
     show.add_argument(
-        "--prefix", metavar="N or A-B", help="groups with a prefix of so many tokens ('1-': any)"
+        "--verdict",
+        help="groups with a row of this verdict, and those rows first: correct, wrong, "
+        "'no answer', 'gold unparseable', timeout, error or skipped",
+    )
+    show.add_argument(
+        "--prefix",
+        metavar="N or A-B",
+        help="groups with a prefix of so many tokens (1-: any, 0: none)",
     )
     show.add_argument("--best", action="store_true", help="best groups first")
-    show.add_argument("--limit", type=int, metavar="GROUPS", help="show the first groups only")
+    show.add_argument(
+        "--limit",
+        type=int,
+        metavar="GROUPS",
+        help="show the first groups only (default: all in a terminal, 20 elsewhere)",
+    )
+    show.add_argument("--full", action="store_true", help="do not cut long texts")
 
     methods = commands.add_parser("methods", help="list the methods, or show one")
     methods.add_argument("name", nargs="?", metavar="NAME")
@@ -226,12 +238,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from prefix_rft import commands
     from prefix_rft.errors import UserError
-    from prefix_rft.findings import clean
+    from prefix_rft.untrusted import visible
 
     try:
         return getattr(commands, args.command)(args) or 0
     except UserError as error:
-        line = clean(" ".join(str(error).split("\n")))
+        line = visible(" ".join(str(error).split("\n")))
         print(f"prefix-rft: error: {line}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -112,7 +112,16 @@ def show(args: argparse.Namespace) -> None:
     """``prefix-rft show``."""
     from prefix_rft.show import run_show
 
-    run_show(Console(), args.run, args.step, args.verdict, args.prefix, args.best, args.limit)
+    run_show(
+        Console(),
+        args.run,
+        step=args.step,
+        verdict=args.verdict,
+        prefix=args.prefix,
+        best=args.best,
+        limit=args.limit,
+        full=args.full,
+    )
 
 
 def methods(args: argparse.Namespace) -> None:

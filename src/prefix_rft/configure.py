@@ -12,7 +12,9 @@ import torch
 from transformers.integrations import (
     INTEGRATION_TO_CALLBACK,
     get_available_reporting_integrations,
+    is_azureml_available,
 )
+from transformers.integrations.integration_utils import is_flytekit_available
 
 from prefix_rft.core import Method
 from prefix_rft.data import find_source
@@ -126,20 +128,30 @@ def is_checkpoint(path: Any) -> None:
         )
 
 
-UNLISTED = ("azure_ml", "flyte")
-"""Trackers that transformers leaves out of its list although they can be used."""
+UNLISTED = {"azure_ml": is_azureml_available, "flyte": is_flytekit_available}
+"""Trackers that transformers may leave out of its list although they can be used."""
+
+FIXES = {
+    "azure_ml": "pip install azureml-sdk",
+    "comet_ml": "pip install comet-ml",
+    "flyte": "pip install flytekit",
+    "kubeflow": "set KUBEFLOW_TRAINER_SERVER_URL",
+}
+"""What makes a tracker usable, where it is not a package of its name."""
 
 
 def check_trackers(names: Sequence[str]) -> None:
     """Raise UserError for a tracker that transformers does not know, or that is not installed."""
-    usable = (*get_available_reporting_integrations(), *UNLISTED) if names else ()
+    listed = get_available_reporting_integrations() if names else ()
     for name in names:
-        choose("tracker", name, INTEGRATION_TO_CALLBACK)
-        if name not in usable:
+        if isinstance(name, str) and "," in name:
+            raise UserError(f"report_to must be a list for several trackers: [{name}]")
+        choose("tracker in report_to", name, INTEGRATION_TO_CALLBACK)
+        if name not in listed and not (name in UNLISTED and UNLISTED[name]()):
             raise UserError(
                 f"report_to: tracker '{name}' is not installed or not configured: "
-                f"pip install {name.replace('_', '-')}, or leave report_to out (metrics.jsonl is "
-                "always written)"
+                f"{FIXES.get(name, f'pip install {name}')}, or leave report_to out "
+                "(metrics.jsonl is always written)"
             )
 
 
@@ -153,6 +165,8 @@ def trainer_arguments(recipe: Recipe, method: Method, config_class: type) -> tup
     for key in ("save_strategy", "logging_strategy"):
         if given.get(key) is False:  # YAML reads no as false
             given[key] = "no"
+    if "report_to" in given and given["report_to"] in (None, False, "no"):
+        given["report_to"] = "none"
     kinds = {f.name: getattr(f.type, "__name__", str(f.type)) for f in fields(config_class)}
     check_types("recipe key", given, kinds)
     if given.get("learning_rate", 0.0) < 0 or given.get("seed", 0) < 0:

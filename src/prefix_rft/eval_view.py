@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prefix_rft.estimates import Estimate
-from prefix_rft.findings import clean
+from prefix_rft.untrusted import visible
 
 Row = Mapping[str, Any]
 
@@ -37,7 +37,7 @@ def show_eval(console: Console, result: Row) -> None:
 def _numbers(name: str, rows: Sequence[Row]) -> Table:
     k = max(r["samples"] for r in rows)
     votes = k > 1 and any(r["maj_at"] for r in rows)
-    table = Table(title=f"{clean(name)}: {rows[0]['problems']} problems, k = {k}, in %")
+    table = Table(title=f"{visible(name)}: {rows[0]['problems']} problems, k = {k}, in %")
     columns = ["avg@k [95 % interval]", *[f"pass@{k}"] * (k > 1), *[f"maj@{k}"] * votes]
     _add_columns(table, rows, [*columns, "cut", "no answer", "tokens"])
     for row in rows:
@@ -50,10 +50,10 @@ def _numbers(name: str, rows: Sequence[Row]) -> Table:
 
 
 def _parts(name: str, column: str, rows: Sequence[Row]) -> Table:
-    table = Table(title=f"{clean(name)}: avg@k by {clean(column)} (problems)")
+    table = Table(title=f"{visible(name)}: avg@k by {visible(column)} (problems)")
     labels = list(rows[0]["by"][column])
     counts = [rows[0]["by"][column][label]["problems"] for label in labels]
-    headers = [f"{clean(label)}\n({n})" for label, n in zip(labels, counts, strict=True)]
+    headers = [f"{visible(label)}\n({n})" for label, n in zip(labels, counts, strict=True)]
     _add_columns(table, rows, headers)
     for row in rows:
         parts = [Estimate(**row["by"][column][label]["avg"]) for label in labels]
@@ -93,5 +93,5 @@ def _differences(rows: Sequence[Row]) -> Table:
     table.add_column("difference [95 %]", justify="right")
     for row in rows:
         found = Estimate(**{k: row[k] for k in ("mean", "low", "high", "n")})
-        table.add_row(Text(clean(row["set"])), temperature_name(row["temperature"]), found.signed)
+        table.add_row(Text(visible(row["set"])), temperature_name(row["temperature"]), found.signed)
     return table

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from prefix_rft.untrusted import visible
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -82,14 +84,4 @@ def named(rows: Sequence[object], count: int | None = None) -> str:
 
 def say(console: Console, text: str) -> None:
     """Print a plain line; nothing in it is markup, and nothing steers the terminal."""
-    console.print(clean(text), markup=False, highlight=False, soft_wrap=True)
-
-
-def clean(text: str) -> str:
-    """``text`` without control characters, which could steer a terminal: data are not trusted."""
-    return "".join(c if c.isprintable() or c == "\n" else _visible(c) for c in text)
-
-
-def _visible(character: str) -> str:
-    code = ord(character)
-    return chr(0x2400 + code) if code < 32 else "\N{REPLACEMENT CHARACTER}"
+    console.print(visible(text), markup=False, highlight=False, soft_wrap=True)

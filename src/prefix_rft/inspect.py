@@ -21,10 +21,11 @@ from prefix_rft.data.render import end_of_text_ids
 from prefix_rft.engines.sampling import SamplingSettings, generate, sample, supported
 from prefix_rft.engines.trl.plan import Moment, plan_rows
 from prefix_rft.errors import UserError
-from prefix_rft.findings import clean, say
+from prefix_rft.findings import say
 from prefix_rft.models import give_template, load_configs, load_model, load_tokenizer, quiet
 from prefix_rft.rewards import grade_texts
 from prefix_rft.rewards.checked import name_of
+from prefix_rft.untrusted import visible
 
 PROMPT, PREFIX, CHOSEN = "prompt", "prefix", "prefix, of highest entropy"
 CONTEXT, TRAINED, WHOLE = "prefix, as context", "prefix, all of it", "demonstration"
@@ -235,7 +236,7 @@ def show(console: Console, tokens: list[Token], render: Renderer, ids: bool) -> 
         done += len(own)
         # What this run adds to the text: alone, it could lose spaces or half a character.
         after: Any = render.tokenizer.decode([t.id for t in tokens[:done]])
-        words = clean(after.removeprefix(before)).replace("\n", "↵\n")
+        words = visible(after.removeprefix(before)).replace("\n", "↵\n")
         text.append(f"«{words}»" if role == CHOSEN else words, style=STYLES[role])
         if ids:
             text.append(f"{own}", style="dim")

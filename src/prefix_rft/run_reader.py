@@ -80,23 +80,40 @@ class RunFolder:
     def generations(self) -> list[int]:
         """The steps at which rollouts were written, in order."""
         found = (GENERATION.fullmatch(p.name) for p in (self.path / "rollouts").glob("step_*"))
-        return sorted(int(m[1]) for m in found if m)
+        # A copy by another name, like step_7.jsonl, is not read.
+        return sorted(s for s in (int(m[1]) for m in found if m) if self._generation(s).is_file())
+
+    def _generation(self, step: int) -> Path:
+        return self.path / "rollouts" / f"step_{step:06d}.jsonl"
 
     def rollouts(self, step: int) -> list[Rollout]:
         """The rollouts that were written at a step, with ``kept`` where it is known.
 
         ``kept`` holds the places in ``completion_ids`` of the prefix tokens that the first update
         on the row has trained.
+
+        Raises:
+            UserError: a line is damaged; but what a row holds is not looked at.
         """
-        path = self.path / "rollouts" / f"step_{step:06d}.jsonl"
-        rows = list(read_lines(path))
-        kept = self.path / "rollouts" / f"kept_{step:06d}.jsonl"
-        if kept.is_file():
-            places = {(k["group"], k["row"]): k["kept"] for k in read_lines(kept)}
+        rows = list(read_lines(self._generation(step)))
+        path = self.path / "rollouts" / f"kept_{step:06d}.jsonl"
+        if path.is_file():
+            kept = {}
+            for number, line in enumerate(read_lines(path), 1):
+                key = identity(line)
+                if key is None or not isinstance(line.get("kept"), list):
+                    raise UserError(f"'{path}', line {number} is damaged: it names no kept tokens")
+                kept[key] = line["kept"]
             for row in rows:
-                if (row["group"], row["row"]) in places:
-                    row["kept"] = places[row["group"], row["row"]]
+                if (key := identity(row)) in kept:
+                    row["kept"] = kept[key]
         return rows
+
+
+def identity(row: Rollout) -> tuple[int, int] | None:
+    """Group and number, which name a row within its generation; None if it has none."""
+    group, number = row.get("group"), row.get("row")
+    return (group, number) if isinstance(group, int) and isinstance(number, int) else None
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -108,12 +125,13 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
         UserError: a line that is no JSON mapping.
     """
     # Only a newline ends a line: model output may hold any other separator that Unicode knows.
-    with path.open(encoding="utf-8", newline="\n") as file:
+    # Bytes, since a line without an end may also end within a character.
+    with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
-                row = json.loads(line)
-            except ValueError as error:
-                if not line.endswith("\n"):
+                row = json.loads(line.decode("utf-8"))
+            except (ValueError, RecursionError) as error:
+                if not line.endswith(b"\n"):
                     return
                 raise UserError(f"'{path}', line {number} is damaged: it is no JSON") from error
             if not isinstance(row, dict):

@@ -419,7 +419,7 @@ FILES = {
         row=1,
     ),
     "name that steers a terminal": error(
-        file("tr\x1b[31m.jsonl", b"{}"), "no column 'prompt'", row=1, file="tr\u241b[31m.jsonl"
+        file("tr\x1b[31m.jsonl", b"{}"), "no column 'prompt'", row=1, file="tr⟨ESC⟩[31m.jsonl"
     ),
     "name that looks like markup": error(
         both(file("a[/b].jsonl", b"{}"), recipe(train_data="a[/b].jsonl")),
@@ -643,9 +643,7 @@ COLUMNS = {
         row_3(demonstration="\ud800 \\boxed{4}"), "surrogate", row=3, column="demonstration"
     ),
     "surrogate in an answer": error(row_3(answer="4\ud800"), "surrogate", row=3, column="answer"),
-    "surrogate in a name": error(
-        row_3(**{"\ud800": 1}), "surrogate", row=3, column="\N{REPLACEMENT CHARACTER}"
-    ),
+    "surrogate in a name": error(row_3(**{"\ud800": 1}), "surrogate", row=3, column="⟨U+D800⟩"),
     "reserved column": error(
         jsonl(every(prompt_rows(), completions="a")), "rename it", row=1, column="completions"
     ),
@@ -668,7 +666,7 @@ COLUMNS = {
         jsonl(every(prompt_rows(), images=["a.png"])), "rename it", row=1, column="images"
     ),
     "column that steers a terminal": error(
-        jsonl([{"pro\x1b[31mmpt": "a"}]), "it has pro\u241b[31mmpt", row=1
+        jsonl([{"pro\x1b[31mmpt": "a"}]), "it has pro⟨ESC⟩[31mmpt", row=1
     ),
     "column of two lines": error(jsonl([{"a\nprefix-rft: b": "a"}]), "no column 'prompt'", row=1),
     "role that steers a terminal": error(

@@ -14,6 +14,7 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from prefix_rft.cli import main
+from prefix_rft.configure import check_trackers, configure
 from prefix_rft.tasks.countdown import write
 from prefix_rft.train import train
 
@@ -96,7 +97,13 @@ def test_metrics_without_a_tracker(task: Path, here: Path) -> None:
         ("wandb", "tracker 'wandb' is not installed or not configured: pip install wandb"),
         ("[tensorboard, trackio]", "pip install trackio"),
         ("comet_ml", "pip install comet-ml"),
-        ("tensorbord", "unknown tracker 'tensorbord': did you mean 'tensorboard'?"),
+        ("azure_ml", "pip install azureml-sdk"),
+        ("kubeflow", "configured: set KUBEFLOW_TRAINER_SERVER_URL, or leave report_to out"),
+        ("flyte", "pip install flytekit"),
+        ("mlflow", "pip install mlflow"),
+        ("tensorboard,wandb", "must be a list for several trackers: [tensorboard,wandb]"),
+        ("3", "unknown tracker in report_to 3: known: azure_ml"),
+        ("tensorbord", "unknown tracker in report_to 'tensorbord': did you mean 'tensorboard'?"),
     ],
 )
 def test_a_tracker_that_is_not_there(
@@ -112,8 +119,34 @@ def test_a_tracker_that_is_not_there(
     monkeypatch.setattr(
         "prefix_rft.configure.get_available_reporting_integrations", lambda: ["tensorboard"]
     )
+    monkeypatch.setattr(
+        "prefix_rft.configure.UNLISTED", {"azure_ml": lambda: False, "flyte": lambda: False}
+    )
     assert main([command, str(task / "recipe.yaml"), *SMALL, f"report_to={tracker}"]) == 2
     err = capsys.readouterr().err
     assert says in err
     assert err.count("\n") == 1
     assert not list(here.iterdir())
+
+
+@pytest.mark.parametrize("name", ["azure_ml", "flyte"])
+def test_a_tracker_that_transformers_does_not_list(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It leaves Azure ML out beside MLflow, and Flyte always."""
+    monkeypatch.setattr("prefix_rft.configure.get_available_reporting_integrations", list)
+    monkeypatch.setattr("prefix_rft.configure.UNLISTED", {name: lambda: True})
+    check_trackers([name])
+
+
+@pytest.mark.parametrize("value", ["none", "null", "no", "false", "[]", "[none]"])
+def test_ways_to_say_no_tracker(value: str, task: Path, here: Path) -> None:
+    setup = configure(str(task / "recipe.yaml"), [*SMALL, f"report_to={value}"])
+    setup.close()
+    assert setup.args.report_to == []
+
+
+def test_all_trackers_are_those_that_are_installed(task: Path, here: Path) -> None:
+    setup = configure(str(task / "recipe.yaml"), [*SMALL, "report_to=all"])
+    setup.close()
+    assert "tensorboard" in setup.args.report_to

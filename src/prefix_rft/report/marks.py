@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 
 from prefix_rft.report.samples import DEMONSTRATION, Sample
 from prefix_rft.report.text import cut
-from prefix_rft.report.tokens import split
+from prefix_rft.tokens import split
 
 Segment = tuple[str, str]
 """A state (``prefix``, ``kept``, or empty for what was sampled) and a text."""

@@ -13,8 +13,8 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from prefix_rft.errors import UserError
-from prefix_rft.report.text import visible
 from prefix_rft.report.view import context
+from prefix_rft.untrusted import visible
 
 MOST_RUNS = 8
 """Runs that colours can tell apart."""

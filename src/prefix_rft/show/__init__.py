@@ -13,15 +13,18 @@ from rich.console import Console
 from rich.text import Text
 
 from prefix_rft.errors import UserError, choose
-from prefix_rft.findings import say
 from prefix_rft.rewards.verdict import STATUSES
 from prefix_rft.run_reader import RunFolder
 from prefix_rft.show.groups import Filters, Place, find, read_range
 from prefix_rft.show.view import View, count
+from prefix_rft.untrusted import visible
 
 PLAIN_GROUPS = 20
 MARKS = "┃ ends the prefix, « » hold its tokens that keep their advantage, where known"
-KEYS = "Enter or space: next, b: back, a number: that group, q: quit, ?: these keys"
+UNMARKED = "prefixes are not marked: the run has no tokenizer yet (it is saved with its model)"
+KEYS = "Enter: next, b: back, a number: that group, q: quit, ?: these keys; each with Enter"
+
+NEXT, BACK = ("", "n"), ("b", "p")
 
 
 def run_show(
@@ -32,6 +35,7 @@ def run_show(
     prefix: str | None = None,
     best: bool = False,
     limit: int | None = None,
+    full: bool = False,
 ) -> None:
     """Show groups of rollouts: one by one in a terminal, as plain text elsewhere.
 
@@ -43,6 +47,7 @@ def run_show(
         prefix: as ``step``: groups with a prefix of so many tokens only; ``0``: with none.
         best: the best groups first.
         limit: number of groups; by default all of them in a terminal, and 20 elsewhere.
+        full: whole texts, however long.
 
     Raises:
         UserError: a run without rollouts, a filter that cannot be read or that takes nothing.
@@ -60,12 +65,12 @@ def run_show(
     with console.status("reading the rollouts") if console.is_terminal else nullcontext():
         places = find(folder, filters, best)
     shown = places[: limit if limit is not None or paged else PLAIN_GROUPS]
-    view = View(folder, console, verdict)
+    view = View(folder, console, verdict, full)
 
     order = "best first" if best else "worst first"
     rest = "" if len(shown) == len(places) else f", {len(shown)} of them shown (--limit)"
-    say(console, f"{folder.name}: {count(len(places), 'group')}, {order}{rest}")
-    say(console, MARKS)
+    view.say(Text(visible(f"{folder.name}: {count(len(places), 'group')}, {order}{rest}")))
+    view.say(legend(view))
     if paged:
         page(view, shown)
         return
@@ -73,10 +78,15 @@ def run_show(
         view.show(place, f"{number} of {len(shown)}")
 
 
+def legend(view: View) -> Text:
+    """What the marks in the texts mean."""
+    return Text(MARKS if view.tokenizer is not None else UNMARKED)
+
+
 def page(view: View, places: Sequence[Place]) -> None:
     """One group after another, as the keys say, until ``q`` or the end of the input."""
     at, drawn, last = 0, -1, len(places) - 1
-    say(view.console, KEYS)
+    view.say(Text(KEYS))
     while True:
         if at != drawn:
             view.show(places[at], f"{at + 1} of {len(places)}")
@@ -85,21 +95,24 @@ def page(view: View, places: Sequence[Place]) -> None:
         try:
             key = view.console.input(Text(f"{at + 1}/{len(places)} (Enter, b, q, ?) ", "dim"))
         except EOFError:
+            view.console.print()  # the shell's own prompt begins a line
             return
         key = key.strip().lower()
         if key in ("q", "quit", "exit"):
             return
-        if key == "" and at < last:
+        if key in NEXT and at < last:
             at += 1
-        elif key == "":
-            say(view.console, "this is the last group: q quits, b goes back")
-        elif key == "b" and at > 0:
+        elif key in NEXT:
+            view.say(Text("this is the last group: q quits, b goes back"))
+        elif key in BACK and at > 0:
             at -= 1
-        elif key == "b":
-            say(view.console, "this is the first group")
+        elif key in BACK:
+            view.say(Text("this is the first group"))
         elif re.fullmatch("[0-9]{1,9}", key) and 1 <= int(key) <= len(places):
             at = int(key) - 1
         elif key == "?":
-            say(view.console, f"{KEYS}\n{MARKS}")
+            view.say(Text(KEYS))
+            view.say(legend(view))
         else:
-            say(view.console, f"no such key, or no number from 1 to {len(places)}; {KEYS}")
+            view.say(Text(f"no such key, and no number from 1 to {len(places)}"))
+            view.say(Text(KEYS))

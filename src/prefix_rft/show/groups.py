@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from prefix_rft.errors import UserError
-from prefix_rft.rewards.verdict import CORRECT, FULL_REWARD, SKIPPED
+from prefix_rft.rewards.verdict import CORRECT, FULL_REWARD, LARGEST, SKIPPED
 from prefix_rft.run_reader import Rollout, RunFolder
 
 HYBRID, POLICY, DEMONSTRATION = "hybrid", "on-policy", "demonstration"
@@ -161,8 +161,10 @@ def fault(row: Rollout) -> str | None:
             return key
     if not all(isinstance(v, dict) for v in (row.get("verdicts") or {}).values()):
         return "verdicts"
+    if row["prefix_length"] < 0:
+        return "prefix_length"
     numbers = ("reward", "advantage")
-    return next((k for k in numbers if not math.isfinite(row.get(k) or 0.0)), None)
+    return next((k for k in numbers if not abs(row.get(k) or 0.0) <= LARGEST), None)
 
 
 def mean(rows: Sequence[Rollout]) -> tuple[int, float]:

@@ -7,18 +7,15 @@ lines of the command's own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import groupby
-from os.path import commonprefix
-from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 from tokenizers import Tokenizer
 
 from prefix_rft.errors import UserError
-from prefix_rft.findings import clean
 from prefix_rft.rewards.verdict import CORRECT, WRONG
 from prefix_rft.run_reader import Rollout, RunFolder
 from prefix_rft.show.groups import (
@@ -31,10 +28,16 @@ from prefix_rft.show.groups import (
     solved,
     statuses,
 )
+from prefix_rft.tokens import LONGEST_CHARACTER, run_tokenizer, split
+from prefix_rft.untrusted import visible
+
+Piece = tuple[str, str]
+"""Words of others as they were read, and a style."""
 
 CHARACTERS, LINES = 3000, 40
 PROMPT_CHARACTERS, PROMPT_LINES = 600, 12
 DETAIL = 200
+UNMARKED = "  (prefix not marked: the tokens do not add up to the text)"
 BAR, INDENT = "  │ ", 7
 # As `inspect` has them.
 KEPT, PREFIX, SAMPLED = "bold black on green", "green", "yellow"
@@ -49,21 +52,18 @@ class View:
         folder: the run.
         console: to print on.
         verdict: rows of this verdict are drawn first.
+        full: nothing is cut.
 
     Raises:
         UserError: the run's tokenizer is damaged.
     """
 
-    def __init__(self, folder: RunFolder, console: Console, verdict: str | None = None) -> None:
-        self.console, self.verdict = console, verdict
+    def __init__(
+        self, folder: RunFolder, console: Console, verdict: str | None = None, full: bool = False
+    ) -> None:
+        self.console, self.verdict, self.full = console, verdict, full
         self.load = lru_cache(maxsize=4)(lambda step: load(folder, step))
-        self.tokenizer: Any = None
-        path = folder.path / "model" / "tokenizer.json"
-        if path.is_file():
-            try:
-                self.tokenizer = Tokenizer.from_file(str(path))
-            except Exception as error:  # the library raises nothing narrower
-                raise UserError(f"'{path}' is damaged: it is no tokenizer") from error
+        self.tokenizer = run_tokenizer(folder.path)
 
     def show(self, place: Place, number: str) -> None:
         """Draw one group under a heading with its number."""
@@ -77,24 +77,32 @@ class View:
         for row in rows:
             if row["prompt"] != prompt:
                 prompt = row["prompt"]
-                self.quote(Text(clean(prompt)), PROMPT_CHARACTERS, PROMPT_LINES)
+                self.quote([(prompt, "")], PROMPT_CHARACTERS, PROMPT_LINES)
+            found = marked(self.tokenizer, row)
             self.say(row_heading(row))
-            self.quote(marked(self.tokenizer, row), CHARACTERS, LINES)
+            if found is None and self.tokenizer is not None:
+                self.say(Text(UNMARKED, "italic"))
+            plain = [(row["text"], STYLES[origin(row)])]
+            self.quote(plain if found is None else found, CHARACTERS, LINES)
 
     def say(self, text: Text) -> None:
         """A line of the command's own; a terminal gets it in as many as it needs."""
         for at, part in enumerate(self.fit(text, INDENT)):
             self.console.print(Text(" " * INDENT if at else "") + part, soft_wrap=True)
 
-    def quote(self, text: Text, characters: int, lines: int) -> None:
+    def quote(self, pieces: Sequence[Piece], characters: int, lines: int) -> None:
         """Words of others: the first two thirds and the last third of what there is room for."""
-        over, left = len(text) - characters, []
+        # Cut before it is made visible: a megabyte of control characters would become five.
+        size = sum(len(words) for words, _ in pieces)
+        if self.full:
+            characters, lines = size, size + 1
+        over, left = size - characters, []
         if over > 0:
             head = 2 * characters // 3
             left.append(count(over, "character"))
-            first, second = _lines(text[:head]), _lines(text[head + over :])
+            first, second = _lines(pieces, 0, head), _lines(pieces, head + over, size)
         else:
-            first, second = _lines(text), []
+            first, second = _lines(pieces, 0, size), []
         surplus = len(first) + len(second) - lines
         if surplus > 0:
             both, head = first + second, 2 * lines // 3
@@ -103,7 +111,7 @@ class View:
         for line in first:
             self.bar(line)
         if left:
-            self.say(Text(f"  … {' and '.join(left)} left out …", "italic"))
+            self.say(Text(f"  … {' and '.join(left)} left out (--full shows all) …", "italic"))
         for line in second:
             self.bar(line)
 
@@ -119,51 +127,42 @@ class View:
         return list(line.wrap(self.console, max(20, self.console.width - indent)))
 
 
-def _lines(text: Text) -> list[Text]:
+def _lines(pieces: Sequence[Piece], start: int, stop: int) -> list[Text]:
+    """The lines from one character to another, visible."""
+    text, at = Text(), 0
+    for words, style in pieces:
+        part = words[max(0, start - at) : max(0, stop - at)]
+        text.append(visible(part), style)
+        at += len(words)
     return list(text.split("\n", allow_blank=True))
 
 
-def marked(tokenizer: Any, row: Rollout) -> Text:
-    """What a row says, with its prefix marked where its tokens can be read.
+def marked(tokenizer: Tokenizer | None, row: Rollout) -> list[Piece] | None:
+    """What a row says, with its prefix marked; None where its tokens cannot be told apart.
 
     Raises:
         UserError: its ids are none.
     """
-    ids, length, name = row["completion_ids"], row["prefix_length"], origin(row)
-    if tokenizer is None or name != HYBRID:
-        return Text(clean(row["text"]), STYLES[name])
+    ids, length, whole = row["completion_ids"], row["prefix_length"], row["text"]
+    if origin(row) != HYBRID:
+        return [(whole, STYLES[origin(row)])]
+    if tokenizer is None:
+        return None
     if not all(type(i) is int and 0 <= i < 2**32 for i in ids):
         raise UserError(f"row {row['row']} of group {row['group']} is damaged: its ids are none")
-    kept = [k for k in row.get("kept") or () if isinstance(k, int)]
-    roles = [PREFIX] * min(length, len(ids)) + [SAMPLED] * (len(ids) - length)
-    for place in kept:
-        if 0 <= place < min(length, len(ids)):
-            roles[place] = KEPT
-    text = Text()
-    for role, words in pieces(tokenizer, ids, roles):
-        if role == SAMPLED:
-            text.append("┃", "bold")
-        text.append(f"«{clean(words)}»" if role == KEPT else clean(words), role)
-    return text
-
-
-def pieces(tokenizer: Any, ids: Sequence[int], roles: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """What each run of tokens of one role adds to the text.
-
-    Tokens are decoded with all those before them: alone, they could lose spaces. A character whose
-    bytes two runs share belongs to the second.
-    """
-    done, shown = 0, ""
-    for role, run in groupby(roles):
-        done += len(list(run))
-        text = tokenizer.decode(ids[:done], skip_special_tokens=False)
-        if done < len(ids):
-            text = text.rstrip("\N{REPLACEMENT CHARACTER}")
-            # Half a character can spoil even what was whole before it: leave it to the next run.
-            text = text if text.startswith(shown) else shown
-        shared = commonprefix([shown, text])  # noqa: RUF071 (of texts, not of paths)
-        yield role, text[len(shared) :]
-        shown = text
+    # Behind the prefix only as many as one character may take: the rest is known from the text.
+    near = ids[: length + LONGEST_CHARACTER]
+    found = split(tokenizer, near, len(ids), whole, len(whole) + 1)
+    prefix = [] if found is None else found[:length]
+    if found is None or not whole.startswith("".join(prefix)):
+        return None
+    kept = {place for place in row.get("kept") or () if isinstance(place, int)}
+    pieces: list[Piece] = []
+    for own, run in groupby(enumerate(prefix), key=lambda pair: pair[0] in kept):
+        words = "".join(text for _, text in run)
+        pieces.append((f"«{words}»", KEPT) if own else (words, PREFIX))
+    rest = whole[sum(map(len, prefix)) :]
+    return [*pieces, ("┃", "bold"), (rest, SAMPLED)] if length < len(ids) else pieces
 
 
 def heading(place: Place, rows: Sequence[Rollout], number: str) -> Text:
@@ -209,7 +208,7 @@ def row_heading(row: Rollout) -> Text:
 def short(value: object) -> str:
     """Anything as a few harmless words on one line."""
     words = str(value)
-    cut = clean(words[:DETAIL]).replace("\n", "↵")
+    cut = visible(words[:DETAIL]).replace("\n", "↵")
     over = len(words) - DETAIL
     return cut if over <= 0 else f"{cut} … {count(over, 'character')} left out …"
 
