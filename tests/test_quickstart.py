@@ -33,10 +33,12 @@ def test_quickstart(tmp_path: Path) -> None:
             "--batch-size",
             "256",
             "--output",
-            "again.json",
+            "again",
+            "--temperature",
+            "1",
         ],
         cwd=tmp_path,
         check=True,
     )
-    again = json.loads((tmp_path / "again.json").read_text())
-    assert again["mean"] == pytest.approx(trained["mean"], abs=1e-6)
+    [again] = json.loads((tmp_path / "again/result.json").read_text())["results"]
+    assert again["avg"]["mean"] == pytest.approx(trained["mean"], abs=1e-6)
