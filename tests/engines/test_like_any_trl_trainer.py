@@ -317,6 +317,13 @@ def test_an_open_constant_is_the_completion_budget_in_both_trainers(tmp_path: Pa
 def test_too_few_rows_for_a_generation_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="1 rows, but one generation takes 2 prompts"):
         train(tmp_path, train_dataset=make_rows(1))
+    assert train(tmp_path, train_dataset=make_rows(2), max_steps=1).state.global_step == 1
+
+
+def test_a_method_without_demonstrations_takes_rows_without_any(tmp_path: Path) -> None:
+    rows = make_rows(2, missing=2)
+    trainer = train(tmp_path, train_dataset=rows, method="dr_grpo", max_steps=1)
+    assert trainer.state.global_step == 1
 
 
 def test_a_demonstration_with_its_own_eos_gets_no_second(tmp_path: Path) -> None:

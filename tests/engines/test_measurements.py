@@ -1,5 +1,6 @@
 """Kept prefix tokens, token counts and shares of the gradient are what they are said to be."""
 
+import math
 import os
 import subprocess
 import sys
@@ -17,8 +18,9 @@ from trl import GRPOTrainer
 
 from prefix_rft import DemonstrationTrainer, PrefixRFTTrainer
 from prefix_rft.core import Stream
-from prefix_rft.engines.trl.gradients import GradientShares
+from prefix_rft.engines.trl.gradients import GradientShares, sources_of, vectors_of
 from prefix_rft.engines.trl.sft import DemonstrationConfig
+from prefix_rft.engines.trl.stats import StepStats
 from prefix_rft.methods import load
 from prefix_rft.run_reader import RunFolder
 from tiny import make_config, make_model, make_rows, make_tokenizer, shaped_reward
@@ -105,6 +107,24 @@ def test_methods_without_selection(tmp_path: Path) -> None:
     kept = {(x["group"], x["row"]): x["kept"] for x in measured.read(tmp_path / "uft", "kept")[0]}
     assert kept == {(x["group"], x["row"]): list(range(x["prefix_length"])) for x in lines}
     assert kept
+
+
+@pytest.mark.parametrize("options", [{"prefix_loss": "all"}, {"entropy_scope": "row"}])
+def test_a_dropped_row_keeps_nothing_however_it_is_selected(
+    tmp_path: Path, options: dict[str, str]
+) -> None:
+    fates = ("mixed", "wrong")
+    trainer, _ = start(tmp_path, fates=fates, options={"all_wrong": "drop", **options}, max_steps=1)
+    trainer.train()
+    rollouts = measured.read(tmp_path, "step")[0]
+    solved = {x["group"] for x in rollouts if x["reward"]}
+    lengths = {(x["group"], x["row"]): x["prefix_length"] for x in rollouts if measured.hybrid(x)}
+    kept = {(x["group"], x["row"]): x["kept"] for x in measured.read(tmp_path, "kept")[0]}
+    assert list(kept) == sorted(lengths)
+    assert {g for g, _ in kept} > solved
+    for place, positions in kept.items():
+        wanted = lengths[place] if "prefix_loss" in options else math.ceil(0.2 * lengths[place])
+        assert len(positions) == (wanted if place[0] in solved else 0)
 
 
 # ---- token counts --------------------------------------------------------------------------------
@@ -194,6 +214,31 @@ def test_what_a_backend_draws_counts(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert [x.pop("sampled") for x in lines] == drawn
     assert all(n > x.pop("sampled") for n, x in zip(drawn, wanted, strict=True))
     assert lines == wanted
+
+
+def test_a_backend_is_sent_what_needs_nothing(tmp_path: Path) -> None:
+    """The prompts of rows that are kept count again, their prefixes are no longer read."""
+    trainer, _ = start(
+        tmp_path,
+        fates=("wrong", "mixed"),
+        options={"all_wrong": "resample", "attempts": 2},
+        fast_generation=False,
+        max_steps=1,
+    )
+    asked: list[tuple[Any, Any]] = []
+    turn = trainer._generate_single_turn
+
+    def listen(prompts: Any, *args: Any, **kwargs: Any) -> Any:
+        asked.append((prompts, trainer._plans))
+        return turn(prompts, *args, **kwargs)
+
+    trainer._generate_single_turn = listen
+    trainer.train()
+    [line] = measured.logged(trainer.state.log_history, "tokens/")
+    assert any(p.kept is not None for _, plans in asked for p in plans)
+    prompts = [sum(map(len, {tuple(ids) for ids in sent})) for sent, _ in asked]
+    prefixes = [sum(len(p.prefix) for p in plans if p.kept is None) for _, plans in asked]
+    assert line["prefilled"] == sum(prompts) + sum(prefixes)
 
 
 @pytest.mark.parametrize("method", ["sft", "iw_sft"])
@@ -298,6 +343,7 @@ def test_gradient_norms_equal_plain_torch(tmp_path: Path) -> None:
         ("luffy", {"policy", "demonstration", "entropy"}),
         ("uft", {"policy", "continuation", "hint", "prefix", "hybrid", "kl", "entropy"}),
         ("gspo", {"policy"}),
+        ("adaback", {"policy", "continuation", "hybrid"}),
         ("srft", {"sft", "demonstration", "positive", "negative"}),
     ],
 )
@@ -322,6 +368,45 @@ def test_sources_of_a_method_are_its_whole_gradient(
     found = {k for x in measured.logged(trainer.state.log_history, "gradient/") for k in x}
     wanted = {f"{n}_norm" for n in names}
     assert found == wanted | ({"prefix_share", "without_prefix_norm"} if "hint" in names else set())
+
+
+def test_an_origin_that_two_streams_train_is_one_vector() -> None:
+    both = ("policy", "prefix")
+    streams = (Stream("first", both), Stream("second", both), Stream("kl", both, "kl"))
+    sources = sources_of(replace(load("grpo"), streams=streams))
+    assert [s.name for s in sources] == ["policy", "prefix", "policy", "prefix", "kl"]
+    assert vectors_of(sources) == {
+        "policy": [0, 2],
+        "prefix": [1, 3],
+        "kl": [4],
+        "hybrid": [1, 3],
+        "without_prefix": [0, 2, 4],
+    }
+
+
+def test_gradients_of_half_precision_and_frozen_weights(tmp_path: Path) -> None:
+    """Eight micro-batches add up in single precision; frozen weights have no gradient."""
+    model = family_plain.sharp_model().bfloat16()
+    model.model.layers[0].requires_grad_(False)
+    trainer, _ = start(
+        tmp_path,
+        log_rollouts=False,
+        model=model,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=8,
+        max_steps=1,
+        gradient_shares_every=1,
+    )
+    sums = Sums(trainer)
+    trainer.train()
+    [whole] = sums.found
+    assert {g.dtype for g in whole} == {torch.float32}
+    assert (
+        len(whole) == sum(p.requires_grad for p in model.parameters()) < len([*model.parameters()])
+    )
+    total = torch.stack([g.norm() for g in whole]).norm().item()
+    [grad_norm] = [x["grad_norm"] for x in trainer.state.log_history if "loss" in x]
+    assert total == pytest.approx(grad_norm, rel=2e-2)
 
 
 @pytest.mark.parametrize(
@@ -392,6 +477,20 @@ def test_a_negative_interval_is_refused(tmp_path: Path) -> None:
         make_config(tmp_path, gradient_shares_every=-1)
 
 
+# ---- means over a step ---------------------------------------------------------------------------
+
+
+def test_sums_of_a_step_are_double_and_what_has_no_count_is_left_out() -> None:
+    stats = StepStats()
+    alone = SimpleNamespace(reduce=lambda x, reduction: x)
+    for value in (2.0**24, 1.0):  # their sum has no single precision
+        found = {"large": (torch.tensor(value), torch.tensor(1))}
+        stats.add({**found, "none": (torch.tensor(0.0), torch.tensor(0))})
+    assert stats.take(alone) == {"large": (2.0**24 + 1.0) / 2}
+    stats.add({"large": (torch.tensor(3.0), torch.tensor(2))})
+    assert stats.take(alone) == {"large": 1.5}
+
+
 # ---- several processes ---------------------------------------------------------------------------
 
 
@@ -435,6 +534,12 @@ def test_two_processes_measure_together(tmp_path: Path) -> None:
             idle = busy - sum(r.prefix > 0 for r in part)
             x["forward"] += idle * (len(part[0].prompt) + max(1, part[0].prefix))
     assert measured.logged(history, "tokens/") == wanted
+
+    for x, own in zip([x for x in history if "loss" in x], rows, strict=True):
+        share = sum(r.prefix for r in own) / sum(len(r.completion) for r in own)
+        assert x["prefix/token_share"] == pytest.approx(share)
+        rewards = [r.reward for r in own if not r.prefix]
+        assert x["policy/reward"] == pytest.approx(sum(rewards) / len(rewards))
 
     generations = measured.read(tmp_path, "step")
     for update, line in enumerate(measured.logged(history, "gradient/")):
