@@ -78,8 +78,10 @@ class Watch:
         return self.trained[-1]
 
     def log(self, *args: Any, **kwargs: Any) -> None:
-        """Keeps the lists of which TRL logs the means."""
-        self.logged = {k: list(v) for k, v in self.trainer._metrics["train"].items()}
+        """Keeps the lists of which TRL logs the means; its last line is of the run, without any."""
+        found = {k: list(v) for k, v in self.trainer._metrics["train"].items()}
+        if found.get("reward"):
+            self.logged = found
         self._log(*args, **kwargs)
 
     def sample(self, prompts: Any, plans: Any) -> Any:
