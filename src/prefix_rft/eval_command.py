@@ -14,14 +14,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from prefix_rft.configure import configure
 from prefix_rft.errors import UserError
-from prefix_rft.eval_run import Plan, run_eval
+from prefix_rft.eval_run import TEMPERATURES, Plan, run_eval
 from prefix_rft.eval_sets import EvalSet, distinct, named_set, read_suite
 from prefix_rft.eval_view import show_eval
 from prefix_rft.evaluate import Request
 from prefix_rft.models import quiet
 
-TEMPERATURES = (1.0, 0.6, 0.0)
-"""Of training, of the paper's evaluation (section 1.5 there), and greedy."""
 LENGTH = 256
 
 

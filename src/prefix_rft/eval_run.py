@@ -29,6 +29,8 @@ from prefix_rft.scores import Problem, Scores, difference, scores, split_by
 SHORT = 200
 """Longer texts in a column are not worth repeating with the samples."""
 GREEDY = 0.0
+TEMPERATURES = (1.0, 0.6, GREEDY)
+"""Of training, of the paper's evaluation (arXiv 2507.01679), and greedy."""
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,11 @@ from prefix_rft.rewards.checked import name_of
 from prefix_rft.rewards.verdict import CORRECT, NO_ANSWER, Verdict
 
 
+def reward_of(verdict: Verdict) -> float | None:
+    """Without an answer a problem is not solved: 0. None where it could not be graded."""
+    return 0.0 if verdict.status == NO_ANSWER else verdict.reward
+
+
 @dataclass(frozen=True)
 class Sample:
     """One sampled answer and what the grader said.
@@ -48,8 +53,8 @@ class Sample:
 
     @property
     def reward(self) -> float | None:
-        """Without an answer a problem is not solved: 0. None where it could not be graded."""
-        return 0.0 if self.verdict.status == NO_ANSWER else self.verdict.reward
+        """See :func:`reward_of`."""
+        return reward_of(self.verdict)
 
 
 @dataclass(frozen=True)

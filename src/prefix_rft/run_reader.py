@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,9 @@ from prefix_rft.errors import UserError
 
 Rollout = dict[str, Any]
 """One row as ``rollouts/step_N.jsonl`` holds it; see ``engines/trl/rollouts.py``."""
+
+POLICY, HYBRID, DEMONSTRATION = "on-policy", "hybrid", "demonstration"
+"""Where a rollout's tokens are from, in words."""
 
 GENERATION = re.compile(r"step_(\d+)\.jsonl")
 
@@ -114,6 +117,19 @@ def identity(row: Rollout) -> tuple[int, int] | None:
     """Group and number, which name a row within its generation; None if it has none."""
     group, number = row.get("group"), row.get("row")
     return (group, number) if isinstance(group, int) and isinstance(number, int) else None
+
+
+def origin(row: Mapping[str, Any]) -> str:
+    """Where a row's tokens are from. Runs of older versions do not name whole demonstrations."""
+    if row.get("demonstration"):
+        return DEMONSTRATION
+    return HYBRID if row["prefix_length"] else POLICY
+
+
+def checkpoints(folder: Path) -> dict[int, Path]:
+    """The checkpoints in a run folder by their step, in its order."""
+    found = [p for p in folder.glob("checkpoint-*") if re.fullmatch(r"\d+", p.name[11:])]
+    return {int(p.name[11:]): p for p in sorted(found, key=lambda p: int(p.name[11:]))}
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:

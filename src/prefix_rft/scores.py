@@ -8,7 +8,7 @@ from typing import Any
 
 from prefix_rft.errors import UserError, nearest
 from prefix_rft.estimates import Estimate, bootstrap, maj_at_k, pass_at_k
-from prefix_rft.evaluate import Sample
+from prefix_rft.evaluate import Sample, mean_reward
 from prefix_rft.rewards.verdict import NO_ANSWER, Verdict
 
 FEW = 8
@@ -55,8 +55,7 @@ class Problem:
     @property
     def reward(self) -> float | None:
         """Mean reward of the graded samples; None without any."""
-        rewards = [s.reward for s in self.graded if s.reward is not None]
-        return sum(rewards) / len(rewards) if rewards else None
+        return mean_reward(self.samples)
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
 from prefix_rft.errors import UserError
+from prefix_rft.run_reader import checkpoints
 
 BROKEN = "\N{REPLACEMENT CHARACTER}"
 LONGEST_CHARACTER = 4  # bytes, and so tokens of a byte-level tokenizer
@@ -20,9 +20,7 @@ def run_tokenizer(folder: Path) -> Tokenizer | None:
     Raises:
         UserError: the file is damaged.
     """
-    checkpoints = [p for p in folder.glob("checkpoint-*") if re.fullmatch(r"\d+", p.name[11:])]
-    newest = sorted(checkpoints, key=lambda p: -int(p.name[11:]))
-    for place in (folder / "model", *newest):
+    for place in (folder / "model", *reversed(checkpoints(folder).values())):
         path = place / "tokenizer.json"
         if path.is_file():
             try:

@@ -102,6 +102,11 @@ def test_refused(message: str) -> None:
     assert message in str(refused.value)
 
 
+def test_no_seed_is_not_the_default() -> None:
+    with pytest.raises(UserError, match="at least one of 'seeds'"):
+        read_comparison(RECIPE, seeds=0)
+
+
 def test_unknown_method() -> None:
     with pytest.raises(UserError, match="unknown method 'prefix_rtf'"):
         read_comparison(RECIPE, ["sft", "prefix_rtf"])

@@ -11,6 +11,7 @@ from typing import Any
 
 from prefix_rft.engines.trl import DemonstrationConfig, PrefixRFTConfig
 from prefix_rft.errors import UserError, check_types, choose, refuse_unknown
+from prefix_rft.eval_run import TEMPERATURES
 from prefix_rft.methods import load
 
 METHODS = ("sft", "sft+dr_grpo", "dr_grpo", "prefix_rft", "sft+prefix_rft")
@@ -18,7 +19,6 @@ METHODS = ("sft", "sft+dr_grpo", "dr_grpo", "prefix_rft", "sft+prefix_rft")
 SWEEP = (5.0, 10.0, 50.0)
 """Learning rates of imitation, as multiples of the recipe's: 5e-6, 1e-5 and 5e-5 for RL's usual
 1e-6, the sweep of arXiv 2604.23747."""
-TEMPERATURES = (1.0, 0.6, 0.0)
 KEY = "compare"
 
 
@@ -109,7 +109,8 @@ def read_comparison(
     reference = own.get("reference", "prefix_rft" if "prefix_rft" in known else known[0])
     choose(f"arm as 'reference' of '{KEY}'", reference, known)
     rest = {k: v for k, v in own.items() if k not in ("arms", "reference", "seeds")}
-    found = Comparison(arms, seeds or own.get("seeds", 3), reference, **rest)
+    number = own.get("seeds", 3) if seeds is None else seeds
+    found = Comparison(arms, number, reference, **rest)
     return _checked(found, kinds)
 
 

@@ -47,10 +47,8 @@ class Job:
         if self.arm is None:
             return BASE
         key = next(iter(self.arm.sweep), None)
-        swept = (
-            f" {key}={self.value:g}" if isinstance(self.value, float) else f" {key}={self.value}"
-        )
-        return f"{self.arm.name}{swept if key else ''}, seed {self.seed}"
+        swept = f" {key}={written(self.value)}" if key else ""
+        return f"{self.arm.name}{swept}, seed {self.seed}"
 
 
 @dataclass

@@ -19,9 +19,11 @@ from prefix_rft.data import Renderer, load_rows
 from prefix_rft.data.render import end_of_text_ids
 from prefix_rft.engines.sampling import SamplingSettings, sample, supported, uniforms_of
 from prefix_rft.errors import UserError
+from prefix_rft.evaluate import reward_of
 from prefix_rft.models import give_template, load_model
 from prefix_rft.rewards import grade_texts
-from prefix_rft.rewards.verdict import NO_ANSWER, Verdict
+from prefix_rft.rewards.verdict import Verdict
+from prefix_rft.run_reader import checkpoints
 
 GIVEN = (0.0, 0.5)
 """Shares of a demonstration that the model continues."""
@@ -43,11 +45,10 @@ def trajectory(
     Raises:
         UserError: a model or rows that cannot be used.
     """
-    saved = {int(p.name.rpartition("-")[2]): p for p in folder.glob("checkpoint-*")}
-    saved = {**{k: v for k, v in saved.items() if k < last_step}, last_step: folder / "model"}
+    saved = {k: path for k, path in checkpoints(folder).items() if k < last_step}
     return [
         {"step": step, **measures(str(path), recipe, overrides)}
-        for step, path in sorted(saved.items())
+        for step, path in {**saved, last_step: folder / "model"}.items()
     ]
 
 
@@ -146,6 +147,5 @@ def _continued(
 
 
 def _mean_reward(verdicts: Sequence[Verdict]) -> float:
-    known = [0.0 if v.status == NO_ANSWER else v.reward for v in verdicts]
-    values = [v for v in known if v is not None]
+    values = [r for v in verdicts if (r := reward_of(v)) is not None]
     return sum(values) / len(values) if values else float("nan")

@@ -31,7 +31,7 @@ from prefix_rft.models import quiet
 from prefix_rft.recipe import Recipe
 from prefix_rft.rewards.verdict import NO_ANSWER
 from prefix_rft.run_folder import describe_machine, git_state, write_json
-from prefix_rft.run_reader import RunFolder, read_lines
+from prefix_rft.run_reader import RunFolder, checkpoints, read_lines
 from prefix_rft.scores import Problem
 from prefix_rft.train import train
 
@@ -133,8 +133,7 @@ def _saving(job: Mapping[str, Any]) -> dict[str, Any]:
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint whose state files are whole; None where there is none."""
-    found = [p for p in folder.glob("checkpoint-*") if p.name.rpartition("-")[2].isdigit()]
-    for path in sorted(found, key=lambda p: -int(p.name.rpartition("-")[2])):
+    for path in reversed(checkpoints(folder).values()):
         if all(_whole(path / name) for name in ("trainer_state.json", "method_state.json")):
             return path
     return None

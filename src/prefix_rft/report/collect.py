@@ -9,16 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from prefix_rft.report.points import Point
-from prefix_rft.report.samples import (
-    DEMONSTRATION,
-    HYBRID,
-    Group,
-    damaged,
-    group_of,
-    kind_of,
-    mean_reward,
-)
-from prefix_rft.run_reader import RunFolder
+from prefix_rft.report.samples import Group, damaged, group_of, mean_reward
+from prefix_rft.run_reader import DEMONSTRATION, HYBRID, POLICY, RunFolder, origin
 
 EXTREMES = 10
 """Worst and best groups to show."""
@@ -90,7 +82,7 @@ def _add(found: Collected, rows: Rows, step: int, shown: bool) -> None:
     found.rows += len(rows)
     found.groups += len(groups)
     found.kept_known |= any(row.get("kept") is not None for row in rows)
-    means = {g: mean_reward(part, "on-policy") for g, part in groups.items()}
+    means = {g: mean_reward(part, POLICY) for g, part in groups.items()}
     ranked = {(m, -step, g): groups[g] for g, m in means.items() if m is not None}
     found.worst = extremes(found.worst, ranked, step)
     found.best = extremes(found.best, {(-m, s, g): r for (m, s, g), r in ranked.items()}, step)
@@ -111,7 +103,7 @@ def mean_lengths(rows: Rows) -> dict[str, float]:
     """Mean number of tokens by origin, for origins that have rows."""
     lengths: dict[str, list[int]] = defaultdict(list)
     for row in rows:
-        kind, tokens = kind_of(row), len(row["completion_ids"])
+        kind, tokens = origin(row), len(row["completion_ids"])
         if kind == HYBRID:
             lengths["prefix"].append(tokens)
             lengths["continuation"].append(tokens - row["prefix_length"])

@@ -7,8 +7,9 @@ from itertools import groupby
 
 from tokenizers import Tokenizer
 
-from prefix_rft.report.samples import DEMONSTRATION, Sample
+from prefix_rft.report.samples import Sample
 from prefix_rft.report.text import cut
+from prefix_rft.run_reader import DEMONSTRATION
 from prefix_rft.tokens import split
 
 Segment = tuple[str, str]

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefix_rft.errors import UserError
+from prefix_rft.run_reader import HYBRID, POLICY, origin
 
 LONGEST = 2000
 """Characters of a text, and tokens of a completion, that are kept for the page."""
 
 MOST_ROWS = 16
 """Rows of a group that are shown."""
-
-POLICY, HYBRID, DEMONSTRATION = "on-policy", "hybrid", "demonstration"
 
 
 @dataclass(frozen=True)
@@ -97,16 +96,9 @@ def finite(value: Any) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def kind_of(row: Mapping[str, Any]) -> str:
-    """Where a row comes from. Runs of older versions do not name whole demonstrations."""
-    if row.get("demonstration"):
-        return DEMONSTRATION
-    return HYBRID if row["prefix_length"] else POLICY
-
-
 def mean_reward(rows: Sequence[Mapping[str, Any]], kind: str) -> float | None:
     """Mean reward over the rows of a kind that could be graded."""
-    rewards = [finite(row["reward"]) for row in rows if kind_of(row) == kind]
+    rewards = [finite(row["reward"]) for row in rows if origin(row) == kind]
     graded = [r for r in rewards if r is not None]
     return sum(graded) / len(graded) if graded else None
 
@@ -133,7 +125,7 @@ def _sample(row: Mapping[str, Any]) -> Sample:
     verdicts = row.get("verdicts") or {}
     return Sample(
         row=_int(row["row"]),
-        kind=kind_of(row),
+        kind=origin(row),
         tokens=len(ids),
         prefix_length=_int(row["prefix_length"]),
         ids=[_int(i) for i in ids[:LONGEST]],

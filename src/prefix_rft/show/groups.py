@@ -14,9 +14,8 @@ from typing import NamedTuple
 
 from prefix_rft.errors import UserError
 from prefix_rft.rewards.verdict import CORRECT, FULL_REWARD, LARGEST, SKIPPED
-from prefix_rft.run_reader import Rollout, RunFolder
+from prefix_rft.run_reader import HYBRID, POLICY, Rollout, RunFolder, origin
 
-HYBRID, POLICY, DEMONSTRATION = "hybrid", "on-policy", "demonstration"
 NOTHING = type(None)
 FIELDS: dict[str, tuple[type, ...]] = {
     "group": (int,),
@@ -174,13 +173,6 @@ def mean(rows: Sequence[Rollout]) -> tuple[int, float]:
         if rewards:
             return kind, sum(rewards) / len(rewards)
     return 2, 0.0
-
-
-def origin(row: Rollout) -> str:
-    """Where the row's tokens are from."""
-    if row.get("demonstration"):
-        return DEMONSTRATION
-    return HYBRID if row["prefix_length"] else POLICY
 
 
 def statuses(row: Rollout) -> list[str]:

@@ -17,17 +17,8 @@ from tokenizers import Tokenizer
 
 from prefix_rft.errors import UserError
 from prefix_rft.rewards.verdict import CORRECT, WRONG
-from prefix_rft.run_reader import Rollout, RunFolder
-from prefix_rft.show.groups import (
-    DEMONSTRATION,
-    HYBRID,
-    POLICY,
-    Place,
-    load,
-    origin,
-    solved,
-    statuses,
-)
+from prefix_rft.run_reader import DEMONSTRATION, HYBRID, POLICY, Rollout, RunFolder, origin
+from prefix_rft.show.groups import Place, load, solved, statuses
 from prefix_rft.tokens import LONGEST_CHARACTER, run_tokenizer, split
 from prefix_rft.untrusted import visible
 
