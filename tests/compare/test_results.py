@@ -11,7 +11,8 @@ from rich.console import Console
 
 from prefix_rft.compare.jobs import Board
 from prefix_rft.compare.results import lines
-from prefix_rft.compare.view import as_csv, as_markdown, number, show
+from prefix_rft.compare.tables import number
+from prefix_rft.compare.view import as_csv, as_markdown, show
 from prefix_rft.compare.work import compact, expand
 from prefix_rft.evaluate import Sample
 from prefix_rft.rewards.verdict import CORRECT, TIMEOUT, WRONG, Verdict
@@ -80,7 +81,7 @@ def test_a_seed_that_is_missing_is_not_paired_away(board: Board) -> None:
     assert difference is not None
     assert difference.mean == pytest.approx(0.25)  # (4, 4) against (2, 4) of 4
     assert later.costs.flops == 101.0  # with the run that it starts from
-    assert "later/rl (1 seeds)" in as_markdown(board, lines(board))
+    assert "later/rl (1 of 2 seeds)" in as_markdown(board, lines(board))
 
 
 def test_base_is_compared_with_the_mean_of_the_reference(board: Board) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from prefix_rft.compare.arms import Arm, Comparison
 from prefix_rft.compare.costs import Costs
-from prefix_rft.compare.work import DONE, expand, sets_of
+from prefix_rft.compare.work import DONE, HELD_OUT, VALIDATION, expand, sets_of
 from prefix_rft.errors import UserError
 from prefix_rft.eval_run import fingerprint
 from prefix_rft.recipe import Recipe
@@ -236,7 +236,7 @@ class Board:
     def chosen_on(self, record: Mapping[str, Any]) -> float:
         """Mean reward on the rows that swept values are chosen on."""
         sets = record["sets"]
-        rows = sets.get("validation", sets["held-out"])
+        rows = sets.get(VALIDATION, sets[HELD_OUT])
         rewards = rows[f"{self.comparison.temperatures[0]:g}"]["reward"]
         known = [r for r in rewards if r is not None]
         return sum(known) / len(known)

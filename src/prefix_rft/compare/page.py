@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
+from prefix_rft.compare import tables
 from prefix_rft.compare.jobs import BASE, Board
-from prefix_rft.compare.results import Cell, Line, mean_path
-from prefix_rft.compare.view import (
-    HELD_OUT,
-    as_markdown,
-    costs_cells,
-    costs_header,
-    results_cells,
-    results_header,
-)
+from prefix_rft.compare.results import Line, mean_path
+from prefix_rft.compare.tables import Block, at
+from prefix_rft.compare.view import as_markdown
+from prefix_rft.compare.work import HELD_OUT
 from prefix_rft.estimates import Estimate
-from prefix_rft.eval_view import percent, temperature_name
 from prefix_rft.report.chart import Chart, draw
 from prefix_rft.report.chart import Line as Curve
 from prefix_rft.report.evaluation import draw_interval
@@ -54,14 +49,14 @@ def context(board: Board, found: Sequence[Line]) -> dict[str, Any]:
         "seeds": comparison.seeds,
         "samples": comparison.samples,
         "problems": max(line.cells[HELD_OUT][first].avg.n for line in found),
-        "temperature": temperature_name(first),
         "missing": [line.name for line in missing],
         "differences": _differences(board, found),
-        "results": _table(results_header(board), [results_cells(board, x) for x in found], found),
-        "costs": _table(costs_header(board), [costs_cells(board, x) for x in found], found),
+        "results": _grid(tables.results(board, found), found),
+        "costs": _grid(tables.costs(board, found), found),
+        "validation": comparison.validation_data is not None,
         "swept": [(line.name, line.swept) for line in found if line.swept],
-        "parts": _parts(board, found),
-        "sets": _sets(board, found),
+        "parts": [_grid(b, found) for b in tables.parts(board, found)],
+        "sets": [_grid(b, found) for b in tables.other_sets(board, found)],
         "charts": [(c, draw(c, i, CHECKPOINTS, 1)) for i, c in enumerate(charts)],
         "legend": [(name, i, _dash(board, name)) for name, i in colours.items()],
         "left_out": [line.name for line in found[MOST_RUNS:]],
@@ -81,12 +76,11 @@ def signed(difference: Estimate) -> str:
     return difference.signed.replace("-", MINUS)
 
 
-def _table(
-    head: Sequence[str], rows: Sequence[Sequence[str]], found: Sequence[Line]
-) -> dict[str, Any]:
-    """A table whose rows stand in groups."""
+def _grid(block: Block, found: Sequence[Line]) -> dict[str, Any]:
+    """A table whose rows stand in groups, with minus signs."""
     starts = [i > 0 and line.group != found[i - 1].group for i, line in enumerate(found)]
-    return {"head": list(head), "rows": list(zip(starts, rows, strict=True))}
+    rows = [[name, *(c.replace("-", MINUS) for c in cells)] for name, *cells in block.rows]
+    return {"title": block.title, "head": block.head, "rows": list(zip(starts, rows, strict=True))}
 
 
 def _differences(board: Board, found: Sequence[Line]) -> list[dict[str, Any]]:
@@ -109,7 +103,7 @@ def _differences(board: Board, found: Sequence[Line]) -> list[dict[str, Any]]:
             {"arm": name, "word": verdict(d), "words": signed(d), "picture": _picture(d, scale)}
             for name, d in cells(temperature)
         ]
-        blocks.append({"temperature": temperature_name(temperature), "rows": rows})
+        blocks.append({"title": at(temperature), "rows": rows})
     return blocks
 
 
@@ -119,53 +113,19 @@ def _picture(found: Estimate, scale: tuple[float, float]) -> Markup | str:
     return draw_interval((found.low, found.mean, found.high), scale, zero=True)
 
 
-def _parts(board: Board, found: Sequence[Line]) -> list[dict[str, Any]]:
-    """By column, mean reward on each part of the problems."""
-    first = board.comparison.temperatures[0]
-    blocks = []
-    for column, parts in found[0].cells[HELD_OUT][first].parts.items():
-        rows = [
-            [line.name, *(percent(line.cells[HELD_OUT][first].parts[column][x]) for x in parts)]
-            for line in found
-        ]
-        blocks.append({"column": column, **_table(["arm", *parts], rows, found)})
-    return blocks
-
-
-def _sets(board: Board, found: Sequence[Line]) -> list[dict[str, Any]]:
-    """The sets besides the held-out one."""
-    temperatures = board.comparison.temperatures
-    blocks = []
-    for name in dict.fromkeys(n for line in found for n in line.cells if n != HELD_OUT):
-        rows = [[line.name, *_set_cells(line.cells[name], temperatures)] for line in found]
-        head = ["arm", *map(_at, temperatures), f"less base, {_at(temperatures[0])}"]
-        blocks.append({"name": name, **_table(head, rows, found)})
-    return blocks
-
-
-def _set_cells(cells: Mapping[float, Cell], temperatures: Iterable[float]) -> list[str]:
-    numbers = [cells[t] for t in temperatures]
-    less = numbers[0].less_base
-    return [*(percent(c.avg) for c in numbers), "" if less is None else signed(less)]
-
-
-def _at(temperature: float) -> str:
-    return "greedy" if temperature == 0 else f"T = {temperature:g}"
-
-
 def _pass_charts(board: Board, found: Sequence[Line], colours: Mapping[str, int]) -> list[Chart]:
     """pass@k against k, for each temperature with several samples."""
     charts = []
     for temperature in board.comparison.temperatures:
         curves = []
         for line in found:
-            at = line.cells[HELD_OUT][temperature].pass_at
-            if line.name in colours and len(at) > 1:
-                points = [(math.log2(k), 100 * e.mean) for k, e in sorted(at.items())]
+            by_k = line.cells[HELD_OUT][temperature].pass_at
+            if line.name in colours and len(by_k) > 1:
+                points = [(math.log2(k), 100 * e.mean) for k, e in sorted(by_k.items())]
                 look = colours[line.name], _dash(board, line.name)
                 curves.append(Curve(line.name, points, *look))
         if curves:
-            title = f"pass@k, {_at(temperature)}"
+            title = f"pass@k, {at(temperature)}"
             charts.append(Chart(title, "%", "", curves, smooth=False, across="log2 of k"))
     return charts
 

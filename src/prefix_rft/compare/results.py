@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from prefix_rft.compare.arms import Arm
 from prefix_rft.compare.costs import Costs
 from prefix_rft.compare.jobs import BASE, Board, Job, written
+from prefix_rft.compare.work import HELD_OUT
 from prefix_rft.estimates import Estimate, over_seeds, paired, pass_at_k, seed_spread
 from prefix_rft.scores import Problem, powers, split_by
 
@@ -165,7 +166,7 @@ def _cell(
         less_base = over_seeds(own - np.array(row))
     parts: dict[str, dict[str, Estimate]] = {}
     differences: dict[str, dict[str, Estimate]] = {}
-    if one == "held-out":
+    if one == HELD_OUT:
         for column, groups in _parts(_record(board, runs[0])).items():
             parts[column] = {k: over_seeds(own[:, at]) for k, at in groups.items()}
             if other is not None:

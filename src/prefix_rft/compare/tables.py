@@ -1,0 +1,147 @@
+"""The tables of a comparison as texts, whatever they are shown in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from prefix_rft.compare.jobs import BASE, Board
+from prefix_rft.compare.results import Line, mean_path
+from prefix_rft.compare.work import HELD_OUT
+from prefix_rft.eval_view import percent
+
+
+@dataclass(frozen=True)
+class Block:
+    """A table.
+
+    Attributes:
+        title: above it.
+        head: names of its columns, the first one ``arm``.
+        rows: as many texts each.
+    """
+
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def number(value: float) -> str:
+    """``12.3M`` and the like; ``1.2e18`` from there on."""
+    if value >= 1e15:
+        return f"{value:.1e}".replace("e+", "e")
+    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.1f}{letter}"
+    return f"{value:.0f}"
+
+
+def at(temperature: float) -> str:
+    """``T = 0.6`` or ``greedy``."""
+    return f"T = {temperature:g}" if temperature else "greedy"
+
+
+def results(board: Board, found: Sequence[Line], between: str = " ") -> Block:
+    """Mean rewards on held-out problems; ``between`` stands between a mean and its interval."""
+    comparison = board.comparison
+    temperatures = comparison.temperatures
+    rows = []
+    for line in found:
+        by_t = line.cells[HELD_OUT]
+        difference = by_t[temperatures[0]].difference
+        few = 0 < line.seeds < comparison.seeds and line.name != BASE
+        rows.append(
+            [
+                line.name + (f" ({line.seeds} of {comparison.seeds} seeds)" if few else ""),
+                *(percent(by_t[t].avg, between) for t in temperatures),
+                "" if difference is None else difference.signed.replace(" [", between + "["),
+            ]
+        )
+    less = f"less {comparison.reference}, {at(temperatures[0])}"
+    title = f"held-out avg@{comparison.samples} in % [95 % interval over seeds and problems]"
+    return Block(title, ["arm", *map(at, temperatures), less], rows)
+
+
+def costs(board: Board, found: Sequence[Line]) -> Block:
+    """Costs, pass@k and shares of samples, means over seeds, at the first temperature."""
+    k = board.comparison.samples
+    names = ["arm", "steps", "sampled", "trained", "FLOPs", "time"]
+    head = [*names, f"pass@{k}", "cut", "no answer", "sd"]
+    title = "means over seeds, what an arm starts from included; sd over seeds in points"
+    return Block(title, head, [_costs_row(board, line) for line in found])
+
+
+def _costs_row(board: Board, line: Line) -> list[str]:
+    first = line.cells[HELD_OUT][board.comparison.temperatures[0]]
+    k, spent = board.comparison.samples, line.costs
+    return [
+        line.name,
+        f"{line.steps:.0f}" if line.steps else "",
+        *(number(v) if v else "" for v in (spent.sampled, spent.trained, spent.flops)),
+        f"{spent.seconds:.0f} s" if spent.seconds else "",
+        f"{100 * first.pass_at[k].mean:.1f}" if k in first.pass_at else "",
+        f"{100 * first.truncated:.1f}",
+        f"{100 * first.no_answer:.1f}",
+        "" if math.isnan(first.spread) else f"{100 * first.spread:.1f}",
+    ]
+
+
+def parts(board: Board, found: Sequence[Line]) -> list[Block]:
+    """Mean rewards on the parts of the problems, a table for each column they are split by."""
+    first = board.comparison.temperatures[0]
+    return [
+        Block(
+            f"By {column}, {at(first)}",
+            ["arm", *labels],
+            [
+                [x.name, *(percent(x.cells[HELD_OUT][first].parts[column][y]) for y in labels)]
+                for x in found
+            ],
+        )
+        for column, labels in found[0].cells[HELD_OUT][first].parts.items()
+    ]
+
+
+def other_sets(board: Board, found: Sequence[Line]) -> list[Block]:
+    """Mean rewards on the sets besides the held-out one, and how they differ from the base's."""
+    temperatures = board.comparison.temperatures
+    head = ["arm", *map(at, temperatures), f"less base, {at(temperatures[0])}"]
+    blocks = []
+    for name in dict.fromkeys(n for line in found for n in line.cells if n != HELD_OUT):
+        rows = []
+        for line in found:
+            cells = [line.cells[name][t] for t in temperatures]
+            less = cells[0].less_base
+            signed = "" if less is None else less.signed
+            rows.append([line.name, *(percent(c.avg) for c in cells), signed])
+        blocks.append(Block(f"On {name}", head, rows))
+    return blocks
+
+
+def pass_at(board: Board, found: Sequence[Line]) -> list[Block]:
+    """pass@k at the first temperature; nothing where there is one sample."""
+    first = board.comparison.temperatures[0]
+    ks = sorted({k for line in found for k in line.cells[HELD_OUT][first].pass_at})
+    if len(ks) < 2:
+        return []
+    rows = []
+    for line in found:
+        known = line.cells[HELD_OUT][first].pass_at
+        rows.append([line.name, *(percent(known[k]) if k in known else "" for k in ks)])
+    return [Block(f"pass@k, {at(first)}", ["arm", *(f"k = {k}" for k in ks)], rows)]
+
+
+def along_training(board: Board, found: Sequence[Line]) -> list[Block]:
+    """The models saved along training, means over seeds; nothing where none were."""
+    rows = []
+    for line in found:
+        for point in mean_path(board, line.name) if line.name != BASE else ():
+            alone, given = 100 * point["reward_0"], 100 * point["reward_0.5"]
+            numbers = (f"{alone:.1f}", f"{given:.1f}", f"{given - alone:.1f}")
+            rows.append([line.name, f"{point['step']:.0f}", f"{point['sft_loss']:.3f}", *numbers])
+    if not rows:
+        return []
+    title = "Along training (SFT loss in nats on held-out demonstrations, rewards in %, T = 1)"
+    head = ["arm", "step", "SFT loss", "reward", "after half a demonstration", "more"]
+    return [Block(title, head, rows)]
