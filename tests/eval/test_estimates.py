@@ -174,6 +174,21 @@ def test_the_interval_covers(seed_sd: float, seeds: int) -> None:
         assert covered / trials <= 0.99
 
 
+def test_a_bootstrap_over_three_seeds_is_too_short() -> None:
+    """Seeds and problems drawn again 400 times, in the last case above: why we do not."""
+    rng = np.random.RandomState(7)
+    trials, covered = 400, 0
+    for _ in range(trials):
+        problems = rng.normal(0.0, 0.4, (1, 60))
+        x = rng.normal(0, 0.2, (3, 1)) + problems + rng.normal(0, 0.2, (3, 60))
+        # Of crossed draws only how often each is drawn counts.
+        seeds = rng.multinomial(3, [1 / 3] * 3, 400) / 3
+        again = rng.multinomial(60, [1 / 60] * 60, 400) / 60
+        low, high = np.quantile(((seeds @ x) * again).sum(1), [0.025, 0.975])
+        covered += low <= 0.0 <= high
+    assert 0.79 <= covered / trials <= 0.89
+
+
 def test_paired_takes_out_what_both_share() -> None:
     rng = np.random.RandomState(5)
     problems = rng.normal(0, 1, (1, 50))

@@ -175,7 +175,7 @@ class Board:
                     f"({known.get(other[0])!r}, now {wanted.get(other[0])!r}): give another "
                     "--output, or delete that folder"
                 )
-            if record.get("inputs", inputs) != inputs:
+            if record["inputs"] != inputs:
                 raise UserError(
                     f"'{job.folder}' was evaluated on other rows: give another --output, or delete "
                     "that folder"
