@@ -9,13 +9,14 @@ import pytest
 from compare_records import finish, make_board
 
 from browser import console, need_browser, widths
+from prefix_rft.compare import tables
 from prefix_rft.compare.jobs import Board
 from prefix_rft.compare.page import verdict, write_page
 from prefix_rft.compare.results import lines, mean_path
 from prefix_rft.compare.work import DONE
 from prefix_rft.estimates import Estimate
 
-HOSTILE = "<script>console.error(1)</script>\x1b[31m\u202e"
+HOSTILE = "<script>console.error(1)</script>\x1b[31m\u202e|"
 ARMS = {
     "arms": {
         "prefix_rft": {},
@@ -85,6 +86,21 @@ def test_nothing_from_data_runs(board: Board) -> None:
     assert "\u202e" not in text
     assert "&lt;script&gt;" in text
     assert not re.search(r"(src|href)=.?(http|//)", text)
+
+
+def test_other_sets_are_compared_with_the_base(board: Board) -> None:
+    [block] = tables.other_sets(board, lines(board))
+    assert block.title == "On other"
+    rows = {row[0]: row[-1] for row in block.rows}
+    assert rows["base"] == ""
+    assert rows["rl"].startswith("+12.5 [")  # (1/4, 1/4) less (1/4, 0), at both seeds
+
+
+def test_a_bar_in_a_name_does_not_end_a_cell(board: Board) -> None:
+    page_of(board)
+    rows = (board.folder / "comparison.md").read_text(encoding="utf-8").split("\n")
+    head = next(row for row in rows if "<script>" in row and row.startswith("| arm"))
+    assert len(re.findall(r"(?<!\\)\|", head)) == 4  # arm, easy, the other
 
 
 def test_means_along_training(board: Board) -> None:

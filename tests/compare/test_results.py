@@ -9,6 +9,7 @@ import pytest
 from compare_records import finish, make_board
 from rich.console import Console
 
+from prefix_rft.compare import tables
 from prefix_rft.compare.jobs import Board
 from prefix_rft.compare.results import lines
 from prefix_rft.compare.tables import number
@@ -99,6 +100,14 @@ def test_csv_holds_the_numbers(board: Board) -> None:
     assert (rows["rl"]["set"], rows["rl"]["temperature"]) == ("held-out", "1.0")
     assert float(rows["rl"]["flops"]) == 80.0
     assert rows["rl"]["seeds"] == "2"
+
+
+def test_costs_show_pass_at_all_samples(board: Board) -> None:
+    block = tables.costs(board, lines(board))
+    rows = {row[0]: dict(zip(block.head, row, strict=True)) for row in block.rows}
+    assert rows["rl"]["pass@4"] == "100.0"  # some sample of every problem is right; the mean is 69
+    assert rows["base"]["pass@4"] == "50.0"
+    assert (rows["rl"]["FLOPs"], rows["rl"]["steps"], rows["rl"]["sampled"]) == ("80", "100", "10")
 
 
 def test_terminal_fits_eighty_columns(board: Board) -> None:
