@@ -11,7 +11,7 @@ SOURCE = Path(__file__).parents[1] / "src/prefix_rft"
 
 # Each package may import from itself and from the floors below it.
 FLOORS = [
-    {"errors", "findings", "imports", "untrusted"},
+    {"checkpoints", "errors", "findings", "imports", "untrusted", "writing"},
     {"core"},
     {"data", "rewards", "methods", "tasks"},
     {"engines"},
@@ -21,7 +21,7 @@ FLOORS = [
     {"eval_run"},
     {"eval_view"},
     {"rif"},
-    {"configure"},
+    {"configure", "resuming"},
     {"check"},
     {"check_view", "eval_command", "inspect", "methods_view", "preflight", "report", "show"},
     {"train"},

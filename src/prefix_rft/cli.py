@@ -36,10 +36,17 @@ def parser() -> argparse.ArgumentParser:
         "train",
         help="train as a recipe says",
         description="Train as a recipe says, then evaluate base and trained model on eval_data.",
-        epilog="example: prefix-rft train recipe.yaml max_steps=100 method.entropy_keep=0.5",
+        epilog="examples: prefix-rft train recipe.yaml max_steps=100 method.entropy_keep=0.5; "
+        "prefix-rft train recipe.yaml --resume",
     )
     train.add_argument("recipe", metavar="RECIPE.yaml")
     train.add_argument("overrides", nargs="*", metavar="key=value", help="override recipe keys")
+    train.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the newest run of the recipe's name from its newest whole checkpoint; "
+        "where there is none, begin",
+    )
 
     check = commands.add_parser(
         "check",
@@ -237,7 +244,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
 
     from prefix_rft import commands
-    from prefix_rft.errors import UserError
+    from prefix_rft.errors import Interrupted, UserError
     from prefix_rft.untrusted import visible
 
     try:
@@ -246,6 +253,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         line = visible(" ".join(str(error).split("\n")))
         print(f"prefix-rft: error: {line}", file=sys.stderr)
         return 2
+    except Interrupted as stopped:
+        print(f"prefix-rft: {visible(str(stopped))}", file=sys.stderr)
+        return 128 + stopped.signal
     except KeyboardInterrupt:
         print("prefix-rft: interrupted", file=sys.stderr)
         return 130

@@ -20,7 +20,7 @@ def train(args: argparse.Namespace) -> None:
     from prefix_rft.train import train as run
 
     console = Console()
-    folder = run(args.recipe, args.overrides, console)
+    folder = run(args.recipe, args.overrides, console, args.resume)
     if PartialState().is_main_process:
         console.print(f"report: {write_report([str(folder)])}", highlight=False, soft_wrap=True)
 

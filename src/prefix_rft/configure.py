@@ -61,7 +61,11 @@ class Setup:
 
 
 def configure(
-    path: str, overrides: Sequence[str], stage: int = 0, model: str | None = None
+    path: str,
+    overrides: Sequence[str],
+    stage: int = 0,
+    model: str | None = None,
+    folder: Path | None = None,
 ) -> Setup:
     """Read a recipe and resolve it.
 
@@ -70,6 +74,7 @@ def configure(
         overrides: ``key=value`` strings.
         stage: index of the stage, for a recipe with several.
         model: in place of the recipe's, as a later stage has it.
+        folder: of the run, in place of a new one.
 
     Raises:
         UserError: anything in it that cannot be used.
@@ -94,7 +99,7 @@ def configure(
         if not recipe.reward:
             raise UserError("rif needs a reward, which says what is solved")
     rewards, weights = reward_functions(recipe, method)
-    args, plan = trainer_arguments(recipe, method, config_class)
+    args, plan = trainer_arguments(recipe, method, config_class, folder)
     check_trackers(args.report_to)
     if method.samples and args.reward_weights is None:
         args.reward_weights = weights
@@ -155,8 +160,16 @@ def check_trackers(names: Sequence[str]) -> None:
             )
 
 
-def trainer_arguments(recipe: Recipe, method: Method, config_class: type) -> tuple[Any, BatchPlan]:
+def trainer_arguments(
+    recipe: Recipe, method: Method, config_class: type, folder: Path | None = None
+) -> tuple[Any, BatchPlan]:
     """The trainer's configuration, and how the rows of a step are split.
+
+    Args:
+        recipe: as it stands.
+        method: of the recipe.
+        config_class: of the trainer that serves the method.
+        folder: of the run, in place of a new one.
 
     Raises:
         UserError: numbers that do not divide, or a value that TRL refuses.
@@ -178,7 +191,9 @@ def trainer_arguments(recipe: Recipe, method: Method, config_class: type) -> tup
         "logging_steps": 1,
         "report_to": "none",
         "disable_tqdm": True,
-        "save_strategy": "no",
+        "save_strategy": "steps",
+        "save_steps": 0.1,  # of the run
+        "save_total_limit": 2,
         "lr_scheduler_type": "constant",
     }
     if method.samples:
@@ -188,7 +203,7 @@ def trainer_arguments(recipe: Recipe, method: Method, config_class: type) -> tup
     checkpoint = given.get("resume_from_checkpoint")
     if checkpoint is not None:
         is_checkpoint(checkpoint)
-    new = free_run_folder(Path(recipe.runs), recipe.name)
+    new = folder or free_run_folder(Path(recipe.runs), recipe.name)
     derived = {
         "output_dir": str(new if checkpoint is None else Path(checkpoint).resolve().parent),
         "per_device_train_batch_size": plan.micro_batch_size,

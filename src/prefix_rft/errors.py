@@ -15,6 +15,18 @@ class UserError(ValueError):
     """
 
 
+class Interrupted(Exception):  # noqa: N818  (nothing went wrong)
+    """A signal stopped a run, which has saved what it needs to go on.
+
+    Attributes:
+        signal: its number.
+    """
+
+    def __init__(self, words: str, signal: int) -> None:
+        super().__init__(words)
+        self.signal = signal
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """`` Did you mean 'x'?`` for the closest known name, or the list of all when none is close."""
     known = sorted(known)

@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.text import Text
 from transformers import TrainerCallback
 
-from prefix_rft.run_folder import append_metrics
+from prefix_rft.run_folder import SUMMARY, append_metrics
 
 PLAIN_LINES = 20
 SHOWN = (
@@ -57,7 +57,7 @@ class Progress(TrainerCallback):
         if not state.is_world_process_zero or not logs:
             return
         append_metrics(self.folder, state.global_step, logs)
-        if "train_runtime" in logs:
+        if SUMMARY in logs:
             return
         for key, _, _ in SHOWN:
             value = logs.get(key)

@@ -6,6 +6,8 @@ import json
 import math
 import platform
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,6 +15,13 @@ from typing import Any
 
 import torch
 import yaml
+from filelock import FileLock, Timeout
+
+from prefix_rft.errors import UserError
+from prefix_rft.writing import append_text, write_text
+
+SUMMARY = "train_runtime"
+"""Only the last line of a run's metrics has this key."""
 
 PACKAGES = ("prefix-rft", "torch", "transformers", "trl", "accelerate", "peft", "datasets", "vllm")
 
@@ -27,6 +36,24 @@ def free_run_folder(runs: Path, name: str) -> Path:
         number += 1
         folder = runs / f"{name}-{number}"
     return folder
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep a run folder to this process while it is in the context.
+
+    Raises:
+        UserError: another process has it.
+    """
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"run folder '{folder}' is in use by another process") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def describe_machine() -> dict[str, Any]:
@@ -70,31 +97,47 @@ def git_state() -> dict[str, Any] | None:
     return {"commit": commit, "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
 
 
-def write_start(folder: Path, recipe: dict[str, Any]) -> None:
-    """Make the folder; write ``recipe.yaml`` (resolved) and ``environment.json``."""
+def write_start(
+    folder: Path, recipe: dict[str, Any], resumed: dict[str, Any] | None = None
+) -> None:
+    """Make the folder; write ``recipe.yaml`` (resolved) and ``environment.json``.
+
+    Args:
+        folder: of the run.
+        recipe: resolved.
+        resumed: of a run that goes on, what there is to say about it; it is added to the list
+            ``resumed`` of the environment in which the run began.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
-    write_json(folder / "environment.json", {**describe_machine(), "git": git_state()})
+    path = folder / "environment.json"
+    here = {**describe_machine(), "git": git_state()}
+    if resumed is not None and path.is_file():
+        first = json.loads(path.read_text(encoding="utf-8"))
+        here = {**first, "resumed": [*first.get("resumed", []), {**resumed, **here}]}
+    write_text(folder / "recipe.yaml", yaml.safe_dump(recipe, sort_keys=False))
+    write_json(path, here)
 
 
 def write_json(path: Path, data: Any) -> None:
     """Write readable JSON."""
-    path.write_text(json.dumps(data, indent=2, default=str) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(data, indent=2, default=str) + "\n")
 
 
 def cut_metrics(folder: Path, step: int) -> None:
-    """Take the lines behind ``step`` out of ``metrics.jsonl``: a resumed run writes them anew."""
+    """Take out of ``metrics.jsonl`` what a run that goes on from ``step`` writes anew.
+
+    These are the lines behind that step, and the summary of the part that ended there.
+    """
     path = folder / "metrics.jsonl"
     if path.is_file():
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         whole = [line for line in lines if line.endswith("\n")]  # the last one may be cut off
-        kept = [line for line in whole if json.loads(line)["step"] <= step]
-        path.write_text("".join(kept), encoding="utf-8")
+        kept = [x for x in whole if (y := json.loads(x))["step"] <= step and SUMMARY not in y]
+        write_text(path, "".join(kept))
 
 
 def append_metrics(folder: Path, step: int, metrics: dict[str, Any]) -> None:
     """Add one line to ``metrics.jsonl``; a number that is not finite is written as null."""
     numbers = {k: v for k, v in metrics.items() if isinstance(v, (int, float))}
     clean = {k: v if math.isfinite(v) else None for k, v in numbers.items()}
-    with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"step": step, **clean}) + "\n")
+    append_text(folder / "metrics.jsonl", json.dumps({"step": step, **clean}) + "\n")

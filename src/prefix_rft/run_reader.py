@@ -126,12 +126,6 @@ def origin(row: Mapping[str, Any]) -> str:
     return HYBRID if row["prefix_length"] else POLICY
 
 
-def checkpoints(folder: Path) -> dict[int, Path]:
-    """The checkpoints in a run folder by their step, in its order."""
-    found = [p for p in folder.glob("checkpoint-*") if re.fullmatch(r"\d+", p.name[11:])]
-    return {int(p.name[11:]): p for p in sorted(found, key=lambda p: int(p.name[11:]))}
-
-
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The mappings in a jsonl file.
 

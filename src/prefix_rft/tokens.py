@@ -7,8 +7,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from prefix_rft.checkpoints import checkpoints
 from prefix_rft.errors import UserError
-from prefix_rft.run_reader import checkpoints
 
 BROKEN = "\N{REPLACEMENT CHARACTER}"
 LONGEST_CHARACTER = 4  # bytes, and so tokens of a byte-level tokenizer

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import json
 import os
-import re
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,77 +18,85 @@ from rich.console import Console
 from rich.table import Table
 from transformers import PrinterCallback
 
+from prefix_rft.checkpoints import step_of
 from prefix_rft.configure import Setup, configure, is_checkpoint
 from prefix_rft.core import Method
 from prefix_rft.data import DataError, load_rows
 from prefix_rft.data.rows import PLACE
 from prefix_rft.engines.trl import DemonstrationTrainer, PrefixRFTTrainer
-from prefix_rft.errors import UserError
+from prefix_rft.engines.trl.interrupt import StopOnSignal
+from prefix_rft.errors import Interrupted, UserError
 from prefix_rft.evaluate import Evaluation, Request, evaluate
 from prefix_rft.models import load_model, one_line, quiet
 from prefix_rft.preflight import preflight
 from prefix_rft.progress import Progress
-from prefix_rft.recipe import Recipe, read_recipe, stage_names
+from prefix_rft.recipe import Recipe, load_recipe, read_recipe, stage_names
+from prefix_rft.resuming import Start, changes, clear, find, from_checkpoint, go_on_with
 from prefix_rft.rif import Filter, choose_rows, filter_rows, recorded
-from prefix_rft.run_folder import cut_metrics, write_json, write_start
+from prefix_rft.run_folder import alone, write_json, write_start
+from prefix_rft.run_reader import RunFolder
 
 
-def train(path: str, overrides: Sequence[str], console: Console) -> Path:
+def train(path: str, overrides: Sequence[str], console: Console, resume: bool = False) -> Path:
     """Train as the recipe says, stage by stage; returns the last run folder.
+
+    Args:
+        path: of the recipe.
+        overrides: ``key=value`` strings.
+        console: to report to.
+        resume: go on with the newest run of the recipe's name; begin where there is none.
 
     Raises:
         UserError: anything in the recipe, data, model or reward that cannot be used.
+        Interrupted: a signal stopped the run, after a checkpoint.
     """
     quiet()
+    if int(os.environ.get("RANK", "0")):
+        console = Console(quiet=True)  # one process speaks for all
     data = read_recipe(path, overrides)
     names = stage_names(data)
-    first, model = resumed_stage(data, names)
+    start = Start()
+    if checkpoint := data.get("resume_from_checkpoint"):
+        if resume:
+            raise UserError("give --resume or resume_from_checkpoint, not both")
+        is_checkpoint(checkpoint)
+        start = from_checkpoint(Path(str(checkpoint)), names)
+    elif resume:
+        # The recipe is read as a whole before anything is made of what it names.
+        runs = load_recipe(path, overrides).runs
+        start = find(Path(runs), names, lambda words: console.print(words, highlight=False))
+    if start.finished and start.folder is not None:
+        return start.folder
     # All stages are resolved before the first one runs: a fault in the last costs no time.
-    for stage in range(first, len(names)) if len(names) > 1 else ():
-        configure(path, overrides, stage, model).close()
+    for stage in range(start.stage, len(names)) if len(names) > 1 else ():
+        configure(path, overrides, stage, start.model).close()
     folder = Path()
-    for stage in range(first, len(names)):
+    for stage in range(start.stage, len(names)):
         if len(names) > 1:
             console.print(f"stage {stage + 1} of {len(names)}: {names[stage]}", highlight=False)
-        later = overrides if stage == first else without_resume(overrides)
-        with closing(configure(path, later, stage, model)) as setup:
-            folder = run(setup, console)
-        model = str((folder / "model").resolve())
+        of_stage = with_checkpoint(overrides, start.checkpoint)
+        with closing(configure(path, of_stage, stage, start.model, start.folder)) as setup:
+            folder = run(setup, console, start, go_on_with(path, setup.recipe))
+        start = Start(stage + 1, str((folder / "model").resolve()))
         gc.collect()  # a trainer and its callbacks know each other: free it before the next one
     return folder
 
 
-def resumed_stage(data: dict[str, Any], names: Sequence[str]) -> tuple[int, str | None]:
-    """The stage that a run goes on from, and the model that this stage had started from.
+def with_checkpoint(overrides: Sequence[str], checkpoint: Path | None) -> list[str]:
+    """The overrides for a stage that goes on from a checkpoint, or begins."""
+    return [*overrides, f"resume_from_checkpoint={json.dumps(checkpoint and str(checkpoint))}"]
 
-    Raises:
-        UserError: the checkpoint belongs to no stage.
+
+def run(setup: Setup, console: Console, start: Start, go_on: str) -> Path:
+    """Load, train, evaluate and save; returns the run folder.
+
+    Args:
+        setup: the resolved recipe.
+        console: to report to.
+        start: where the run goes on.
+        go_on: the command that would go on with the run.
     """
-    checkpoint = data.get("resume_from_checkpoint")
-    if checkpoint is None or len(names) == 1:
-        return 0, None
-    is_checkpoint(checkpoint)
-    folder = Path(str(checkpoint)).resolve().parent
-    for stage, name in enumerate(names):
-        if re.fullmatch(rf"{re.escape(name)}(-\d+)?", folder.name):
-            known = read_recipe(folder / "recipe.yaml")
-            return stage, None if stage == 0 else str(known["model"])
-    raise UserError(
-        f"resume_from_checkpoint '{checkpoint}' is of none of the stages {', '.join(names)}"
-    )
-
-
-def without_resume(overrides: Sequence[str]) -> list[str]:
-    """The overrides for a stage that begins."""
-    return [*overrides, "resume_from_checkpoint=null"]
-
-
-def run(setup: Setup, console: Console) -> Path:
-    """Load, train, evaluate and save; returns the run folder."""
-    recipe, method, rewards = setup.recipe, setup.method, setup.rewards
-    args, plan = setup.args, setup.plan
-    if int(os.environ.get("RANK", "0")):
-        console = Console(quiet=True)  # one process speaks for all
+    recipe, method, rewards, args = setup.recipe, setup.method, setup.rewards, setup.args
     rows = load_rows(recipe.train_data, folder=recipe.folder, reading=recipe.reading(args.seed))
     held_out = None
     if recipe.eval_data is not None and rewards:
@@ -131,37 +139,65 @@ def run(setup: Setup, console: Console) -> Path:
         remove_empty(new)
         raise UserError(f"the trainer cannot be made: {one_line(error)}") from error
     main = trainer.accelerator.is_main_process
-    if main:
-        write_start(folder, resolved(recipe, method, args))
-        if filtered is not None:
-            write_json(folder / "rif.json", filtered)
+    with ExitStack() as stack:
+        if main:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(alone(folder))
+            begin(setup, start, console)
+            if filtered is not None:
+                write_json(folder / "rif.json", filtered)
+        return work(setup, console, trainer, held_out, go_on)
+
+
+def begin(setup: Setup, start: Start, console: Console) -> None:
+    """Write what the run is, and clear what an earlier part of it left behind its checkpoint."""
+    folder = Path(setup.args.output_dir)
+    recipe = resolved(setup.recipe, setup.method, setup.args)
+    if start.folder is None:
+        write_start(folder, recipe)
+        return
+    clear(start)
+    step = 0 if start.checkpoint is None else step_of(start.checkpoint)
+    changed = changes(RunFolder(folder).recipe(), recipe)
+    for key, (before, now) in changed.items():
+        console.print(f"changed since the run began: {key} {before!r} -> {now!r}", highlight=False)
+    write_start(folder, recipe, {"step": step, "changed": changed})
+
+
+def work(
+    setup: Setup, console: Console, trainer: Any, held_out: Dataset | None, go_on: str
+) -> Path:
+    """Train, evaluate before and after, save."""
+    args, folder = setup.args, Path(setup.args.output_dir)
+    main = trainer.accelerator.is_main_process
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Progress(console, folder))
     if main:
-        console.print(f"{method.name}: {method.summary}", highlight=False)
+        console.print(f"{setup.method.name}: {setup.method.summary}", highlight=False)
         console.print(str(trainer.demonstrations), highlight=False)
-        console.print(str(plan), highlight=False)
+        console.print(str(setup.plan), highlight=False)
 
     # Every process evaluates, with the same samples: a sharded model needs them all.
     evaluations: dict[str, Evaluation] = {}
-    if held_out is not None:
-        with console.status("evaluating the base model"):
-            evaluations["base"] = evaluate_model(recipe, args, model, tokenizer, held_out, rewards)
-    if main and args.resume_from_checkpoint:
-        cut_metrics(folder, int(Path(args.resume_from_checkpoint).name.rpartition("-")[2]))
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    trainer.save_model(str(folder / "model"))
-    if held_out is not None:
-        trained = trainer.accelerator.unwrap_model(trainer.model)
-        with console.status("evaluating the trained model"):
-            evaluations["trained"] = evaluate_model(
-                recipe, args, trained, tokenizer, held_out, rewards
-            )
-    if main:
-        # A pickle with the arguments, of no use to anyone who loads the model.
-        (folder / "model" / "training_args.bin").unlink(missing_ok=True)
-        if evaluations:
+
+    def look(name: str) -> None:
+        if held_out is None:
+            return
+        with console.status(f"evaluating the {name} model"):
+            evaluations[name] = evaluate_model(setup, trainer, held_out)
+        if main:
             write_json(folder / "eval.json", {k: asdict(v) for k, v in evaluations.items()})
+
+    look("base")
+    with StopOnSignal(trainer, lambda words: console.print(words, highlight=False)) as stop:
+        trainer.add_callback(stop)
+        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    if stop.stopped and stop.caught is not None:
+        saved = f"stopped after step {trainer.state.global_step}, which is saved"
+        raise Interrupted(f"{saved}; go on with: {go_on}", stop.caught)
+    trainer.save_whole_model(folder / "model")
+    look("trained")
+    if main:
         summarise(console, folder, evaluations)
     trainer.accelerator.wait_for_everyone()  # the next stage reads what one process has written
     return folder
@@ -193,10 +229,9 @@ def remove_empty(folders: Sequence[Path]) -> None:
             folder.rmdir()
 
 
-def evaluate_model(
-    recipe: Recipe, args: Any, model: Any, tokenizer: Any, rows: Any, rewards: list[Any]
-) -> Evaluation:
-    """Held-out avg@k of the first reward function."""
+def evaluate_model(setup: Setup, trainer: Any, rows: Dataset) -> Evaluation:
+    """Held-out avg@k of the first reward function, of the model as it is."""
+    recipe, args = setup.recipe, setup.args
     request = Request(
         samples=recipe.eval_samples,
         temperature=recipe.eval_temperature,
@@ -205,7 +240,8 @@ def evaluate_model(
         batch_size=args.per_device_train_batch_size,
         template_kwargs=getattr(args, "chat_template_kwargs", None),
     )
-    return evaluate(model, tokenizer, rows, rewards[0], request)
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    return evaluate(model, trainer.processing_class, rows, setup.rewards[0], request)
 
 
 def resolved(recipe: Recipe, method: Method, args: Any) -> dict[str, Any]:

@@ -448,9 +448,10 @@ def test_a_resumed_run_is_the_run(
                 assert torch.equal(weight, again.reference.weights[name])
     if case in REMEMBERS:
         assert any(states[4][k] for k in ("examples", "shared", "waiting", "stage"))
-        monkeypatch.setattr("prefix_rft.engines.trl.trainer.load_state", lambda *args: None)
+        monkeypatch.setattr("prefix_rft.engines.trl.resume.parts", lambda *args: [])
         other = checkpointed(tmp_path / "other", case)
         other.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-4"))
+        monkeypatch.undo()
         assert not equal(whole, other) or vars(other.method_state) != vars(whole.method_state)
 
 
@@ -569,9 +570,13 @@ DAMAGE = {
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_checkpoint_is_refused_with_a_sentence(
-    tmp_path: Path, finished: Path, damage: str
+    tmp_path: Path, finished: Path, damage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It names the checkpoint; the run does not go on with half of what it knew."""
+    """It names the checkpoint; the run does not go on with half of what it knew.
+
+    Also where its manifest says that these are the files that were written.
+    """
+    monkeypatch.setattr("prefix_rft.engines.trl.resume.fault", lambda folder: None)
     name, spoil = DAMAGE[damage]
     checkpoint = tmp_path / "checkpoint-2"
     shutil.copytree(finished / "checkpoint-2", checkpoint)
@@ -581,7 +586,10 @@ def test_a_damaged_checkpoint_is_refused_with_a_sentence(
         trainer._load_from_checkpoint(str(checkpoint))
 
 
-def test_a_checkpoint_of_another_trainer_is_refused(tmp_path: Path, finished: Path) -> None:
+def test_a_checkpoint_of_another_trainer_is_refused(
+    tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prefix_rft.engines.trl.resume.fault", lambda folder: None)
     checkpoint = tmp_path / "checkpoint-2"
     shutil.copytree(finished / "checkpoint-2", checkpoint)
     (checkpoint / "method_state.json").unlink()

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
+from prefix_rft.checkpoints import checkpoints
 from prefix_rft.configure import configure
 from prefix_rft.data import Renderer, load_rows
 from prefix_rft.data.render import end_of_text_ids
@@ -23,7 +24,6 @@ from prefix_rft.evaluate import reward_of
 from prefix_rft.models import give_template, load_model
 from prefix_rft.rewards import grade_texts
 from prefix_rft.rewards.verdict import Verdict
-from prefix_rft.run_reader import checkpoints
 
 GIVEN = (0.0, 0.5)
 """Shares of a demonstration that the model continues."""

@@ -19,11 +19,12 @@ from typing import Any
 from filelock import FileLock
 from rich.console import Console
 
+from prefix_rft.checkpoints import newest_whole
 from prefix_rft.compare.arms import overrides_of
 from prefix_rft.compare.costs import Costs, computing_parameters, costs_of
 from prefix_rft.compare.trajectory import measures, trajectory
 from prefix_rft.configure import configure
-from prefix_rft.errors import UserError
+from prefix_rft.errors import Interrupted, UserError
 from prefix_rft.eval_run import Plan, read_problems, run_eval, samples_file
 from prefix_rft.eval_sets import EvalSet, distinct, read_suite
 from prefix_rft.evaluate import Request
@@ -31,7 +32,7 @@ from prefix_rft.models import quiet
 from prefix_rft.recipe import Recipe
 from prefix_rft.rewards.verdict import NO_ANSWER
 from prefix_rft.run_folder import describe_machine, git_state, write_json
-from prefix_rft.run_reader import RunFolder, checkpoints, read_lines
+from prefix_rft.run_reader import RunFolder, read_lines
 from prefix_rft.scores import Problem
 from prefix_rft.train import train
 
@@ -52,6 +53,9 @@ def main(path: str) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Interrupted as stopped:
+        print(stopped, file=sys.stderr)
+        return 128 + stopped.signal
     return 0
 
 
@@ -107,7 +111,7 @@ def _train(job: Mapping[str, Any], folder: Path) -> Costs:
         "runs": str(folder.parent),
         "eval_data": None,
     }
-    checkpoint = newest_checkpoint(folder)
+    checkpoint = newest_whole(folder, print)
     if checkpoint is not None:
         keys["resume_from_checkpoint"] = str(checkpoint)
     elif folder.exists():
@@ -128,23 +132,7 @@ def _saving(job: Mapping[str, Any]) -> dict[str, Any]:
     if not job["trajectory"]:
         return {}
     every = max(1, round(int(job["spec"]["steps"]) / job["trajectory"]))
-    return {"save_strategy": "steps", "save_steps": every}
-
-
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint whose state files are whole; None where there is none."""
-    for path in reversed(checkpoints(folder).values()):
-        if all(_whole(path / name) for name in ("trainer_state.json", "method_state.json")):
-            return path
-    return None
-
-
-def _whole(path: Path) -> bool:
-    try:
-        json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return True
+    return {"save_strategy": "steps", "save_steps": every, "save_total_limit": None}
 
 
 def plan_of(job: Mapping[str, Any], models: Mapping[str, str]) -> Plan:

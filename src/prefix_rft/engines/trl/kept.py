@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from prefix_rft.engines.trl.window import Rows
+from prefix_rft.writing import append_text
 
 if TYPE_CHECKING:
     from prefix_rft.engines.trl.trainer import PrefixRFTTrainer
@@ -51,5 +52,4 @@ def write_kept(trainer: PrefixRFTTrainer, rows: Rows, keep_BT: Tensor) -> None:
     if trainer.accelerator.is_main_process:
         lines.sort(key=lambda line: (line["group"], line["row"]))
         path = kept_path(trainer.args.output_dir, int(rows["row_generation"][0]))
-        with path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(line) + "\n" for line in lines)
+        append_text(path, "".join(json.dumps(line) + "\n" for line in lines))

@@ -1,57 +1,224 @@
-"""Where a resumed run goes on, and what it finds written by the run that it goes on with."""
+"""Checkpoints that are whole, and from which a run goes on exactly."""
 
 from __future__ import annotations
 
 import json
 import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+from accelerate.utils import gather_object
+from safetensors import SafetensorError
 from transformers import TrainerCallback
 
+from prefix_rft.checkpoints import WRITING, checkpoints, fault, files_of, place, rotate, seal
+from prefix_rft.engines.trl.run_state import RunState
+from prefix_rft.engines.trl.state import parts
 from prefix_rft.errors import UserError
+from prefix_rft.writing import write_text
+
+PICKLE = "training_args.bin"
+"""The arguments as transformers saves them: nothing reads it, and nobody should."""
 
 WRITTEN = re.compile(r"(step|kept)_([0-9]{6,})\.jsonl")
 
 
 class ResumesExactly:
-    """Mixin for trainers: a run resumed from its last checkpoint trains nothing more.
+    """Mixin for trainers: a run that is stopped anywhere ends as if it had not been.
 
-    transformers' Trainer takes one step beyond ``max_steps`` before it notices.
+    transformers and TRL restore weights, optimizer, scheduler and random states. Here are the rest:
+
+    - the rollouts that wait for their updates and the place within their generation;
+    - the order of the rows in every epoch (TRL's sampler begins with its first again);
+    - metrics that wait for a line, and files that tell of steps which are done anew;
+    - no step beyond ``max_steps``, which transformers takes when resumed from the last checkpoint.
+
+    A checkpoint is written beside its place and renamed when it is whole.
     """
 
+    args: Any
     state: Any
     control: Any
+    accelerator: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._writing: Path | None = None
+        self._sampler: Any = None
         super().__init__(*args, **kwargs)
         trainer: Any = self
-        trainer.add_callback(WholeRecord())
+        self.run_state = RunState(trainer)
+        self.record = WholeRecord(trainer)
+        trainer.add_callback(self.record)
 
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+    # ---- order of rows -------------------------------------------------------------------------
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        self._sampler = super()._get_train_sampler(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+        return self._sampler
+
+    def _run_epoch(self, *args: Any, epoch: int, **kwargs: Any) -> None:
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
             return
-        super()._run_epoch(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+        order = getattr(self._sampler, "generator", None)
+        if order is not None and getattr(self._sampler, "seed", None) is not None:
+            # TRL's sampler takes one permutation after the other from a generator of its own.
+            order.manual_seed(self._sampler.seed)
+            for _ in range(epoch):
+                torch.randperm(self._sampler.num_samples, generator=order)
+        super()._run_epoch(*args, epoch=epoch, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+
+    # ---- writing -------------------------------------------------------------------------------
+
+    def _get_output_dir(self, trial: Any) -> str:
+        own = super()._get_output_dir(trial)  # pyright: ignore[reportAttributeAccessIssue]
+        return own if self._writing is None else str(self._writing)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write a checkpoint as a whole.
+
+        Raises:
+            UserError: a file cannot be written; older checkpoints are as they were.
+        """
+        run = Path(self._get_output_dir(trial))
+        final = run / f"checkpoint-{self.state.global_step}"
+        with self._beside(final, f"the checkpoint of step {self.state.global_step}", True) as new:
+            self._writing = new.parent
+            try:
+                super()._save_checkpoint(model, trial)  # pyright: ignore[reportAttributeAccessIssue]
+            finally:
+                self._writing = None
+            self.run_state.save(new)
+            if self.args.should_save:
+                self._add(new, run)
+        if self.args.should_save:
+            rotate(run, self.args.save_total_limit, self.state.best_model_checkpoint)
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(final))
+
+    def save_whole_model(self, folder: Path) -> None:
+        """Save the model to a folder that does not exist before it is whole.
+
+        Raises:
+            UserError: a file cannot be written.
+        """
+        trainer: Any = self
+        with self._beside(folder, "the model", False) as new:
+            trainer.save_model(str(new))
+            (new / PICKLE).unlink(missing_ok=True)
+
+    @contextmanager
+    def _beside(self, final: Path, what: str, listed: bool) -> Iterator[Path]:
+        """A folder to write into, renamed to ``final`` when all processes have left the context."""
+        beside, writes = final.parent / WRITING, self.args.should_save
+        new = beside / final.name
+        try:
+            if writes:
+                shutil.rmtree(beside, ignore_errors=True)
+                beside.mkdir(parents=True)
+            self.accelerator.wait_for_everyone()
+            yield new
+            self.accelerator.wait_for_everyone()
+            if writes:
+                seal(new, listed)
+                place(new, final)
+                beside.rmdir()
+        except (OSError, SafetensorError, RuntimeError, UserError) as error:
+            if (why := _refused(error)) is None:
+                raise
+            file = getattr(error, "filename", None) or _last_written(new)
+            shutil.rmtree(beside, ignore_errors=True)
+            raise UserError(
+                f"{what} cannot be written, '{file}': {why}; older checkpoints are as they were"
+            ) from error
+        self.accelerator.wait_for_everyone()
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self._writing is None:  # what is not whole yet is pushed later
+            super()._push_from_checkpoint(checkpoint_folder)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _add(self, new: Path, run: Path) -> None:
+        """Add what the trainer itself remembers to a new checkpoint of a run."""
+        for part in parts(self):
+            part.save(new)
+        (new / PICKLE).unlink(missing_ok=True)
+        if self.state.best_global_step:
+            # transformers has looked for it among the folders that are being written.
+            best = run / f"checkpoint-{self.state.best_global_step}"
+            self.state.best_model_checkpoint = str(best)
+            self.state.save_to_json(str(new / "trainer_state.json"))
+
+    # ---- reading -------------------------------------------------------------------------------
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kw: Any) -> None:
+        folder = Path(resume_from_checkpoint)
+        main = self.accelerator.is_main_process  # every file is read: one process is enough
+        if why := gather_object([fault(folder) if main else None])[0]:
+            raise UserError(
+                f"checkpoint '{folder}' is damaged: {why}; resume from another, or let --resume "
+                "find the newest whole one"
+            )
+        super()._load_from_checkpoint(resume_from_checkpoint, *args, **kw)  # pyright: ignore[reportAttributeAccessIssue]
+        for part in parts(self):
+            part.load(folder)
+        self.run_state.load(folder)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """TRL's, but the last line's loss is the mean of the whole run, not of its last part."""
+        if "train_loss" in logs:
+            trainer: Any = self
+            logs["train_loss"] = trainer._total_loss_scalar / max(self.state.global_step, 0.001)
+        super().log(logs, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _refused(error: Exception) -> str | None:
+    """Why a file was not written; None for an error of another kind."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    if isinstance(error, (SafetensorError, UserError)):
+        return str(error)
+    # torch's writer of zip archives has no type of its own.
+    return "the disk does not take it" if "PytorchStreamWriter" in str(error) else None
+
+
+def _last_written(folder: Path) -> Path:
+    """The file that was being written, as far as times tell."""
+    files = files_of(folder) if folder.is_dir() else []
+    return max(files, key=lambda p: p.stat().st_mtime_ns, default=folder)
 
 
 class WholeRecord(TrainerCallback):
     """Every step of a run is in exactly one line of its log and one generation of its rollouts.
 
-    Metrics wait in memory for the next line. One is due at each checkpoint, or a run resumed from
-    it would never tell of the steps before it; and before each evaluation and the end of the run,
-    for what waits when the trainer was last evaluating is never logged.
+    Metrics wait in memory for the next line. One is due before each evaluation and the end of the
+    run, for what waits when the trainer was last evaluating is never logged.
+
+    Attributes:
+        open: the run stops here but is to go on: what waits is in its checkpoint.
     """
 
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+        self.open = False
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Take away the rollouts of steps that a resumed run does anew."""
+        """Take away what tells of steps that a resumed run does anew."""
         if state.is_world_process_zero and state.global_step:
-            cut_rollouts(Path(args.output_dir) / "rollouts", state.global_step)
+            run = Path(args.output_dir)
+            cut_rollouts(run / "rollouts", state.global_step)
+            for step, path in checkpoints(run).items():
+                if step > state.global_step:
+                    shutil.rmtree(path)
+        self.trainer.run_state.begin()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Ask for a line where one is due."""
-        due = control.should_save or control.should_evaluate or control.should_training_stop
-        if due and args.logging_strategy != "no":
+        due = control.should_evaluate or control.should_training_stop
+        if due and not self.open and args.logging_strategy != "no":
             control.should_log = True
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -81,4 +248,4 @@ def cut_rollouts(folder: Path, step: int) -> None:
             except (ValueError, KeyError, TypeError) as error:
                 raise UserError(f"'{path}' is damaged: {type(error).__name__}: {error}") from error
             if len(before) < len(lines):
-                path.write_text("".join(before), encoding="utf-8")
+                write_text(path, "".join(before))

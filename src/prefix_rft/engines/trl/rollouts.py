@@ -15,6 +15,7 @@ from prefix_rft.engines.trl.plan import RowPlan
 from prefix_rft.engines.trl.window import Rows
 from prefix_rft.rewards.checked import name_of
 from prefix_rft.rewards.verdict import Verdict
+from prefix_rft.writing import write_text
 
 if TYPE_CHECKING:
     from prefix_rft.engines.trl.trainer import PrefixRFTTrainer
@@ -74,7 +75,7 @@ def write_rollouts(
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"step_{trainer.state.global_step:06d}.jsonl"
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        path.write_text(text, encoding="utf-8")
+        write_text(path, text)
         kept_path(trainer.args.output_dir, trainer.state.global_step).unlink(missing_ok=True)
 
 

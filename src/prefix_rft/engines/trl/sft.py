@@ -16,7 +16,7 @@ from prefix_rft.data.render import Renderer, end_of_text_ids
 from prefix_rft.engines.trl.config import parse_options, refuse_owned, with_const
 from prefix_rft.engines.trl.reference import ReferencePolicy
 from prefix_rft.engines.trl.resume import ResumesExactly
-from prefix_rft.engines.trl.state import keep_state, load_state
+from prefix_rft.engines.trl.state import keep_state
 from prefix_rft.engines.trl.tokens import TokenCounts
 from prefix_rft.methods import load
 
@@ -129,10 +129,6 @@ class DemonstrationTrainer(ResumesExactly, SFTTrainer):
             **kwargs,
         )
         keep_state(self)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kw: Any) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, *args, **kw)
-        load_state(self, resume_from_checkpoint)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """The micro-batches of the next optimizer step; fixes the step's targets on the way."""

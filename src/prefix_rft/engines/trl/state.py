@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from transformers import TrainerCallback
 
 from prefix_rft.core.planner import Record
 from prefix_rft.engines.trl.parameter_mask import MaskOptions, ParameterMask
 from prefix_rft.engines.trl.reference import ReferencePolicy
 from prefix_rft.errors import UserError
+from prefix_rft.writing import write_text
 
 FILE = "method_state.json"
 
@@ -49,7 +49,7 @@ class MethodState:
     def save(self, folder: Path) -> None:
         """Write ``method_state.json``."""
         data = {**vars(self), "examples": {str(k): v for k, v in self.examples.items()}}
-        (folder / FILE).write_text(json.dumps(data) + "\n", encoding="utf-8")
+        write_text(folder / FILE, json.dumps(data) + "\n")
 
     def load(self, folder: Path) -> None:
         """Read what :meth:`save` wrote.
@@ -104,7 +104,6 @@ def keep_state(trainer: Any) -> None:
     trainer.method_state = MethodState(method.name, options, prompts)
     trainer.reference = ReferencePolicy(trainer) if method.needs_own_reference else None
     trainer.parameter_mask = ParameterMask.of(trainer)
-    trainer.add_callback(SaveState(trainer))
 
 
 def hash_of_prompts(rows: Any) -> str | None:
@@ -118,32 +117,7 @@ def hash_of_prompts(rows: Any) -> str | None:
     return digest.hexdigest()
 
 
-class SaveState(TrainerCallback):
-    """Adds a trainer's own state to every checkpoint."""
-
-    def __init__(self, trainer: Any) -> None:
-        self.trainer = trainer
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Write into the checkpoint that has just been saved."""
-        if not state.is_world_process_zero:
-            return
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        for part in parts(self.trainer):
-            part.save(folder)
-
-
 def parts(trainer: Any) -> list[Any]:
     """What of the trainer has a state of its own."""
     found = [trainer.method_state, trainer.reference, trainer.parameter_mask]
     return [p for p in found if p is not None]
-
-
-def load_state(trainer: Any, checkpoint: str) -> None:
-    """Restore a trainer's own state from a checkpoint.
-
-    Raises:
-        UserError: it has none.
-    """
-    for part in parts(trainer):
-        part.load(Path(checkpoint))

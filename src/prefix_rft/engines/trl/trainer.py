@@ -8,7 +8,6 @@ What is overridden, always around ``super()`` or as a whole, never by copying TR
 - ``_calculate_rewards`` keeps the rewards, which TRL turns into advantages of its own;
 - ``_prepare_inputs`` sorts the rows of each optimizer step by length;
 - ``_get_per_token_logps_and_entropies`` counts tokens;
-- ``_load_from_checkpoint`` restores what the method remembers;
 - ``_compute_loss`` hands log-probs and entropies of TRL's forward to ``core.objective``.
 """
 
@@ -40,7 +39,7 @@ from prefix_rft.engines.trl.resume import ResumesExactly
 from prefix_rft.engines.trl.rollouts import write_rollouts
 from prefix_rft.engines.trl.rounds import generate
 from prefix_rft.engines.trl.scores import contrasted
-from prefix_rft.engines.trl.state import MethodState, keep_state, load_state
+from prefix_rft.engines.trl.state import MethodState, keep_state
 from prefix_rft.engines.trl.stats import StepStats
 from prefix_rft.engines.trl.tokens import TokenCounts
 from prefix_rft.engines.trl.verdicts import excluded, log_prefix_leak, log_verdicts
@@ -127,10 +126,6 @@ class PrefixRFTTrainer(ResumesExactly, GRPOTrainer):
                 f"method '{method.name}' samples from the reference policy, which needs the plain "
                 "transformers backend with fast_generation"
             )
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kw: Any) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, *args, **kw)
-        load_state(self, resume_from_checkpoint)
 
     # ---- rollouts ------------------------------------------------------------------------------
 

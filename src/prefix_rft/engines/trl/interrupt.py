@@ -1,0 +1,67 @@
+"""Ctrl-C, SIGTERM and the signals of a scheduler: finish the step, save, stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")
+"""A scheduler's notice: SLURM pre-empts with SIGTERM, and sends what ``--signal`` names."""
+
+
+class StopOnSignal(TrainerCallback):
+    """Stop a run at the end of its optimizer step, with a checkpoint, when a signal arrives.
+
+    A second signal ends the process at once. Processes of a run agree: one that was told is enough.
+    Handlers are installed in the context only, which the main thread must enter.
+
+    Attributes:
+        caught: number of the signal; None while there was none.
+        stopped: the run has ended because of it.
+    """
+
+    def __init__(self, trainer: Any, say: Callable[[str], None]) -> None:
+        self.trainer = trainer
+        self.say = say
+        self.caught: int | None = None
+        self.stopped = False
+        self.former: dict[int, Any] = {}
+
+    def __enter__(self) -> StopOnSignal:
+        for name in NAMES:
+            if hasattr(signal, name):
+                number = getattr(signal, name)
+                self.former[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self.former.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.caught is not None:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        self.caught = number
+        name = signal.Signals(number).name
+        self.say(f"{name}: finishing this step and saving; once more to leave at once")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Save and stop if a process was told to."""
+        accelerator = self.trainer.accelerator
+        told = torch.tensor(self.caught or 0, device=accelerator.device)
+        if accelerator.num_processes > 1:
+            told = accelerator.gather(told[None]).max()
+        number = int(told)
+        if number and state.global_step < state.max_steps:
+            self.caught, self.stopped = number, True
+            self.trainer.record.open = True
+            control.should_save = True
+            control.should_training_stop = True

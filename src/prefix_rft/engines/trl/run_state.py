@@ -1,0 +1,160 @@
+"""What a trainer holds between two optimizer steps and transformers does not save.
+
+Rollouts that wait for their updates, the place within their generation, and the metrics that wait
+for the next line of the log. Each process has files of its own, ``run_state_P.json`` and, in the
+middle of a generation, ``rollouts_P.safetensors``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from prefix_rft.engines.trl.reference import read_tensors
+from prefix_rft.errors import UserError
+from prefix_rft.writing import write_text
+
+FIXED = (
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "steps_per_generation",
+    "num_generations",
+    "num_iterations",
+    "seed",
+)
+"""Settings that decide what the next micro-batch is."""
+
+
+class RunState:
+    """The part of a trainer's memory that its checkpoints would lose.
+
+    Raises:
+        UserError: in :meth:`load`, a checkpoint of other settings or a damaged one.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+        self.loss: dict[str, Any] | None = None
+
+    def _settings(self) -> dict[str, Any]:
+        args = self.trainer.args
+        found = {name: getattr(args, name) for name in FIXED if hasattr(args, name)}
+        return {**found, "processes": self.trainer.accelerator.num_processes}
+
+    def _paths(self, folder: Path) -> tuple[Path, Path]:
+        process = self.trainer.accelerator.process_index
+        return folder / f"run_state_{process}.json", folder / f"rollouts_{process}.safetensors"
+
+    def _in_generation(self) -> bool:
+        """Whether rollouts wait for updates."""
+        trainer = self.trainer
+        if getattr(trainer, "_buffered_inputs", None) is None:
+            return False
+        return trainer._step % (trainer.steps_per_generation * trainer.num_iterations) != 0
+
+    def save(self, folder: Path) -> None:
+        """Write this process's files."""
+        trainer = self.trainer
+        state, rollouts = self._paths(folder)
+        data: dict[str, Any] = {
+            "settings": self._settings(),
+            "weights_only": trainer.args.save_only_model,
+            "metrics": {mode: dict(m) for mode, m in trainer._metrics.items()},
+            "loss": trainer._tr_loss.item(),
+            "logged_loss": trainer._total_loss_scalar,
+            "last_logged": trainer._globalstep_last_logged,
+        }
+        for name in ("_step", "_total_train_tokens"):
+            if hasattr(trainer, name):
+                data[name] = getattr(trainer, name)
+        if getattr(trainer, "log_completions", False):
+            data["completions"] = _lists(trainer._logs)
+        if self._in_generation():
+            tensors, data["scalars"] = {}, []
+            for i, rows in enumerate(trainer._buffered_inputs):
+                tensors |= {f"{i}/{k}": v for k, v in rows.items() if torch.is_tensor(v)}
+                data["scalars"].append({k: v for k, v in rows.items() if not torch.is_tensor(v)})
+            save_file({k: v.to("cpu", copy=True) for k, v in tensors.items()}, rollouts)
+        write_text(state, json.dumps(data) + "\n")
+
+    def load(self, folder: Path) -> None:
+        """Read what :meth:`save` wrote; :meth:`begin` does the rest."""
+        trainer = self.trainer
+        state, rollouts = self._paths(folder)
+        if not state.is_file():
+            raise UserError(
+                f"checkpoint '{folder}' has no {state.name}: it is not one of this trainer's, or "
+                "of fewer processes"
+            )
+        try:
+            data = json.loads(state.read_text(encoding="utf-8"))
+            self._check(folder, data)
+            for mode, metrics in data["metrics"].items():
+                trainer._metrics[mode].clear()
+                trainer._metrics[mode].update({k: list(v) for k, v in metrics.items()})
+            for name in ("_step", "_total_train_tokens"):
+                if hasattr(trainer, name):
+                    setattr(trainer, name, int(data[name]))
+            if "completions" in data and getattr(trainer, "log_completions", False):
+                _fill(trainer._logs, data["completions"])
+            if "scalars" in data:
+                trainer._buffered_inputs = self._rows(rollouts, data["scalars"])
+            self.loss = {k: data[k] for k in ("loss", "logged_loss", "last_logged")}
+        except UserError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"'{state}' is damaged: {type(error).__name__}: {error}") from error
+
+    def _check(self, folder: Path, data: Mapping[str, Any]) -> None:
+        if data["weights_only"]:
+            raise UserError(
+                f"checkpoint '{folder}' was saved with save_only_model: it can be used as a model, "
+                "but no run goes on from it"
+            )
+        own = self._settings()
+        for name, before in data["settings"].items():
+            if own.get(name) != before:
+                raise UserError(
+                    f"checkpoint '{folder}' was made with {name} {before}, and this run has "
+                    f"{own.get(name)}: resume with what the run began with"
+                )
+
+    def _rows(self, path: Path, scalars: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        tensors = read_tensors(path)
+        device = self.trainer.accelerator.device
+        found = [dict(s) for s in scalars]
+        for key, tensor in tensors.items():
+            i, _, name = key.partition("/")
+            found[int(i)][name] = tensor.to(device)
+        return found
+
+    def begin(self) -> None:
+        """Restore what transformers has set to zero since :meth:`load`; when training begins."""
+        if self.loss is not None:
+            trainer = self.trainer
+            trainer._tr_loss += self.loss["loss"]
+            trainer._total_loss_scalar = self.loss["logged_loss"]
+            trainer._globalstep_last_logged = self.loss["last_logged"]
+            self.loss = None
+
+
+def _lists(logs: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        k: {n: list(x) for n, x in v.items()} if isinstance(v, dict) else list(v)
+        for k, v in logs.items()
+        if k != "images"
+    }
+
+
+def _fill(logs: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+    for key, values in saved.items():
+        if isinstance(values, dict):
+            for name, inner in values.items():
+                logs[key][name].extend(inner)
+        else:
+            logs[key].extend(values)

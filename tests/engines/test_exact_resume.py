@@ -1,0 +1,151 @@
+"""A run resumed from any of its checkpoints ends with the same bits as the run itself."""
+
+import json
+import shutil
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from trl.trainer.utils import RepeatSampler
+
+from prefix_rft import DemonstrationTrainer, PrefixRFTTrainer
+from prefix_rft.checkpoints import checkpoints
+from prefix_rft.engines.trl.sft import DemonstrationConfig
+from tiny import make_config, make_model, make_rows, make_tokenizer, shaped_reward
+
+CLOCKS = ("time", "_per_second")
+SAVING: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1, "logging_steps": 1}
+BUFFERED = {"gradient_accumulation_steps": 2, "steps_per_generation": 4}
+
+
+def rl(folder: Path, method: str = "prefix_rft", rows: int = 32, **overrides: Any) -> Any:
+    """Rows of 4 in a micro-batch."""
+    settings = {
+        "per_device_train_batch_size": 4,
+        "log_rollouts": True,
+        "method": method,
+        "num_generations": 4,
+        **SAVING,
+        **overrides,
+    }
+    return PrefixRFTTrainer(
+        make_model(make_tokenizer()),
+        shaped_reward,
+        make_config(folder, **settings),
+        train_dataset=make_rows(rows),
+        processing_class=make_tokenizer(),
+    )
+
+
+def sft(folder: Path, **overrides: Any) -> Any:
+    """Two micro-batches of 3 a step, 14 rows."""
+    settings: dict[str, Any] = {
+        "per_device_train_batch_size": 3,
+        "gradient_accumulation_steps": 2,
+        **SAVING,
+        **overrides,
+    }
+    return DemonstrationTrainer(
+        make_model(make_tokenizer()),
+        DemonstrationConfig(
+            output_dir=str(folder),
+            report_to="none",
+            use_cpu=True,
+            bf16=False,
+            activation_checkpointing=False,
+            disable_tqdm=True,
+            **settings,
+        ),
+        train_dataset=make_rows(14),
+        processing_class=make_tokenizer(),
+    )
+
+
+def evidence(trainer: Any, folder: Path) -> dict[str, Any]:
+    """Everything that a run leaves, less what a clock says."""
+    lines = [
+        {k: v for k, v in line.items() if not any(c in k for c in CLOCKS)}
+        for line in trainer.state.log_history
+    ]
+    weights = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
+    moments = [
+        {k: v.clone() for k, v in s.items()}
+        for s in trainer.optimizer.state_dict()["state"].values()
+    ]
+    rollouts = {p.name: p.read_text() for p in (folder / "rollouts").glob("*")}
+    return {
+        "lines": lines,
+        "weights": weights,
+        "moments": moments,
+        "rate": trainer.lr_scheduler.state_dict(),
+        "memory": vars(trainer.method_state),
+        "rollouts": rollouts,
+        "random": torch.get_rng_state(),
+    }
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equal to the last bit; NaN equals NaN."""
+    if torch.is_tensor(a):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return a == b or (a != a and b != b)
+
+
+RUNS = {
+    "one generation a step": (rl, {"max_steps": 3, "gradient_accumulation_steps": 4}),
+    "buffer": (rl, {**BUFFERED, "max_steps": 5}),
+    "two iterations": (rl, {**BUFFERED, "num_iterations": 2, "max_steps": 6}),
+    "later epochs": (rl, {**BUFFERED, "rows": 8, "max_steps": 10, "learning_rate": 1e-2}),
+    "a method with a memory": (rl, {**BUFFERED, "method": "adaback", "rows": 8, "max_steps": 6}),
+    "lines of three steps": (
+        rl,
+        {**BUFFERED, "max_steps": 7, "logging_steps": 3, "lr_scheduler_type": "cosine"},
+    ),
+    "imitation, third epoch": (sft, {"num_train_epochs": 3}),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_from_every_step(tmp_path: Path, name: str) -> None:
+    make, settings = RUNS[name]
+    whole = make(tmp_path / "whole", **settings)
+    whole.train()
+    expected = evidence(whole, tmp_path / "whole")
+    for step in range(1, whole.state.max_steps):
+        folder = tmp_path / f"from-{step}"
+        shutil.copytree(tmp_path / "whole", folder)
+        again = make(folder, **settings)
+        again.train(resume_from_checkpoint=str(folder / f"checkpoint-{step}"))
+        found = evidence(again, folder)
+        for part in expected:
+            assert same(found[part], expected[part]), f"{part} from step {step}"
+        assert {p.name for p in folder.iterdir()} == {
+            p.name for p in (tmp_path / "whole").iterdir()
+        }
+
+
+def test_every_epoch_has_the_order_that_trl_gives_it(tmp_path: Path) -> None:
+    make, settings = RUNS["later epochs"]
+    make(tmp_path, **settings | {"save_strategy": "no"}).train()
+    found = [
+        [x["example"] for x in map(json.loads, path.read_text().splitlines()) if x["row"] == 0]
+        for path in sorted((tmp_path / "rollouts").glob("step_*"))
+    ]
+    order = RepeatSampler(range(8), 1, seed=make_config(tmp_path).seed)
+    epochs = [list(order) for _ in range(3)]
+    assert len({tuple(e) for e in epochs}) == 3
+    assert list(chain(*found)) == list(chain(*epochs))[: 5 * 4]
+
+
+def test_what_a_run_goes_back_behind_is_gone(tmp_path: Path) -> None:
+    """Its later checkpoints would belong to files that are no more."""
+    rl(tmp_path, **BUFFERED, max_steps=3).train()
+    short = rl(tmp_path, **BUFFERED, max_steps=2)
+    short.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert list(checkpoints(tmp_path)) == [1, 2]
