@@ -237,22 +237,22 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; 0 on success, 1 if a check failed, 2 for input that cannot be used."""
+    """Run a command; 0 on success, 1 if a check or a run failed, 2 for unusable input."""
     # Nothing about a run leaves the machine unless a recipe asks for a tracker or a Hub name.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     args = parse(argv)
 
     from prefix_rft import commands
-    from prefix_rft.errors import Interrupted, UserError
+    from prefix_rft.errors import Interrupted, RunError, UserError
     from prefix_rft.untrusted import visible
 
     try:
         return getattr(commands, args.command)(args) or 0
-    except UserError as error:
+    except (UserError, RunError) as error:
         line = visible(" ".join(str(error).split("\n")))
         print(f"prefix-rft: error: {line}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, UserError) else 1
     except Interrupted as stopped:
         print(f"prefix-rft: {visible(str(stopped))}", file=sys.stderr)
         return 128 + stopped.signal

@@ -15,6 +15,13 @@ class UserError(ValueError):
     """
 
 
+class RunError(RuntimeError):
+    """A run cannot go on; the message says what was seen, where, and what may help.
+
+    The command prints it as one line and exits with code 1.
+    """
+
+
 class Interrupted(Exception):  # noqa: N818  (nothing went wrong)
     """A signal stopped a run, which has saved what it needs to go on.
 

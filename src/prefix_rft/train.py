@@ -172,6 +172,7 @@ def work(
     main = trainer.accelerator.is_main_process
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Progress(console, folder))
+    trainer.warn = lambda words: console.print(f"warning: {words}", style="yellow", highlight=False)
     if main:
         console.print(f"{setup.method.name}: {setup.method.summary}", highlight=False)
         console.print(str(trainer.demonstrations), highlight=False)

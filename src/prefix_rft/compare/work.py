@@ -24,7 +24,7 @@ from prefix_rft.compare.arms import overrides_of
 from prefix_rft.compare.costs import Costs, computing_parameters, costs_of
 from prefix_rft.compare.trajectory import measures, trajectory
 from prefix_rft.configure import configure
-from prefix_rft.errors import Interrupted, UserError
+from prefix_rft.errors import Interrupted, RunError, UserError
 from prefix_rft.eval_run import Plan, read_problems, run_eval, samples_file
 from prefix_rft.eval_sets import EvalSet, distinct, read_suite
 from prefix_rft.evaluate import Request
@@ -43,16 +43,16 @@ WATCH_SECONDS = 0.5
 
 
 def main(path: str) -> int:
-    """Do the job; 0 when it is done, 2 for input that cannot be used."""
+    """Do the job; 0 when it is done, 1 for a run that failed, 2 for unusable input."""
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     job = json.loads(Path(path).read_text(encoding="utf-8"))
     try:
         # A comparison that was killed may leave a process that has not noticed yet.
         with FileLock(Path(path).with_suffix(".lock")):
             work(job)
-    except UserError as error:
+    except (UserError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, UserError) else 1
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
         return 128 + stopped.signal

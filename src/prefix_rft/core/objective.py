@@ -354,6 +354,7 @@ def _stats(
     if method.trains("prefix"):
         stats["prefix/kept"] = (targets.keep_BT.sum(), batch.origin(("prefix",)).sum())
     stats["prefix/token_share"] = (batch.prefix_mask_BT.sum(), response.sum())
+    stats["trained/token_share"] = (targets.acts_SBT.any(0).sum(), response.sum())
     return stats
 
 

@@ -28,6 +28,9 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
+from prefix_rft.engines.nonfinite import first_bad, weights
+from prefix_rft.errors import RunError
+
 
 @dataclass(frozen=True)
 class SamplingSettings:
@@ -123,6 +126,9 @@ def sample(
         uniforms: numbers in [0, 1) that decide the draws, by row and place behind the prompt, so
             that a row's draws do not depend on the rows beside it; by default torch's global
             random state decides.
+
+    Raises:
+        RunError: the logits of a row are not finite.
     """
     prefixes = [()] * len(prompts) if prefixes is None else prefixes
     distinct: dict[tuple[int, ...], int] = {}
@@ -146,18 +152,25 @@ def sample(
 
     steps: list[tuple[Tensor, Tensor]] = []
     while True:
+        logits = logits.float()
+        # On a GPU, drawing from what is no distribution would end the process without a word.
+        defined = logits.amax(-1).isfinite()
+        logits = logits.where(defined[:, None], 0.0)
         step = len(steps)
         at = None if uniforms is None else uniforms[rows.to(uniforms.device), step]
-        token = _draw(warp, logits.float(), settings.temperature, at)
+        token = _draw(warp, logits, settings.temperature, at)
         sampled_here = given <= step
         if step < forced.size(1):
             token = torch.where(sampled_here, token, forced[:, step])
         steps.append((rows, token))
         left = left - 1
         alive = (left > 0) & ~(torch.isin(token, eos) & sampled_here)
-        if not bool(alive.any()):
+        some, every, fine = torch.stack([alive.any(), alive.all(), defined.all()]).tolist()
+        if not fine:
+            raise _undefined(model, step, int(rows[~defined][0]))
+        if not some:
             break
-        if not bool(alive.all()):
+        if not every:
             keep = alive.nonzero()[:, 0]
             forward.keep(keep)
             rows, left, token = rows[keep], left[keep], token[keep]
@@ -172,6 +185,15 @@ def sample(
         for row, t in zip(at.tolist(), token.tolist(), strict=True):
             written[row].append(t)
     return [ids[len(p) :] for ids, p in zip(written, prefixes, strict=True)]
+
+
+def _undefined(model: PreTrainedModel, step: int, row: int) -> RunError:
+    name = first_bad(weights(model))
+    cause = f"the weight {name} is not finite" if name else "its weights are finite"
+    return RunError(
+        f"the model has no probabilities for token {step + 1} behind prompt {row + 1} of a batch: "
+        f"its logits are not finite, and {cause}"
+    )
 
 
 class _Forward:

@@ -9,6 +9,7 @@ from typing import Any
 from trl import GRPOConfig
 
 from prefix_rft.core import Method
+from prefix_rft.engines.trl.watch import WatchConfig
 from prefix_rft.methods import load, options_of
 
 SHARED = ("epsilon", "epsilon_high", "delta", "beta", "entropy_coef")
@@ -29,10 +30,17 @@ OWNED = {
 
 
 def parse_options(name: str, text: str) -> dict[str, Any]:
-    """Options given as JSON, as on a command line."""
-    options = json.loads(text)
+    """Options given as JSON, as on a command line.
+
+    Raises:
+        ValueError: something else.
+    """
+    try:
+        options = json.loads(text)
+    except ValueError:
+        options = None
     if not isinstance(options, dict):
-        raise ValueError(f"{name} must be a mapping, got {text}")
+        raise ValueError(f"{name} must be a mapping (on a command line, JSON), got {text!r}")
     return options
 
 
@@ -50,7 +58,7 @@ def with_const(method: Method, max_completion_length: Any) -> Method:
 
 
 @dataclass
-class PrefixRFTConfig(GRPOConfig):
+class PrefixRFTConfig(WatchConfig, GRPOConfig):
     """Arguments of :class:`PrefixRFTTrainer`: everything in TRL's ``GRPOConfig``, and these.
 
     ``epsilon``, ``epsilon_high``, ``delta``, ``beta`` and ``entropy_coef`` keep their TRL names and
@@ -110,7 +118,7 @@ class PrefixRFTConfig(GRPOConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("method_options", "parameter_mask"):
+        for name in ("method_options", "parameter_mask", "tripwires"):
             if isinstance(getattr(self, name), str):
                 setattr(self, name, parse_options(name, getattr(self, name)))
         if self.temperature <= 0:
@@ -124,6 +132,7 @@ class PrefixRFTConfig(GRPOConfig):
                 f"gradient_shares_every must be at least 0, got {self.gradient_shares_every}"
             )
         refuse_owned(self, GRPOConfig, OWNED)
+        self.check_watch()
         steps: Any = self.steps_per_generation
         if steps % self.gradient_accumulation_steps != 0:
             raise ValueError(

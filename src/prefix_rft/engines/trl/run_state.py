@@ -68,6 +68,8 @@ class RunState:
             "loss": trainer._tr_loss.item(),
             "logged_loss": trainer._total_loss_scalar,
             "last_logged": trainer._globalstep_last_logged,
+            "skipped": trainer.finite.skipped,
+            "tripwires": [trainer.tripwires.counts, trainer.tripwires.last],
         }
         for name in ("_step", "_total_train_tokens"):
             if hasattr(trainer, name):
@@ -100,6 +102,8 @@ class RunState:
             for name in ("_step", "_total_train_tokens"):
                 if hasattr(trainer, name):
                     setattr(trainer, name, int(data[name]))
+            trainer.finite.skipped = int(data["skipped"])
+            trainer.tripwires.counts, trainer.tripwires.last = map(dict, data["tripwires"])
             if "completions" in data and getattr(trainer, "log_completions", False):
                 _fill(trainer._logs, data["completions"])
             if "scalars" in data:

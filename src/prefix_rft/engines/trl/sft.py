@@ -18,6 +18,7 @@ from prefix_rft.engines.trl.reference import ReferencePolicy
 from prefix_rft.engines.trl.resume import ResumesExactly
 from prefix_rft.engines.trl.state import keep_state
 from prefix_rft.engines.trl.tokens import TokenCounts
+from prefix_rft.engines.trl.watch import WatchConfig, Watched
 from prefix_rft.methods import load
 
 OWNED = {
@@ -33,7 +34,7 @@ OWNED = {
 
 
 @dataclass
-class DemonstrationConfig(SFTConfig):
+class DemonstrationConfig(WatchConfig, SFTConfig):
     """Arguments of :class:`DemonstrationTrainer`: everything in TRL's ``SFTConfig``, and these."""
 
     method: str = field(default="sft", metadata={"help": "Imitation method."})
@@ -55,10 +56,11 @@ class DemonstrationConfig(SFTConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("method_options", "parameter_mask"):
+        for name in ("method_options", "parameter_mask", "tripwires"):
             if isinstance(getattr(self, name), str):
                 setattr(self, name, parse_options(name, getattr(self, name)))
         refuse_owned(self, SFTConfig, OWNED)
+        self.check_watch()
         kwargs: Any = self.dataset_kwargs or {}
         self.dataset_kwargs = {**kwargs, "skip_prepare_dataset": True}
 
@@ -68,7 +70,7 @@ class DemonstrationConfig(SFTConfig):
         return with_const(load(self.method, **options), self.max_completion_length)
 
 
-class DemonstrationTrainer(ResumesExactly, SFTTrainer):
+class DemonstrationTrainer(Watched, ResumesExactly, SFTTrainer):
     """Maximum likelihood (and its relatives) on the demonstrations of the same rows.
 
     The normaliser spans the whole optimizer step over all processes, so the split into
@@ -194,6 +196,13 @@ class DemonstrationTrainer(ResumesExactly, SFTTrainer):
             targets,
         )
         mode = "train" if self.model.training else "eval"
+        if targets is not None:
+            first = self._row - len(batch.tokens_BT)
+            self.finite.rows(
+                batch.response_mask_BT,
+                lambda row: f"row {first + row} of the step",
+                {"log-prob": outputs.log_probs, "reference log-prob": batch.ref_logp_BT},
+            )
         for name, value in out.metrics.items():
             self._metrics[mode][name].append(value)
         total: Tensor = out.loss * (self.accelerator.num_processes if targets else 1)

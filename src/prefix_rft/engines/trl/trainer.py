@@ -43,11 +43,12 @@ from prefix_rft.engines.trl.state import MethodState, keep_state
 from prefix_rft.engines.trl.stats import StepStats
 from prefix_rft.engines.trl.tokens import TokenCounts
 from prefix_rft.engines.trl.verdicts import excluded, log_prefix_leak, log_verdicts
+from prefix_rft.engines.trl.watch import Watched
 from prefix_rft.engines.trl.window import Rows, by_length, join, to_batch, trim
 from prefix_rft.rewards import checked
 
 
-class PrefixRFTTrainer(ResumesExactly, GRPOTrainer):
+class PrefixRFTTrainer(Watched, ResumesExactly, GRPOTrainer):
     """Train on demonstrations and verifiable rewards in the same run.
 
     A drop-in for ``trl.GRPOTrainer``: same arguments, same reward functions, same dataset with a
@@ -353,6 +354,16 @@ class PrefixRFTTrainer(ResumesExactly, GRPOTrainer):
         assert self._targets is not None  # noqa: S101  (set by _open_window)
         rows = self._window.part(part, completion.size(1))
         targets = self._targets.part(part, completion.size(1))
+        self.finite.rows(
+            rows.response_mask_BT,
+            lambda row: f"a row of example {int(inputs['row_example'][row])}",
+            {
+                "log-prob": outputs[0],
+                "entropy": outputs[1],
+                "old log-prob": rows.old_logp_BT,
+                "reference log-prob": rows.ref_logp_BT,
+            },
+        )
         out = loss(self.method, rows, outputs[0], outputs[1], targets=targets)
         self._stats.add(out.stats)
         if self.gradient_shares is not None:

@@ -1,0 +1,142 @@
+"""Signs that a run teaches nothing, with the likely cause, read from the lines of its log."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from prefix_rft.errors import check_types, choose, refuse_unknown
+
+Line = Mapping[str, Any]
+ACTIONS = ("warn", "stop", "off")
+LOW_ENTROPY = 0.01
+"""Nats a token, on average: the policy takes the same token nearly always."""
+
+FAR_APART = 0.5
+"""Nats a token between sampler and trainer. Numerics alone give a tenth of it or less."""
+
+
+@dataclass(frozen=True)
+class Wire:
+    """One sign.
+
+    Attributes:
+        sign: whether a line shows it; None where the line says nothing of it.
+        words: what was seen, and the likely cause.
+    """
+
+    sign: Callable[[Line, Line], bool | None]
+    words: str
+
+
+def _at_least(name: str, bound: float) -> Callable[[Line, Line], bool | None]:
+    return lambda line, last: None if line.get(name) is None else line[name] >= bound
+
+
+def _at_most(name: str, bound: float) -> Callable[[Line, Line], bool | None]:
+    return lambda line, last: None if line.get(name) is None else line[name] <= bound
+
+
+def _constant_reward(line: Line, last: Line) -> bool | None:
+    if line.get("reward") is None or line.get("reward_std") is None:
+        return None
+    return line["reward_std"] == 0 and last.get("reward", line["reward"]) == line["reward"]
+
+
+def _zero_gradient(line: Line, last: Line) -> bool | None:
+    if line.get("grad_norm") is None or line.get("trained/token_share") == 0:
+        return None
+    return line["grad_norm"] == 0
+
+
+WIRES = {
+    "constant_reward": Wire(
+        _constant_reward,
+        "every rollout had the same reward: the grader may not find the answers (`prefix-rft show "
+        "RUN` shows some), or the task is too hard or too easy for the model",
+    ),
+    "all_truncated": Wire(
+        _at_least("completions/clipped_ratio", 1.0),
+        "every rollout ran into the length limit: max_completion_length is too short, or the model "
+        "does not know the end-of-sequence token",
+    ),
+    "nothing_trained": Wire(
+        _at_most("trained/token_share", 0.0),
+        "no token was trained: all groups were dropped or had the same reward throughout, or the "
+        "method masks what is left",
+    ),
+    "zero_gradient": Wire(
+        _zero_gradient,
+        "the gradient was zero although tokens were trained: the weights may be frozen, or the "
+        "advantages cancel",
+    ),
+    "entropy_collapsed": Wire(
+        _at_most("entropy", LOW_ENTROPY),
+        f"the entropy of the policy was below {LOW_ENTROPY} nats a token: it explores no more; a "
+        "lower learning_rate, a higher temperature or epsilon_high may help",
+    ),
+    "stale_sampler": Wire(
+        _at_least("sampling/sampling_logp_difference/mean", FAR_APART),
+        f"sampler and trainer were {FAR_APART} nats a token apart: the sampler may have old "
+        "weights or another dtype",
+    ),
+    "no_demonstrations": Wire(
+        _at_most("prefix/row_share", 0.0),
+        "no rollout started from a demonstration although the method asks for it: the rows of "
+        "these batches have none within the length budget",
+    ),
+}
+
+
+@dataclass
+class Tripwires:
+    """Counts, for each sign, the optimizer steps that have shown it without a break.
+
+    Attributes:
+        actions: by name, what happens when a sign has shown for ``steps``.
+        steps: that many.
+        counts: so far.
+        last: the line before.
+    """
+
+    actions: Mapping[str, str]
+    steps: int
+    counts: dict[str, int] = field(default_factory=dict)
+    last: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, given: Mapping[str, Any] | None, steps: int) -> Tripwires:
+        """From a config: actions for some signs; the others warn.
+
+        Raises:
+            UserError: an unknown sign or action.
+        """
+        check_types("tripwires", {"tripwires": given}, {"tripwires": "Mapping[str, Any] | None"})
+        given = dict(given or {})
+        refuse_unknown("tripwire", given, WIRES)
+        for name, action in given.items():
+            # YAML reads off as false.
+            given[name] = "off" if action is False else action
+            choose(f"action of tripwire '{name}'", given[name], ACTIONS)
+        return cls({name: given.get(name, "warn") for name in WIRES}, steps)
+
+    def look(self, line: Line, steps: int) -> list[tuple[str, str]]:
+        """Signs that have now shown for long enough, each once, as action and sentence.
+
+        Args:
+            line: of the log.
+            steps: optimizer steps that it tells of.
+        """
+        found = []
+        for name, wire in WIRES.items():
+            sign = None if self.actions[name] == "off" else wire.sign(line, self.last)
+            if sign is None:
+                continue
+            before = self.counts.get(name, 0)
+            self.counts[name] = before + steps if sign else 0
+            if before < self.steps <= self.counts[name]:
+                words = f"{name}: for {self.counts[name]} steps {wire.words}"
+                found.append((self.actions[name], words))
+        self.last |= {k: line[k] for k in ("reward",) if line.get(k) is not None}
+        return found

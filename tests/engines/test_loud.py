@@ -1,0 +1,264 @@
+"""Numbers that are not finite stop a run in their step, with their name; so do tripwires."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from prefix_rft import DemonstrationTrainer, PrefixRFTTrainer
+from prefix_rft.checkpoints import checkpoints, fault
+from prefix_rft.engines.tripwires import WIRES, Tripwires
+from prefix_rft.engines.trl.sft import DemonstrationConfig
+from prefix_rft.errors import RunError, UserError
+from tiny import make_config, make_model, make_rows, make_tokenizer, shaped_reward
+
+NAME = "model.layers.1.mlp.up_proj.weight"
+STEP = 2  # counted from 0: two are good
+
+
+class At(TrainerCallback):
+    """Do something when a step begins."""
+
+    def __init__(self, step: int, act: Callable[[Any], None]) -> None:
+        self.step, self.act = step, act
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            self.act(kwargs)
+
+
+def rl(folder: Path, act: Callable[[Any], None], reward: Any = shaped_reward, **more: Any) -> Any:
+    settings: dict[str, Any] = {
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "max_steps": 5,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        **more,
+    }
+    trainer = PrefixRFTTrainer(
+        make_model(make_tokenizer()),
+        reward,
+        make_config(folder, **settings),
+        train_dataset=make_rows(),
+        processing_class=make_tokenizer(),
+    )
+    trainer.add_callback(At(STEP, act))
+    return trainer
+
+
+def sft(folder: Path, act: Callable[[Any], None], **more: Any) -> Any:
+    trainer = DemonstrationTrainer(
+        make_model(make_tokenizer()),
+        DemonstrationConfig(
+            output_dir=str(folder),
+            report_to="none",
+            use_cpu=True,
+            bf16=False,
+            activation_checkpointing=False,
+            disable_tqdm=True,
+            per_device_train_batch_size=3,
+            gradient_accumulation_steps=2,
+            max_steps=5,
+            save_strategy="steps",
+            save_steps=1,
+            **more,
+        ),
+        train_dataset=make_rows(14),
+        processing_class=make_tokenizer(),
+    )
+    trainer.add_callback(At(STEP, act))
+    return trainer
+
+
+def weight_of(known: Any) -> torch.nn.Parameter:
+    return known["model"].get_parameter(NAME)
+
+
+def spoil_gradient(known: Any) -> None:
+    def spoil(gradient: torch.Tensor) -> torch.Tensor:
+        handle.remove()
+        return gradient.index_fill(0, torch.tensor([3]), torch.nan)
+
+    handle = weight_of(known).register_hook(spoil)
+
+
+def spoil_state(known: Any) -> None:
+    known["optimizer"].state[weight_of(known)]["exp_avg_sq"][5] = torch.inf
+
+
+def spoil_weight(known: Any) -> None:
+    weight_of(known).data[7, 1] = torch.nan
+
+
+def spoil_logits(training: bool, row: int) -> Callable[[Any], None]:
+    """From now on, in the forwards of training or of sampling, in one row of each batch."""
+
+    def act(known: Any) -> None:
+        def spoil(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
+            if known["model"].training != training or torch.is_grad_enabled() != training:
+                return output
+            output = output.clone()
+            output[row] = torch.nan
+            return output
+
+        known["model"].model.norm.register_forward_hook(spoil)
+
+    return act
+
+
+FAULTS = {
+    "gradient": (spoil_gradient, rf"step 3 .*the gradient of {NAME} is not finite"),
+    "optimizer": (spoil_state, rf"step 3 .*optimizer's state of {NAME} \(exp_avg_sq\)"),
+    "logits": (
+        spoil_logits(True, 2),
+        r"step 3 .*the log-prob of token \d+ of a row of example \d+ is nan",
+    ),
+    "logits of the sampler": (
+        spoil_logits(False, 0),
+        r"no probabilities for token 1 behind prompt \d+ .*not finite, and its weights are finite",
+    ),
+    "weight": (spoil_weight, rf"no probabilities for token 1 .*the weight {NAME} is not finite"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_what_is_not_finite_is_named_in_its_step(tmp_path: Path, name: str) -> None:
+    act, words = FAULTS[name]
+    with pytest.raises(RunError, match=words):
+        rl(tmp_path, act).train()
+    assert list(checkpoints(tmp_path)) == [1, 2]
+    assert [fault(p) for p in checkpoints(tmp_path).values()] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("act", "words"),
+    [
+        FAULTS["gradient"],
+        FAULTS["optimizer"],
+        (spoil_weight, rf"step 3 .*the weight {NAME} is not finite"),
+        (spoil_logits(True, 1), r"step 3 .*the log-prob of token \d+ of row 1 of the step is nan"),
+    ],
+    ids=["gradient", "optimizer", "weight", "logits"],
+)
+def test_imitation_too(tmp_path: Path, act: Any, words: str) -> None:
+    with pytest.raises(RunError, match=words):
+        sft(tmp_path, act).train()
+    assert list(checkpoints(tmp_path)) == [1, 2]
+
+
+def test_a_reward_is_named(tmp_path: Path) -> None:
+    calls = []
+
+    def spotty(completions: list[str], **kwargs: Any) -> list[float]:
+        calls.append(1)
+        rewards = [0.1 * (i % 3) for i in range(len(completions))]
+        if len(calls) == STEP + 1:
+            rewards[5] = float("nan")
+        return rewards
+
+    with pytest.raises(UserError, match="'spotty', completion 5: the reward is nan"):
+        rl(tmp_path, lambda known: None, spotty).train()
+    assert list(checkpoints(tmp_path)) == [1, 2]
+
+
+def test_a_step_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """No weight moves, also not by what the optimizer remembers; then the run goes on."""
+    trainer = rl(tmp_path, spoil_gradient, on_nonfinite="skip", weight_decay=0.1)
+    seen: dict[int, torch.Tensor] = {}
+
+    class Look(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            weights = [p.detach().flatten() for p in kwargs["model"].parameters()]
+            seen[state.global_step] = torch.cat(weights).clone()
+
+    trainer.add_callback(Look())
+    with caplog.at_level(logging.WARNING, "prefix_rft"):
+        trainer.train()
+    moved = [not torch.equal(seen[k], seen[k + 1]) for k in range(1, 5)]
+    assert moved == [True, False, True, True]
+    assert f"step 3 is left out: the gradient of {NAME} is not finite (1 so far)" in caplog.text
+    assert trainer.finite.skipped == 1
+    again = rl(tmp_path, lambda known: None, on_nonfinite="skip", weight_decay=0.1)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert again.finite.skipped == 1
+    with pytest.raises(RunError, match=r"nonfinite_limit \(0\) steps were left out"):
+        rl(tmp_path / "none", spoil_gradient, on_nonfinite="skip", nonfinite_limit=0).train()
+
+
+# ---- tripwires ---------------------------------------------------------------------------------
+
+GOOD = {
+    "loss": 0.1,
+    "reward": 0.5,
+    "reward_std": 0.2,
+    "completions/clipped_ratio": 0.5,
+    "trained/token_share": 0.7,
+    "grad_norm": 0.1,
+    "entropy": 1.0,
+    "sampling/sampling_logp_difference/mean": 0.01,
+    "prefix/row_share": 0.125,
+}
+BAD = {
+    "constant_reward": {"reward_std": 0.0},
+    "all_truncated": {"completions/clipped_ratio": 1.0},
+    "nothing_trained": {"trained/token_share": 0.0, "grad_norm": 0.0},
+    "zero_gradient": {"grad_norm": 0.0},
+    "entropy_collapsed": {"entropy": 0.009},
+    "stale_sampler": {"sampling/sampling_logp_difference/mean": 0.6},
+    "no_demonstrations": {"prefix/row_share": 0.0},
+}
+
+
+@pytest.mark.parametrize("name", WIRES)
+def test_a_sign_counts_when_it_shows_without_a_break(name: str) -> None:
+    wires = Tripwires.read({name: "stop"}, 3)
+    bad = GOOD | BAD[name]
+    quiet = [wires.look(line, 1) for line in (GOOD, bad, bad, GOOD, bad, bad, {"loss": 0.0})]
+    assert not any(quiet)  # the last line says nothing: neither a sign nor a break
+    assert [action for action, _ in wires.look(bad, 1)] == ["stop"]
+    assert not wires.look(bad, 1)  # told once
+    assert not wires.look(GOOD, 1)
+    assert wires.look(bad, 3)[0][1].startswith(f"{name}: for 3 steps ")
+    off = Tripwires.read({name: False}, 1)
+    assert not off.look(bad, 5)
+
+
+def test_a_reward_that_changes_between_steps_is_not_constant() -> None:
+    wires = Tripwires.read(None, 2)
+    for reward in (0.0, 1.0, 0.0, 1.0):
+        assert not wires.look(GOOD | {"reward_std": 0.0, "reward": reward}, 1)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"constant_rewards": "stop"}, "unknown tripwire 'constant_rewards'"),
+        ({"constant_reward": "halt"}, "unknown action of tripwire 'constant_reward' 'halt'"),
+        ("stop", "tripwires"),
+    ],
+)
+def test_tripwires_that_cannot_be(tmp_path: Path, given: Any, words: str) -> None:
+    with pytest.raises((UserError, ValueError), match=words):
+        make_config(tmp_path, tripwires=given)
+
+
+def test_a_run_is_stopped_or_warned(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def flat(completions: list[str], **kwargs: Any) -> list[float]:
+        return [0.5] * len(completions)
+
+    settings = {"tripwires": {"constant_reward": "stop"}, "tripwire_steps": 3, "logging_steps": 1}
+    with (
+        caplog.at_level(logging.WARNING, "prefix_rft"),
+        pytest.raises(RunError, match="stopped at step 3 by the tripwire constant_reward"),
+    ):
+        rl(tmp_path, lambda known: None, flat, **settings).train()
+    assert "step 3: tripwire nothing_trained: for 3 steps" not in caplog.text
+    with caplog.at_level(logging.WARNING, "prefix_rft"):
+        rl(tmp_path, lambda known: None, flat, tripwire_steps=3, logging_steps=1).train()
+    assert "step 3: tripwire constant_reward: for 3 steps every rollout" in caplog.text
+    assert "step 3: tripwire nothing_trained: for 3 steps" in caplog.text
