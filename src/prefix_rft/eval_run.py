@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -25,6 +24,7 @@ from prefix_rft.rewards import close_all, load_rewards
 from prefix_rft.run_folder import describe_machine, write_json
 from prefix_rft.run_reader import read_lines
 from prefix_rft.scores import Problem, Scores, difference, scores, split_by
+from prefix_rft.writing import append_text
 
 SHORT = 200
 """Longer texts in a column are not worth repeating with the samples."""
@@ -231,16 +231,14 @@ def draw(
     if not left:
         return
     parts = sample_and_grade(model, tokenizer, rows.select(left), reward, request, left)
-    with path.open("a", encoding="utf-8") as file:
-        for part in parts:
-            for samples in part:
-                row: Any = rows[done]
-                line = Problem(done, _short_columns(row), samples).to_json()
-                file.write(json.dumps(line) + "\n")
-                done += 1
-            file.flush()
-            os.fsync(file.fileno())
-            yield done
+    for part in parts:
+        lines = []
+        for samples in part:
+            row: Any = rows[done]
+            lines.append(Problem(done, _short_columns(row), samples).to_json())
+            done += 1
+        append_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+        yield done
 
 
 def _short_columns(row: Mapping[str, Any]) -> dict[str, Any]:

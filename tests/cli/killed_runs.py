@@ -1,7 +1,9 @@
 """Runs in processes of their own that are killed at a chosen moment."""
 
+import errno
 import json
 import os
+import resource
 import signal
 import sys
 import traceback
@@ -10,13 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers.modeling_utils
 from rich.console import Console
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
 )
+from transformers import PreTrainedTokenizerFast
 
+import prefix_rft.engines.trl.tensors
 from prefix_rft import PrefixRFTTrainer
 from prefix_rft.train import train
 from tiny import make_model, make_rows, make_tokenizer
@@ -45,6 +50,13 @@ save_strategy: steps
 save_steps: 2
 logging_steps: 2
 """
+NATIVE = (
+    (torch, "save"),
+    (transformers.modeling_utils, "safe_save_file"),
+    (prefix_rft.engines.trl.tensors, "save_file"),
+    (PreTrainedTokenizerFast, "_save_pretrained"),
+)
+FEW_BYTES = 20
 EVENTS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree")
 
 
@@ -111,6 +123,61 @@ class Moments:
             self.happens("record")
 
 
+class Writes:
+    """Counts the files that a run begins to write; at a chosen count the disk refuses.
+
+    Kinds of refusal: ``ENOSPC`` and ``EIO`` when the file is opened, ``short`` when it has a few
+    bytes (the file size that the system allows the process is reached). The writers of safetensors,
+    tokenizers and torch open their files by themselves, so they count when they are called, and are
+    refused in the middle of their file.
+
+    Attributes:
+        log: step of the newest checkpoint, and name, of each file.
+    """
+
+    def __init__(self, kind: str = "", number: int = -1) -> None:
+        self.kind, self.number = kind, number
+        self.log: list[tuple[int, str]] = []
+        self.saved = 0
+
+    def watch(self, runs: Path) -> None:
+        """Count from now on, in this process, for good."""
+        self.runs = str(runs)
+        for module, name in NATIVE:
+            setattr(module, name, self._native(getattr(module, name)))
+        sys.addaudithook(self._file)
+
+    def _begins(self, path: str, native: bool) -> None:
+        here = len(self.log) == self.number
+        self.log.append((self.saved, os.path.basename(path)))
+        if here and self.kind == "short":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (FEW_BYTES, resource.RLIM_INFINITY))
+        elif here and native:
+            limit = FEW_BYTES  # what these writers say is their own affair
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+        elif here:
+            number = getattr(errno, self.kind)
+            raise OSError(number, os.strerror(number), path)
+
+    def _native(self, write: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            path = kwargs["save_directory"] if "save_directory" in kwargs else args[1]
+            if isinstance(path, (str, os.PathLike)):
+                inner = "/tokenizer.json" if os.path.isdir(path) else ""
+                self._begins(f"{path}{inner}", native=True)
+            return write(*args, **kwargs)
+
+        return counted
+
+    def _file(self, event: str, args: tuple[Any, ...]) -> None:
+        if event == "os.rename" and Path(args[1]).name.startswith("checkpoint-"):
+            self.saved = int(Path(args[1]).name[11:])
+        if event == "open" and isinstance(args[1], str) and set(args[1]) & set("wax+"):
+            path = str(args[0])
+            if path.startswith(self.runs) and not path.endswith((".pt", ".pth", ".bin")):
+                self._begins(path, native=False)
+
+
 def in_a_process(work: Callable[[], None], errors: Path) -> int:
     """The wait status of a fork of this process that does some work."""
     child = os.fork()
@@ -121,19 +188,28 @@ def in_a_process(work: Callable[[], None], errors: Path) -> int:
         work()
         code = 0
     except BaseException:  # noqa: BLE001  (a fork must never go on with the tests)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
         errors.write_text(traceback.format_exc())
     finally:
         os._exit(code)
 
 
-def run(recipe: Path, runs: Path, overrides: Sequence[str], moments: Moments) -> int:
+def run(
+    recipe: Path, runs: Path, overrides: Sequence[str], watch: Moments | Writes | None = None
+) -> int:
     """Begin or go on with a run; the wait status of its process."""
     counts = runs.with_suffix(".counts.json")
 
     def work() -> None:
-        moments.watch()
+        if isinstance(watch, Moments):
+            watch.watch()
+        elif watch is not None:
+            watch.watch(runs)
         train(str(recipe), [*overrides, f"runs={runs}"], Console(quiet=True), resume=True)
-        counts.write_text(json.dumps([moments.counts, moments.marks]))
+        if isinstance(watch, Moments):
+            counts.write_text(json.dumps([watch.counts, watch.marks]))
+        elif watch is not None:
+            counts.write_text(json.dumps(watch.log))
 
     return in_a_process(work, runs.with_suffix(".error.txt"))
 

@@ -46,7 +46,7 @@ def kill_and_compare(recipe: Path, folder: Path, name: str, kills: int, seed: in
         status = killed.run(recipe, again, overrides, killed.Moments(phase, moment))
         assert os.WIFSIGNALED(status), f"{phase} {moment}: {error(again)}"
         assert os.WTERMSIG(status) == signal.SIGKILL
-    assert killed.run(recipe, again, overrides, killed.Moments()) == 0, error(again)
+    assert killed.run(recipe, again, overrides) == 0, error(again)
     expected, found = (killed.evidence(x / "run") for x in (whole, again))
     for part in expected:
         assert found[part] == expected[part], part

@@ -1,6 +1,5 @@
 """The page itself: what it says, what it refuses, and that nothing in it can do harm."""
 
-import os
 import re
 import shutil
 import time
@@ -22,7 +21,7 @@ from report_runs import (
 
 from prefix_rft.errors import UserError
 from prefix_rft.report import write_report
-from prefix_rft.report.write import render, write_atomically
+from prefix_rft.report.write import render
 
 VOID = {"meta", "link", "path", "circle"}
 
@@ -237,29 +236,6 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: str, messag
     (folder / name).write_text(content)
     with pytest.raises(UserError, match=re.escape(message)):
         write_report([str(folder)])
-
-
-def test_the_file_is_replaced_whole_or_not_at_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "report.html"
-    path.write_text("old")
-    with pytest.raises(UnicodeEncodeError):
-        write_atomically(path, "half \ud800")
-    assert path.read_text() == "old"
-    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("full")))
-    with pytest.raises(OSError, match="full"):
-        write_atomically(path, "new")
-    assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
-    monkeypatch.undo()
-    write_atomically(path, "new")
-    assert path.read_text() == "new"
-
-
-def test_the_report_is_as_readable_as_other_files(tmp_path: Path) -> None:
-    (tmp_path / "other").write_text("")
-    write_atomically(tmp_path / "report.html", "page")
-    assert (tmp_path / "report.html").stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
 def test_a_name_that_the_template_does_not_get_is_an_error() -> None:

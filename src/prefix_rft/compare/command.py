@@ -21,6 +21,7 @@ from prefix_rft.configure import configure
 from prefix_rft.errors import UserError
 from prefix_rft.models import quiet
 from prefix_rft.recipe import STAGES, Loader, read_recipe
+from prefix_rft.writing import write_text
 
 
 def run_compare(
@@ -82,7 +83,7 @@ def run_compare(
         raise UserError(f"no run of '{board.folder}' is done: {'; '.join(failed) or 'run it'}")
     show(console, board, found)
     board.folder.mkdir(parents=True, exist_ok=True)
-    (board.folder / "comparison.csv").write_text(as_csv(found), encoding="utf-8")
+    write_text(board.folder / "comparison.csv", as_csv(found))
     page = write_page(board, found)
     console.print(f"page: {page}; table: comparison.csv", highlight=False, soft_wrap=True)
     return failed

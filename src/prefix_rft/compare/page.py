@@ -20,7 +20,8 @@ from prefix_rft.report.chart import Chart, draw
 from prefix_rft.report.chart import Line as Curve
 from prefix_rft.report.evaluation import draw_interval
 from prefix_rft.report.text import MINUS
-from prefix_rft.report.write import MOST_RUNS, render, write_atomically
+from prefix_rft.report.write import MOST_RUNS, render
+from prefix_rft.writing import write_text
 
 CHECKPOINTS = 1000
 """Points of a curve; all of them."""
@@ -28,10 +29,10 @@ CHECKPOINTS = 1000
 
 def write_page(board: Board, found: Sequence[Line]) -> Path:
     """Write ``comparison.html`` and ``comparison.md``; returns the path of the first."""
-    write_atomically(board.folder / "comparison.md", as_markdown(board, found))
+    write_text(board.folder / "comparison.md", as_markdown(board, found))
     path = board.folder / "comparison.html"
     page = render(context(board, found), "comparison.html.jinja", "prefix_rft.compare")
-    write_atomically(path, page)
+    write_text(path, page)
     return path
 
 

@@ -18,6 +18,7 @@ import torch
 
 from prefix_rft.compare.jobs import Board, Job
 from prefix_rft.errors import UserError
+from prefix_rft.writing import write_text
 
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 20.0
@@ -110,7 +111,7 @@ def start(board: Board, job: Job, at_once: int) -> Running:
     """Start the process of a run."""
     job.folder.parent.mkdir(parents=True, exist_ok=True)
     order = job.folder.with_suffix(".job.json")
-    order.write_text(json.dumps(board.order(job), indent=2) + "\n", encoding="utf-8")
+    write_text(order, json.dumps(board.order(job), indent=2) + "\n")
     path = job.folder.with_suffix(".log")
     log = path.open("ab")
     environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}

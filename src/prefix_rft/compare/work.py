@@ -35,6 +35,7 @@ from prefix_rft.run_folder import describe_machine, git_state, write_json
 from prefix_rft.run_reader import RunFolder, read_lines
 from prefix_rft.scores import Problem
 from prefix_rft.train import train
+from prefix_rft.writing import write_text
 
 DONE = "done.json"
 HELD_OUT = "held-out"
@@ -90,9 +91,7 @@ def work(job: Mapping[str, Any]) -> None:
         record["trajectory"] = trajectory(folder, job["recipe"], shared, steps)
     elif job["trajectory"]:
         record["trajectory"] = [{"step": 0, **measures(model, job["recipe"], shared)}]
-    partial = folder / (DONE + ".part")
-    partial.write_text(json.dumps(record) + "\n", encoding="utf-8")
-    partial.replace(folder / DONE)
+    write_text(folder / DONE, json.dumps(record) + "\n")
 
 
 def _say(job: str, done: int, total: int) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -15,6 +13,7 @@ from markupsafe import Markup
 from prefix_rft.errors import UserError
 from prefix_rft.report.view import context
 from prefix_rft.untrusted import visible
+from prefix_rft.writing import write_text
 
 MOST_RUNS = 8
 """Runs that colours can tell apart."""
@@ -44,7 +43,7 @@ def write_report(runs: Sequence[str], output: str | None = None) -> Path:
         seen.add(folder)
     path = output_path(runs[0], output)
     page = render(context(runs))
-    write_atomically(path, page)
+    write_text(path, page)
     return path
 
 
@@ -98,26 +97,3 @@ def render(
 def _finalize(value: Any) -> Any:
     # Markup is what our own SVG functions return, which do the same with what they are given.
     return value if isinstance(value, Markup) else visible(str(value))
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write beside the file and put it in its place: nobody sees half a report.
-
-    Raises:
-        UserError: the folder cannot be written to.
-    """
-    try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    except OSError as error:
-        raise UserError(f"cannot write to '{path.parent}': {error.strerror}") from error
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        # mkstemp makes files that only their owner can read; a report is there to be shown.
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(name, 0o666 & ~mask)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import TrainerCallback
 
 from prefix_rft.core.saliency import SCOPES, SCORES, keep_most_salient, salience
-from prefix_rft.engines.trl.reference import read_tensors
 from prefix_rft.engines.trl.retain import retain_gradients
+from prefix_rft.engines.trl.tensors import read_tensors, write_tensors
 from prefix_rft.errors import UserError, check_types, choose, refuse_unknown
 
 FILE = "parameter_mask.safetensors"
@@ -269,7 +268,7 @@ class ParameterMask(TrainerCallback):
         kinds["squares"] = self.squares
         data = {f"{kind}/{n}": t.contiguous() for kind, ts in kinds.items() for n, t in ts.items()}
         data["scored"] = torch.tensor([self.scored])
-        save_file(data, folder / FILE)
+        write_tensors(folder / FILE, data)
 
     def load(self, folder: Path) -> None:
         """Read what :meth:`save` wrote.

@@ -13,26 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from prefix_rft.engines.trl.tensors import read_tensors, write_tensors
 from prefix_rft.errors import UserError
+from prefix_rft.writing import write_text
 
 WEIGHTS = "reference.safetensors"
 FINGERPRINT = "reference.sha256"
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors in a safetensors file.
-
-    Raises:
-        UserError: it is damaged.
-    """
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise UserError(f"'{path}' is damaged: {error}") from error
 
 
 class ReferencePolicy:
@@ -92,8 +80,8 @@ class ReferencePolicy:
     def save(self, folder: Path) -> None:
         """Write the weights; of those that a run starts from only a fingerprint."""
         if self.renewed:
-            save_file(self.weights, folder / WEIGHTS)
-        (folder / FINGERPRINT).write_text(self._fingerprint() + "\n", encoding="utf-8")
+            write_tensors(folder / WEIGHTS, self.weights)
+        write_text(folder / FINGERPRINT, self._fingerprint() + "\n")
 
     def load(self, folder: Path) -> None:
         """Read what :meth:`save` wrote; without weights the reference is the initial model.

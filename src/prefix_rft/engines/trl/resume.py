@@ -15,7 +15,16 @@ from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from transformers import TrainerCallback
 
-from prefix_rft.checkpoints import WRITING, checkpoints, fault, files_of, place, rotate, seal
+from prefix_rft.checkpoints import (
+    WRITING,
+    broken,
+    checkpoints,
+    fault,
+    files_of,
+    place,
+    rotate,
+    seal,
+)
 from prefix_rft.engines.trl.run_state import RunState
 from prefix_rft.engines.trl.state import parts
 from prefix_rft.errors import UserError
@@ -127,14 +136,13 @@ class ResumesExactly:
                 seal(new, listed)
                 place(new, final)
                 beside.rmdir()
-        except (OSError, SafetensorError, RuntimeError, UserError) as error:
+        except Exception as error:
             if (why := _refused(error)) is None:
                 raise
-            file = getattr(error, "filename", None) or _last_written(new)
+            if not isinstance(error, UserError):
+                why = f"'{_culprit(error, new)}' cannot be written: {why}"
             shutil.rmtree(beside, ignore_errors=True)
-            raise UserError(
-                f"{what} cannot be written, '{file}': {why}; older checkpoints are as they were"
-            ) from error
+            raise UserError(f"{what} is lost, older checkpoints are not: {why}") from error
         self.accelerator.wait_for_everyone()
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
@@ -181,13 +189,21 @@ def _refused(error: Exception) -> str | None:
         return error.strerror or str(error)
     if isinstance(error, (SafetensorError, UserError)):
         return str(error)
-    # torch's writer of zip archives has no type of its own.
-    return "the disk does not take it" if "PytorchStreamWriter" in str(error) else None
+    # The writers of torch and of tokenizers have no types of their own.
+    if "PytorchStreamWriter" in str(error) or "inline_container" in str(error):
+        return "the disk does not take it"
+    return str(error) if re.search(r"\(os error \d+\)", str(error)) else None
 
 
-def _last_written(folder: Path) -> Path:
-    """The file that was being written, as far as times tell."""
+def _culprit(error: Exception, folder: Path) -> Any:
+    """The file that was being written, as far as one can tell."""
+    if name := getattr(error, "filename", None):
+        return name
     files = files_of(folder) if folder.is_dir() else []
+    if half := next((p for p in files if broken(p)), None):
+        return half
+    if isinstance(error, SafetensorError):  # which takes away what it could not finish
+        return folder / "model.safetensors"
     return max(files, key=lambda p: p.stat().st_mtime_ns, default=folder)
 
 

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
-from prefix_rft.engines.trl.reference import read_tensors
+from prefix_rft.engines.trl.tensors import read_tensors, write_tensors
 from prefix_rft.errors import UserError
 from prefix_rft.writing import write_text
 
@@ -81,7 +80,7 @@ class RunState:
             for i, rows in enumerate(trainer._buffered_inputs):
                 tensors |= {f"{i}/{k}": v for k, v in rows.items() if torch.is_tensor(v)}
                 data["scalars"].append({k: v for k, v in rows.items() if not torch.is_tensor(v)})
-            save_file({k: v.to("cpu", copy=True) for k, v in tensors.items()}, rollouts)
+            write_tensors(rollouts, {k: v.to("cpu", copy=True) for k, v in tensors.items()})
         write_text(state, json.dumps(data) + "\n")
 
     def load(self, folder: Path) -> None:
