@@ -6,8 +6,9 @@ import gc
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from prefix_rft.data import DataError, load_rows
 from prefix_rft.data.rows import PLACE
 from prefix_rft.engines.trl import DemonstrationTrainer, PrefixRFTTrainer
 from prefix_rft.engines.trl.interrupt import StopOnSignal
-from prefix_rft.errors import Interrupted, UserError
+from prefix_rft.errors import Interrupted, RunError, UserError
 from prefix_rft.evaluate import Evaluation, Request, evaluate
 from prefix_rft.models import load_model, one_line, quiet
 from prefix_rft.preflight import preflight
@@ -192,7 +193,8 @@ def work(
     look("base")
     with StopOnSignal(trainer, lambda words: console.print(words, highlight=False)) as stop:
         trainer.add_callback(stop)
-        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+        with hears_others(trainer, go_on):
+            trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     if stop.stopped and stop.caught is not None:
         saved = f"stopped after step {trainer.state.global_step}, which is saved"
         raise Interrupted(f"{saved}; go on with: {go_on}", stop.caught)
@@ -228,6 +230,27 @@ def remove_empty(folders: Sequence[Path]) -> None:
     for folder in folders:
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
+
+
+@contextmanager
+def hears_others(trainer: Any, go_on: str) -> Iterator[None]:
+    """Say in a sentence that a run of several processes has lost one.
+
+    Raises:
+        RunError: another process has ended.
+    """
+    try:
+        yield
+    except RunError:
+        raise
+    except RuntimeError as error:
+        alone = trainer.accelerator.num_processes == 1
+        if alone or not re.search(r"gloo|nccl|connection", str(error), re.IGNORECASE):
+            raise
+        raise RunError(
+            "another process of the run has ended or does not answer (its own output says why); go "
+            f"on with: {go_on}. {one_line(error)}"
+        ) from error
 
 
 def evaluate_model(setup: Setup, trainer: Any, rows: Dataset) -> Evaluation:

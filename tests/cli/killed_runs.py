@@ -5,6 +5,7 @@ import json
 import os
 import resource
 import signal
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -57,6 +58,7 @@ NATIVE = (
     (PreTrainedTokenizerFast, "_save_pretrained"),
 )
 FEW_BYTES = 20
+QUIET = Console(quiet=True)
 EVENTS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree")
 
 
@@ -121,6 +123,25 @@ class Moments:
             self.happens("checkpoint")
         elif "metrics.jsonl" in path or "rollouts" in path:
             self.happens("record")
+
+
+class Tells:
+    """The process sends itself signals, one after the other, in an optimizer step."""
+
+    def __init__(self, step: int, signals: Sequence[int]) -> None:
+        self.step, self.signals = step, signals
+
+    def watch(self) -> None:
+        """From now on, in this process, for good."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)  # whatever the tests were started with
+        register_optimizer_step_pre_hook(self._step)
+
+    def _step(self, *args: Any) -> None:
+        if self.step == 0:
+            for number in self.signals:
+                os.kill(os.getpid(), number)
+        self.step -= 1
 
 
 class Writes:
@@ -195,23 +216,57 @@ def in_a_process(work: Callable[[], None], errors: Path) -> int:
 
 
 def run(
-    recipe: Path, runs: Path, overrides: Sequence[str], watch: Moments | Writes | None = None
+    recipe: Path,
+    runs: Path,
+    overrides: Sequence[str],
+    watch: Moments | Tells | Writes | None = None,
 ) -> int:
     """Begin or go on with a run; the wait status of its process."""
     counts = runs.with_suffix(".counts.json")
 
     def work() -> None:
-        if isinstance(watch, Moments):
+        if isinstance(watch, (Moments, Tells)):
             watch.watch()
         elif watch is not None:
             watch.watch(runs)
-        train(str(recipe), [*overrides, f"runs={runs}"], Console(quiet=True), resume=True)
+        train(str(recipe), [*overrides, f"runs={runs}"], QUIET, resume=True)
         if isinstance(watch, Moments):
             counts.write_text(json.dumps([watch.counts, watch.marks]))
-        elif watch is not None:
+        elif isinstance(watch, Writes):
             counts.write_text(json.dumps(watch.log))
 
     return in_a_process(work, runs.with_suffix(".error.txt"))
+
+
+def start_one_of_two(
+    rank: int, port: int, recipe: Path, runs: Path, phase: str = "", number: int = 0
+) -> subprocess.Popen[str]:
+    """Begin or go on with a run of two processes: one of them, perhaps to be killed."""
+    code = (
+        "import sys, killed_runs as k; from pathlib import Path\n"
+        "from prefix_rft.cli import main\n"
+        "recipe, runs, phase, number, *more = sys.argv[1:]\n"
+        "k.Moments(phase, int(number)).watch()\n"
+        "sys.exit(main(['train', recipe, f'runs={runs}', '--resume', *more]))"
+    )
+    here = Path(__file__).parent
+    more = ["max_steps=8", "num_iterations=2", "ddp_timeout=60"]
+    return subprocess.Popen(
+        [sys.executable, "-c", code, str(recipe), str(runs), phase, str(number), *more],
+        env={
+            **os.environ,
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": f"{here}:{here.parent}",
+        },
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
 
 
 def evidence(folder: Path) -> dict[str, Any]:

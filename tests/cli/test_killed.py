@@ -4,7 +4,10 @@ import json
 import os
 import random
 import signal
+import socket
+import time
 from pathlib import Path
+from typing import Any
 
 import killed_runs as killed
 import pytest
@@ -68,3 +71,45 @@ def test_killed_five_times(recipe: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", RUNS)
 def test_killed_again_and_again(recipe: Path, tmp_path: Path, name: str, seed: int) -> None:
     kill_and_compare(recipe, tmp_path, name, kills=15, seed=seed)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_of_two_processes_one_is_killed(recipe: Path, tmp_path: Path) -> None:
+    """The other ends with a sentence, within its timeout of a minute, and the run goes on."""
+
+    def start(runs: Path, rank: int = 0, phase: str = "", number: int = 0) -> list[Any]:
+        port = free_port()
+        return [
+            killed.start_one_of_two(r, port, recipe, runs, phase if r == rank else "", number)
+            for r in (0, 1)
+        ]
+
+    def end(processes: list[Any]) -> list[tuple[int, str]]:
+        found = []
+        for process in processes:
+            said = process.communicate(timeout=240)[1]
+            found.append((process.returncode, said))
+        return found
+
+    assert [code for code, _ in end(start(tmp_path / "whole"))] == [0, 0]
+    again = tmp_path / "again"
+    kills = [(1, "generation", 30), (0, "checkpoint", 70), (1, "update", 6), (0, "grading", 1)]
+    for rank, phase, number in kills:
+        processes = start(again, rank, phase, number)
+        assert processes[rank].wait(240) == -signal.SIGKILL
+        killed_at = time.monotonic()
+        assert processes[1 - rank].wait(70) == 1
+        assert time.monotonic() - killed_at < 65
+        said = processes[1 - rank].stderr.read()
+        assert "error: another process of the run has ended or does not answer" in said, said
+    assert [code for code, _ in end(start(again))] == [0, 0]
+    expected, found = (killed.evidence(x / "run") for x in (tmp_path / "whole", again))
+    for part in expected:
+        assert found[part] == expected[part], part
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])

@@ -60,8 +60,9 @@ class StopOnSignal(TrainerCallback):
         if accelerator.num_processes > 1:
             told = accelerator.gather(told[None]).max()
         number = int(told)
-        if number and state.global_step < state.max_steps:
+        if number:
             self.caught, self.stopped = number, True
-            self.trainer.record.open = True
+            # After the last step nothing comes that could be in the same line.
+            self.trainer.record.open = state.global_step < state.max_steps
             control.should_save = True
             control.should_training_stop = True

@@ -118,7 +118,8 @@ class ResumesExactly:
         trainer: Any = self
         with self._beside(folder, "the model", False) as new:
             trainer.save_model(str(new))
-            (new / PICKLE).unlink(missing_ok=True)
+            if self.args.should_save:
+                (new / PICKLE).unlink(missing_ok=True)
 
     @contextmanager
     def _beside(self, final: Path, what: str, listed: bool) -> Iterator[Path]:
@@ -154,9 +155,9 @@ class ResumesExactly:
         for part in parts(self):
             part.save(new)
         (new / PICKLE).unlink(missing_ok=True)
-        if self.state.best_global_step:
+        best = run / f"checkpoint-{self.state.best_global_step}"
+        if best.is_dir() or best.name == new.name:
             # transformers has looked for it among the folders that are being written.
-            best = run / f"checkpoint-{self.state.best_global_step}"
             self.state.best_model_checkpoint = str(best)
             self.state.save_to_json(str(new / "trainer_state.json"))
 
@@ -164,13 +165,27 @@ class ResumesExactly:
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kw: Any) -> None:
         folder = Path(resume_from_checkpoint)
+        self._check(folder)
+        super()._load_from_checkpoint(resume_from_checkpoint, *args, **kw)  # pyright: ignore[reportAttributeAccessIssue]
+        self._restore(folder)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)  # pyright: ignore[reportAttributeAccessIssue]
+        trainer: Any = self
+        if checkpoint is not None and trainer.is_deepspeed_enabled:
+            # DeepSpeed loads the weights by itself.
+            self._check(Path(checkpoint))
+            self._restore(Path(checkpoint))
+
+    def _check(self, folder: Path) -> None:
         main = self.accelerator.is_main_process  # every file is read: one process is enough
         if why := gather_object([fault(folder) if main else None])[0]:
             raise UserError(
                 f"checkpoint '{folder}' is damaged: {why}; resume from another, or let --resume "
                 "find the newest whole one"
             )
-        super()._load_from_checkpoint(resume_from_checkpoint, *args, **kw)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _restore(self, folder: Path) -> None:
         for part in parts(self):
             part.load(folder)
         self.run_state.load(folder)

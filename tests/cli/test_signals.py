@@ -1,0 +1,93 @@
+"""Ctrl-C, SIGTERM and a scheduler's notice: the step is finished and saved, and the run goes on."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import killed_runs as killed
+import pytest
+
+from prefix_rft.checkpoints import checkpoints, fault
+from prefix_rft.errors import Interrupted
+from prefix_rft.train import train
+
+OVERRIDES = ["max_steps=9", "save_steps=100", "logging_steps=3", "num_iterations=2"]
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return killed.write_task(tmp_path_factory.mktemp("task"))
+
+
+def run(recipe: Path, runs: Path, *signals: int) -> int:
+    """Run in a process that sends itself signals in its fifth optimizer step."""
+    return killed.run(recipe, runs, OVERRIDES, killed.Tells(4, signals))
+
+
+@pytest.fixture(scope="module")
+def whole(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    runs = tmp_path_factory.mktemp("whole") / "runs"
+    assert killed.run(recipe, runs, OVERRIDES) == 0
+    return runs / "run"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_the_step_is_finished_and_the_run_goes_on(
+    recipe: Path, whole: Path, tmp_path: Path, number: int
+) -> None:
+    again = tmp_path / "again"
+    assert os.waitstatus_to_exitcode(run(recipe, again, number)) == 1
+    said = again.with_suffix(".error.txt").read_text().splitlines()[-1]
+    assert "Interrupted: stopped after step 5, which is saved; go on with: prefix-rft train" in said
+    assert said.endswith("--resume")
+    folder = again / "run"
+    assert list(checkpoints(folder)) == [5]
+    assert fault(folder / "checkpoint-5") is None
+    lines = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [x["step"] for x in lines if "loss" in x] == [3]  # the next line is due after step 6
+    assert not (folder / "model").exists()
+    assert killed.run(recipe, again, OVERRIDES) == 0
+    expected, found = killed.evidence(whole), killed.evidence(folder)
+    # The checkpoint of step 5 is one more than the other run has.
+    for name in [n for n in found["files"] if n.startswith("checkpoint-5/")]:
+        del found["files"][name]
+    found["names"].remove("checkpoint-5")
+    assert found == expected
+
+
+def test_a_signal_in_the_last_step(recipe: Path, whole: Path, tmp_path: Path) -> None:
+    """All that is left is the model."""
+    again = tmp_path / "again"
+    killed.run(recipe, again, OVERRIDES, killed.Tells(8, [signal.SIGTERM]))
+    said = again.with_suffix(".error.txt").read_text()
+    assert "stopped after step 9, which is saved" in said
+    assert not (again / "run/model").exists()
+    assert killed.run(recipe, again, OVERRIDES) == 0
+    assert killed.evidence(again / "run") == killed.evidence(whole)
+
+
+def test_a_second_signal_ends_the_process_at_once(recipe: Path, tmp_path: Path) -> None:
+    status = run(recipe, tmp_path / "runs", signal.SIGTERM, signal.SIGINT)
+    assert os.WTERMSIG(status) == signal.SIGINT
+    assert not checkpoints(tmp_path / "runs/run")
+
+
+def test_handlers_are_there_for_training_only(recipe: Path, tmp_path: Path) -> None:
+    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
+    train(str(recipe), ["max_steps=1", f"runs={tmp_path}"], killed.QUIET)
+    after = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
+    assert after == before
+
+
+def test_the_command_says_how_to_go_on(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    from prefix_rft import cli
+
+    def stopped(*args: object, **kwargs: object) -> None:
+        raise Interrupted("stopped; go on with: x --resume", signal.SIGTERM)
+
+    monkeypatch.setattr("prefix_rft.train.train", stopped)
+    assert cli.main(["train", str(recipe)]) == 128 + signal.SIGTERM
+    assert capsys.readouterr().err == "prefix-rft: stopped; go on with: x --resume\n"
