@@ -1,6 +1,7 @@
 """A run resumed from any of its checkpoints ends with the same bits as the run itself."""
 
 import json
+import re
 import shutil
 from itertools import chain
 from pathlib import Path
@@ -8,11 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from trl.trainer.utils import RepeatSampler
 
 from prefix_rft import DemonstrationTrainer, PrefixRFTTrainer
-from prefix_rft.checkpoints import checkpoints
+from prefix_rft.checkpoints import checkpoints, fault, newest_whole
 from prefix_rft.engines.trl.sft import DemonstrationConfig
+from prefix_rft.errors import UserError
 from tiny import make_config, make_model, make_rows, make_tokenizer, shaped_reward
 
 CLOCKS = ("time", "_per_second")
@@ -59,6 +62,7 @@ def sft(folder: Path, **overrides: Any) -> Any:
             **settings,
         ),
         train_dataset=make_rows(14),
+        eval_dataset=make_rows(4, seed=9),
         processing_class=make_tokenizer(),
     )
 
@@ -149,3 +153,103 @@ def test_what_a_run_goes_back_behind_is_gone(tmp_path: Path) -> None:
     short = rl(tmp_path, **BUFFERED, max_steps=2)
     short.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
     assert list(checkpoints(tmp_path)) == [1, 2]
+
+
+def test_the_last_ones_and_the_best_stay(tmp_path: Path) -> None:
+    """Nothing is left of those in between, and the state names the best where it lies."""
+    trainer = sft(
+        tmp_path,
+        max_steps=5,
+        learning_rate=1e-3,
+        eval_strategy="steps",
+        eval_steps=1,
+        save_total_limit=2,
+        metric_for_best_model="loss",
+        greater_is_better=True,  # so that the best is the first
+        load_best_model_at_end=True,
+    )
+    trainer.train()
+    losses = [x["eval_loss"] for x in trainer.state.log_history if "eval_loss" in x]
+    best = 1 + losses.index(max(losses))
+    assert best == 1
+    assert list(checkpoints(tmp_path)) == [best, 4, 5]
+    for path in checkpoints(tmp_path).values():
+        state = json.loads((path / "trainer_state.json").read_text())
+        assert Path(state["best_model_checkpoint"]) == tmp_path / f"checkpoint-{best}"
+        assert fault(path) is None
+    saved = load_file(tmp_path / f"checkpoint-{best}" / "model.safetensors")
+    assert torch.equal(trainer.model.model.norm.weight, saved["model.norm.weight"])
+
+
+def spoil(path: Path, damage: str) -> None:
+    if damage == "gone":
+        path.unlink()
+    elif damage == "short":
+        path.write_bytes(path.read_bytes()[:-5])
+    else:
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "words"),
+    [
+        ("model.safetensors", "short", r"model.safetensors has \d+ bytes, not \d+"),
+        ("optimizer.pt", "flipped", "optimizer.pt is not what was written"),
+        ("trainer_state.json", "gone", "trainer_state.json is missing"),
+        ("manifest.json", "short", "manifest.json is damaged"),
+        ("manifest.json", "gone", "it has no manifest.json"),
+    ],
+)
+def test_a_damaged_checkpoint_is_named_and_passed_over(
+    finished: Path, tmp_path: Path, name: str, damage: str, words: str
+) -> None:
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    spoil(tmp_path / "checkpoint-2" / name, damage)
+    said: list[str] = []
+    assert newest_whole(tmp_path, said.append) == tmp_path / "checkpoint-1"
+    assert len(said) == 1
+    assert re.search(rf"checkpoint-2': {words}", said[0])
+    with pytest.raises(UserError, match=f"checkpoint-2' is damaged: {words}"):
+        sft(tmp_path, max_steps=3).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
+    sft(folder, max_steps=2).train()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"seed": 1}, "was made with seed 42, and this run has 1"),
+        ({"gradient_accumulation_steps": 1}, "gradient_accumulation_steps 2"),
+    ],
+)
+def test_another_order_of_rows_is_refused(
+    finished: Path, tmp_path: Path, settings: dict[str, Any], words: str
+) -> None:
+    trainer = sft(tmp_path, max_steps=4, **settings)
+    with pytest.raises(UserError, match=words):
+        trainer.train(resume_from_checkpoint=str(finished / "checkpoint-2"))
+
+
+def test_weights_alone_are_no_place_to_go_on_from(tmp_path: Path) -> None:
+    sft(tmp_path, max_steps=1, save_only_model=True).train()
+    with pytest.raises(UserError, match="saved with save_only_model"):
+        sft(tmp_path, max_steps=2).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+
+
+def test_no_checkpoint_holds_a_pickle(finished: Path) -> None:
+    names = {p.name for p in (finished / "checkpoint-2").iterdir()}
+    assert names == {
+        *("config.json", "generation_config.json", "model.safetensors"),
+        *("tokenizer.json", "tokenizer_config.json", "optimizer.pt", "scheduler.pt"),
+        *("rng_state.pth", "trainer_state.json", "method_state.json", "run_state_0.json"),
+        "manifest.json",
+    }
+    for name in ("optimizer.pt", "scheduler.pt"):
+        torch.load(finished / "checkpoint-2" / name, weights_only=True)
