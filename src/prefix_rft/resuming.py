@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,9 +13,8 @@ from typing import Any
 from prefix_rft.checkpoints import WRITING, checkpoints, newest_whole, step_of
 from prefix_rft.engines.trl.resume import cut_rollouts
 from prefix_rft.errors import UserError
-from prefix_rft.recipe import Recipe
 from prefix_rft.run_folder import cut_metrics
-from prefix_rft.run_reader import RunFolder
+from prefix_rft.run_reader import RunFolder, flatten
 
 PLACES = ("runs", "name", "trainer.output_dir", "trainer.run_name", "trainer.logging_dir")
 FREE = ("trainer.resume_from_checkpoint", "trainer.save_", "trainer.report_to", "trainer.logging_")
@@ -116,9 +116,9 @@ def clear(start: Start) -> None:
     shutil.rmtree(start.folder / WRITING, ignore_errors=True)
 
 
-def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[Any]]:
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[str | None]]:
     """The settings in which a resolved recipe differs from one before, each with both values."""
-    old, new = _flat(before), _flat(now)
+    old, new = flatten(before), flatten(now)
     return {
         key: [old.get(key), new.get(key)]
         for key in sorted(old.keys() | new.keys())
@@ -126,17 +126,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list
     }
 
 
-def _flat(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            found |= _flat(value, f"{above}{key}.")
-        else:
-            found[f"{above}{key}"] = value
-    return found
-
-
-def go_on_with(recipe_path: str, recipe: Recipe) -> str:
+def go_on_with(recipe: str, overrides: Sequence[str]) -> str:
     """The command that goes on with a run."""
-    named = [] if recipe.runs == "runs" else [f"runs={recipe.runs}"]
-    return " ".join(["prefix-rft train", recipe_path, *named, "--resume"])
+    given = [x for x in overrides if not x.startswith("resume_from_checkpoint=")]
+    return shlex.join(["prefix-rft", "train", recipe, *given, "--resume"])

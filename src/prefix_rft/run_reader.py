@@ -147,3 +147,17 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
             if not isinstance(row, dict):
                 raise UserError(f"'{path}', line {number} is damaged: it is no mapping")
             yield row
+
+
+def flatten(data: Mapping[Any, Any], above: str = "") -> dict[str, str]:
+    """Dotted keys and their values as JSON without quotes around a plain text."""
+    flat: dict[str, str] = {}
+    for key, value in data.items():
+        name = f"{above}{key}"
+        if isinstance(value, Mapping) and value:
+            flat.update(flatten(value, f"{name}."))
+        elif isinstance(value, str):
+            flat[name] = value
+        else:
+            flat[name] = json.dumps(value, ensure_ascii=False, default=str)
+    return flat

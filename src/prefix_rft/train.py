@@ -77,7 +77,7 @@ def train(path: str, overrides: Sequence[str], console: Console, resume: bool = 
             console.print(f"stage {stage + 1} of {len(names)}: {names[stage]}", highlight=False)
         of_stage = with_checkpoint(overrides, start.checkpoint)
         with closing(configure(path, of_stage, stage, start.model, start.folder)) as setup:
-            folder = run(setup, console, start, go_on_with(path, setup.recipe))
+            folder = run(setup, console, start, go_on_with(path, overrides))
         start = Start(stage + 1, str((folder / "model").resolve()))
         gc.collect()  # a trainer and its callbacks know each other: free it before the next one
     return folder
@@ -161,7 +161,7 @@ def begin(setup: Setup, start: Start, console: Console) -> None:
     step = 0 if start.checkpoint is None else step_of(start.checkpoint)
     changed = changes(RunFolder(folder).recipe(), recipe)
     for key, (before, now) in changed.items():
-        console.print(f"changed since the run began: {key} {before!r} -> {now!r}", highlight=False)
+        console.print(f"changed since the run began: {key}: {before} -> {now}", highlight=False)
     write_start(folder, recipe, {"step": step, "changed": changed})
 
 
@@ -275,19 +275,28 @@ def resolved(recipe: Recipe, method: Method, args: Any) -> dict[str, Any]:
     init = dict(recipe.trainer.get("model_init_kwargs") or {})
     trainer = {k: v for k, v in args.to_dict().items() if v is not None}
     named = {"name": recipe.method_name, **options}
-    return _plain({**ours, "method": named, "model_init_kwargs": init, "trainer": trainer})
+    return resolved_value({**ours, "method": named, "model_init_kwargs": init, "trainer": trainer})
 
 
-SECRETS = ("token", "hub_token", "push_to_hub_token", "use_auth_token", "api_key", "password")
-"""Keys that never reach the run folder, at any depth."""
+SECRET = re.compile(r"(^|_)(token|api_?key|access_key|secret(_key)?|password|credentials?)$", re.I)
+NO_SECRET = ("eos_token", "pad_token", "bos_token", "unk_token", "image_token")
+LOGIN = re.compile(r"(?<=://)[^/@\s]+@")
+"""The user and password in an address."""
 
 
-def _plain(value: Any) -> Any:
+def resolved_value(value: Any) -> Any:
+    """A setting as plain data, without secrets."""
     if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items() if k not in SECRETS}
+        return {str(k): resolved_value(v) for k, v in value.items() if not _is_secret(str(k))}
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    return value if isinstance(value, (bool, int, float, str, type(None))) else str(value)
+        return [resolved_value(v) for v in value]
+    plain = value if isinstance(value, (bool, int, float, str, type(None))) else str(value)
+    return LOGIN.sub("", plain) if isinstance(plain, str) else plain
+
+
+def _is_secret(key: str) -> bool:
+    """Whether what a key holds must not reach the run folder."""
+    return key not in NO_SECRET and SECRET.search(key) is not None
 
 
 def summarise(console: Console, folder: Path, evaluations: dict[str, Evaluation]) -> None:

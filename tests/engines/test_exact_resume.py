@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -115,13 +116,13 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_from_every_step(tmp_path: Path, name: str) -> None:
+def resume_and_compare(tmp_path: Path, name: str, steps: Sequence[int] | None) -> None:
+    """From some steps, or from all."""
     make, settings = RUNS[name]
     whole = make(tmp_path / "whole", **settings)
     whole.train()
     expected = evidence(whole, tmp_path / "whole")
-    for step in range(1, whole.state.max_steps):
+    for step in steps or range(1, whole.state.max_steps):
         folder = tmp_path / f"from-{step}"
         shutil.copytree(tmp_path / "whole", folder)
         again = make(folder, **settings)
@@ -132,6 +133,28 @@ def test_from_every_step(tmp_path: Path, name: str) -> None:
         assert {p.name for p in folder.iterdir()} == {
             p.name for p in (tmp_path / "whole").iterdir()
         }
+
+
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        ("two iterations", 3),
+        ("later epochs", 7),
+        ("a method with a memory", 3),
+        ("lines of three steps", 4),
+        ("imitation, third epoch", 7),
+    ],
+)
+def test_from_a_step(tmp_path: Path, name: str, step: int) -> None:
+    """In the middle of a generation, and in the third epoch of imitation at its first step."""
+    resume_and_compare(tmp_path, name, [step])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("name", RUNS)
+def test_from_every_step(tmp_path: Path, name: str) -> None:
+    resume_and_compare(tmp_path, name, None)
 
 
 def test_every_epoch_has_the_order_that_trl_gives_it(tmp_path: Path) -> None:

@@ -196,6 +196,7 @@ GOOD = {
     "loss": 0.1,
     "reward": 0.5,
     "reward_std": 0.2,
+    "rewards/ungraded": 0.1,
     "completions/clipped_ratio": 0.5,
     "trained/token_share": 0.7,
     "grad_norm": 0.1,
@@ -205,6 +206,7 @@ GOOD = {
 }
 BAD = {
     "constant_reward": {"reward_std": 0.0},
+    "all_ungraded": {"rewards/ungraded": 1.0, "reward": None, "reward_std": None},
     "all_truncated": {"completions/clipped_ratio": 1.0},
     "nothing_trained": {"trained/token_share": 0.0, "grad_norm": 0.0},
     "zero_gradient": {"grad_norm": 0.0},

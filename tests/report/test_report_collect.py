@@ -12,9 +12,9 @@ from prefix_rft.report.curves import OTHER, SCHEDULE, SPLIT, TRAINING, place, pl
 from prefix_rft.report.evaluation import evaluations_of, scale_of, share
 from prefix_rft.report.groups import SHORTEST, text_limit
 from prefix_rft.report.samples import LONGEST, MOST_ROWS, group_of, mean_reward
-from prefix_rft.report.settings import flatten, side_by_side
+from prefix_rft.report.settings import side_by_side
 from prefix_rft.report.view import context
-from prefix_rft.run_reader import RunFolder
+from prefix_rft.run_reader import RunFolder, flatten
 
 
 def test_only_on_policy_rows_that_were_graded_rank_a_group() -> None:

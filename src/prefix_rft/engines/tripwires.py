@@ -56,6 +56,10 @@ WIRES = {
         "every rollout had the same reward: the grader may not find the answers (`prefix-rft show "
         "RUN` shows some), or the task is too hard or too easy for the model",
     ),
+    "all_ungraded": Wire(
+        _at_least("rewards/ungraded", 1.0),
+        "no rollout could be graded: `prefix-rft show RUN` has the verdicts, which say why",
+    ),
     "all_truncated": Wire(
         _at_least("completions/clipped_ratio", 1.0),
         "every rollout ran into the length limit: max_completion_length is too short, or the model "

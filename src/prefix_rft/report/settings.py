@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from prefix_rft.run_reader import flatten
 
 LONGEST_VALUE = 300
 
@@ -21,20 +22,6 @@ class Setting:
     def differs(self) -> bool:
         """Whether the runs do not agree on it."""
         return len(set(self.values)) > 1
-
-
-def flatten(data: Mapping[Any, Any], above: str = "") -> dict[str, str]:
-    """Dotted keys and their values as JSON without quotes around a plain text."""
-    flat: dict[str, str] = {}
-    for key, value in data.items():
-        name = f"{above}{key}"
-        if isinstance(value, Mapping) and value:
-            flat.update(flatten(value, f"{name}."))
-        elif isinstance(value, str):
-            flat[name] = value
-        else:
-            flat[name] = json.dumps(value, ensure_ascii=False, default=str)
-    return flat
 
 
 def side_by_side(runs: Sequence[Mapping[Any, Any]]) -> list[Setting]:

@@ -98,6 +98,7 @@ class Finite:
         if self.skipped >= args.nonfinite_limit:
             self._stop(f"{words}, and nonfinite_limit ({args.nonfinite_limit}) steps were left out")
         self.skipped += 1
+        self.trainer._metrics["train"]["nonfinite/skipped"].append(1.0)
         for p in model.parameters():
             p.grad = None
         step = self.trainer.state.global_step + 1
