@@ -2,6 +2,7 @@
 
 import errno
 import json
+import multiprocessing
 import os
 import resource
 import signal
@@ -12,6 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets
+import pytest
 import torch
 import transformers.modeling_utils
 from rich.console import Console
@@ -58,6 +61,7 @@ NATIVE = (
     (PreTrainedTokenizerFast, "_save_pretrained"),
 )
 FEW_BYTES = 20
+WAIT_SECONDS = 100
 QUIET = Console(quiet=True)
 EVENTS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree")
 
@@ -199,43 +203,56 @@ class Writes:
                 self._begins(path, native=False)
 
 
-def in_a_process(work: Callable[[], None], errors: Path) -> int:
-    """The wait status of a fork of this process that does some work."""
-    child = os.fork()
-    if child:
-        return os.waitpid(child, 0)[1]
-    code = 1
-    try:
-        work()
-        code = 0
-    except BaseException:  # noqa: BLE001  (a fork must never go on with the tests)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
-        errors.write_text(traceback.format_exc())
-    finally:
-        os._exit(code)
-
-
 def run(
     recipe: Path,
     runs: Path,
     overrides: Sequence[str],
     watch: Moments | Tells | Writes | None = None,
 ) -> int:
-    """Begin or go on with a run; the wait status of its process."""
+    """Begin or go on with a run in a process of its own.
+
+    Returns its exit code, or the negative number of the signal that ended it.
+    """
+    # Forks of a server that has imported everything: a fork of the tests' own process would inherit
+    # the locks of threads that it does not have.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["killed_runs"])
+    process = context.Process(target=_work, args=(recipe, runs, overrides, watch))
+    with pytest.MonkeyPatch.context() as patch:
+        # The server does not look where this process does (gh-126631 in CPython).
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        process.start()
+    process.join(WAIT_SECONDS)
+    code = process.exitcode
+    if code is None:
+        process.kill()
+        raise AssertionError(f"no end after {WAIT_SECONDS} s")
+    return code
+
+
+def _work(
+    recipe: Path,
+    runs: Path,
+    overrides: Sequence[str],
+    watch: Moments | Tells | Writes | None,
+) -> None:
     counts = runs.with_suffix(".counts.json")
-
-    def work() -> None:
-        if isinstance(watch, (Moments, Tells)):
-            watch.watch()
-        elif watch is not None:
+    datasets.config.HF_DATASETS_CACHE = recipe.parent / "hf"
+    torch.set_num_threads(1)
+    try:
+        if isinstance(watch, Writes):
             watch.watch(runs)
+        elif watch is not None:
+            watch.watch()
         train(str(recipe), [*overrides, f"runs={runs}"], QUIET, resume=True)
-        if isinstance(watch, Moments):
-            counts.write_text(json.dumps([watch.counts, watch.marks]))
-        elif isinstance(watch, Writes):
-            counts.write_text(json.dumps(watch.log))
-
-    return in_a_process(work, runs.with_suffix(".error.txt"))
+    except BaseException:  # noqa: BLE001  (it is written down, and the process ends)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+        runs.with_suffix(".error.txt").write_text(traceback.format_exc())
+        os._exit(1)
+    if isinstance(watch, Moments):
+        counts.write_text(json.dumps([watch.counts, watch.marks]))
+    elif isinstance(watch, Writes):
+        counts.write_text(json.dumps(watch.log))
 
 
 def start_one_of_two(

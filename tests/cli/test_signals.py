@@ -1,7 +1,6 @@
 """Ctrl-C, SIGTERM and a scheduler's notice: the step is finished and saved, and the run goes on."""
 
 import json
-import os
 import signal
 from pathlib import Path
 
@@ -37,7 +36,7 @@ def test_the_step_is_finished_and_the_run_goes_on(
     recipe: Path, whole: Path, tmp_path: Path, number: int
 ) -> None:
     again = tmp_path / "again"
-    assert os.waitstatus_to_exitcode(run(recipe, again, number)) == 1
+    assert run(recipe, again, number) == 1
     said = again.with_suffix(".error.txt").read_text().splitlines()[-1]
     assert "Interrupted: stopped after step 5, which is saved; go on with: prefix-rft train" in said
     assert said.endswith("--resume")
@@ -69,7 +68,7 @@ def test_a_signal_in_the_last_step(recipe: Path, whole: Path, tmp_path: Path) ->
 
 def test_a_second_signal_ends_the_process_at_once(recipe: Path, tmp_path: Path) -> None:
     status = run(recipe, tmp_path / "runs", signal.SIGTERM, signal.SIGINT)
-    assert os.WTERMSIG(status) == signal.SIGINT
+    assert status == -signal.SIGINT
     assert not checkpoints(tmp_path / "runs/run")
 
 
