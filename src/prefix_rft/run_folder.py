@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 from prefix_rft.errors import UserError
 from prefix_rft.writing import append_text, write_text
 
+LOCK = ".lock"
 SUMMARY = "train_runtime"
 """Only the last line of a run's metrics has this key."""
 
@@ -29,10 +30,11 @@ PACKAGES = ("prefix-rft", "torch", "transformers", "trl", "accelerate", "peft", 
 def free_run_folder(runs: Path, name: str) -> Path:
     """``runs/name``, or ``runs/name-2`` and so on: an older run is never written over.
 
-    The folder is not made here; an empty one counts as free.
+    The folder is not made here; an empty one counts as free, as does one in which a run could not
+    even begin.
     """
     folder, number = runs / name, 1
-    while folder.exists() and any(folder.iterdir()):
+    while folder.exists() and any(p.name != LOCK for p in folder.iterdir()):
         number += 1
         folder = runs / f"{name}-{number}"
     return folder
@@ -45,7 +47,7 @@ def alone(folder: Path) -> Iterator[None]:
     Raises:
         UserError: another process has it.
     """
-    lock = FileLock(folder / ".lock")
+    lock = FileLock(folder / LOCK)
     try:
         lock.acquire(timeout=0)
     except Timeout:

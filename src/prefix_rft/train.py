@@ -147,7 +147,8 @@ def run(setup: Setup, console: Console, start: Start, go_on: str) -> Path:
             begin(setup, start, console)
             if filtered is not None:
                 write_json(folder / "rif.json", filtered)
-        return work(setup, console, trainer, held_out, go_on)
+        with hears_others(trainer, go_on):
+            return work(setup, console, trainer, held_out, go_on)
 
 
 def begin(setup: Setup, start: Start, console: Console) -> None:
@@ -193,8 +194,7 @@ def work(
     look("base")
     with StopOnSignal(trainer, lambda words: console.print(words, highlight=False)) as stop:
         trainer.add_callback(stop)
-        with hears_others(trainer, go_on):
-            trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     if stop.stopped and stop.caught is not None:
         saved = f"stopped after step {trainer.state.global_step}, which is saved"
         raise Interrupted(f"{saved}; go on with: {go_on}", stop.caught)

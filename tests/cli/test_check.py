@@ -171,7 +171,7 @@ def test_train_drops_and_counts_what_check_reports(folder: Path, capfd: Capture)
     assert "7 demonstrations in 7 of 8 rows" in out
 
 
-@pytest.mark.parametrize("step", [0, 1])
+@pytest.mark.parametrize("step", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_inspect_shows_the_prefix_that_training_uses(
     step: int, folder: Path, capfd: Capture
 ) -> None:

@@ -31,7 +31,13 @@ def whole(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return runs / "run"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGTERM,
+        *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGINT, signal.SIGUSR1)),
+    ],
+)
 def test_the_step_is_finished_and_the_run_goes_on(
     recipe: Path, whole: Path, tmp_path: Path, number: int
 ) -> None:

@@ -299,7 +299,9 @@ def test_secrets_and_pickles_stay_out_of_the_run_folder(folder: Path) -> None:
     overrides = ["model_init_kwargs={token: hf_SECRET}", "max_steps=1"]
     assert main(["train", "recipe.yaml", *overrides]) == 0
     for path in (folder / "runs/tiny").rglob("*"):
-        assert path.suffix not in (".bin", ".pt", ".pkl"), path
+        assert path.suffix not in (".bin", ".pkl"), path
+        if path.suffix == ".pt":  # the optimizer's state is torch's own file, of tensors alone
+            torch.load(path, weights_only=True)
         assert path.is_dir() or b"hf_SECRET" not in path.read_bytes(), path
 
 

@@ -423,7 +423,10 @@ def equal(a: Any, b: Any) -> bool:
     return all(torch.equal(x, y) for x, y in pairs)
 
 
-@pytest.mark.parametrize("case", RESUMED)
+@pytest.mark.parametrize(
+    "case",
+    [c if c in REMEMBERS else pytest.param(c, marks=pytest.mark.slow) for c in RESUMED],
+)
 def test_a_resumed_run_is_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:

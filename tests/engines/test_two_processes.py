@@ -46,7 +46,7 @@ def launch(folder: Path, *args: str) -> list[list[dict]]:
 @pytest.mark.parametrize(
     ("scope", "source", "generations"),
     [
-        ("minibatch", "current", 8),
+        pytest.param("minibatch", "current", 8, marks=pytest.mark.slow),
         pytest.param("row", "rollout", 8, marks=pytest.mark.slow),
         ("minibatch", "rollout", 4),
     ],

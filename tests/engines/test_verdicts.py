@@ -59,7 +59,17 @@ def advantages_by_hand(rollouts: list[dict[str, Any]], rewards: list[float | Non
     return found
 
 
-@pytest.mark.parametrize("fault", sorted(set(FAULTS) - {"waits", "children"}))
+LATER = ("allocates", "backtracks", "closes", "spins")
+"""The pool's own tests have these too."""
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(fault, marks=pytest.mark.slow) if fault in LATER else fault
+        for fault in sorted(set(FAULTS) - {"waits", "children"})
+    ],
+)
 def test_training_goes_on_whatever_the_grader_does(fault: str, tmp_path: Path) -> None:
     before = processes_of(os.getpid())
     reward = Graded(
