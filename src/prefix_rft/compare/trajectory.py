@@ -32,7 +32,7 @@ LARGEST_BATCH = 512
 
 
 def trajectory(
-    folder: Path, recipe: str, overrides: Sequence[str], last_step: int
+    folder: Path, recipe: str, overrides: Sequence[str], last_step: int, every: int = 1
 ) -> list[dict[str, Any]]:
     """The measures of every saved model of a run, in the order of steps.
 
@@ -41,11 +41,12 @@ def trajectory(
         recipe: path of its recipe.
         overrides: of the recipe.
         last_step: of training, whose model is ``model``.
+        every: steps between models; a run that a signal stopped has one more.
 
     Raises:
         UserError: a model or rows that cannot be used.
     """
-    saved = {k: path for k, path in checkpoints(folder).items() if k < last_step}
+    saved = {k: path for k, path in checkpoints(folder).items() if k < last_step and k % every == 0}
     return [
         {"step": step, **measures(str(path), recipe, overrides)}
         for step, path in {**saved, last_step: folder / "model"}.items()

@@ -88,7 +88,8 @@ def work(job: Mapping[str, Any]) -> None:
     shared = overrides_of(job["shared"])
     if job["trajectory"] and job["train"]:
         steps = int(job["spec"]["steps"])
-        record["trajectory"] = trajectory(folder, job["recipe"], shared, steps)
+        every = saved_every(job)
+        record["trajectory"] = trajectory(folder, job["recipe"], shared, steps, every)
     elif job["trajectory"]:
         record["trajectory"] = [{"step": 0, **measures(model, job["recipe"], shared)}]
     write_text(folder / DONE, json.dumps(record) + "\n")
@@ -130,8 +131,16 @@ def _saving(job: Mapping[str, Any]) -> dict[str, Any]:
     """Recipe keys that save the models of a trajectory."""
     if not job["trajectory"]:
         return {}
-    every = max(1, round(int(job["spec"]["steps"]) / job["trajectory"]))
-    return {"save_strategy": "steps", "save_steps": every, "save_total_limit": None}
+    return {
+        "save_strategy": "steps",
+        "save_steps": saved_every(job),
+        "save_total_limit": None,
+    }
+
+
+def saved_every(job: Mapping[str, Any]) -> int:
+    """Optimizer steps between the models of a trajectory."""
+    return max(1, round(int(job["spec"]["steps"]) / job["trajectory"]))
 
 
 def plan_of(job: Mapping[str, Any], models: Mapping[str, str]) -> Plan:

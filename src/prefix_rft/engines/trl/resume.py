@@ -205,7 +205,7 @@ def _refused(error: Exception) -> str | None:
     if isinstance(error, (SafetensorError, UserError)):
         return str(error)
     # The writers of torch and of tokenizers have no types of their own.
-    if "PytorchStreamWriter" in str(error) or "inline_container" in str(error):
+    if re.search("PytorchStreamWriter|inline_container|iostream error", str(error)):
         return "the disk does not take it"
     return str(error) if re.search(r"\(os error \d+\)", str(error)) else None
 
@@ -215,6 +215,7 @@ def _culprit(error: Exception, folder: Path) -> Any:
     if name := getattr(error, "filename", None):
         return name
     files = files_of(folder) if folder.is_dir() else []
+    files = files or [p for p in folder.parents[1].iterdir() if p.is_file()]
     if half := next((p for p in files if broken(p)), None):
         return half
     if isinstance(error, SafetensorError):  # which takes away what it could not finish
