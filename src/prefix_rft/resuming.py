@@ -68,11 +68,14 @@ def find(runs: Path, names: Sequence[str], say: Callable[[str], None]) -> Start:
         folder = newest_run(runs, name)
         if folder is None:
             continue
+        before = newest_run(runs, names[stage - 1]) if stage else None
+        if before is not None and RunFolder(folder).recipe()["model"] != _model_of(before):
+            continue  # of an older pass through the stages
         if finished(folder):
             if stage == len(names) - 1:
                 say(f"the run '{folder}' is finished; without --resume a new one begins")
                 return Start(stage, folder=folder, finished=True)
-            return Start(stage + 1, str((folder / "model").resolve()))
+            return Start(stage + 1, _model_of(folder))
         run = RunFolder(folder)
         model = None if stage == 0 else str(run.recipe()["model"])
         checkpoint = newest_whole(folder, say)
@@ -88,11 +91,15 @@ def find(runs: Path, names: Sequence[str], say: Callable[[str], None]) -> Start:
 def newest_run(runs: Path, name: str) -> Path | None:
     """The run folder ``name``, or ``name-N`` with the highest number."""
     found = {}
-    for path in runs.glob(f"{name}*"):
+    for path in runs.iterdir() if runs.is_dir() else ():
         match = re.fullmatch(rf"{re.escape(name)}(?:-(\d+))?", path.name)
         if match and (path / "recipe.yaml").is_file():
             found[int(match[1] or 1)] = path
     return found[max(found)] if found else None
+
+
+def _model_of(folder: Path) -> str:
+    return str((folder / "model").resolve())
 
 
 def finished(folder: Path) -> bool:

@@ -65,7 +65,7 @@ def train(path: str, overrides: Sequence[str], console: Console, resume: bool = 
     elif resume:
         # The recipe is read as a whole before anything is made of what it names.
         runs = load_recipe(path, overrides).runs
-        start = find(Path(runs), names, lambda words: console.print(words, highlight=False))
+        start = find(Path(runs), names, lambda words: say(console, words))
     if start.finished and start.folder is not None:
         return start.folder
     # All stages are resolved before the first one runs: a fault in the last costs no time.
@@ -81,6 +81,11 @@ def train(path: str, overrides: Sequence[str], console: Console, resume: bool = 
         start = Start(stage + 1, str((folder / "model").resolve()))
         gc.collect()  # a trainer and its callbacks know each other: free it before the next one
     return folder
+
+
+def say(console: Console, words: str, style: str | None = None) -> None:
+    """Print a sentence as it stands."""
+    console.print(words, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def with_checkpoint(overrides: Sequence[str], checkpoint: Path | None) -> list[str]:
@@ -162,7 +167,7 @@ def begin(setup: Setup, start: Start, console: Console) -> None:
     step = 0 if start.checkpoint is None else step_of(start.checkpoint)
     changed = changes(RunFolder(folder).recipe(), recipe)
     for key, (before, now) in changed.items():
-        console.print(f"changed since the run began: {key}: {before} -> {now}", highlight=False)
+        say(console, f"changed since the run began: {key}: {before} -> {now}")
     write_start(folder, recipe, {"step": step, "changed": changed})
 
 
@@ -174,7 +179,7 @@ def work(
     main = trainer.accelerator.is_main_process
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Progress(console, folder))
-    trainer.warn = lambda words: console.print(f"warning: {words}", style="yellow", highlight=False)
+    trainer.warn = lambda words: say(console, f"warning: {words}", style="yellow")
     if main:
         console.print(f"{setup.method.name}: {setup.method.summary}", highlight=False)
         console.print(str(trainer.demonstrations), highlight=False)
@@ -192,7 +197,7 @@ def work(
             write_json(folder / "eval.json", {k: asdict(v) for k, v in evaluations.items()})
 
     look("base")
-    with StopOnSignal(trainer, lambda words: console.print(words, highlight=False)) as stop:
+    with StopOnSignal(trainer, lambda words: say(console, words)) as stop:
         trainer.add_callback(stop)
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     if stop.stopped and stop.caught is not None:

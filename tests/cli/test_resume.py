@@ -15,7 +15,7 @@ from rich.console import Console
 from prefix_rft.checkpoints import checkpoints
 from prefix_rft.cli import main
 from prefix_rft.errors import UserError
-from prefix_rft.resuming import changes, go_on_with, newest_run
+from prefix_rft.resuming import Start, changes, find, go_on_with, newest_run
 from prefix_rft.train import resolved_value, train
 
 OVERRIDES = ["max_steps=4", "save_steps=2"]
@@ -120,6 +120,30 @@ def test_the_newest_run_has_the_highest_number(tmp_path: Path) -> None:
             (tmp_path / name / "recipe.yaml").write_text("{}")
     assert newest_run(tmp_path, "a") == tmp_path / "a-10"
     assert newest_run(tmp_path, "c") is None
+
+
+def test_stages_of_an_older_pass_are_not_gone_on_with(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    def made(name: str, model: str | None, done: bool = True) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "recipe.yaml").write_text(yaml.safe_dump({"model": model}))
+        if done:
+            (folder / "model").mkdir()
+        return folder
+
+    first = made("x-1-sft", "base")
+    second = made("x-2-rl", str(first / "model"))
+    names = ["x-1-sft", "x-2-rl"]
+    assert find(tmp_path, names, said.append) == Start(1, folder=second, finished=True)
+    again = made("x-1-sft-2", "base", done=False)
+    assert find(tmp_path, names, said.append) == Start(0, None, again)
+    assert "begins again" in said[-1]
+    (again / "model").mkdir()
+    assert find(tmp_path, names, said.append) == Start(1, str(again / "model"))
+    later = made("x-2-rl-2", str(again / "model"), done=False)
+    assert find(tmp_path, names, said.append) == Start(1, str(again / "model"), later)
 
 
 def test_changes_are_those_of_what_is_trained() -> None:

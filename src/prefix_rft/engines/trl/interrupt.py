@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -12,14 +13,15 @@ import torch
 from transformers import TrainerCallback
 
 NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")
-"""A scheduler's notice: SLURM pre-empts with SIGTERM, and sends what ``--signal`` names."""
+"""A scheduler's notice: SLURM preempts with SIGTERM, and sends what ``--signal`` names."""
 
 
 class StopOnSignal(TrainerCallback):
     """Stop a run at the end of its optimizer step, with a checkpoint, when a signal arrives.
 
     A second signal ends the process at once. Processes of a run agree: one that was told is enough.
-    Handlers are installed in the context only, which the main thread must enter.
+    Handlers are installed in the context only; outside the main thread, where Python does not allow
+    any, there are none.
 
     Attributes:
         caught: number of the signal; None while there was none.
@@ -34,7 +36,8 @@ class StopOnSignal(TrainerCallback):
         self.former: dict[int, Any] = {}
 
     def __enter__(self) -> StopOnSignal:
-        for name in NAMES:
+        main = threading.current_thread() is threading.main_thread()
+        for name in NAMES if main else ():
             if hasattr(signal, name):
                 number = getattr(signal, name)
                 self.former[number] = signal.signal(number, self._handle)
