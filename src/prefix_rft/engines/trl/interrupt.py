@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -14,6 +15,10 @@ from transformers import TrainerCallback
 
 NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")
 """A scheduler's notice: SLURM preempts with SIGTERM, and sends what ``--signal`` names."""
+
+
+ECHO_SECONDS = 5.0
+"""All processes hear Ctrl-C, and launchers then send each a SIGTERM: that is no second signal."""
 
 
 class StopOnSignal(TrainerCallback):
@@ -32,6 +37,7 @@ class StopOnSignal(TrainerCallback):
         self.trainer = trainer
         self.say = say
         self.caught: int | None = None
+        self.at = 0.0
         self.stopped = False
         self.former: dict[int, Any] = {}
 
@@ -49,20 +55,21 @@ class StopOnSignal(TrainerCallback):
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.caught is not None:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
+            if number == self.caught or time.monotonic() > self.at + ECHO_SECONDS:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
             return
-        self.caught = number
+        self.caught, self.at = number, time.monotonic()
         name = signal.Signals(number).name
         self.say(f"{name}: finishing this step and saving; once more to leave at once")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Save and stop if a process was told to."""
         accelerator = self.trainer.accelerator
-        told = torch.tensor(self.caught or 0, device=accelerator.device)
+        number = self.caught or 0
         if accelerator.num_processes > 1:
-            told = accelerator.gather(told[None]).max()
-        number = int(told)
+            told = torch.tensor([number], device=accelerator.device)
+            number = int(accelerator.gather(told).max())
         if number:
             self.caught, self.stopped = number, True
             # After the last step nothing comes that could be in the same line.
