@@ -90,8 +90,8 @@ class LooksAtLines(TrainerCallback):
         self.step = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Steps count from here."""
-        self.step = state.global_step
+        """Steps count from the last line, which a resumed run may have in its middle."""
+        self.step = self.trainer._globalstep_last_logged
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
