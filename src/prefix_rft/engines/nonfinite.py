@@ -8,16 +8,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
 
 def first_bad(named: Iterable[tuple[str, Tensor]]) -> str | None:
     """The name of the first tensor with a NaN or an infinite number; None where there is none.
 
-    Costs one pass over the tensors, and waits for the device once.
+    Costs one pass over the tensors, and waits for the device once. Of a tensor that is spread over
+    processes (FSDP2) this process's part is looked at.
     """
     names, tensors = [], []
-    for name, tensor in named:
+    for name, whole in named:
+        tensor = whole.to_local() if isinstance(whole, DTensor) else whole
         if tensor.is_floating_point():
             names.append(name)
             tensors.append(tensor)
