@@ -21,8 +21,9 @@ quickstart: setup
 	$(BIN)/prefix-rft task countdown data/countdown
 	$(BIN)/prefix-rft train data/countdown/recipe.yaml
 
+# A file stays with one process, which makes its fixtures once.
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow

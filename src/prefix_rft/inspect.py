@@ -18,8 +18,8 @@ from prefix_rft.core import select_prefix
 from prefix_rft.data import DataError, Renderer, find_source, read_rows
 from prefix_rft.data.demonstrations import EXAMPLE, IDS, KEPT, fate_of
 from prefix_rft.data.render import end_of_text_ids
+from prefix_rft.engines.plan import Moment, plan_rows
 from prefix_rft.engines.sampling import SamplingSettings, generate, sample, supported
-from prefix_rft.engines.trl.plan import Moment, plan_rows
 from prefix_rft.errors import UserError
 from prefix_rft.findings import say
 from prefix_rft.models import give_template, load_configs, load_model, load_tokenizer, quiet

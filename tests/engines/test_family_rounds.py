@@ -17,7 +17,7 @@ from test_backends import FakeVLLM
 
 import prefix_rft.engines.trl.trainer as module
 from prefix_rft import PrefixRFTTrainer
-from prefix_rft.engines.trl.plan import RowPlan
+from prefix_rft.engines.plan import RowPlan
 from prefix_rft.errors import UserError
 from tiny import make_tokenizer
 

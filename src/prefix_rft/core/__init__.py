@@ -2,7 +2,7 @@
 
 from prefix_rft.core.advantage import group_advantage
 from prefix_rft.core.batch import Batch
-from prefix_rft.core.credit import advantages, dropped, with_sequence
+from prefix_rft.core.credit import advantages, dropped, step_credit, with_sequence
 from prefix_rft.core.method import Method, Selection, Stream
 from prefix_rft.core.objective import (
     LossOutput,
@@ -38,6 +38,7 @@ __all__ = [
     "prefix_length",
     "prepare",
     "select_prefix",
+    "step_credit",
     "token_losses",
     "with_sequence",
 ]

@@ -1,6 +1,6 @@
 """Which advantage each stream gives each row, and which rows a step leaves out.
 
-Shape letters: B rows, S streams.
+Shape letters: B rows, N rows of all processes, S streams.
 """
 
 from __future__ import annotations
@@ -74,3 +74,32 @@ def dropped(method: Method, reward_B: Tensor, group_B: Tensor, demo_B: Tensor) -
     if method.all_right in ("drop", "resample"):
         drop |= right
     return drop
+
+
+def step_credit(
+    method: Method,
+    reward_N: Tensor,
+    group_N: Tensor,
+    hybrid_N: Tensor,
+    demo_N: Tensor,
+    length_N: Tensor,
+    budget: int,
+) -> tuple[Tensor, Tensor]:
+    """Advantages (S, N) and dropped rows (N,) of the rows of a generation, whole groups of them.
+
+    Args:
+        method: whose.
+        reward_N: as graded, NaN where a row could not be.
+        group_N: group ids.
+        hybrid_N: bool, rows that start from a prefix.
+        demo_N: bool, rows that are a whole demonstration.
+        length_N: tokens of each row's completion.
+        budget: the most that there may be.
+    """
+    priced_N = reward_N
+    if method.overlong_buffer:
+        buffer = max(1, round(method.overlong_buffer * budget))
+        price = outcome.overlong_penalty(length_N, budget, buffer, method.overlong_penalty)
+        priced_N = reward_N + price.to(reward_N).where(~demo_N, 0.0)
+    advantage_SN = advantages(method, priced_N, group_N, hybrid_N, demo_N)
+    return advantage_SN, dropped(method, reward_N, group_N, demo_N)

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from prefix_rft.core import advantages, dropped
-from prefix_rft.core.outcome import overlong_penalty
+from prefix_rft.core import step_credit
 from prefix_rft.engines.trl.entropy import prefix_entropy
 from prefix_rft.engines.trl.rollouts import log_starts
 from prefix_rft.engines.trl.rounds import Generation
@@ -33,16 +32,17 @@ def attach(trainer: PrefixRFTTrainer, made: Generation) -> None:
     group_N, length_N, whole_N, filler_N, *_ = trainer.accelerator.gather(known).T
     demo_N = whole_N.bool() & (length_N > 0)
     hybrid_N = (length_N > 0) & ~demo_N
-    reward_N = trainer.outcomes
-    if trainer.method.overlong_buffer:
-        buffer = max(1, round(trainer.method.overlong_buffer * trainer.max_completion_length))
-        size_N = trainer.accelerator.gather(rows["completion_mask"].sum(1))
-        priced = overlong_penalty(
-            size_N, trainer.max_completion_length, buffer, trainer.method.overlong_penalty
-        )
-        reward_N = reward_N + priced.to(reward_N).where(~demo_N, 0.0)
-    advantage_SN = advantages(trainer.method, reward_N, group_N, hybrid_N, demo_N)
-    dropped_N = dropped(trainer.method, trainer.outcomes, group_N, demo_N) | filler_N.bool()
+    size_N = trainer.accelerator.gather(rows["completion_mask"].sum(1))
+    advantage_SN, dropped_N = step_credit(
+        trainer.method,
+        trainer.outcomes,
+        group_N,
+        hybrid_N,
+        demo_N,
+        size_N,
+        trainer.max_completion_length,
+    )
+    dropped_N |= filler_N.bool()
     mine = own_rows(trainer.accelerator, len(plans))
     filler = filler_N[mine].bool()
     rows["row_reward"] = trainer.outcomes[mine].masked_fill(filler, torch.nan)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from trl import GRPOConfig
 
 from prefix_rft.core import Method
+from prefix_rft.engines.options import SHARED, check_rows, parse_options, with_const
 from prefix_rft.engines.trl.watch import WatchConfig
 from prefix_rft.methods import load, options_of
-
-SHARED = ("epsilon", "epsilon_high", "delta", "beta", "entropy_coef")
-"""Options that TRL's config has too, under the same name."""
 
 OWNED = {
     "loss_type": "the method decides the loss; its normaliser is the method option 'aggregation'",
@@ -29,32 +26,12 @@ OWNED = {
 """TRL settings that a method replaces: a value other than TRL's default is refused, not ignored."""
 
 
-def parse_options(name: str, text: str) -> dict[str, Any]:
-    """Options given as JSON, as on a command line.
-
-    Raises:
-        ValueError: something else.
-    """
-    try:
-        options = json.loads(text)
-    except ValueError:
-        options = None
-    if not isinstance(options, dict):
-        raise ValueError(f"{name} must be a mapping (on a command line, JSON), got {text!r}")
-    return options
-
-
 def refuse_owned(config: Any, base: type, owned: dict[str, str]) -> None:
     """Raise ValueError for a setting that the method replaces and that is not at its default."""
     defaults = {f.name: f.default for f in fields(base)}
     for key, reason in owned.items():
         if key in defaults and getattr(config, key) != defaults[key]:
             raise ValueError(f"{key}={getattr(config, key)!r} has no effect here: {reason}")
-
-
-def with_const(method: Method, max_completion_length: Any) -> Method:
-    """The method with ``const`` of its sums at the completion budget, if it is open."""
-    return replace(method, const=float(max_completion_length)) if method.const is None else method
 
 
 @dataclass
@@ -186,17 +163,5 @@ class PrefixRFTConfig(WatchConfig, GRPOConfig):
                 setattr(self, key, known[key])
         method = load(self.method, **given)
         generations: Any = self.num_generations
-        planned = method.num_hybrid + method.num_demonstrations
-        if planned > generations or method.num_demonstrations >= generations:
-            raise ValueError(
-                f"method '{self.method}' wants {method.num_hybrid} hybrid and "
-                f"{method.num_demonstrations} demonstration rows in groups of "
-                f"num_generations={self.num_generations}"
-            )
-        compared = any(s.advantage == "policy_group" for s in method.streams)
-        if compared and method.planner is None and generations - planned < 2:
-            raise ValueError(
-                f"method '{self.method}' compares on-policy rows with one another, but a group of "
-                f"num_generations={self.num_generations} has fewer than two"
-            )
+        check_rows(method, self.method, generations)
         return with_const(method, self.max_completion_length)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from prefix_rft.engines.plan import RowPlan
 from prefix_rft.engines.trl.kept import kept_path
-from prefix_rft.engines.trl.plan import RowPlan
 from prefix_rft.engines.trl.window import Rows
 from prefix_rft.rewards.checked import name_of
 from prefix_rft.rewards.verdict import Verdict

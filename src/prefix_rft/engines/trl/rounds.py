@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from prefix_rft.core import outcome
-from prefix_rft.core.planner import Group, Start, Starts
+from prefix_rft.core.planner import Start, Starts
 from prefix_rft.core.prefix import generator
 from prefix_rft.data.demonstrations import EXAMPLE, IDS
-from prefix_rft.engines.trl.plan import Moment, RowPlan, plan_rows, starting, starts_of
+from prefix_rft.engines.plan import Moment, RowPlan, plan_rows, starting, starts_of
 from prefix_rft.engines.trl.window import Rows, own_rows
 
 if TYPE_CHECKING:
@@ -226,17 +226,12 @@ def learn(
         if not asked.lengths:
             continue
         if remembers:
-            known: Group = replace(
-                asked, own=state.examples.get(asked.example, {}), shared=state.shared
-            )
             own_starts: Starts = tuple(start_of[g, row] for row in range(asked.rows))
             # The reward of a demonstration in a row's place says nothing about that row.
             own_rewards = [
                 math.nan if (g, row) in replaced else r for row, r in enumerate(by_group[g])
             ]
-            own, shared = method.law.learn(known, own_starts, own_rewards)
-            state.remember({asked.example: own})
-            state.shared = dict(shared)
+            state.learn(method.law, asked, own_starts, own_rewards)
         fails = method.interleave is not None and rate[g] <= method.interleave
         if fails and asked.example not in waiting:
             rng = generator(asked.seed, asked.step, asked.example, -1)

@@ -13,7 +13,8 @@ from trl import SFTConfig, SFTTrainer
 from prefix_rft.core import Batch, Method, Targets, loss, prepare
 from prefix_rft.data.demonstrations import imitation_rows
 from prefix_rft.data.render import Renderer, end_of_text_ids
-from prefix_rft.engines.trl.config import parse_options, refuse_owned, with_const
+from prefix_rft.engines.options import parse_options, with_const
+from prefix_rft.engines.trl.config import refuse_owned
 from prefix_rft.engines.trl.reference import ReferencePolicy
 from prefix_rft.engines.trl.resume import ResumesExactly
 from prefix_rft.engines.trl.state import keep_state

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prefix_rft.engines.trl.plan import RowPlan
+from prefix_rft.engines.plan import RowPlan
 
 KINDS = ("sampled", "prefilled", "forward", "trained")
 

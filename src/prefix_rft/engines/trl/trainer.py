@@ -25,7 +25,9 @@ from trl import GRPOTrainer
 from prefix_rft.core import Method, Targets, loss, prepare
 from prefix_rft.data.demonstrations import OURS, DemonstrationReport
 from prefix_rft.data.render import Renderer
+from prefix_rft.engines.plan import RowPlan
 from prefix_rft.engines.sampling import SamplingSettings, sample, supported
+from prefix_rft.engines.state import MethodState
 from prefix_rft.engines.trl.attach import attach
 from prefix_rft.engines.trl.config import PrefixRFTConfig
 from prefix_rft.engines.trl.dataset import tokenize_dataset
@@ -33,13 +35,12 @@ from prefix_rft.engines.trl.entropy import select_in_pool
 from prefix_rft.engines.trl.gradients import GradientShares
 from prefix_rft.engines.trl.kept import write_kept
 from prefix_rft.engines.trl.parameter_mask import ParameterMask
-from prefix_rft.engines.trl.plan import RowPlan
 from prefix_rft.engines.trl.reference import ReferencePolicy
 from prefix_rft.engines.trl.resume import ResumesExactly
 from prefix_rft.engines.trl.rollouts import write_rollouts
 from prefix_rft.engines.trl.rounds import generate
 from prefix_rft.engines.trl.scores import contrasted
-from prefix_rft.engines.trl.state import MethodState, keep_state
+from prefix_rft.engines.trl.state import keep_state
 from prefix_rft.engines.trl.stats import StepStats
 from prefix_rft.engines.trl.tokens import TokenCounts
 from prefix_rft.engines.trl.verdicts import excluded, log_prefix_leak, log_verdicts

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from prefix_rft.data.demonstrations import OURS
-from prefix_rft.engines.trl.plan import RowPlan
+from prefix_rft.engines.plan import RowPlan
 from prefix_rft.rewards import grade
 from prefix_rft.rewards.checked import name_of
 from prefix_rft.rewards.verdict import CORRECT, STATUSES

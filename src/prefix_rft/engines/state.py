@@ -1,0 +1,108 @@
+"""What a method remembers from step to step: kept with the trainer, saved with each checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from prefix_rft.core.planner import Group, Planner, Record, Starts
+from prefix_rft.errors import UserError
+from prefix_rft.writing import write_text
+
+FILE = "method_state.json"
+
+
+@dataclass
+class MethodState:
+    """The same on every process.
+
+    Attributes:
+        method: whose memory it is.
+        parameter_mask: the options of the run's mask.
+        dataset: hash of the prompts, where examples are remembered by their place.
+        examples: what the planner or the contrast remembers of each example.
+        shared: what the planner remembers of all.
+        waiting: examples, and which demonstration of each, that wait for a step of imitation.
+        stage: of the reference policy.
+    """
+
+    method: str = ""
+    parameter_mask: dict[str, Any] | None = None
+    dataset: str | None = None
+    examples: dict[int, dict[str, float]] = field(default_factory=dict)
+    shared: dict[str, float] = field(default_factory=dict)
+    waiting: list[tuple[int, int]] = field(default_factory=list)
+    stage: int = 0
+
+    def remember(self, updates: Mapping[int, Record]) -> None:
+        """Take over what is now known of some examples."""
+        self.examples |= {k: dict(v) for k, v in updates.items() if v}
+
+    def learn(self, law: Planner, asked: Group, starts: Starts, rewards: Sequence[float]) -> None:
+        """Tell the planner how a group went, as it was asked about it."""
+        known = replace(asked, own=self.examples.get(asked.example, {}), shared=self.shared)
+        own, shared = law.learn(known, starts, rewards)
+        self.remember({asked.example: own})
+        self.shared = dict(shared)
+
+    def save(self, folder: Path) -> None:
+        """Write ``method_state.json``."""
+        data = {**vars(self), "examples": {str(k): v for k, v in self.examples.items()}}
+        write_text(folder / FILE, json.dumps(data) + "\n")
+
+    def load(self, folder: Path) -> None:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            UserError: the checkpoint has none, it is damaged, or of another method, parameter mask
+                or dataset.
+        """
+        path = folder / FILE
+        if not path.is_file():
+            raise UserError(f"checkpoint '{folder}' has no {FILE}: it is not one of this trainer's")
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            read = MethodState(
+                data["method"],
+                data["parameter_mask"],
+                data["dataset"],
+                {int(k): dict(v) for k, v in data["examples"].items()},
+                dict(data["shared"]),
+                [(int(e), int(d)) for e, d in data["waiting"]],
+                int(data["stage"]),
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"'{path}' is damaged: {type(error).__name__}: {error}") from error
+        if read.method != self.method:
+            raise UserError(
+                f"checkpoint '{folder}' is of method '{read.method}', not of '{self.method}'"
+            )
+        if read.parameter_mask != self.parameter_mask:
+            before = f"with parameter_mask {read.parameter_mask}" if read.parameter_mask else ""
+            raise UserError(
+                f"checkpoint '{folder}' was made {before or 'without a mask'}, and this run asks "
+                f"for {self.parameter_mask}: resume with what the run began with"
+            )
+        if read.dataset != self.dataset:
+            raise UserError(
+                f"checkpoint '{folder}' remembers examples of another dataset: resume with the "
+                "rows that the run began with"
+            )
+        vars(self).update(vars(read))
+
+
+def hash_of_prompts(rows: Any) -> str | None:
+    """A hash of the prompts in their order; None for a stream."""
+    if not isinstance(rows, Dataset):
+        return None
+    digest = hashlib.sha256()
+    row: Any
+    for row in rows.select_columns(["prompt"]):
+        digest.update(repr(row["prompt"]).encode())
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Configuration of the cluster engine, on top of verl's."""

@@ -1,0 +1,126 @@
+"""From the rollouts of a step to what the update needs of each row, and to metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prefix_rft.core import Method, select_prefix, step_credit
+from prefix_rft.engines.verl.columns import PREFIX, REWARD, WHOLE, padded
+
+
+@dataclass(frozen=True)
+class Graded:
+    """The rows of a step, those that only fill the batch among them.
+
+    Letters: N rows, T tokens, S streams.
+
+    Attributes:
+        mask_NT: bool, response tokens.
+        prefix_N: tokens of the demonstration that the row starts from.
+        whole_N: bool, whole demonstrations.
+        filler_N: bool, rows that fill the batch.
+        reward_N: NaN where there is none.
+        group_N: group ids.
+        advantage_SN: of every stream.
+        dropped_N: bool, rows that take no part.
+        truncated_N: bool, rows that ran into the limit.
+    """
+
+    mask_NT: Tensor
+    prefix_N: Tensor
+    whole_N: Tensor
+    filler_N: Tensor
+    reward_N: Tensor
+    group_N: Tensor
+    advantage_SN: Tensor
+    dropped_N: Tensor
+    truncated_N: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        method: Method,
+        data: Any,
+        tags: Sequence[Any],
+        budget: int,
+        eos_ids: Sequence[int],
+    ) -> Graded:
+        """From verl's columns, once all rows have a reward or none.
+
+        Args:
+            method: whose.
+            data: ``uid``, ``responses``, ``response_mask`` and our columns of rollouts.
+            tags: verl's, of the rows.
+            budget: completion budget in tokens.
+            eos_ids: tokens that end a completion.
+        """
+        filler_N = torch.tensor([bool(t.get("is_padding", False)) for t in tags])
+        mask_NT = padded(data["response_mask"]).bool()
+        length_N = mask_NT.sum(1)
+        prefix_N = data[PREFIX].masked_fill(filler_N, 0)
+        whole_N = data[WHOLE].bool() & ~filler_N
+        reward_N = data[REWARD].masked_fill(filler_N, torch.nan)
+        names = [str(name) for name in list(data["uid"])]
+        number = {name: i for i, name in enumerate(dict.fromkeys(names))}
+        group_N = torch.tensor([number[name] for name in names])
+        hybrid_N = (prefix_N > 0) & ~whole_N
+        advantage_SN, dropped_N = step_credit(
+            method, reward_N, group_N, hybrid_N, whole_N, length_N, budget
+        )
+        last_N = padded(data["responses"]).gather(1, length_N.clamp(min=1)[:, None] - 1)[:, 0]
+        return cls(
+            mask_NT,
+            prefix_N,
+            whole_N,
+            filler_N,
+            reward_N,
+            group_N,
+            advantage_SN,
+            dropped_N | filler_N,
+            ~torch.isin(last_N, torch.tensor(list(eos_ids))),
+        )
+
+    @property
+    def hybrid_N(self) -> Tensor:
+        """Rows that continue a prefix."""
+        return (self.prefix_N > 0) & ~self.whole_N
+
+    def keep(self, method: Method, entropy_NT: Tensor, seed: int) -> Tensor:
+        """Prefix tokens that keep their advantage, ranked over all rows of the step."""
+        position = torch.arange(self.mask_NT.size(1))
+        prefix_NT = (position < self.prefix_N[:, None]) & self.hybrid_N[:, None] & self.mask_NT
+        return select_prefix(method, prefix_NT & ~self.dropped_N[:, None], entropy_NT, seed)
+
+    def shown(self, method: Method) -> Tensor:
+        """One advantage of each token for verl's own metrics: that of the row's first stream."""
+        shown_N = torch.zeros(len(self.mask_NT), dtype=torch.float64)
+        for origin, rows in (
+            ("policy", self.prefix_N == 0),
+            ("continuation", self.hybrid_N),
+            ("demonstration", self.whole_N),
+        ):
+            acting = [s for s, stream in enumerate(method.streams) if origin in stream.tokens]
+            if acting:
+                shown_N = torch.where(rows, self.advantage_SN[acting[0]], shown_N)
+        return shown_N.float()[:, None] * self.mask_NT
+
+    def metrics(self, method: Method) -> dict[str, float]:
+        """What the rollouts were, with the names of the TRL engine."""
+        real_N = ~self.filler_N
+        found = {
+            "groups/dropped": self.dropped_N[real_N].float().mean().item(),
+            "rewards/ungraded": self.reward_N[real_N].isnan().float().mean().item(),
+            "completions/clipped_ratio": self.truncated_N[real_N].float().mean().item(),
+        }
+        if method.branches:
+            found["prefix/row_share"] = self.hybrid_N[real_N].float().mean().item()
+            if bool(self.hybrid_N.any()):
+                found["prefix/length"] = self.prefix_N[self.hybrid_N].float().mean().item()
+        if method.trains("demonstration"):
+            found["demonstration/row_share"] = self.whole_N[real_N].float().mean().item()
+        return found

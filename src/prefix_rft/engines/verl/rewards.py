@@ -1,0 +1,76 @@
+"""verl's reward manager on our graders: the same verdicts as in the TRL engine."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
+
+from prefix_rft.engines.verl.block import KEY, Block
+from prefix_rft.engines.verl.dataset import COLUMNS
+from prefix_rft.rewards import load_rewards
+from prefix_rft.rewards.checked import name_of
+from prefix_rft.rewards.graded import grade
+from prefix_rft.rewards.verdict import CORRECT, Verdict
+
+UNGRADED = "ungraded"
+
+
+class Graders(RewardManagerBase):
+    """Grades one rollout at a time; verl runs several managers side by side."""
+
+    def __init__(self, config: Any, tokenizer: Any, compute_score: Any, **kwargs: Any) -> None:
+        super().__init__(config, tokenizer, compute_score)
+        block = Block.read(OmegaConf.to_container(config[KEY], resolve=True))  # pyright: ignore[reportArgumentType]
+        cores = max(1, (os.cpu_count() or 1) // int(config.reward.num_workers))
+        entries = [{"workers": cores, **_plain(e)} for e in _several(block.reward)]
+        self.rewards, self.weights = load_rewards(entries, Path(block.folder))
+        self.one_at_a_time = asyncio.Lock()
+
+    async def run_single(self, data: Any) -> dict[str, Any]:
+        """The reward of the last row of ``data``, and what validation shows of it."""
+        row = data[len(data) - 1]
+        length = row.batch["responses"].shape[-1]
+        ids = row.batch["responses"][: int(row.batch["attention_mask"][-length:].sum())].tolist()
+        columns = json.loads(row.non_tensor_batch[COLUMNS])
+        async with self.one_at_a_time:
+            verdicts = await asyncio.to_thread(self.verdicts, ids, columns)
+        reward = combined(verdicts, self.weights)
+        missing = math.isnan(reward)
+        info: dict[str, Any] = {UNGRADED: float(missing), "score": 0.0 if missing else reward}
+        for reward_function, verdict in zip(self.rewards, verdicts, strict=True):
+            info[f"{name_of(reward_function)}/correct"] = float(verdict.status == CORRECT)
+        return {"reward_score": info["score"], "reward_extra_info": info}
+
+    def verdicts(self, ids: Sequence[int], columns: dict[str, Any]) -> list[Verdict]:
+        """Of each grader, on a completion."""
+        text: Any = self.tokenizer.decode(ids, skip_special_tokens=True)
+        prompt = columns.pop("prompt")
+        if isinstance(prompt, list):
+            text = [{"role": "assistant", "content": text}]
+        given = {name: [value] for name, value in columns.items()}
+        given |= {"prompts": [prompt], "completion_ids": [list(ids)]}
+        return [grade(f, [text], given)[0] for f in self.rewards]
+
+
+def combined(verdicts: Sequence[Verdict], weights: Sequence[float]) -> float:
+    """The weighted sum of the rewards; NaN where a grader could not judge, or none applies."""
+    values = [v.reward for v in verdicts]
+    if any(v.excluded for v in verdicts) or all(x is None for x in values):
+        return math.nan
+    return sum(w * x for w, x in zip(weights, values, strict=True) if x is not None)
+
+
+def _several(spec: Any) -> list[Any]:
+    return list(spec) if isinstance(spec, (list, tuple)) else [spec]
+
+
+def _plain(entry: Any) -> dict[str, Any]:
+    return {"name": entry} if isinstance(entry, str) else dict(entry)

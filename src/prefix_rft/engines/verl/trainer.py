@@ -1,0 +1,277 @@
+"""Our part of verl's V1 trainers: plan prefixes, turn rewards into advantages, watch the sampler.
+
+A mixin in front of each of verl's three trainers. It decorates their steps with ``super()`` and
+copies none of them. What it computes goes into columns of verl's batches; the actor (``worker``)
+reads them.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+import transfer_queue as tq
+from omegaconf import open_dict
+from tensordict import NonTensorStack, TensorDict
+from torch import Tensor
+from verl.protocol import DataProto
+from verl.trainer.ppo.utils import Role
+from verl.trainer.ppo.v1.trainer_base import register_trainer
+from verl.trainer.ppo.v1.trainer_colocate_async import PPOTrainerColocateAsync
+from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
+from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+from verl.utils.debug.metrics import calculate_debug_metrics
+from verl.workers.utils.padding import response_to_nested
+
+from prefix_rft.data import DataError
+from prefix_rft.data.demonstrations import EXAMPLE, IDS
+from prefix_rft.engines.plan import Moment
+from prefix_rft.engines.state import MethodState, hash_of_prompts
+from prefix_rft.engines.verl import require_verl
+from prefix_rft.engines.verl.block import configure
+from prefix_rft.engines.verl.columns import (
+    ADVANTAGE,
+    DROPPED,
+    GROUP,
+    KEEP,
+    PLAN,
+    PREFIX,
+    REWARD,
+    TRUNCATED,
+    WHOLE,
+    padded,
+)
+from prefix_rft.engines.verl.dataset import Prompts
+from prefix_rft.engines.verl.graded import Graded
+from prefix_rft.engines.verl.loss import means
+from prefix_rft.engines.verl.plan import Plan
+from prefix_rft.engines.verl.worker import STEP, TOTAL, MethodWorker
+from prefix_rft.errors import RunError
+
+MODES = {
+    "prefix_rft": ("sync", PPOTrainerSync),
+    "prefix_rft_colocate_async": ("colocate_async", PPOTrainerColocateAsync),
+    "prefix_rft_separate_async": ("separate_async", PPOTrainerSeparateAsync),
+}
+"""Value of ``trainer.v1.trainer_mode``: verl's mode and trainer behind it."""
+
+MODELS = (Role.Actor, Role.ActorRollout, Role.ActorRolloutRef, Role.RefPolicy)
+
+
+class MethodTrainer:
+    """Mixin in front of one of verl's trainers.
+
+    Attributes:
+        mode: verl's name of that trainer.
+    """
+
+    mode: str
+    config: Any
+    train_dataset: Prompts
+    global_steps: int
+    total_training_steps: int
+
+    def __init__(self, config: Any) -> None:
+        require_verl()
+        self.block, self.method = configure(config)
+        with open_dict(config):
+            # verl chooses its buffer, and how it refills it, by the name of the mode.
+            config.trainer.v1.trainer_mode = self.mode
+        super().__init__(config)  # pyright: ignore[reportCallIssue]
+        self.method_state = MethodState(self.method.name)
+
+    # ---- start ---------------------------------------------------------------------------------
+
+    def _init_dataloader(self) -> None:
+        super()._init_dataloader()  # pyright: ignore[reportAttributeAccessIssue]
+        report = self.train_dataset.report
+        print(report)
+        if self.method.needs_demonstrations and not (report and report.demonstrations):
+            drops = f" ({report.drops})" if report and report.dropped else ""
+            raise DataError(
+                f"method '{self.method.name}' needs demonstrations, but no row has one{drops}; "
+                "name their column with prefix_rft.columns, or use dr_grpo"
+            )
+        if self.method.remembers:
+            self.method_state.dataset = hash_of_prompts(self.train_dataset.rows)
+
+    def _init_resource_pool_mgr(self) -> None:
+        super()._init_resource_pool_mgr()  # pyright: ignore[reportAttributeAccessIssue]
+        mapping: dict[Any, Any] = self.role_worker_mapping  # pyright: ignore[reportAttributeAccessIssue]
+        for role in MODELS:
+            if role in mapping:
+                mapping[role] = ray.remote(MethodWorker)
+
+    # ---- rollouts ------------------------------------------------------------------------------
+
+    def _next_train_batch(self, *args: Any, **kwargs: Any) -> Any:
+        # Only here: a validation batch has no plan, so nothing of it starts from a demonstration.
+        batch = super()._next_train_batch(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+        plans = [self.plan(int(index)) for index in batch["index"]]
+        # One for each row: what all rows share is not kept with prompts for a later resume.
+        batch.set(PLAN, NonTensorStack(*plans))
+        return batch
+
+    def moment(self) -> Moment:
+        """What planning needs to know of the run, now."""
+        law = self.method.law
+        return Moment(
+            num_generations=int(self.config.actor_rollout_ref.rollout.n),
+            seed=self.block.seed,
+            step=self.global_steps - 1,
+            total_steps=self.total_training_steps,
+            max_completion_length=int(self.config.data.max_response_length),
+            newlines=self.train_dataset.newlines if law.needs_boundaries else frozenset(),
+            examples=self.method_state.examples,
+            shared=self.method_state.shared,
+        )
+
+    def plan(self, index: int) -> Plan:
+        """Where the rollouts of a prompt start."""
+        row: Any = self.train_dataset.rows[index]
+        return Plan.of(self.method, {EXAMPLE: index, IDS: row[IDS]}, self.moment())
+
+    # ---- between rollouts and update -----------------------------------------------------------
+
+    def _compute_old_log_prob(self, batch: Any, metrics: dict[str, Any]) -> Any:
+        batch = super()._compute_old_log_prob(batch, metrics)  # pyright: ignore[reportAttributeAccessIssue]
+        if not self.config.actor_rollout_ref.rollout.calculate_log_probs:
+            return batch
+        data = get(
+            batch, "rollout_log_probs", "old_log_probs", "response_mask", "responses", PREFIX
+        )
+        old, mask = padded(data["old_log_probs"]), padded(data["response_mask"]).bool()
+        known = (torch.arange(mask.size(1)) < data[PREFIX][:, None]) & mask
+        sampler = torch.where(known, old, padded(data["rollout_log_probs"]))
+        batch = put(batch, rollout_log_probs=response_to_nested(sampler, data["response_mask"]))
+        # verl has taken its own from what stood in the place of the prefix.
+        drawn = mask & ~known
+        table = {"rollout_log_probs": sampler, "old_log_probs": old, "response_mask": drawn}
+        table["responses"] = padded(data["responses"])
+        metrics.update(calculate_debug_metrics(DataProto(TensorDict(table, len(mask)))))
+        self.check_weights(batch, (old - sampler).abs(), drawn, metrics)
+        return batch
+
+    def check_weights(self, batch: Any, apart: Tensor, where: Tensor, metrics: Any) -> None:
+        """Compare the sampler's log-probs with the actor's, on what it sampled with these weights.
+
+        Raises:
+            RunError: they are too far apart.
+        """
+        tags = batch.tags
+        fresh = [
+            not t.get("is_padding", False) and t["min_global_steps"] == self.global_steps - 1
+            for t in tags
+        ]
+        where = where & torch.tensor(fresh)[:, None]
+        if self.block.weight_check is None or not bool(where.any()):
+            return
+        mean = float(apart[where].double().mean())
+        metrics["sampling/sampling_logp_difference/mean"] = mean
+        if not mean <= self.block.weight_check:
+            raise RunError(
+                f"step {self.global_steps}: sampler and actor are {mean:.3g} nats a token apart on "
+                f"{int(where.sum())} tokens that were sampled with the present weights (allowed: "
+                f"prefix_rft.weight_check={self.block.weight_check}): the sampler may have old "
+                "weights, or another dtype or temperature"
+            )
+
+    def _compute_advantage(self, batch: Any, metrics: dict[str, Any]) -> Any:
+        batch = super()._compute_advantage(batch, metrics)  # pyright: ignore[reportAttributeAccessIssue]
+        method = self.method
+        data = get(
+            batch, "uid", "response_mask", "responses", "entropy", PREFIX, WHOLE, REWARD, PLAN
+        )
+        rows = Graded.of(
+            method,
+            data,
+            batch.tags,
+            int(self.config.data.max_response_length),
+            self.train_dataset.renderer.eos_ids,
+        )
+        columns = {
+            PREFIX: rows.prefix_N,
+            WHOLE: rows.whole_N,
+            REWARD: rows.reward_N,
+            GROUP: rows.group_N,
+            ADVANTAGE: rows.advantage_SN.T.contiguous(),
+            DROPPED: rows.dropped_N,
+            TRUNCATED: rows.truncated_N,
+        }
+        if method.selection is not None and method.selection.scope == "step":
+            seed = 1_000_003 * self.block.seed + self.global_steps - 1
+            keep_NT = rows.keep(method, padded(data["entropy"]), seed)
+            columns[KEEP] = response_to_nested(keep_NT.long(), data["response_mask"])
+        for name in ("advantages", "returns"):
+            columns[name] = response_to_nested(rows.shown(method), data["response_mask"])
+        batch = put(batch, **columns)
+        metrics.update(rows.metrics(method))
+        if method.prefix is not None:
+            low, high = method.prefix.interval(self.global_steps - 1, self.total_training_steps)
+            metrics["prefix/low"], metrics["prefix/high"] = low, high
+        if method.law.remembers:
+            self.learn(list(data[PLAN]), batch.keys, rows)
+            metrics["memory/examples"] = len(self.method_state.examples)
+        return batch
+
+    def learn(self, plans: list[Plan], keys: list[str], rows: Graded) -> None:
+        """Tell a planner that remembers how its groups went."""
+        groups: dict[int, dict[int, int]] = {}
+        for i, key in enumerate(keys):
+            if not rows.filler_N[i]:
+                rollout = int(key.rsplit("_", 2)[1])  # UID_ROLLOUT_OUTPUT
+                groups.setdefault(int(rows.group_N[i]), {})[rollout] = i
+        for found in groups.values():
+            plan = plans[next(iter(found.values()))]
+            if plan.asked is not None and plan.asked.lengths:
+                rewards = [float(rows.reward_N[found[r]]) for r in range(len(plan.starts))]
+                self.method_state.learn(self.method.law, plan.asked, plan.starts, rewards)
+
+    # ---- update --------------------------------------------------------------------------------
+
+    def _update_actor(self, batch: Any, metrics: dict[str, Any]) -> Any:
+        batch.extra_info.update({STEP: self.global_steps - 1, TOTAL: self.total_training_steps})
+        batch = super()._update_actor(batch, metrics)  # pyright: ignore[reportAttributeAccessIssue]
+        metrics.update(means(metrics))
+        return batch
+
+    # ---- checkpoints ---------------------------------------------------------------------------
+
+    def _save_checkpoint(self) -> None:
+        # Before verl's: a checkpoint counts once verl has written its last file.
+        folder = Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.method_state.save(folder)
+        super()._save_checkpoint()  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _load_checkpoint(self) -> None:
+        super()._load_checkpoint()  # pyright: ignore[reportAttributeAccessIssue]
+        if self.global_steps:
+            where = self.config.trainer.resume_from_path
+            if self.config.trainer.resume_mode == "auto":
+                where = os.path.join(
+                    self.config.trainer.default_local_dir, f"global_step_{self.global_steps}"
+                )
+            self.method_state.load(Path(where))
+
+
+def get(batch: Any, *fields: str) -> Any:
+    """Columns of a batch."""
+    return tq.kv_batch_get(
+        keys=batch.keys, partition_id=batch.partition_id, select_fields=list(fields)
+    )
+
+
+def put(batch: Any, **columns: Tensor) -> Any:
+    """The batch with more columns, or other ones."""
+    table = TensorDict(columns, batch_size=len(batch))  # pyright: ignore[reportArgumentType]
+    return tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=table)
+
+
+for name, (mode, trainer) in MODES.items():
+    register_trainer(name)(
+        type(f"Method{trainer.__name__}", (MethodTrainer, trainer), {"mode": mode})
+    )

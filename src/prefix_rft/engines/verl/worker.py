@@ -1,0 +1,138 @@
+"""verl's actor with our optimizer step: targets are fixed over the whole mini-batch, then the loss.
+
+verl calls ``train_batch`` once for each optimizer step, with this process's rows of it. That is
+where advantages, selected tokens and normalisers are settled, over all processes, so that the split
+into micro-batches and processes changes nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from omegaconf import OmegaConf
+from torch import Tensor
+from verl.single_controller.base.decorator import Dispatch, register
+from verl.utils import tensordict_utils as tu
+from verl.utils.device import get_device_id
+from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
+from verl.workers.utils.padding import no_padding_2_padding
+
+from prefix_rft.core import Batch, Method, prepare, select_prefix
+from prefix_rft.engines.verl.block import KEY, Block
+from prefix_rft.engines.verl.columns import ADVANTAGE, KEEP, padded, put_targets, to_batch
+from prefix_rft.engines.verl.loss import method_loss
+
+STEP, TOTAL = "prefix_rft_step", "prefix_rft_total_steps"
+
+
+class MethodActor(TrainingWorker):
+    """Trains by a method.
+
+    Attributes:
+        method: set once the worker is made.
+        seed: of random selections.
+    """
+
+    method: Method
+    seed: int
+    moved = False
+    """The policy has moved since the rollouts of this step were looked at."""
+
+    def train_mini_batch(self, data: Any) -> Any:
+        """verl's loop over the mini-batches of a step."""
+        self.moved = False
+        return super().train_mini_batch(data)
+
+    def train_batch(self, data: Any) -> Any:
+        """One optimizer step."""
+        batch = to_batch(data)
+        targets = prepare(
+            self.method,
+            batch,
+            step=tu.get(data, STEP),
+            total_steps=tu.get(data, TOTAL),
+            advantage_SB=padded(data[ADVANTAGE]).T,
+            keep_BT=self.keep(data, batch),
+            all_sum=self.all_sum,
+        )
+        put_targets(data, targets)
+        self.moved = True
+        return super().train_batch(data)
+
+    @property
+    def group(self) -> Any:
+        """The processes that share a step."""
+        return self.engine.get_data_parallel_group()
+
+    def all_sum(self, x: Tensor) -> Tensor:
+        """The sum over the processes that share a step."""
+        total = x.to(get_device_id())
+        dist.all_reduce(total, group=self.group)
+        return total.to(x.device)
+
+    def keep(self, data: Any, batch: Batch) -> Tensor:
+        """Prefix tokens of these rows that keep their advantage, shape (B, T)."""
+        chosen, prefix_BT = self.method.selection, batch.origin(("prefix",))
+        if chosen is None:
+            return prefix_BT
+        if KEEP in data.keys():  # noqa: SIM118  (a TensorDict iterates over rows)
+            return padded(data[KEEP]).bool() & prefix_BT
+        current = chosen.source == "current" and self.moved
+        entropy_BT = self.entropy(data) if current else padded(data["entropy"])
+        seed = 1_000_003 * self.seed + tu.get(data, STEP)
+        if chosen.scope == "row":
+            return select_prefix(self.method, prefix_BT, entropy_BT, seed)
+        everyone: list[Any] = [None] * dist.get_world_size(self.group)
+        own = entropy_BT[prefix_BT].float().tolist()
+        dist.all_gather_object(everyone, own, group=self.group)
+        pool = torch.tensor([x for part in everyone for x in part])[None]
+        kept = select_prefix(self.method, torch.ones_like(pool, dtype=torch.bool), pool, seed)[0]
+        first = sum(map(len, everyone[: dist.get_rank(self.group)]))
+        keep_BT = torch.zeros_like(prefix_BT)
+        keep_BT[prefix_BT] = kept[first : first + len(own)]
+        return keep_BT
+
+    def entropy(self, data: Any) -> Tensor:
+        """Entropies of the present policy at the response tokens, shape (B, T)."""
+        looked_at = data.copy()
+        tu.assign_non_tensor(
+            looked_at,
+            calculate_entropy=True,
+            compute_loss=False,
+            micro_batch_size_per_gpu=self.engine_config.micro_batch_size_per_gpu,
+            max_token_len_per_gpu=self.engine_config.max_token_len_per_gpu,
+        )
+        with torch.no_grad():
+            out = self.infer_batch(looked_at)
+        return no_padding_2_padding(out["entropy"], data)
+
+
+class MethodWorker(ActorRolloutRefWorker):
+    """verl's worker, whose actor trains by the method of our block."""
+
+    actor_worker_cls = MethodActor
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # Where TRL can be found verl 0.9 takes a class from it that TRL 1.16 no longer has. Nothing
+        # in this process needs TRL, so it is not to be found here.
+        sys.modules.setdefault("trl", None)  # pyright: ignore[reportArgumentType]
+        super().__init__(*args, **kwargs)
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def init_model(self) -> None:
+        """As verl does; then the method."""
+        super().init_model()
+        if self.actor is None:
+            return
+        given: Any = OmegaConf.to_container(self.config.rollout.custom[KEY], resolve=True)
+        block = Block.read(given)
+        rollout = self.config.rollout
+        actor: Any = self.actor
+        actor.method = block.resolve_method(int(rollout.n), int(rollout.response_length))
+        actor.seed = block.seed
+        self.loss_fn = partial(method_loss, actor.method)
+        actor.set_loss_fn(self.loss_fn)
