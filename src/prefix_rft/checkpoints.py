@@ -142,11 +142,32 @@ def place(new: Path, final: Path) -> None:
     sync(final.parent)
 
 
-def rotate(folder: Path, keep: int | None, best: str | None) -> None:
-    """Delete the oldest checkpoints of a run, but not the last ``keep`` nor the best."""
+def rotate(folder: Path, keep: int | None, best: str | None, newest: int) -> None:
+    """Delete the oldest checkpoints of a run, but not the last ``keep`` nor the best.
+
+    Args:
+        folder: of the run.
+        keep: how many; None or 0 is all.
+        best: path of the best one.
+        newest: step of the one that was written last; those of later steps are of older runs.
+    """
     if not keep or keep < 0:
         return
     protected = {Path(best).resolve()} if best else set()
-    for path in list(checkpoints(folder).values())[:-keep]:
+    by_age = sorted(checkpoints(folder).items(), key=lambda x: (x[0] <= newest, x[0]))
+    for _, path in by_age[:-keep]:
         if path.resolve() not in protected:
             shutil.rmtree(path)
+
+
+def go_back(folder: Path, step: int) -> None:
+    """Take the checkpoints of later steps away; damaged ones are set aside as ``damaged-N``."""
+    for later, path in checkpoints(folder).items():
+        if later <= step:
+            continue
+        if fault(path) is None:
+            shutil.rmtree(path)
+            continue
+        aside = folder / f"damaged-{later}"
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)

@@ -16,10 +16,11 @@ def train(args: argparse.Namespace) -> None:
     """``prefix-rft train``."""
     from accelerate import PartialState
 
+    from prefix_rft.progress import Steadfast
     from prefix_rft.report import write_report
     from prefix_rft.train import train as run
 
-    console = Console()
+    console = Steadfast()
     folder = run(args.recipe, args.overrides, console, args.resume)
     if PartialState().is_main_process:
         console.print(f"report: {write_report([str(folder)])}", highlight=False, soft_wrap=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,17 @@ SHOWN = (
     ("prefix/length", "prefix", "{:.1f} tok"),
     ("entropy", "entropy", "{:.2f}"),
 )
+
+
+class Steadfast(Console):
+    """A console whose reader may leave (``| tee`` hears Ctrl-C too): a run goes on without it."""
+
+    def on_broken_pipe(self) -> None:
+        """Write to nobody from now on."""
+        self.quiet = True
+        nobody = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nobody, sys.stdout.fileno())
+        os.close(nobody)
 
 
 def clock(seconds: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefix_rft.checkpoints import WRITING, checkpoints, newest_whole, step_of
+from prefix_rft.checkpoints import WRITING, checkpoints, go_back, newest_whole, step_of
 from prefix_rft.engines.trl.resume import cut_rollouts
 from prefix_rft.errors import UserError
 from prefix_rft.run_folder import cut_metrics
@@ -31,6 +32,8 @@ class Start:
         folder: of a run to go on with; None for a new one.
         checkpoint: in that folder; None to begin the run again.
         finished: nothing is left to do.
+        seen: steps of the checkpoints from which this one was chosen as the newest; None where it
+            was named.
     """
 
     stage: int = 0
@@ -38,6 +41,23 @@ class Start:
     folder: Path | None = None
     checkpoint: Path | None = None
     finished: bool = False
+    seen: tuple[int, ...] | None = None
+
+    def still_holds(self) -> None:
+        """Look again, now that no other process can change the folder.
+
+        Raises:
+            UserError: another process has.
+        """
+        if self.folder is None:
+            return
+        there = tuple(checkpoints(self.folder))
+        gone = self.checkpoint is not None and not self.checkpoint.is_dir()
+        if gone or (self.seen is not None and self.seen != there):
+            raise UserError(
+                f"another process has gone on with the run '{self.folder}' meanwhile: look at it, "
+                "then start again"
+            )
 
 
 def from_checkpoint(checkpoint: Path, names: Sequence[str]) -> Start:
@@ -63,6 +83,9 @@ def find(runs: Path, names: Sequence[str], say: Callable[[str], None]) -> Start:
         runs: where run folders are.
         names: of the runs of the recipe's stages.
         say: hears what was found.
+
+    Raises:
+        UserError: it has checkpoints, but none is whole.
     """
     for stage, name in reversed(list(enumerate(names))):
         folder = newest_run(runs, name)
@@ -71,31 +94,51 @@ def find(runs: Path, names: Sequence[str], say: Callable[[str], None]) -> Start:
         before = newest_run(runs, names[stage - 1]) if stage else None
         if before is not None and RunFolder(folder).recipe()["model"] != _model_of(before):
             continue  # of an older pass through the stages
+        there = checkpoints(folder)
         if finished(folder):
             if stage == len(names) - 1:
-                say(f"the run '{folder}' is finished; without --resume a new one begins")
+                words = f"the run '{folder}' is finished; leave out --resume for a new one"
+                if there:
+                    words += f", or resume_from_checkpoint={there[max(there)]} to train it longer"
+                say(words)
                 return Start(stage, folder=folder, finished=True)
             return Start(stage + 1, _model_of(folder))
-        run = RunFolder(folder)
-        model = None if stage == 0 else str(run.recipe()["model"])
+        recipe = RunFolder(folder).recipe()
+        model = None if stage == 0 else str(recipe["model"])
+        if recipe.get("trainer", {}).get("save_only_model"):
+            say(
+                f"the run '{folder}' has saved weights alone (save_only_model), from which no run "
+                "goes on: a new one begins"
+            )
+            return Start(stage, model)
         checkpoint = newest_whole(folder, say)
         if checkpoint is not None:
             say(f"going on with '{folder}' from step {step_of(checkpoint)}")
+        elif there:
+            raise UserError(
+                f"no checkpoint in '{folder}' is whole, so there is none to go on from: repair "
+                "one, or leave out --resume for a new run"
+            )
         else:
             say(f"the run '{folder}' has no checkpoint to go on from: it begins again")
-        return Start(stage, model, folder, checkpoint)
+        return Start(stage, model, folder, checkpoint, seen=tuple(there))
     say(f"no run of the name '{names[0]}' in '{runs}' to go on with: a new one begins")
     return Start()
 
 
 def newest_run(runs: Path, name: str) -> Path | None:
-    """The run folder ``name``, or ``name-N`` with the highest number."""
+    """The newest run of this name: in ``name``, or in ``name-N`` with the highest number."""
     found = {}
     for path in runs.iterdir() if runs.is_dir() else ():
         match = re.fullmatch(rf"{re.escape(name)}(?:-(\d+))?", path.name)
-        if match and (path / "recipe.yaml").is_file():
+        # A recipe may be called what another one's second run is.
+        if match and (path / "recipe.yaml").is_file() and _name_of(path) == name:
             found[int(match[1] or 1)] = path
     return found[max(found)] if found else None
+
+
+def _name_of(folder: Path) -> Any:
+    return RunFolder(folder).recipe().get("name")
 
 
 def _model_of(folder: Path) -> str:
@@ -112,14 +155,16 @@ def finished(folder: Path) -> bool:
 
 
 def clear(start: Start) -> None:
-    """Take away what a run has written behind the point from which it goes on."""
+    """Take away what a run has written behind the point from which it goes on.
+
+    Call it when that point has been reached: when its checkpoint has been loaded.
+    """
     if start.folder is None:
         return
     step = 0 if start.checkpoint is None else step_of(start.checkpoint)
     cut_metrics(start.folder, step)
     cut_rollouts(start.folder / "rollouts", step)
-    for later in [p for k, p in checkpoints(start.folder).items() if k > step]:
-        shutil.rmtree(later)
+    go_back(start.folder, step)
     shutil.rmtree(start.folder / WRITING, ignore_errors=True)
 
 
@@ -133,7 +178,14 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list
     }
 
 
-def go_on_with(recipe: str, overrides: Sequence[str]) -> str:
-    """The command that goes on with a run."""
+def go_on_with(recipe: str, overrides: Sequence[str], start: Start, folder: Path) -> str:
+    """The command that goes on with a run that began at ``start``, from its newest checkpoint."""
     given = [x for x in overrides if not x.startswith("resume_from_checkpoint=")]
-    return shlex.join(["prefix-rft", "train", recipe, *given, "--resume"])
+    there = checkpoints(folder)
+    if start.checkpoint is not None and start.seen is None and there:
+        given.append(f"resume_from_checkpoint={there[max(there)]}")
+    else:
+        given.append("--resume")
+    command = shlex.join(["prefix-rft", "train", recipe, *given])
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    return command if processes == 1 else f"(as {processes} processes again) {command}"

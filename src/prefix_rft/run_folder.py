@@ -34,10 +34,15 @@ def free_run_folder(runs: Path, name: str) -> Path:
     even begin.
     """
     folder, number = runs / name, 1
-    while folder.exists() and any(p.name != LOCK for p in folder.iterdir()):
+    while taken(folder):
         number += 1
         folder = runs / f"{name}-{number}"
     return folder
+
+
+def taken(folder: Path) -> bool:
+    """Whether a run has written into a folder."""
+    return folder.exists() and any(p.name != LOCK for p in folder.iterdir())
 
 
 @contextmanager
@@ -114,8 +119,11 @@ def write_start(
     path = folder / "environment.json"
     here = {**describe_machine(), "git": git_state()}
     if resumed is not None and path.is_file():
-        first = json.loads(path.read_text(encoding="utf-8"))
-        here = {**first, "resumed": [*first.get("resumed", []), {**resumed, **here}]}
+        try:
+            first = dict(json.loads(path.read_text(encoding="utf-8")))
+            here = {**first, "resumed": [*first.get("resumed", []), {**resumed, **here}]}
+        except (ValueError, TypeError) as error:
+            raise UserError(f"'{path}' is damaged: {error}") from error
     write_text(folder / "recipe.yaml", yaml.safe_dump(recipe, sort_keys=False))
     write_json(path, here)
 
@@ -129,12 +137,18 @@ def cut_metrics(folder: Path, step: int) -> None:
     """Take out of ``metrics.jsonl`` what a run that goes on from ``step`` writes anew.
 
     These are the lines behind that step, and the summary of the part that ended there.
+
+    Raises:
+        UserError: a line is damaged.
     """
     path = folder / "metrics.jsonl"
     if path.is_file():
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         whole = [line for line in lines if line.endswith("\n")]  # the last one may be cut off
-        kept = [x for x in whole if (y := json.loads(x))["step"] <= step and SUMMARY not in y]
+        try:
+            kept = [x for x in whole if (y := json.loads(x))["step"] <= step and SUMMARY not in y]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"'{path}' is damaged: {type(error).__name__}: {error}") from error
         write_text(path, "".join(kept))
 
 

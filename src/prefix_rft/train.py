@@ -7,9 +7,9 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
-from transformers import PrinterCallback
+from transformers import PrinterCallback, TrainerCallback
 
 from prefix_rft.checkpoints import step_of
 from prefix_rft.configure import Setup, configure, is_checkpoint
@@ -26,6 +26,7 @@ from prefix_rft.data import DataError, load_rows
 from prefix_rft.data.rows import PLACE
 from prefix_rft.engines.trl import DemonstrationTrainer, PrefixRFTTrainer
 from prefix_rft.engines.trl.interrupt import StopOnSignal
+from prefix_rft.engines.trl.watch import LooksAtLines
 from prefix_rft.errors import Interrupted, RunError, UserError
 from prefix_rft.evaluate import Evaluation, Request, evaluate
 from prefix_rft.models import load_model, one_line, quiet
@@ -34,7 +35,7 @@ from prefix_rft.progress import Progress
 from prefix_rft.recipe import Recipe, load_recipe, read_recipe, stage_names
 from prefix_rft.resuming import Start, changes, clear, find, from_checkpoint, go_on_with
 from prefix_rft.rif import Filter, choose_rows, filter_rows, recorded
-from prefix_rft.run_folder import alone, write_json, write_start
+from prefix_rft.run_folder import alone, taken, write_json, write_start
 from prefix_rft.run_reader import RunFolder
 
 
@@ -77,10 +78,22 @@ def train(path: str, overrides: Sequence[str], console: Console, resume: bool = 
             console.print(f"stage {stage + 1} of {len(names)}: {names[stage]}", highlight=False)
         of_stage = with_checkpoint(overrides, start.checkpoint)
         with closing(configure(path, of_stage, stage, start.model, start.folder)) as setup:
-            folder = run(setup, console, start, go_on_with(path, overrides))
+            folder = run(setup, console, start, Command(path, tuple(overrides)))
         start = Start(stage + 1, str((folder / "model").resolve()))
         gc.collect()  # a trainer and its callbacks know each other: free it before the next one
     return folder
+
+
+@dataclass(frozen=True)
+class Command:
+    """How the run was asked for."""
+
+    recipe: str
+    overrides: tuple[str, ...]
+
+    def to_go_on(self, start: Start, folder: Path) -> str:
+        """The command that goes on with it."""
+        return go_on_with(self.recipe, self.overrides, start, folder)
 
 
 def say(console: Console, words: str, style: str | None = None) -> None:
@@ -93,14 +106,14 @@ def with_checkpoint(overrides: Sequence[str], checkpoint: Path | None) -> list[s
     return [*overrides, f"resume_from_checkpoint={json.dumps(checkpoint and str(checkpoint))}"]
 
 
-def run(setup: Setup, console: Console, start: Start, go_on: str) -> Path:
+def run(setup: Setup, console: Console, start: Start, command: Command) -> Path:
     """Load, train, evaluate and save; returns the run folder.
 
     Args:
         setup: the resolved recipe.
         console: to report to.
         start: where the run goes on.
-        go_on: the command that would go on with the run.
+        command: how it was asked for.
     """
     recipe, method, rewards, args = setup.recipe, setup.method, setup.rewards, setup.args
     rows = load_rows(recipe.train_data, folder=recipe.folder, reading=recipe.reading(args.seed))
@@ -149,11 +162,30 @@ def run(setup: Setup, console: Console, start: Start, go_on: str) -> Path:
         if main:
             folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(alone(folder))
+            start.still_holds()
+            if start.folder is None and taken(folder):
+                raise UserError(f"another run has taken the folder '{folder}': start again")
+        if start.checkpoint is not None:
+            trainer.look_at_checkpoint(start.checkpoint)
+        elif main:
             begin(setup, start, console)
-            if filtered is not None:
-                write_json(folder / "rif.json", filtered)
-        with hears_others(trainer, go_on):
-            return work(setup, console, trainer, held_out, go_on)
+        if main and filtered is not None:
+            write_json(folder / "rif.json", filtered)
+        trainer.add_callback(Loaded(lambda: begin(setup, start, console), start))
+        with hears_others(trainer, lambda: command.to_go_on(start, folder)):
+            return work(setup, console, trainer, held_out, lambda: command.to_go_on(start, folder))
+
+
+class Loaded(TrainerCallback):
+    """A run that goes on changes its folder once its checkpoint has been loaded, not before."""
+
+    def __init__(self, begin: Callable[[], None], start: Start) -> None:
+        self.begin, self.waits = begin, start.checkpoint is not None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Write what the run is now."""
+        if self.waits and state.is_world_process_zero:
+            self.begin()
 
 
 def begin(setup: Setup, start: Start, console: Console) -> None:
@@ -172,13 +204,18 @@ def begin(setup: Setup, start: Start, console: Console) -> None:
 
 
 def work(
-    setup: Setup, console: Console, trainer: Any, held_out: Dataset | None, go_on: str
+    setup: Setup,
+    console: Console,
+    trainer: Any,
+    held_out: Dataset | None,
+    go_on: Callable[[], str],
 ) -> Path:
     """Train, evaluate before and after, save."""
     args, folder = setup.args, Path(setup.args.output_dir)
     main = trainer.accelerator.is_main_process
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Progress(console, folder))
+    trainer.add_callback(trainer.pop_callback(LooksAtLines))  # what it stops is written first
     trainer.warn = lambda words: say(console, f"warning: {words}", style="yellow")
     if main:
         console.print(f"{setup.method.name}: {setup.method.summary}", highlight=False)
@@ -202,7 +239,9 @@ def work(
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     if stop.stopped and stop.caught is not None:
         saved = f"stopped after step {trainer.state.global_step}, which is saved"
-        raise Interrupted(f"{saved}; go on with: {go_on}", stop.caught)
+        if args.save_only_model:
+            raise Interrupted(f"{saved} as weights alone (save_only_model)", stop.caught)
+        raise Interrupted(f"{saved}; go on with: {go_on()}", stop.caught)
     trainer.save_whole_model(folder / "model")
     look("trained")
     if main:
@@ -238,7 +277,7 @@ def remove_empty(folders: Sequence[Path]) -> None:
 
 
 @contextmanager
-def hears_others(trainer: Any, go_on: str) -> Iterator[None]:
+def hears_others(trainer: Any, go_on: Callable[[], str]) -> Iterator[None]:
     """Say in a sentence that a run of several processes has lost one.
 
     Raises:
@@ -254,7 +293,7 @@ def hears_others(trainer: Any, go_on: str) -> Iterator[None]:
             raise
         raise RunError(
             "another process of the run has ended or does not answer (its own output says why); go "
-            f"on with: {go_on}. {one_line(error)}"
+            f"on with: {go_on()}. {one_line(error)}"
         ) from error
 
 
@@ -283,10 +322,16 @@ def resolved(recipe: Recipe, method: Method, args: Any) -> dict[str, Any]:
     return resolved_value({**ours, "method": named, "model_init_kwargs": init, "trainer": trainer})
 
 
-SECRET = re.compile(r"(^|_)(token|api_?key|access_key|secret(_key)?|password|credentials?)$", re.I)
+SECRET = re.compile(
+    r"(^|[_-])(token|(api|access|private|secret|openai|hf|wandb)[_-]?key|secret|passw(or)?d|"
+    r"credentials?|authorization|auth|bearer|pat)$",
+    re.I,
+)
 NO_SECRET = ("eos_token", "pad_token", "bos_token", "unk_token", "image_token")
-LOGIN = re.compile(r"(?<=://)[^/@\s]+@")
-"""The user and password in an address."""
+LOGIN = re.compile(
+    r"(?<=://)[^/@\s]+@|(?<=bearer )\S+|(?<=[?&])[^=&\s]*(key|token|secret|password)=[^&\s]+", re.I
+)
+"""What lets one in, within a text: user and password of an address, bearer tokens, queries."""
 
 
 def resolved_value(value: Any) -> Any:

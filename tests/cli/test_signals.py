@@ -2,13 +2,17 @@
 
 import json
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import killed_runs as killed
 import pytest
 
 from prefix_rft.checkpoints import checkpoints, fault
-from prefix_rft.errors import Interrupted
+from prefix_rft.engines.tripwires import WIRES, Wire
+from prefix_rft.engines.trl.interrupt import StopOnSignal
+from prefix_rft.errors import Interrupted, RunError
 from prefix_rft.train import train
 
 OVERRIDES = ["max_steps=9", "save_steps=100", "logging_steps=3", "num_iterations=2"]
@@ -99,3 +103,70 @@ def test_the_command_says_how_to_go_on(
     monkeypatch.setattr("prefix_rft.train.train", stopped)
     assert cli.main(["train", str(recipe)]) == 128 + signal.SIGTERM
     assert capsys.readouterr().err == "prefix-rft: stopped; go on with: x --resume\n"
+
+
+class Quiet:
+    """What a handler needs of a trainer."""
+
+    num_processes, device = 1, "cpu"
+
+    def __init__(self) -> None:
+        self.accelerator = self
+
+
+@pytest.mark.parametrize("launched", [False, True])
+def test_a_launcher_passes_the_same_signal_on(
+    monkeypatch: pytest.MonkeyPatch, launched: bool
+) -> None:
+    """torchrun does, to processes that a scheduler has told already."""
+    sent: list[int] = []
+    monkeypatch.setattr("os.kill", lambda pid, number: sent.append(number))
+    if launched:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    former = signal.getsignal(signal.SIGTERM)
+    try:
+        stop = StopOnSignal(Quiet(), lambda words: None)
+        stop._handle(signal.SIGTERM, None)
+        stop._handle(signal.SIGTERM, None)
+        assert sent == ([] if launched else [signal.SIGTERM])
+        stop.at -= 6.0
+        stop._handle(signal.SIGTERM, None)
+        assert sent[-1] == signal.SIGTERM
+    finally:
+        signal.signal(signal.SIGTERM, former)
+
+
+def test_a_reader_that_has_left_stops_nothing() -> None:
+    """``prefix-rft train ... | tee log`` and Ctrl-C: tee is gone first."""
+    code = (
+        "import sys, time\n"
+        "from prefix_rft.progress import Steadfast\n"
+        "console = Steadfast()\n"
+        "console.print('first')\n"
+        "sys.stdin.readline()\n"
+        "for _ in range(3): console.print('more')\n"
+        "print('trained', file=sys.stderr)\n"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code], text=True, **pipes) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "first\n"
+        process.stdout.close()
+        process.stdin.write("\n")
+        process.stdin.close()
+        assert process.stderr.read() == "trained\n"
+        assert process.wait() == 0
+
+
+def test_the_line_that_a_tripwire_stops_at_is_written(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(WIRES, "zero_gradient", Wire(lambda line, last: True, "seen"))
+    given = ["max_steps=3", "tripwires={zero_gradient: stop}", "tripwire_steps=2"]
+    given.append("logging_steps=1")
+    with pytest.raises(RunError, match="stopped at step 2 by the tripwire zero_gradient"):
+        train(str(recipe), [*given, f"runs={tmp_path}"], killed.QUIET)
+    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(x)["step"] for x in lines] == [1, 2]

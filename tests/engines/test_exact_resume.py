@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import signal
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -11,10 +12,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 from trl.trainer.utils import RepeatSampler
 
 from prefix_rft import DemonstrationTrainer, PrefixRFTTrainer
-from prefix_rft.checkpoints import checkpoints, fault, newest_whole
+from prefix_rft.checkpoints import checkpoints, fault, newest_whole, rotate
+from prefix_rft.engines.trl.interrupt import StopOnSignal
 from prefix_rft.engines.trl.sft import DemonstrationConfig
 from prefix_rft.errors import UserError
 from tiny import make_config, make_model, make_rows, make_tokenizer, shaped_reward
@@ -113,6 +116,10 @@ RUNS = {
         {**BUFFERED, "max_steps": 7, "logging_steps": 3, "lr_scheduler_type": "cosine"},
     ),
     "imitation, third epoch": (sft, {"num_train_epochs": 3}),
+    "imitation by length": (
+        sft,
+        {"num_train_epochs": 3, "train_sampling_strategy": "group_by_length"},
+    ),
 }
 
 
@@ -143,6 +150,7 @@ def resume_and_compare(tmp_path: Path, name: str, steps: Sequence[int] | None) -
         ("a method with a memory", 3),
         ("lines of three steps", 4),
         ("imitation, third epoch", 7),
+        ("imitation by length", 7),
     ],
 )
 def test_from_a_step(tmp_path: Path, name: str, step: int) -> None:
@@ -176,6 +184,68 @@ def test_what_a_run_goes_back_behind_is_gone(tmp_path: Path) -> None:
     short = rl(tmp_path, **BUFFERED, max_steps=2)
     short.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
     assert list(checkpoints(tmp_path)) == [1, 2]
+
+
+def test_checkpoints_of_another_folder_are_none_of_its_business(
+    finished: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "checkpoint-9").mkdir()
+    sft(tmp_path, max_steps=3).train(resume_from_checkpoint=str(finished / "checkpoint-2"))
+    assert sorted(checkpoints(tmp_path)) == [3, 9]
+    assert list(checkpoints(finished)) == [1, 2]
+
+
+def test_older_checkpoints_of_later_steps_go_first(tmp_path: Path) -> None:
+    """A new run in the folder of a longer one must not lose its own."""
+    for step in (10, 100, 200, 20):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    rotate(tmp_path, 2, None, newest=20)
+    assert list(checkpoints(tmp_path)) == [10, 20]
+    rotate(tmp_path, 0, None, newest=20)
+    rotate(tmp_path, 1, str(tmp_path / "checkpoint-10"), newest=20)
+    assert list(checkpoints(tmp_path)) == [10, 20]
+
+
+def test_a_model_of_which_nothing_was_written_is_none(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = sft(tmp_path, max_steps=1)
+    monkeypatch.setattr(trainer, "save_model", lambda *args: None)
+    with pytest.raises(UserError, match=r"the model is lost.*nothing was written; a model that is"):
+        trainer.save_whole_model(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("saves", ["steps", "epoch"])
+def test_a_signal_within_an_epoch_of_one_line(tmp_path: Path, saves: str) -> None:
+    """transformers ends the epoch with a line and a checkpoint although the run is to go on."""
+    settings: dict[str, Any] = {
+        "num_train_epochs": 2,
+        "logging_strategy": "epoch",
+        "save_strategy": saves,
+        "save_steps": 100,
+    }
+    whole = sft(tmp_path / "whole", **settings)
+    whole.train()
+    expected = evidence(whole, tmp_path / "whole")
+    folder = tmp_path / "again"
+    first = sft(folder, **settings)
+    stop = StopOnSignal(first, lambda words: None)
+
+    class Tell(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            stop.caught = signal.SIGTERM if state.global_step == 1 else None
+
+    first.add_callback(Tell())
+    first.add_callback(stop)
+    first.train()
+    assert stop.stopped
+    assert list(checkpoints(folder)) == [2]
+    again = sft(folder, **settings)
+    again.train(resume_from_checkpoint=str(folder / "checkpoint-2"))
+    found = evidence(again, folder)
+    assert same(found["lines"], expected["lines"])
+    assert same(found["weights"], expected["weights"])
 
 
 def test_the_last_ones_and_the_best_stay(tmp_path: Path) -> None:

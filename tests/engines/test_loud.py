@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,9 @@ from transformers import TrainerCallback
 
 from prefix_rft import DemonstrationTrainer, PrefixRFTTrainer
 from prefix_rft.checkpoints import checkpoints, fault
+from prefix_rft.engines.nonfinite import first_bad
 from prefix_rft.engines.tripwires import WIRES, Tripwires
+from prefix_rft.engines.trl.finite import Finite
 from prefix_rft.engines.trl.sft import DemonstrationConfig
 from prefix_rft.errors import RunError, UserError
 from tiny import make_config, make_model, make_rows, make_tokenizer, shaped_reward
@@ -190,6 +193,71 @@ def test_a_step_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
         rl(tmp_path / "none", spoil_gradient, on_nonfinite="skip", nonfinite_limit=0).train()
 
 
+class AfterUpdate(TrainerCallback):
+    """Do something when a step ends."""
+
+    def __init__(self, step: int, act: Callable[[Any], None]) -> None:
+        self.step, self.act = step, act
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            self.act(kwargs)
+
+
+@pytest.mark.parametrize("act", [spoil_weight, spoil_state])
+def test_what_an_update_has_spoiled_is_not_saved(tmp_path: Path, act: Any) -> None:
+    """The last good checkpoint stays, also where one is kept."""
+    trainer = sft(tmp_path, lambda known: None, save_total_limit=1)
+    trainer.add_callback(AfterUpdate(3, act))
+    with pytest.raises(RunError, match=rf"after step 3 the .*{NAME}.* so nothing is saved"):
+        trainer.train()
+    assert list(checkpoints(tmp_path)) == [2]
+    assert fault(tmp_path / "checkpoint-2") is None
+
+
+def test_a_model_that_the_last_update_has_spoiled_is_not_saved(tmp_path: Path) -> None:
+    trainer = sft(tmp_path, lambda known: None)
+    trainer.train()
+    trainer.model.get_parameter(NAME).data[0, 0] = torch.inf
+    with pytest.raises(RunError, match=f"after step 5 the weight {NAME} is not finite"):
+        trainer.save_whole_model(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_scaler_leaves_the_step_out_itself(tmp_path: Path) -> None:
+    """It must find gradients to look at, or it fails."""
+    trainer = sft(tmp_path, lambda known: None, on_nonfinite="skip")
+    model = torch.nn.Linear(2, 1)
+    before = model.weight.detach().clone()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    scaler = torch.amp.GradScaler("cpu")
+    trainer.accelerator.scaler = scaler
+    scaler.scale(model(torch.ones(1, 2)).sum()).backward()
+    trainer.finite._leave_out(model, "the loss is nan")
+    scaler.step(optimizer)
+    scaler.update()
+    assert torch.equal(model.weight, before)
+
+
+def test_a_process_may_hold_nothing_of_a_tensor() -> None:
+    parts = [("a", torch.empty(0)), ("b", torch.ones(2)), ("c", torch.tensor([torch.nan]))]
+    assert first_bad(parts) == "c"
+    assert first_bad(parts[:2]) is None
+    assert first_bad(parts[:1]) is None
+
+
+def test_skipping_cannot_be_had_with_deepspeed() -> None:
+    """It has made its update before anyone can look."""
+    trainer = SimpleNamespace(
+        is_deepspeed_enabled=True, args=SimpleNamespace(on_nonfinite="skip"), state=None
+    )
+    with pytest.raises(UserError, match="on_nonfinite: skip cannot be had with DeepSpeed"):
+        Finite(trainer)
+    trainer.args.on_nonfinite, trainer.state = "stop", SimpleNamespace(global_step=1)
+    with pytest.raises(RunError, match="step 2 stopped after its update: the loss is nan"):
+        Finite(trainer)._stop("the loss is nan")
+
+
 # ---- tripwires ---------------------------------------------------------------------------------
 
 GOOD = {
@@ -202,7 +270,7 @@ GOOD = {
     "grad_norm": 0.1,
     "entropy": 1.0,
     "sampling/sampling_logp_difference/mean": 0.01,
-    "prefix/row_share": 0.125,
+    "demonstrations/missing": 0.9,
 }
 BAD = {
     "constant_reward": {"reward_std": 0.0},
@@ -212,7 +280,7 @@ BAD = {
     "zero_gradient": {"grad_norm": 0.0},
     "entropy_collapsed": {"entropy": 0.009},
     "stale_sampler": {"sampling/sampling_logp_difference/mean": 0.6},
-    "no_demonstrations": {"prefix/row_share": 0.0},
+    "no_demonstrations": {"demonstrations/missing": 1.0},
 }
 
 
@@ -234,6 +302,32 @@ def test_a_reward_that_changes_between_steps_is_not_constant() -> None:
     wires = Tripwires.read(None, 2)
     for reward in (0.0, 1.0, 0.0, 1.0):
         assert not wires.look(GOOD | {"reward_std": 0.0, "reward": reward}, 1)
+
+
+def test_imitation_explores_nothing() -> None:
+    wires = Tripwires.read(None, 1)
+    assert not wires.look({"loss": 0.1, "entropy": 0.0, "grad_norm": 1.0}, 5)
+
+
+@pytest.mark.parametrize("method", ["prefix_rft", "srft", "chord"])
+def test_demonstrations_are_missed_where_there_are_none(tmp_path: Path, method: str) -> None:
+    """Not where none of them is a prefix: a whole one is a demonstration, too."""
+    few = make_rows(12).map(
+        lambda row, i: {"demonstration": row["demonstration"] if i % 2 else ""}, with_indices=True
+    )
+    for rows, expected in ((make_rows(), 0.0), (few, 0.5)):
+        trainer = PrefixRFTTrainer(
+            make_model(make_tokenizer()),
+            shaped_reward,
+            make_config(
+                tmp_path, method=method, max_steps=3, per_device_train_batch_size=8, logging_steps=3
+            ),
+            train_dataset=rows,
+            processing_class=make_tokenizer(),
+        )
+        trainer.train()
+        found = trainer.state.log_history[0]["demonstrations/missing"]
+        assert found == 0.0 if not expected else 0.0 < found < 1.0
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ def first_bad(named: Iterable[tuple[str, Tensor]]) -> str | None:
     names, tensors = [], []
     for name, whole in named:
         tensor = whole.to_local() if isinstance(whole, DTensor) else whole
-        if tensor.is_floating_point():
+        if tensor.is_floating_point() and tensor.numel():  # a process may hold nothing of a tensor
             names.append(name)
             tensors.append(tensor)
     if not tensors or bool(get_total_norm(tensors, math.inf).isfinite()):

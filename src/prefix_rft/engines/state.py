@@ -9,9 +9,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from datasets import Dataset
 
 from prefix_rft.core.planner import Group, Planner, Record, Starts
+from prefix_rft.data.demonstrations import IDS
 from prefix_rft.errors import UserError
 from prefix_rft.writing import write_text
 
@@ -25,7 +27,7 @@ class MethodState:
     Attributes:
         method: whose memory it is.
         parameter_mask: the options of the run's mask.
-        dataset: hash of the prompts, where examples are remembered by their place.
+        dataset: hash of the rows, which decide what a step is made of.
         examples: what the planner or the contrast remembers of each example.
         shared: what the planner remembers of all.
         waiting: examples, and which demonstration of each, that wait for a step of imitation.
@@ -91,18 +93,29 @@ class MethodState:
             )
         if read.dataset != self.dataset:
             raise UserError(
-                f"checkpoint '{folder}' remembers examples of another dataset: resume with the "
-                "rows that the run began with"
+                f"checkpoint '{folder}' was made with other rows: resume with those that the run "
+                "began with, or begin a new run from its model"
             )
         vars(self).update(vars(read))
 
 
-def hash_of_prompts(rows: Any) -> str | None:
-    """A hash of the prompts in their order; None for a stream."""
+def hash_of_rows(rows: Any) -> str | None:
+    """A hash of prompts and demonstrations, or of the ids of imitation, in their order.
+
+    None for a stream.
+    """
     if not isinstance(rows, Dataset):
         return None
     digest = hashlib.sha256()
-    row: Any
-    for row in rows.select_columns(["prompt"]):
-        digest.update(repr(row["prompt"]).encode())
+    names = [n for n in ("prompt", IDS, "input_ids", "labels") if n in rows.column_names]
+    table: Any
+    for table in rows.select_columns(names).with_format("arrow").iter(1000):
+        for name in names:
+            column = table[name].combine_chunks()
+            while isinstance(column, (pa.ListArray, pa.LargeListArray)):
+                digest.update(column.value_lengths().to_numpy(zero_copy_only=False).tobytes())
+                column = column.flatten()
+            numeric = pa.types.is_integer(column.type)
+            cells = column.to_numpy(zero_copy_only=False).tobytes() if numeric else None
+            digest.update(repr(column.to_pylist()).encode() if cells is None else cells)
     return digest.hexdigest()

@@ -50,6 +50,12 @@ def _zero_gradient(line: Line, last: Line) -> bool | None:
     return line["grad_norm"] == 0
 
 
+def _low_entropy(line: Line, last: Line) -> bool | None:
+    if line.get("entropy") is None or line.get("reward") is None:  # imitation explores nothing
+        return None
+    return line["entropy"] <= LOW_ENTROPY
+
+
 WIRES = {
     "constant_reward": Wire(
         _constant_reward,
@@ -76,7 +82,7 @@ WIRES = {
         "advantages cancel",
     ),
     "entropy_collapsed": Wire(
-        _at_most("entropy", LOW_ENTROPY),
+        _low_entropy,
         f"the entropy of the policy was below {LOW_ENTROPY} nats a token: it explores no more; a "
         "lower learning_rate, a higher temperature or epsilon_high may help",
     ),
@@ -86,9 +92,9 @@ WIRES = {
         "weights or another dtype",
     ),
     "no_demonstrations": Wire(
-        _at_most("prefix/row_share", 0.0),
-        "no rollout started from a demonstration although the method asks for it: the rows of "
-        "these batches have none within the length budget",
+        _at_least("demonstrations/missing", 1.0),
+        "no prompt had a demonstration, which the method asks for: the rows of these batches have "
+        "none within the length budget",
     ),
 }
 

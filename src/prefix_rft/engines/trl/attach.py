@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from prefix_rft.core import step_credit
+from prefix_rft.data.demonstrations import IDS
 from prefix_rft.engines.trl.entropy import prefix_entropy
 from prefix_rft.engines.trl.rollouts import log_starts
 from prefix_rft.engines.trl.rounds import Generation
@@ -23,13 +24,16 @@ def attach(trainer: PrefixRFTTrainer, made: Generation) -> None:
     device = rows["completion_ids"].device
     position = torch.arange(rows["completion_ids"].size(1), device=device)
     known = torch.tensor(
-        [[p.group, len(p.prefix), int(p.whole), int(p.filler), p.example, p.row] for p in plans],
+        [
+            [p.group, len(p.prefix), int(p.whole), int(p.filler), p.example, p.row, int(not x[IDS])]
+            for p, x in zip(plans, made.inputs, strict=True)
+        ],
         device=device,
     )
-    group, lengths, whole, _, rows["row_example"], rows["row_place"] = known.T
+    group, lengths, whole, _, rows["row_example"], rows["row_place"], _ = known.T
     rows["demo_mask"] = (position < lengths[:, None]) & whole.bool()[:, None]
     rows["prefix_mask"] = (position < lengths[:, None]) & ~whole.bool()[:, None]
-    group_N, length_N, whole_N, filler_N, *_ = trainer.accelerator.gather(known).T
+    group_N, length_N, whole_N, filler_N, *_, without_N = trainer.accelerator.gather(known).T
     demo_N = whole_N.bool() & (length_N > 0)
     hybrid_N = (length_N > 0) & ~demo_N
     size_N = trainer.accelerator.gather(rows["completion_mask"].sum(1))
@@ -59,4 +63,6 @@ def attach(trainer: PrefixRFTTrainer, made: Generation) -> None:
     if selection is not None and selection.source == "rollout":
         rows["prefix_entropy"] = prefix_entropy(trainer, rows)
     trainer.metrics["groups/dropped"].append(dropped_N.float().mean().item())
+    if trainer.method.needs_demonstrations:
+        trainer.metrics["demonstrations/missing"].append(without_N.float().mean().item())
     log_starts(trainer, length_N[hybrid_N], demo_N)

@@ -21,6 +21,7 @@ OWNED = {
     "use_adaptive_entropy": "use the method option 'entropy_coef'",
     "off_policy_mask_threshold": "the method decides which rows are trained",
     "use_bias_correction_kl": "the method decides the KL term",
+    "sync_ref_model": "a moving reference is in no checkpoint; a method's moves in stages",
     "mask_truncated_completions": "use the method option truncated: mask",
 }
 """TRL settings that a method replaces: a value other than TRL's default is refused, not ignored."""

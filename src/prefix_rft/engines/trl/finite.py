@@ -10,9 +10,10 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from prefix_rft.engines.nonfinite import first_bad, gradients, optimizer_states, weights
-from prefix_rft.errors import RunError
+from prefix_rft.errors import RunError, UserError
 
 POLICIES = ("stop", "skip")
+HELP = "A lower learning_rate or max_grad_norm, or on_nonfinite: skip, may help"
 
 
 class Finite:
@@ -23,13 +24,21 @@ class Finite:
     times in a run. Weights and optimizer states that are not finite always stop the run.
 
     Gradients are not looked at where they are scaled (fp16: the scaler leaves such steps out by
-    itself) or not there (DeepSpeed).
+    itself) or not there (DeepSpeed, which also has made its update by then).
 
     Attributes:
         skipped: steps left out so far.
+
+    Raises:
+        UserError: steps are to be left out where they cannot be.
     """
 
     def __init__(self, trainer: Any) -> None:
+        if trainer.is_deepspeed_enabled and trainer.args.on_nonfinite == "skip":
+            raise UserError(
+                "on_nonfinite: skip cannot be had with DeepSpeed, which updates before anyone can "
+                "look: leave it at stop"
+            )
         self.trainer = trainer
         self.skipped = 0
         self.seen: str | None = None
@@ -68,11 +77,7 @@ class Finite:
         """
         trainer = self.trainer
         model = trainer.accelerator.unwrap_model(trainer.model)
-        lasting = None
-        if name := first_bad(weights(model)):
-            lasting = f"the weight {name} is not finite"
-        elif name := first_bad(optimizer_states(model, trainer.optimizer)):
-            lasting = f"the optimizer's state of {name} is not finite"
+        lasting = self._lasting(model)
         losses, self.losses = torch.stack(self.losses), []
         passing = self.seen
         if not bool(losses.isfinite().all()):
@@ -80,9 +85,7 @@ class Finite:
         if trainer.accelerator.scaler is None and (name := first_bad(gradients(model))):
             passing = passing or f"the gradient of {name} is not finite"
         self.seen = None
-        everyone = [(lasting, passing)]
-        if trainer.accelerator.num_processes > 1:
-            everyone = gather_object(everyone)
+        everyone = self._gathered((lasting, passing))
         for words, _ in everyone:
             if words is not None:
                 self._stop(words)
@@ -91,22 +94,56 @@ class Finite:
                 self._leave_out(model, words)
                 return
 
+    def before_saving(self) -> None:
+        """Look at what would be saved; the last update has been looked at by nobody.
+
+        Raises:
+            RunError: a weight or optimizer state is not finite.
+        """
+        trainer = self.trainer
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        for words in self._gathered(self._lasting(model)):
+            if words is not None:
+                raise RunError(
+                    f"after step {trainer.state.global_step} {words}, so nothing is saved; older "
+                    f"checkpoints are as they were. {HELP}"
+                )
+
+    def _lasting(self, model: Any) -> str | None:
+        """What of the weights and of the optimizer is not finite on this process."""
+        if name := first_bad(weights(model)):
+            return f"the weight {name} is not finite"
+        optimizer = self.trainer.optimizer
+        if optimizer is not None and (name := first_bad(optimizer_states(model, optimizer))):
+            return f"the optimizer's state of {name} is not finite"
+        return None
+
+    def _gathered(self, own: Any) -> list[Any]:
+        """What all processes have found."""
+        return gather_object([own]) if self.trainer.accelerator.num_processes > 1 else [own]
+
     def _leave_out(self, model: Any, words: str) -> None:
-        args = self.trainer.args
+        trainer, args = self.trainer, self.trainer.args
         if args.on_nonfinite == "stop":
             self._stop(words)
         if self.skipped >= args.nonfinite_limit:
             self._stop(f"{words}, and nonfinite_limit ({args.nonfinite_limit}) steps were left out")
         self.skipped += 1
-        self.trainer._metrics["train"]["nonfinite/skipped"].append(1.0)
+        trainer._metrics["train"]["nonfinite/skipped"].append(1.0)
+        scaled = trainer.accelerator.scaler is not None
         for p in model.parameters():
-            p.grad = None
-        step = self.trainer.state.global_step + 1
-        self.trainer.warn(f"step {step} is left out: {words} ({self.skipped} so far)")
+            if scaled and p.grad is not None:
+                p.grad.fill_(torch.nan)  # which makes the scaler leave the step out
+            else:
+                p.grad = None
+        step = trainer.state.global_step + 1
+        trainer.warn(f"step {step} is left out: {words} ({self.skipped} so far)")
 
     def _stop(self, words: str) -> None:
         step = self.trainer.state.global_step
+        # DeepSpeed updates within the backward pass, before anyone can look.
+        when = "after" if self.trainer.is_deepspeed_enabled else "before"
         raise RunError(
-            f"step {step + 1} stopped before its update: {words}; older checkpoints are as they "
-            "were. A lower learning_rate or max_grad_norm, or on_nonfinite: skip, may help"
+            f"step {step + 1} stopped {when} its update: {words}; older checkpoints are as they "
+            f"were. {HELP}"
         )

@@ -18,7 +18,11 @@ NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")
 
 
 ECHO_SECONDS = 5.0
-"""All processes hear Ctrl-C, and launchers then send each a SIGTERM: that is no second signal."""
+"""A launcher passes a signal on to processes that have heard it already, as itself (torchrun) or as
+SIGTERM: that is no second signal."""
+
+LAUNCHED = "TORCHELASTIC_RUN_ID"
+"""Set by torchrun."""
 
 
 class StopOnSignal(TrainerCallback):
@@ -55,7 +59,8 @@ class StopOnSignal(TrainerCallback):
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.caught is not None:
-            if number == self.caught or time.monotonic() > self.at + ECHO_SECONDS:
+            soon = time.monotonic() <= self.at + ECHO_SECONDS
+            if not (soon and (number != self.caught or LAUNCHED in os.environ)):
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
             return
@@ -76,3 +81,8 @@ class StopOnSignal(TrainerCallback):
             self.trainer.record.open = state.global_step < state.max_steps
             control.should_save = True
             control.should_training_stop = True
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The epoch has not ended for a run that is to go on: nothing more is due."""
+        if self.stopped and self.trainer.record.open:
+            control.should_log = control.should_evaluate = control.should_save = False

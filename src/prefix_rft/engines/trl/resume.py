@@ -14,13 +14,14 @@ import torch
 from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from transformers import TrainerCallback
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from prefix_rft.checkpoints import (
     WRITING,
     broken,
-    checkpoints,
     fault,
     files_of,
+    go_back,
     place,
     rotate,
     seal,
@@ -53,10 +54,12 @@ class ResumesExactly:
     state: Any
     control: Any
     accelerator: Any
+    finite: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._writing: Path | None = None
         self._sampler: Any = None
+        self.resumed_from: Path | None = None
         super().__init__(*args, **kwargs)
         trainer: Any = self
         self.run_state = RunState(trainer)
@@ -67,6 +70,9 @@ class ResumesExactly:
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
         self._sampler = super()._get_train_sampler(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+        if isinstance(self._sampler, LengthGroupedSampler) and self._sampler.generator is None:
+            # The random state of the process is restored too late to give an epoch its order.
+            self._sampler.generator = torch.Generator()
         return self._sampler
 
     def _run_epoch(self, *args: Any, epoch: int, **kwargs: Any) -> None:
@@ -79,6 +85,8 @@ class ResumesExactly:
             order.manual_seed(self._sampler.seed)
             for _ in range(epoch):
                 torch.randperm(self._sampler.num_samples, generator=order)
+        elif order is not None and isinstance(self._sampler, LengthGroupedSampler):
+            order.manual_seed(1_000_003 * self.args.seed + epoch)
         super()._run_epoch(*args, epoch=epoch, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
 
     # ---- writing -------------------------------------------------------------------------------
@@ -92,7 +100,9 @@ class ResumesExactly:
 
         Raises:
             UserError: a file cannot be written; older checkpoints are as they were.
+            RunError: there are weights that are not finite, which nobody should go on from.
         """
+        self.finite.before_saving()
         run = Path(self._get_output_dir(trial))
         final = run / f"checkpoint-{self.state.global_step}"
         with self._beside(final, f"the checkpoint of step {self.state.global_step}", True) as new:
@@ -105,7 +115,8 @@ class ResumesExactly:
             if self.args.should_save:
                 self._add(new, run)
         if self.args.should_save:
-            rotate(run, self.args.save_total_limit, self.state.best_model_checkpoint)
+            step, best = self.state.global_step, self.state.best_model_checkpoint
+            rotate(run, self.args.save_total_limit, best, step)
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(final))
 
@@ -114,8 +125,10 @@ class ResumesExactly:
 
         Raises:
             UserError: a file cannot be written.
+            RunError: there are weights that are not finite.
         """
         trainer: Any = self
+        self.finite.before_saving()
         with self._beside(folder, "the model", False) as new:
             trainer.save_model(str(new))
             if self.args.should_save:
@@ -129,14 +142,19 @@ class ResumesExactly:
         try:
             if writes:
                 shutil.rmtree(beside, ignore_errors=True)
-                beside.mkdir(parents=True)
+                new.mkdir(parents=True)
             self.accelerator.wait_for_everyone()
             yield new
             self.accelerator.wait_for_everyone()
             if writes:
+                if not files_of(new):
+                    raise UserError(
+                        "nothing was written; a model that is sharded needs a state_dict_type of "
+                        "full weights"
+                    )
                 seal(new, listed)
                 place(new, final)
-                beside.rmdir()
+                shutil.rmtree(beside, ignore_errors=True)
         except Exception as error:
             if (why := _refused(error)) is None:
                 raise
@@ -177,6 +195,15 @@ class ResumesExactly:
             self._check(Path(checkpoint))
             self._restore(Path(checkpoint))
 
+    def look_at_checkpoint(self, folder: Path) -> None:
+        """Look whether this trainer can go on from a checkpoint, and change nothing.
+
+        Raises:
+            UserError: it is damaged, or of other settings.
+        """
+        self._check(folder)
+        self.run_state.read(folder)
+
     def _check(self, folder: Path) -> None:
         main = self.accelerator.is_main_process  # every file is read: one process is enough
         if why := gather_object([fault(folder) if main else None])[0]:
@@ -186,6 +213,7 @@ class ResumesExactly:
             )
 
     def _restore(self, folder: Path) -> None:
+        self.resumed_from = folder
         for part in parts(self):
             part.load(folder)
         self.run_state.load(folder)
@@ -239,12 +267,13 @@ class WholeRecord(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take away what tells of steps that a resumed run does anew."""
-        if state.is_world_process_zero and state.global_step:
-            run = Path(args.output_dir)
+        run, checkpoint = Path(args.output_dir), self.trainer.resumed_from
+        own = checkpoint is not None and checkpoint.resolve().parent == run.resolve()
+        if state.is_world_process_zero and state.global_step and own:
             cut_rollouts(run / "rollouts", state.global_step)
-            for step, path in checkpoints(run).items():
-                if step > state.global_step:
-                    shutil.rmtree(path)
+            go_back(run, state.global_step)
+        # transformers goes on with the rhythm of lines and checkpoints that the run began with.
+        state.compute_steps(args, state.max_steps)
         self.trainer.run_state.begin()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

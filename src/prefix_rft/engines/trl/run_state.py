@@ -8,7 +8,8 @@ middle of a generation, ``rollouts_P.safetensors``.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -83,18 +84,24 @@ class RunState:
             write_tensors(rollouts, {k: v.to("cpu", copy=True) for k, v in tensors.items()})
         write_text(state, json.dumps(data) + "\n")
 
-    def load(self, folder: Path) -> None:
-        """Read what :meth:`save` wrote; :meth:`begin` does the rest."""
-        trainer = self.trainer
-        state, rollouts = self._paths(folder)
+    def read(self, folder: Path) -> dict[str, Any]:
+        """What :meth:`save` wrote for this process, if this run can go on from it."""
+        state, _ = self._paths(folder)
         if not state.is_file():
             raise UserError(
                 f"checkpoint '{folder}' has no {state.name}: it is not one of this trainer's, or "
                 "of fewer processes"
             )
-        try:
-            data = json.loads(state.read_text(encoding="utf-8"))
+        with _undamaged(state):
+            data = dict(json.loads(state.read_text(encoding="utf-8")))
             self._check(folder, data)
+        return data
+
+    def load(self, folder: Path) -> None:
+        """Restore what :meth:`save` wrote; :meth:`begin` does the rest."""
+        trainer, data = self.trainer, self.read(folder)
+        state, rollouts = self._paths(folder)
+        with _undamaged(state):
             for mode, metrics in data["metrics"].items():
                 trainer._metrics[mode].clear()
                 trainer._metrics[mode].update({k: list(v) for k, v in metrics.items()})
@@ -108,10 +115,6 @@ class RunState:
             if "scalars" in data:
                 trainer._buffered_inputs = self._rows(rollouts, data["scalars"])
             self.loss = {k: data[k] for k in ("loss", "logged_loss", "last_logged")}
-        except UserError:
-            raise
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"'{state}' is damaged: {type(error).__name__}: {error}") from error
 
     def _check(self, folder: Path, data: Mapping[str, Any]) -> None:
         if data["weights_only"]:
@@ -144,6 +147,21 @@ class RunState:
             trainer._total_loss_scalar = self.loss["logged_loss"]
             trainer._globalstep_last_logged = self.loss["last_logged"]
             self.loss = None
+
+
+@contextmanager
+def _undamaged(path: Path) -> Iterator[None]:
+    """What a file holds is as it should be.
+
+    Raises:
+        UserError: it is not.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"'{path}' is damaged: {type(error).__name__}: {error}") from error
 
 
 def _lists(logs: Mapping[str, Any]) -> dict[str, Any]:

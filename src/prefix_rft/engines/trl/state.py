@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from prefix_rft.engines.state import MethodState, hash_of_prompts
+from prefix_rft.engines.state import MethodState, hash_of_rows
 from prefix_rft.engines.trl.parameter_mask import MaskOptions, ParameterMask
 from prefix_rft.engines.trl.reference import ReferencePolicy
 
@@ -18,8 +18,8 @@ def keep_state(trainer: Any) -> None:
     """
     method, mask = trainer.method, trainer.args.parameter_mask
     options = asdict(MaskOptions.read(mask)) if mask else None
-    prompts = hash_of_prompts(trainer.train_dataset) if method.remembers else None
-    trainer.method_state = MethodState(method.name, options, prompts)
+    rows = hash_of_rows(trainer.train_dataset)
+    trainer.method_state = MethodState(method.name, options, rows)
     trainer.reference = ReferencePolicy(trainer) if method.needs_own_reference else None
     trainer.parameter_mask = ParameterMask.of(trainer)
 

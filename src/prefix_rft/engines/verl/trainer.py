@@ -29,7 +29,7 @@ from verl.workers.utils.padding import response_to_nested
 from prefix_rft.data import DataError
 from prefix_rft.data.demonstrations import EXAMPLE, IDS
 from prefix_rft.engines.plan import Moment
-from prefix_rft.engines.state import MethodState, hash_of_prompts
+from prefix_rft.engines.state import MethodState, hash_of_rows
 from prefix_rft.engines.verl import require_verl
 from prefix_rft.engines.verl.block import configure
 from prefix_rft.engines.verl.columns import (
@@ -95,8 +95,7 @@ class MethodTrainer:
                 f"method '{self.method.name}' needs demonstrations, but no row has one{drops}; "
                 "name their column with prefix_rft.columns, or use dr_grpo"
             )
-        if self.method.remembers:
-            self.method_state.dataset = hash_of_prompts(self.train_dataset.rows)
+        self.method_state.dataset = hash_of_rows(self.train_dataset.rows)
 
     def _init_resource_pool_mgr(self) -> None:
         super()._init_resource_pool_mgr()  # pyright: ignore[reportAttributeAccessIssue]
