@@ -3,4 +3,7 @@
 verl imports this module by ``VERL_USE_EXTERNAL_MODULES`` in every process.
 """
 
-from verl_cpu import platform, server  # noqa: F401
+# The platform first: what comes after it asks which one there is.
+from verl_cpu import platform  # noqa: F401, I001
+from verl_cpu import server  # noqa: F401
+from verl_cpu import spy  # noqa: F401

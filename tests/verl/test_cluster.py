@@ -1,0 +1,192 @@
+"""Real runs of verl's trainer: Ray, FSDP2 over gloo, weight sync; and each step computed again."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("verl")
+
+import cluster_runs as cluster
+import recomputed
+import torch
+
+from prefix_rft.cli import main
+
+PREFIX = "prefix_rft_prefix_length"
+
+pytestmark = [pytest.mark.verl, pytest.mark.timeout(1800)]
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("task")
+    sizes = ["--train-rows", "40", "--test-rows", "8", "--valid-rows", "8"]
+    assert main(["task", "countdown", str(folder / "data"), *sizes]) == 0
+    return folder / "data"
+
+
+def ended_well(done) -> None:
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+
+
+def agree(again: recomputed.Again, folder: Path, step: int, ranks: int, updates: int):
+    """Loss, gradient norm and weights of a step; its rows."""
+    logged = cluster.metrics(folder)[step]
+    rows, loss, norm = again.step(step, ranks, updates)
+    assert logged["actor/loss"] == pytest.approx(loss, rel=1e-5, abs=1e-7)
+    assert logged["actor/grad_norm"] == pytest.approx(norm, rel=1e-5)
+    assert again.weights_apart(step) < 1e-5
+    return rows
+
+
+@pytest.fixture(scope="module")
+def first(task: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prefix-RFT on one rank: two steps, with validation before them and a checkpoint each."""
+    folder = tmp_path_factory.mktemp("first")
+    done = cluster.run(
+        task,
+        folder,
+        "prefix_rft.reward=countdown",
+        "trainer.val_before_train=True",
+        "trainer.save_freq=1",
+        "actor_rollout_ref.actor.optim.lr=1e-3",
+    )
+    ended_well(done)
+    return folder
+
+
+def test_prefix_rft_is_computed_again(task: Path, first: Path) -> None:
+    again = recomputed.Again(task, first, recomputed.prefix_rft)
+    assert again.weights_apart(0) == 0.0
+    for step in (1, 2):
+        rows = agree(again, first, step, 1, 1)
+        assert len(rows) == 16
+        assert sum(r.prefix > 0 for r in rows) in (3, 4)  # one of four, unless it came out empty
+        logged = cluster.metrics(first)[step]
+        hybrid = [r for r in rows if r.prefix]
+        assert logged["prefix/row_share"] == pytest.approx(len(hybrid) / 16)
+        tokens = sum(r.prefix for r in rows) / sum(len(r.response) for r in rows)
+        assert logged["prefix/token_share"] == pytest.approx(tokens)
+        assert logged["prefix/reward"] == pytest.approx(sum(r.reward for r in hybrid) / len(hybrid))
+        own = [r.reward for r in rows if not r.prefix]
+        assert logged["policy/reward"] == pytest.approx(sum(own) / len(own))
+        assert logged["sampling/sampling_logp_difference/mean"] < 1e-5
+
+
+def test_validation_sees_no_demonstration(task: Path, first: Path) -> None:
+    """It comes first, greedy; what the server was sent are prompts and nothing behind them."""
+    prompts = {
+        tuple(torch.load(first / "look/batch_1.pt", weights_only=False)["prompts"][i].tolist())
+        for i in range(16)
+    }
+    asked = cluster.requests(first)
+    validation = [r for r in asked if r["temperature"] == 0]
+    training = [r for r in asked if r["temperature"] == 1]
+    assert len(validation) == 4
+    assert len(training) == 32
+    again = recomputed.Again(task, first, recomputed.prefix_rft)
+    test = [json.loads(x) for x in (task / "test.jsonl").read_text().splitlines()][:4]
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(task / "base")
+    expected = {tuple(tokenizer(row["prompt"])["input_ids"]) for row in test}
+    assert {tuple(r["prompt_ids"]) for r in validation} == expected
+    longer = [r for r in training[:16] if tuple(r["prompt_ids"]) not in prompts]
+    assert longer
+    for r in longer:
+        ids = next(
+            r["prompt_ids"][len(p) :] for p in prompts if tuple(r["prompt_ids"][: len(p)]) == p
+        )
+        assert any(d[: len(ids)] == ids for d in again.demonstrations)
+        assert r["max_tokens"] == cluster.BUDGET - len(ids)
+
+
+def test_verls_own_command_goes_on_from_a_checkpoint(
+    task: Path, first: Path, tmp_path: Path
+) -> None:
+    """The other way to launch; rows and prefixes of the next step are those of a run without a
+    stop."""
+    shutil.copytree(first / "checkpoints", tmp_path / "checkpoints")
+    shutil.rmtree(tmp_path / "checkpoints/global_step_2")
+    (tmp_path / "checkpoints/latest_checkpointed_iteration.txt").write_text("1")
+    done = cluster.run(
+        task,
+        tmp_path,
+        "trainer.resume_mode=auto",
+        "trainer.v1.trainer_mode=prefix_rft",
+        "algorithm.adv_estimator=grpo",
+        "+prefix_rft={reward: countdown}",
+        module="verl.trainer.main_ppo",
+        VERL_USE_EXTERNAL_MODULES="verl_cpu,prefix_rft.engines.verl.plugin",
+    )
+    ended_well(done)
+    before, after = (
+        torch.load(f / "look/batch_2.pt", weights_only=False) for f in (first, tmp_path)
+    )
+
+    def by_row(batch) -> list:
+        rollout = [k.rsplit("_", 2)[1] for k in batch["keys"]]
+        return sorted(zip(batch["index"], rollout, map(int, batch[PREFIX]), strict=True))
+
+    assert by_row(after) == by_row(before)
+    again = torch.load(tmp_path / "look/weights_1.pt", weights_only=True)
+    was = torch.load(first / "look/weights_1.pt", weights_only=True)
+    assert all(torch.equal(again[k], was[k]) for k in was)
+
+
+def test_a_hybrid_over_two_ranks_with_rows_that_fill(task: Path, tmp_path: Path) -> None:
+    """LUFFY: 3 prompts of 4 rows, updates of 2 prompts: verl adds 4 rows."""
+    done = cluster.run(
+        task,
+        tmp_path,
+        "prefix_rft.reward=countdown",
+        "prefix_rft.method=luffy",
+        "data.train_batch_size=3",
+        "actor_rollout_ref.actor.ppo_mini_batch_size=2",
+        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=2",
+        ranks=2,
+    )
+    ended_well(done)
+    again = recomputed.Again(task, tmp_path, recomputed.luffy)
+    for step in (1, 2):
+        batch = torch.load(tmp_path / f"look/batch_{step}.pt", weights_only=False)
+        assert sum(batch["padding"]) == 4
+        rows = agree(again, tmp_path, step, 2, 2)
+        assert len(rows) == 12
+        assert sum(r.whole for r in rows) == 3
+        assert cluster.metrics(tmp_path)[step]["demonstration/row_share"] == 0.25
+
+
+@pytest.mark.slow
+def test_prefix_rft_over_two_ranks_and_two_updates(task: Path, tmp_path: Path) -> None:
+    """In the second update entropies are those of the policy that the first one has made."""
+    done = cluster.run(
+        task,
+        tmp_path,
+        "prefix_rft.reward=countdown",
+        "actor_rollout_ref.actor.ppo_mini_batch_size=2",
+        "actor_rollout_ref.actor.optim.lr=1e-3",
+        ranks=2,
+    )
+    ended_well(done)
+    again = recomputed.Again(task, tmp_path, recomputed.prefix_rft)
+    for step in (1, 2):
+        agree(again, tmp_path, step, 2, 2)
+
+
+def test_a_sampler_with_old_weights_stops_the_run(task: Path, tmp_path: Path) -> None:
+    done = cluster.run(
+        task,
+        tmp_path,
+        "prefix_rft.reward=countdown",
+        "prefix_rft.weight_check=0.001",
+        "actor_rollout_ref.actor.optim.lr=1e-2",
+        VERL_CPU_FAULT="stale",
+    )
+    assert done.returncode != 0
+    said = done.stdout + done.stderr
+    assert "step 2: sampler and actor are" in said
+    assert "the sampler may have old weights" in said
+    assert sorted(cluster.metrics(tmp_path)) == [1]
