@@ -16,6 +16,7 @@ from transformers.integrations import (
 )
 from transformers.integrations.integration_utils import is_flytekit_available
 
+from prefix_rft import cluster
 from prefix_rft.core import Method
 from prefix_rft.data import find_source
 from prefix_rft.engines.trl import DemonstrationConfig, PrefixRFTConfig
@@ -86,6 +87,8 @@ def configure(
     config_class = PrefixRFTConfig if method.samples else DemonstrationConfig
     keys = [f.name for f in fields(config_class) if f.init]
     recipe = load_recipe(path, overrides, keys, stage, model)
+    if recipe.engine == "verl":
+        cluster.refuse(recipe, method)
     mask = recipe.trainer.get("parameter_mask")
     if mask is not None:
         data = MaskOptions.read(mask).data
@@ -132,6 +135,9 @@ def is_checkpoint(path: Any) -> None:
             f"resume_from_checkpoint '{path}' is no checkpoint: name a folder RUN/checkpoint-N"
         )
 
+
+RECOMPUTE = ("activation_checkpointing", "gradient_checkpointing")
+"""What trades time for the memory of activations: a new name and an old one."""
 
 UNLISTED = {"azure_ml": is_azureml_available, "flyte": is_flytekit_available}
 """Trackers that transformers may leave out of its list although they can be used."""
@@ -199,7 +205,9 @@ def trainer_arguments(
     if method.samples:
         defaults |= {"num_generations": generations, "log_rollouts": True}
     if not torch.accelerator.is_available():
-        defaults |= {"use_cpu": True, "bf16": False, "activation_checkpointing": False}
+        # transformers 5.23 has a new name for it.
+        recompute = next(k for k in RECOMPUTE if k in kinds)
+        defaults |= {"use_cpu": True, "bf16": False, recompute: False}
     checkpoint = given.get("resume_from_checkpoint")
     if checkpoint is not None:
         is_checkpoint(checkpoint)

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from prefix_rft.data import Reading
-from prefix_rft.errors import UserError, check_types, refuse_unknown
+from prefix_rft.errors import UserError, check_types, choose, refuse_unknown
 
 
 class Loader(yaml.SafeLoader):
@@ -30,6 +30,7 @@ Loader.add_implicit_resolver(
 
 DEFAULT_METHOD = "prefix_rft"
 STAGES = "stages"
+ENGINES = ("trl", "verl")
 COMPARE = "compare"
 """Key of a comparison's own settings, which training does not read."""
 BATCH = "give prompts_per_step and micro_batch_size"
@@ -75,6 +76,8 @@ class Recipe:
         eval_samples: samples per held-out problem.
         eval_temperature: of those samples.
         eval_problems: evaluate on the first N held-out rows; all by default.
+        engine: ``trl``, on this machine, or ``verl``, on a Ray cluster.
+        verl: settings of verl's own, by key; dots reach into mappings.
         trainer: TRL's own keys.
         folder: the recipe's folder.
     """
@@ -97,6 +100,8 @@ class Recipe:
     eval_samples: int = 4
     eval_temperature: float = 1.0
     eval_problems: int | None = None
+    engine: str = "trl"
+    verl: Mapping[str, Any] = field(default_factory=dict)
     trainer: Mapping[str, Any] = field(default_factory=dict)
     folder: Path = Path()
 
@@ -271,6 +276,9 @@ def load_recipe(
     check_types("recipe key", mine, {f.name: str(f.type) for f in fields(Recipe)})
     if "/" in mine.get("name", "") or mine.get("name") in ("", ".", ".."):
         raise UserError(f"recipe key 'name' is the name of a folder, not a path: {mine['name']!r}")
+    choose("engine", mine.get("engine", "trl"), ENGINES)
+    if mine.get("verl") and mine.get("engine", "trl") != "verl":
+        raise UserError("recipe key 'verl' has no effect without engine: verl")
     if mine.get("eval_temperature", 1.0) < 0:
         raise UserError("recipe key 'eval_temperature' must be at least 0")
     for key in ("prompts_per_step", "micro_batch_size", "eval_samples", "eval_problems"):

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import PrinterCallback, TrainerCallback
 
+from prefix_rft import cluster
 from prefix_rft.checkpoints import step_of
 from prefix_rft.configure import Setup, configure, is_checkpoint
 from prefix_rft.core import Method
@@ -33,7 +34,15 @@ from prefix_rft.models import load_model, one_line, quiet
 from prefix_rft.preflight import preflight
 from prefix_rft.progress import Progress
 from prefix_rft.recipe import Recipe, load_recipe, read_recipe, stage_names
-from prefix_rft.resuming import Start, changes, clear, find, from_checkpoint, go_on_with
+from prefix_rft.resuming import (
+    Start,
+    changes,
+    clear,
+    find,
+    from_checkpoint,
+    go_on_with,
+    newest_run,
+)
 from prefix_rft.rif import Filter, choose_rows, filter_rows, recorded
 from prefix_rft.run_folder import alone, taken, write_json, write_start
 from prefix_rft.run_reader import RunFolder
@@ -57,6 +66,8 @@ def train(path: str, overrides: Sequence[str], console: Console, resume: bool = 
         console = Console(quiet=True)  # one process speaks for all
     data = read_recipe(path, overrides)
     names = stage_names(data)
+    if data.get("engine") == "verl":
+        return on_cluster(path, overrides, console, resume)
     start = Start()
     if checkpoint := data.get("resume_from_checkpoint"):
         if resume:
@@ -94,6 +105,22 @@ class Command:
     def to_go_on(self, start: Start, folder: Path) -> str:
         """The command that goes on with it."""
         return go_on_with(self.recipe, self.overrides, start, folder)
+
+
+def on_cluster(path: str, overrides: Sequence[str], console: Console, resume: bool) -> Path:
+    """Train with ``engine: verl``; returns the run folder."""
+    if len(stage_names(read_recipe(path, overrides))) > 1:
+        raise UserError("engine: verl runs one stage: give each stage a recipe of its own")
+    with closing(configure(path, overrides)) as setup:
+        recipe, args = setup.recipe, setup.args
+        folder = newest_run(Path(recipe.runs), recipe.name) if resume else None
+        if folder is None:
+            folder, resume = Path(args.output_dir), False
+        resumed = {"engine": "verl"} if resume else None
+        write_start(folder, resolved(recipe, setup.method, args), resumed)
+    with alone(folder):
+        cluster.run(recipe, args, folder, console, resume)
+    return folder
 
 
 def say(console: Console, words: str, style: str | None = None) -> None:

@@ -77,6 +77,11 @@ def run(
     **environment: str,
 ) -> subprocess.CompletedProcess[str]:
     """Run to the end; what it leaves is in ``folder``."""
+    return start(folder, "-m", module, *overrides(task, folder, ranks), *more, **environment)
+
+
+def start(folder: Path, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run Python as a user of a machine without an accelerator would."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [str(ROOT / "src"), str(ROOT / "tests/verl")]
     env = {
@@ -97,7 +102,7 @@ def run(
         **environment,
     }
     return subprocess.run(
-        [sys.executable, "-m", module, *overrides(task, folder, ranks), *more],
+        [sys.executable, *command],
         cwd=folder,
         env=env,
         capture_output=True,

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 pytest.importorskip("verl")
 
@@ -15,6 +16,15 @@ import torch
 from prefix_rft.cli import main
 
 PREFIX = "prefix_rft_prefix_length"
+OF_RECIPES = {
+    f"trainer.{x}"
+    for x in (
+        *("logger", "total_training_steps", "total_epochs", "default_local_dir", "save_freq"),
+        *("val_before_train", "test_freq", "resume_mode", "project_name", "experiment_name"),
+    )
+}
+"""Settings that a recipe makes of its own keys."""
+COMMAND = "import sys; from prefix_rft.cli import main; sys.exit(main(sys.argv[1:]))"
 
 pytestmark = [pytest.mark.verl, pytest.mark.timeout(1800)]
 
@@ -157,6 +167,55 @@ def test_a_hybrid_over_two_ranks_with_rows_that_fill(task: Path, tmp_path: Path)
         assert len(rows) == 12
         assert sum(r.whole for r in rows) == 3
         assert cluster.metrics(tmp_path)[step]["demonstration/row_share"] == 0.25
+
+
+def test_a_recipe_starts_it(task: Path, tmp_path: Path) -> None:
+    """The recipe of the TRL engine, with ``engine: verl``: the same rows, prefixes and names."""
+    theirs = {}
+    for line in cluster.overrides(task, tmp_path, 1):
+        key, _, value = line.partition("=")
+        named = key.startswith("data.") or key in OF_RECIPES
+        if not (named or "optim" in key or key.endswith((".n", "ppo_mini_batch_size"))):
+            theirs[key] = yaml.safe_load(value)
+    theirs |= {"data.max_prompt_length": 64, "data.dataloader_num_workers": 0}
+    recipe = {
+        "engine": "verl",
+        "name": "mine",
+        "model": "base",
+        "train_data": "train.jsonl",
+        "eval_data": "test.jsonl",
+        "eval_problems": 4,
+        "reward": "countdown",
+        "method": {"name": "adaback"},
+        "num_generations": 4,
+        "prompts_per_step": 4,
+        "micro_batch_size": 4,
+        "max_completion_length": cluster.BUDGET,
+        "max_steps": 2,
+        "save_steps": 1,
+        "runs": str(tmp_path / "runs"),
+        "verl": theirs,
+    }
+    path = task / "cluster.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    done = cluster.start(tmp_path, "-c", COMMAND, "train", str(path))
+    ended_well(done)
+    folder = tmp_path / "runs/mine"
+    lines = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [x["step"] for x in lines] == [0, 1, 2]
+    assert {"loss", "grad_norm", "policy/reward", "prefix/length", "entropy"} <= lines[1].keys()
+    assert (folder / "report.html").is_file()
+    assert yaml.safe_load((folder / "recipe.yaml").read_text())["method"]["name"] == "adaback"
+    # What the planner has learnt is in the checkpoint, and a run goes on with it.
+    state = folder / "checkpoints/global_step_2/method_state.json"
+    assert len(json.loads(state.read_text())["examples"]) == 8
+    done = cluster.start(
+        tmp_path, "-m", "prefix_rft", "train", str(path), "max_steps=3", "--resume"
+    )
+    ended_well(done)
+    lines = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [x["step"] for x in lines] == [0, 1, 2, 3]
+    assert lines[3]["memory/examples"] == 12
 
 
 @pytest.mark.slow

@@ -56,8 +56,11 @@ class PrefixAgentLoop(AgentLoopBase):
         """Sample one rollout, within the budget of prefix and continuation together."""
         prompt_ids = [int(t) for t in kwargs[PROMPT_IDS]]
         budget = self.rollout_config.response_length
-        plan: Plan | None = kwargs.get(PLAN)
-        known, whole = plan.known(int(kwargs["session_id"])) if plan else ([], False)
+        plan = kwargs.get(PLAN)
+        known: list[int] = []
+        whole = False
+        if plan is not None:
+            known, whole = Plan.read(plan).known(int(kwargs["session_id"]))
         if whole:
             # Sampled from no policy: as if the present one had.
             version = int(kwargs["global_steps"]) - 1

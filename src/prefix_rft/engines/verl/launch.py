@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import ray
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 from verl.trainer.main_ppo import TaskRunnerV1, run_ppo
 from verl.trainer.ppo.utils import need_critic, need_reference_policy
 from verl.utils.config import validate_config
 from verl.utils.device import auto_set_device
 
-from prefix_rft.engines.verl.block import configure
+from prefix_rft.engines.verl.settings import configure
+from prefix_rft.errors import UserError
 
 
 class MethodRunner(TaskRunnerV1.__ray_metadata__.modified_class):  # pyright: ignore[reportAttributeAccessIssue]
@@ -37,3 +42,29 @@ def launch(config: Any) -> None:
         use_critic=need_critic(config),
     )
     run_ppo(config, task_runner_class=ray.remote(MethodRunner))
+
+
+def composed(settings: Mapping[str, Any]) -> Any:
+    """verl's configuration with our block and these settings.
+
+    Args:
+        settings: by key, with dots; one that begins with ``+`` is new to verl's configuration.
+
+    Raises:
+        UserError: verl's configuration has no such key.
+    """
+    chosen = [f"model_engine={settings['model_engine']}"] if "model_engine" in settings else []
+    with initialize_config_module("prefix_rft.engines.verl.config", version_base=None):
+        config = compose("prefix_rft", overrides=chosen)
+    OmegaConf.set_struct(config, True)
+    for key, value in settings.items():
+        try:
+            if key.startswith("+"):
+                with open_dict(config):
+                    OmegaConf.update(config, key[1:], value, force_add=True)
+            else:
+                OmegaConf.update(config, key, value, merge=False)
+        except (OmegaConfBaseException, ValueError) as error:
+            why = str(error).splitlines()[0]
+            raise UserError(f"verl's configuration does not take '{key}': {why}") from error
+    return config

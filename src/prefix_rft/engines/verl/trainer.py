@@ -31,7 +31,6 @@ from prefix_rft.data.demonstrations import EXAMPLE, IDS
 from prefix_rft.engines.plan import Moment
 from prefix_rft.engines.state import MethodState, hash_of_rows
 from prefix_rft.engines.verl import require_verl
-from prefix_rft.engines.verl.block import configure
 from prefix_rft.engines.verl.columns import (
     ADVANTAGE,
     DROPPED,
@@ -48,6 +47,7 @@ from prefix_rft.engines.verl.dataset import Prompts
 from prefix_rft.engines.verl.graded import Graded
 from prefix_rft.engines.verl.loss import means
 from prefix_rft.engines.verl.plan import Plan
+from prefix_rft.engines.verl.settings import configure
 from prefix_rft.engines.verl.worker import STEP, TOTAL, MethodWorker
 from prefix_rft.errors import RunError
 
@@ -109,7 +109,7 @@ class MethodTrainer:
     def _next_train_batch(self, *args: Any, **kwargs: Any) -> Any:
         # Only here: a validation batch has no plan, so nothing of it starts from a demonstration.
         batch = super()._next_train_batch(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
-        plans = [self.plan(int(index)) for index in batch["index"]]
+        plans = [self.plan(int(index)).plain() for index in batch["index"]]
         # One for each row: what all rows share is not kept with prompts for a later resume.
         batch.set(PLAN, NonTensorStack(*plans))
         return batch
@@ -212,7 +212,7 @@ class MethodTrainer:
             low, high = method.prefix.interval(self.global_steps - 1, self.total_training_steps)
             metrics["prefix/low"], metrics["prefix/high"] = low, high
         if method.law.remembers:
-            self.learn(list(data[PLAN]), batch.keys, rows)
+            self.learn([Plan.read(p) for p in data[PLAN]], batch.keys, rows)
             metrics["memory/examples"] = len(self.method_state.examples)
         return batch
 
