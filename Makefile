@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup quickstart test test-slow lint format bench clean
+.PHONY: setup quickstart test test-slow test-verl lint format bench clean
 
 setup: $(STAMP)
 
@@ -28,6 +28,20 @@ test: setup
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
 
+# verl wants an older transformers than we do: an environment of its own.
+VERL := .venv-verl
+
+$(VERL)/.installed: pyproject.toml constraints-verl.txt
+	test -x $(VERL)/bin/python || $(PYTHON) -m venv $(VERL)
+	$(VERL)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(VERL)/bin/python -m pip install --quiet --constraint constraints-verl.txt torch
+	$(VERL)/bin/python -m pip install --quiet --constraint constraints-verl.txt --editable ".[verl,math]" pytest pytest-timeout pyright
+	touch $@
+
+test-verl: $(VERL)/.installed
+	$(VERL)/bin/pyright --project pyright-verl.json
+	$(VERL)/bin/python -m pytest -m "verl or not slow" tests/verl
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -42,4 +56,4 @@ bench: setup
 	$(BIN)/python benchmarks/step.py
 
 clean:
-	rm -rf $(VENV) data/countdown
+	rm -rf $(VENV) $(VERL) data/countdown

@@ -203,7 +203,7 @@ def test_a_recipe_starts_it(task: Path, tmp_path: Path) -> None:
     folder = tmp_path / "runs/mine"
     lines = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [x["step"] for x in lines] == [0, 1, 2]
-    assert {"loss", "grad_norm", "policy/reward", "prefix/length", "entropy"} <= lines[1].keys()
+    assert {"loss", "grad_norm", "prefix/reward", "prefix/length", "entropy"} <= lines[1].keys()
     assert (folder / "report.html").is_file()
     assert yaml.safe_load((folder / "recipe.yaml").read_text())["method"]["name"] == "adaback"
     # What the planner has learnt is in the checkpoint, and a run goes on with it.

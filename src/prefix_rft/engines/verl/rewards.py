@@ -51,7 +51,8 @@ class Graders(RewardManagerBase):
 
     def verdicts(self, ids: Sequence[int], columns: dict[str, Any]) -> list[Verdict]:
         """Of each grader, on a completion."""
-        text: Any = self.tokenizer.decode(ids, skip_special_tokens=True)
+        tokenizer: Any = self.tokenizer
+        text: Any = tokenizer.decode(ids, skip_special_tokens=True)
         prompt = columns.pop("prompt")
         if isinstance(prompt, list):
             text = [{"role": "assistant", "content": text}]

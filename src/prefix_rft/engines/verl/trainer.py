@@ -111,7 +111,7 @@ class MethodTrainer:
         batch = super()._next_train_batch(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
         plans = [self.plan(int(index)).plain() for index in batch["index"]]
         # One for each row: what all rows share is not kept with prompts for a later resume.
-        batch.set(PLAN, NonTensorStack(*plans))
+        batch.set(PLAN, NonTensorStack(*plans))  # pyright: ignore[reportAbstractUsage]
         return batch
 
     def moment(self) -> Moment:

@@ -122,7 +122,7 @@ class MethodWorker(ActorRolloutRefWorker):
         sys.modules.setdefault("trl", None)  # pyright: ignore[reportArgumentType]
         super().__init__(*args, **kwargs)
 
-    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)  # pyright: ignore[reportAttributeAccessIssue]
     def init_model(self) -> None:
         """As verl does; then the method."""
         super().init_model()

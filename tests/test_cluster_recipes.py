@@ -1,0 +1,152 @@
+"""``engine: verl``: a recipe as verl's settings, and what of it is refused. Needs no verl."""
+
+import json
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from prefix_rft import cluster
+from prefix_rft.cli import main
+from prefix_rft.configure import configure
+from prefix_rft.errors import UserError
+
+EXAMPLES = Path(__file__).parents[1] / "examples/cluster"
+RECIPE = {
+    "engine": "verl",
+    "model": "org/model",
+    "train_data": "train.jsonl",
+    "reward": "exact",
+    "max_steps": 20,
+}
+
+
+def write(folder: Path, **more: Any) -> str:
+    (folder / "train.jsonl").write_text('{"prompt": "1+1", "answer": "2", "demonstration": "2"}\n')
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump({**RECIPE, **more}))
+    return str(path)
+
+
+def settings(path: str, *overrides: str, resume: bool = False) -> dict[str, Any]:
+    setup = configure(path, overrides)
+    try:
+        return cluster.settings(setup.recipe, setup.args, Path("runs/run"), resume)
+    finally:
+        setup.close()
+
+
+def test_keys_of_the_trl_engine_become_verls(tmp_path: Path) -> None:
+    more = {
+        "method": {"name": "dr_grpo", "aggregation": "token_mean"},
+        "epsilon": 0.1,
+        "epsilon_high": 0.3,
+        "num_generations": 4,
+        "prompts_per_step": 6,
+        "micro_batch_size": 3,
+        "num_iterations": 2,
+        "learning_rate": 2e-6,
+        "warmup_steps": 5,
+        "lr_scheduler_type": "cosine",
+        "seed": 7,
+        "top_k": 50,
+        "verl": {"trainer": {"nnodes": 2}, "data.max_prompt_length": 99},
+    }
+    found = settings(write(tmp_path, **more))
+    actor, rollout = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
+    expected = {
+        "prefix_rft.method": "dr_grpo",
+        "prefix_rft.method_options": {"aggregation": "token_mean", "epsilon": 0.1},
+        "prefix_rft.epsilon_high": 0.3,
+        "prefix_rft.folder": str(tmp_path),
+        "prefix_rft.seed": 7,
+        "data.seed": 7,
+        "data.train_batch_size": 6,
+        f"{actor}.ppo_mini_batch_size": 6,
+        f"{actor}.ppo_micro_batch_size_per_gpu": 3,
+        f"{actor}.ppo_epochs": 2,
+        f"{actor}.optim.lr": 2e-6,
+        f"{actor}.optim.lr_warmup_steps": 5,
+        f"{actor}.optim.lr_scheduler_type": "cosine",
+        f"{rollout}.n": 4,
+        f"{rollout}.top_k": 50,
+        "data.max_response_length": 512,  # TRL's default
+        "trainer.total_training_steps": 20,
+        "trainer.save_freq": 2,  # every tenth of the run
+        "trainer.resume_mode": "disable",
+        "trainer.nnodes": 2,
+        "data.max_prompt_length": 99,
+    }
+    assert {k: found[k] for k in expected} == expected
+    assert f"{actor}.use_dynamic_bsz" not in found
+    again = settings(write(tmp_path), "save_strategy=no", resume=True)
+    assert again["trainer.save_freq"] == -1
+    assert again["trainer.resume_mode"] == "auto"
+    assert again[f"{rollout}.top_k"] == -1
+    assert again[f"{actor}.use_dynamic_bsz"] is True
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"engine": "nemo"}, "unknown engine 'nemo'"),
+        ({"method": "sft"}, "method 'sft' does not run on verl: it never samples; use engine: trl"),
+        ({"method": "bread"}, "does not run on verl: a group cannot be sampled again"),
+        ({"rif": {}}, "recipe key 'rif' is not there with engine: verl"),
+        ({"vllm_mode": "server"}, "recipe key 'vllm_mode' has no counterpart on verl"),
+        ({"learning_rat": 1.0}, "unknown recipe key 'learning_rat': did you mean 'learning_rate'"),
+        ({"lr_scheduler_type": "linear"}, "verl has the schedules constant, cosine, not 'linear'"),
+        ({"engine": "trl", "verl": {"a": 1}}, "'verl' has no effect without engine: verl"),
+        ({"train_data": {"path": "x"}}, "train_data and eval_data are a file, folder or name"),
+    ],
+)
+def test_what_verl_cannot_do_is_refused(tmp_path: Path, more: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        settings(write(tmp_path, **more))
+
+
+def test_a_share_of_an_unknown_number_of_steps_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="a save_steps below 1 is a share of max_steps"):
+        settings(write(tmp_path, max_steps=-1))
+
+
+def test_without_verl_a_sentence_says_how_to_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("prefix_rft.engines.verl.version", missing)
+    recipe = write(tmp_path, runs=str(tmp_path / "runs"))
+    assert main(["train", recipe]) == 2
+    assert "pip install 'prefix-rft[verl]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("nodes", [1, 4])
+def test_the_recipes_in_docs_are_those_of_the_paper(nodes: int) -> None:
+    found = settings(str(EXAMPLES / f"qwen2.5-math-7b-{nodes}x8.yaml"))
+    assert found["trainer.nnodes"] == nodes
+    assert found["data.train_batch_size"] == 128
+    assert found["actor_rollout_ref.actor.ppo_mini_batch_size"] == 64
+    assert found["actor_rollout_ref.rollout.n"] == 8
+    assert found["trainer.total_training_steps"] == 500
+    assert found["data.max_response_length"] == 8192
+    assert found["actor_rollout_ref.actor.optim.lr"] == 1e-6
+    assert found["actor_rollout_ref.actor.optim.weight_decay"] == 0.01
+
+
+def test_metrics_are_taken_over(tmp_path: Path) -> None:
+    """From the files of all parts of a run; a step that was done again counts once."""
+    first = [{"step": s, "data": {"actor/loss": s / 10, "prefix/low": 0.5}} for s in (1, 2)]
+    second = [{"step": 2, "data": {"actor/loss": 0.7}}, {"step": 3, "data": {"actor/lr": 1e-6}}]
+    for i, lines in enumerate((first, second), 1):
+        (tmp_path / f"verl-{i:03d}.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    cluster.take_metrics(tmp_path)
+    lines = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [
+        {"step": 1, "loss": 0.1, "prefix/low": 0.5},
+        {"step": 2, "loss": 0.7, "prefix/low": 0.5},
+        {"step": 3, "learning_rate": 1e-6},
+    ]

@@ -1,0 +1,362 @@
+"""Our part of verl's trainers with verl's own classes, without Ray."""
+
+import asyncio
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("verl")
+
+import torch
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+from tensordict import TensorDict
+from verl.utils import tensordict_utils as tu
+from verl.workers.rollout.replica import TokenOutput
+
+import prefix_rft.engines.verl as engine
+from prefix_rft.cli import main
+from prefix_rft.core import Batch, loss, prepare
+from prefix_rft.core.planner import Group, Start
+from prefix_rft.engines.verl import columns, require_verl
+from prefix_rft.engines.verl.agent_loop import PrefixAgentLoop
+from prefix_rft.engines.verl.block import Block, unsupported
+from prefix_rft.engines.verl.dataset import COLUMNS, PROMPT_IDS, Prompts
+from prefix_rft.engines.verl.graded import Graded
+from prefix_rft.engines.verl.loss import means, method_loss
+from prefix_rft.engines.verl.plan import Plan
+from prefix_rft.engines.verl.rewards import UNGRADED, combined
+from prefix_rft.engines.verl.settings import configure
+from prefix_rft.errors import UserError
+from prefix_rft.methods import load
+from prefix_rft.rewards.verdict import Verdict
+
+METHODS = ("prefix_rft", "dr_grpo", "luffy", "uft", "srft", "hpt", "chord", "grpo", "gspo",
+           "cispo", "rloo", "superrl", "rl_sft", "adaback", "pope", "r3", "questa")  # fmt: skip
+
+
+def settings(*more: str) -> Any:
+    with initialize_config_module("prefix_rft.engines.verl.config", version_base=None):
+        return compose(
+            "prefix_rft",
+            overrides=[
+                "actor_rollout_ref.rollout.name=verl_cpu",
+                "actor_rollout_ref.rollout.n=4",
+                "data.max_prompt_length=32",
+                "data.max_response_length=16",
+                "actor_rollout_ref.model.path=null",
+                *more,
+            ],
+        )
+
+
+# ---- settings ----------------------------------------------------------------------------------
+
+
+def test_verl_is_set_up_for_the_method() -> None:
+    config = settings("prefix_rft.method_options={entropy_keep: 0.5}")
+    block, method = configure(config)
+    assert (block.method, method.const, method.selection.fraction) == ("prefix_rft", 16.0, 0.5)
+    assert config.actor_rollout_ref.actor.calculate_entropy
+    assert not config.actor_rollout_ref.actor.use_kl_loss
+    assert config.actor_rollout_ref.rollout.agent.default_agent_loop == "prefix_rft"
+    before = OmegaConf.to_container(config)
+    configure(config)  # the launcher does it, then the trainer
+    assert OmegaConf.to_container(config) == before
+    with_kl = settings("prefix_rft.method=uft")
+    configure(with_kl)
+    assert with_kl.actor_rollout_ref.actor.use_kl_loss
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("+prefix_rft.methods=x", "unknown key of 'prefix_rft:' 'methods': did you mean 'method'"),
+        ("prefix_rft.method=prefix", "unknown method"),
+        ("prefix_rft.method_options={keep: 1}", "keep"),
+        ("prefix_rft.method=sft", "'sft' does not run on verl: it never samples"),
+        ("prefix_rft.method=relift", "'relift' does not run on verl"),
+        ("prefix_rft.method=bread", "'bread' does not run on verl: a group cannot be sampled"),
+        ("prefix_rft.method=discriminative", "does not run on verl"),
+        ("prefix_rft.epsilon=wide", "'epsilon' must be a number"),
+        ("prefix_rft.weight_check=-1", "weight_check must be at least 0"),
+        ("algorithm.adv_estimator=gae", "algorithm.adv_estimator=gae cannot be used here"),
+        ("actor_rollout_ref.actor.loss_agg_mode=seq-mean-token-sum", "loss_agg_mode"),
+        ("actor_rollout_ref.actor.clip_ratio_high=0.28", "set prefix_rft.epsilon_high"),
+        ("actor_rollout_ref.actor.entropy_coeff=0.01", "set prefix_rft.entropy_coef"),
+        ("algorithm.rollout_correction.bypass_mode=True", "its pass before the update is needed"),
+        ("algorithm.rollout_correction.rollout_rs=token", "would stay in the normalisers"),
+        ("trainer.use_v1=False", "V1 trainers"),
+        ("actor_rollout_ref.rollout.calculate_log_probs=False", "weight_check=null"),
+        ("prefix_rft.method=dapo", "'dapo' does not run on verl: another prompt cannot"),
+    ],
+)
+def test_what_cannot_be_is_refused_at_the_start(override: str, words: str) -> None:
+    with pytest.raises(UserError, match=words.replace("(", r"\(")):
+        configure(settings(override))
+
+
+def test_likelihoods_are_those_of_temperature_1() -> None:
+    with pytest.raises(UserError, match="temperature 1, got"):
+        configure(settings("prefix_rft.method=luffy", "actor_rollout_ref.rollout.temperature=0.7"))
+
+
+@pytest.mark.parametrize("found", ["0.9.0", "0.10.0", "1.0"])
+def test_other_versions_are_refused(monkeypatch: pytest.MonkeyPatch, found: str) -> None:
+    require_verl()
+    monkeypatch.setattr(engine, "version", lambda name: found)
+    with pytest.raises(UserError, match=f"verl {found} is installed"):
+        require_verl()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_that_run(name: str) -> None:
+    assert unsupported(load(name)) is None
+    assert Block(name).resolve_method(8, 64).name == name
+
+
+# ---- rows and rollouts -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("task") / "data"
+    sizes = ["--train-rows", "12", "--test-rows", "4", "--valid-rows", "4"]
+    assert main(["task", "countdown", str(folder), *sizes]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prompts(task: Path) -> Prompts:
+    from transformers import AutoTokenizer
+
+    config = settings(f"actor_rollout_ref.model.path={task}/base")
+    configure(config)
+    return Prompts(f"{task}/train.jsonl", AutoTokenizer.from_pretrained(task / "base"), config.data)
+
+
+def test_an_item_holds_no_demonstration(task: Path, prompts: Prompts) -> None:
+    rows = [json.loads(x) for x in (task / "train.jsonl").read_text().splitlines()]
+    assert len(prompts) == 12
+    for i, row in enumerate(rows):
+        item = prompts[i]
+        assert row["demonstration"] not in json.dumps({k: str(v) for k, v in item.items()})
+        assert json.loads(item[COLUMNS])["prompt"] == row["prompt"]
+        ids = prompts.rows[i]["prefix_rft_demonstration_ids"][0]
+        assert prompts.renderer.tokenizer.decode(ids[:-1]) == row["demonstration"]
+
+
+class Server:
+    """Answers every request alike."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[list[int], int]] = []
+
+    async def generate(self, request_id: str, *, prompt_ids: Any, sampling_params: Any) -> Any:
+        self.asked.append((prompt_ids, sampling_params["max_tokens"]))
+        n = min(3, sampling_params["max_tokens"])
+        fields = {"min_global_steps": 4, "max_global_steps": 4}
+        return TokenOutput(token_ids=[7] * n, log_probs=[-1.0] * n, extra_fields=fields)
+
+
+DEMO = list(range(20, 30))
+
+
+@pytest.mark.parametrize(
+    ("start", "sampled"),
+    [(None, 3), (Start(1, 4, 0.4), 3), (Start(1, 10, 1.0), 0), (Start(1, 0, 0.0), 3)],
+)
+@pytest.mark.parametrize("training", [True, False])
+def test_a_rollout(start: Start | None, sampled: int, training: bool) -> None:
+    server = Server()
+    config = OmegaConf.create({"actor_rollout_ref": {"rollout": {"response_length": 16}}})
+    agent = PrefixAgentLoop(SimpleNamespace(config=config), server)
+    plan = Plan({1: torch.tensor(DEMO, dtype=torch.int32).numpy()}, (None, start))
+    given = {PROMPT_IDS: [1, 2], "session_id": 1, "global_steps": 5}
+    if training:
+        given[columns.PLAN] = json.loads(json.dumps(plan.plain(), default=lambda b: b.hex()))
+        given[columns.PLAN]["demonstrations"] = plan.plain()["demonstrations"]
+    known = DEMO[: start.length] if training and start else []
+    sampled = 3 if not training else sampled
+    made = asyncio.run(agent.run({"temperature": 1.0, "logprobs": True}, **given))
+    assert made.response_ids == known + [7] * sampled
+    assert made.response_logprobs == [0.0] * len(known) + [-1.0] * sampled
+    assert server.asked == ([([1, 2, *known], 16 - len(known))] if sampled else [])
+    made.reward_score, made.extra_fields["reward_extra_info"] = 0.5, {UNGRADED: 0.0}
+    row = made.as_dict()
+    assert row[columns.PREFIX] == len(known)
+    assert bool(row[columns.WHOLE]) == (training and start is not None and start.length == 10)
+    assert float(row[columns.REWARD]) == 0.5
+    assert row["extra_fields"]["max_global_steps"] == 4
+    made.extra_fields["reward_extra_info"] = {UNGRADED: 1.0}
+    assert math.isnan(made.as_dict()[columns.REWARD])
+
+
+def test_a_plan_survives_the_queue() -> None:
+    asked = Group(3, 2, (4, 5), own={"a": 1.0}, boundaries=((1, 2), (3,)))
+    plan = Plan({0: torch.arange(4, dtype=torch.int32).numpy()}, (Start(0, 2, 0.5), None), asked)
+    again = Plan.read(plan.plain())
+    assert again.known(0) == ([0, 1], False)
+    assert again.known(1) == ([], False)
+    assert (again.starts, again.asked) == (plan.starts, asked)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([1.0, 0.5], 2.0),
+        ([1.0, None], 1.0),  # one that does not apply
+        ([None, None], math.nan),
+        (["error", 1.0], math.nan),  # one that could not judge
+    ],
+)
+def test_rewards_add_up_as_in_trl(values: list[Any], expected: float) -> None:
+    verdicts = [
+        Verdict("error" if v == "error" else "skipped" if v is None else "correct",
+                None if v in ("error", None) else v)
+        for v in values
+    ]  # fmt: skip
+    found = combined(verdicts, [1.0, 2.0])
+    assert found == expected or (math.isnan(found) and math.isnan(expected))
+
+
+# ---- rows of a step ----------------------------------------------------------------------------
+
+
+def nested(rows: list[torch.Tensor]) -> torch.Tensor:
+    return torch.nested.as_nested_tensor(rows, layout=torch.jagged)
+
+
+LENGTHS = [5, 7, 6, 4, 8, 3, 5, 6]
+PREFIXES = [3, 0, 6, 0, 0, 2, 0, 5]
+WHOLE = [False, False, True, False, False, False, False, True]
+REWARDS = [1.0, 0.0, 1.0, 0.0, 0.5, 0.0, math.nan, 1.0]
+
+
+def rollouts(seed: int = 0) -> tuple[Any, list[dict[str, bool]]]:
+    """Two groups of four rows, as verl's queue has them; the last row of all fills the batch."""
+    g = torch.Generator().manual_seed(seed)
+    tags = [{"is_padding": i == 8} for i in range(9)]
+    lengths = [*LENGTHS, 1]
+    data = TensorDict(
+        {
+            "prompts": nested([torch.ones(3, dtype=torch.int64)] * 9),
+            "responses": nested([torch.randint(2, 9, (n,), generator=g) for n in lengths]),
+            "response_mask": nested([torch.ones(n, dtype=torch.int64) for n in lengths]),
+            "old_log_probs": nested(
+                [-torch.rand(n, generator=g, dtype=torch.float64) for n in lengths]
+            ),
+            "ref_log_prob": nested(
+                [-torch.rand(n, generator=g, dtype=torch.float64) for n in lengths]
+            ),
+            "entropy": nested([torch.rand(n, generator=g) for n in lengths]),
+            columns.PREFIX: torch.tensor([*PREFIXES, PREFIXES[0]]),
+            columns.WHOLE: torch.tensor([*WHOLE, WHOLE[0]]),
+            columns.REWARD: torch.tensor([*REWARDS, REWARDS[0]], dtype=torch.float64),
+        },
+        batch_size=9,
+    )
+    data["uid"] = [*["a"] * 4, *["b"] * 4, "pad"]
+    return data, tags
+
+
+def add_graded(method: Any, data: Any, tags: Any) -> Graded:
+    rows = Graded.of(method, data, tags, 16, (8,))
+    data[columns.PREFIX], data[columns.WHOLE] = rows.prefix_N, rows.whole_N
+    data[columns.REWARD], data[columns.GROUP] = rows.reward_N, rows.group_N
+    data[columns.ADVANTAGE] = rows.advantage_SN.T.contiguous()
+    data[columns.DROPPED], data[columns.TRUNCATED] = rows.dropped_N, rows.truncated_N
+    return rows
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_both_engines_have_one_loss(name: str) -> None:
+    """Rows as core takes them from the TRL engine, and as it takes them out of verl's columns."""
+    method = Block(name).resolve_method(4, 16)
+    data, tags = rollouts()
+    add_graded(method, data, tags)
+    T = max(LENGTHS)
+    position = torch.arange(T)
+    lengths = torch.tensor(LENGTHS)
+    known = position < torch.tensor(PREFIXES)[:, None]
+    whole = torch.tensor(WHOLE)[:, None]
+    trl = Batch(
+        tokens_BT=columns.padded(data["responses"])[:8],
+        response_mask_BT=position < lengths[:, None],
+        prefix_mask_BT=known & ~whole,
+        demo_mask_BT=known & whole,
+        old_logp_BT=columns.padded(data["old_log_probs"])[:8],
+        reward_B=torch.tensor(REWARDS, dtype=torch.float64),
+        group_B=torch.tensor([0] * 4 + [1] * 4),
+        ref_logp_BT=columns.padded(data["ref_log_prob"])[:8],
+        truncated_B=columns.padded(data["responses"])[torch.arange(8), lengths - 1] != 8,
+        dropped_B=data[columns.DROPPED][:8],
+    )
+    g = torch.Generator().manual_seed(3)
+    logps = [
+        (-torch.rand(n, generator=g, dtype=torch.float64)).requires_grad_() for n in [*LENGTHS, 1]
+    ]
+    entropies = [
+        torch.rand(n, generator=g, dtype=torch.float64).requires_grad_() for n in [*LENGTHS, 1]
+    ]
+    pad = torch.nn.utils.rnn.pad_sequence
+    logp_BT, entropy_BT = (pad(x[:8], batch_first=True) for x in (logps, entropies))
+    expected = loss(method, trl, logp_BT, entropy_BT, 2, 10).loss
+    wanted = torch.autograd.grad(expected, logps[:8], allow_unused=True)
+
+    step = columns.to_batch(data)
+    entropy = pad([e.detach() for e in entropies], batch_first=True)
+    targets = prepare(
+        method, step, entropy, 2, 10, advantage_SB=columns.padded(data[columns.ADVANTAGE]).T
+    )
+    columns.put_targets(data, targets)
+    data["at"] = torch.arange(9)
+    total = torch.zeros((), dtype=torch.float64)
+    for part in tu.chunk_tensordict(data, 3):  # micro-batches of three rows
+        where = part["at"].tolist()
+        full = {"log_probs": logps, "entropy": entropies}
+        # verl's outputs hold prompts too; the position before a token predicts it.
+        out = {
+            k: nested([torch.nn.functional.pad(v[i], (2, 1)) for i in where])
+            for k, v in full.items()
+        }
+        tu.assign_non_tensor(part, dp_size=2)
+        value, metrics = method_loss(method, out, part)
+        total = total + value / 2
+        assert all(math.isfinite(m.aggregate()) for m in metrics.values())
+    torch.testing.assert_close(total, expected, rtol=1e-10, atol=1e-12)
+    found = torch.autograd.grad(total, logps, allow_unused=True)
+    for a, b in zip(found, wanted, strict=False):
+        zero = torch.zeros((), dtype=torch.float64)
+        torch.testing.assert_close(zero if a is None else a, zero if b is None else b)
+    assert found[8] is None or not found[8].any()  # a row that fills the batch
+
+
+def test_rows_that_fill_the_batch_take_no_part() -> None:
+    method = Block("prefix_rft").resolve_method(4, 16)
+    data, tags = rollouts()
+    rows = add_graded(method, data, tags)
+    assert rows.dropped_N.tolist() == [False] * 8 + [True]
+    assert int(rows.prefix_N[8]) == 0
+    assert math.isnan(rows.reward_N[8])
+    found = rows.metrics(method)
+    assert found["prefix/row_share"] == 2 / 8
+    assert found["prefix/length"] == 2.5
+    assert found["rewards/ungraded"] == 1 / 8
+    # By hand: rewards 1, 0 and 0 of group a; its whole demonstration, 1, was not planned.
+    assert rows.advantage_SN[0][:2].tolist() == pytest.approx([2 / 3, -1 / 3])
+
+
+def test_means_are_quotients_of_sums() -> None:
+    metrics = {
+        f"actor/{kind}{name.encode().hex()}": value
+        for name, s, n in (("a/minimum", 3.0, 4.0), ("b/max", 0.0, 0.0))
+        for kind, value in (("prefix_rft_sum/", s), ("prefix_rft_count/", n))
+    }
+    assert not any("max" in k or "min" in k for k in metrics)
+    assert means(metrics) == {"a/minimum": 0.75}
+    assert metrics == {}
