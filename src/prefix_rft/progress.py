@@ -55,10 +55,11 @@ class Progress(TrainerCallback):
         self.smooth: dict[str, float] = {}
         self.live: Live | None = None
         self.started = 0.0
+        self.first = 0  # step from which this process goes on
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the clock and, in a terminal, the live line."""
-        self.started = time.monotonic()
+        self.started, self.first = time.monotonic(), state.global_step
         if self.console.is_terminal and state.is_world_process_zero:
             self.live = Live(Text("starting"), console=self.console, refresh_per_second=4)
             self.live.start()
@@ -86,7 +87,7 @@ class Progress(TrainerCallback):
     def line(self, step: int, total: int) -> str:
         """``step 20/200  10%  0:12 left 1:48  loss ...``."""
         spent = time.monotonic() - self.started
-        left = spent / max(step, 1) * (total - step)
+        left = spent / max(step - self.first, 1) * (total - step)
         parts = [f"step {step}/{total}", f"{clock(spent)} spent, {clock(left)} left"]
         parts += [
             f"{name} {form.format(self.smooth[key])}"
