@@ -64,12 +64,13 @@ def from_checkpoint(checkpoint: Path, names: Sequence[str]) -> Start:
     """Go on from a checkpoint that was named.
 
     Raises:
-        UserError: it belongs to none of the stages.
+        UserError: it belongs to none of the stages, or to no run of this command's.
     """
     folder = checkpoint.resolve().parent
+    recipe = RunFolder(folder).recipe()
     for stage, name in enumerate(names):
         if len(names) == 1 or re.fullmatch(rf"{re.escape(name)}(-\d+)?", folder.name):
-            model = None if stage == 0 else str(RunFolder(folder).recipe()["model"])
+            model = None if stage == 0 else str(recipe["model"])
             return Start(stage, model, folder, checkpoint)
     raise UserError(
         f"resume_from_checkpoint '{checkpoint}' is of none of the stages {', '.join(names)}"

@@ -222,9 +222,9 @@ def begin(setup: Setup, start: Start, console: Console) -> None:
     if start.folder is None:
         write_start(folder, recipe)
         return
-    clear(start)
     step = 0 if start.checkpoint is None else step_of(start.checkpoint)
     changed = changes(RunFolder(folder).recipe(), recipe)
+    clear(start)
     for key, (before, now) in changed.items():
         say(console, f"changed since the run began: {key}: {before} -> {now}")
     write_start(folder, recipe, {"step": step, "changed": changed})

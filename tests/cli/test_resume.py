@@ -129,6 +129,16 @@ def test_a_checkpoint_that_is_refused_costs_no_other(
     assert unchanged(runs) == before
 
 
+def test_a_folder_that_is_no_run_loses_nothing(recipe: Path, whole: Path, tmp_path: Path) -> None:
+    runs = shutil.copytree(whole, tmp_path / "runs")
+    (runs / "run/recipe.yaml").unlink()
+    before = unchanged(runs)
+    chosen = f"resume_from_checkpoint={runs}/run/checkpoint-2"
+    with pytest.raises(UserError, match="is no run folder: it has no recipe"):
+        train(str(recipe), [*OVERRIDES, chosen], Console(quiet=True))
+    assert unchanged(runs) == before
+
+
 def test_a_damaged_later_checkpoint_is_set_aside(recipe: Path, whole: Path, tmp_path: Path) -> None:
     runs = shutil.copytree(whole, tmp_path / "runs")
     shutil.rmtree(runs / "run/model")
