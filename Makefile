@@ -21,9 +21,9 @@ quickstart: setup
 	$(BIN)/prefix-rft task countdown data/countdown
 	$(BIN)/prefix-rft train data/countdown/recipe.yaml
 
-# A file stays with one process, which makes its fixtures once.
+# In as many processes as there are cores, which take over from one another at the end.
 test: setup
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
@@ -40,7 +40,7 @@ $(VERL)/.installed: pyproject.toml constraints-verl.txt
 
 test-verl: $(VERL)/.installed
 	$(VERL)/bin/pyright --project pyright-verl.json
-	$(VERL)/bin/python -m pytest -m "verl or not slow" tests/verl
+	$(VERL)/bin/python -m pytest -m "verl or not slow" tests/cluster
 
 lint: setup
 	$(BIN)/ruff check .

@@ -81,7 +81,13 @@ def test_keys_of_the_trl_engine_become_verls(tmp_path: Path) -> None:
     }
     assert {k: found[k] for k in expected} == expected
     assert f"{actor}.use_dynamic_bsz" not in found
-    again = settings(write(tmp_path), "save_strategy=no", resume=True)
+    assert found[f"{actor}.optim.clip_grad"] == 1.0
+    assert found["actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu"] == 3
+    more = ("save_strategy=no", "max_grad_norm=0", "warmup_steps=0.25")
+    again = settings(write(tmp_path), *more, resume=True)
+    assert again[f"{actor}.optim.clip_grad"] == 1e9  # no limit
+    assert again[f"{actor}.optim.lr_warmup_steps"] == 5
+    assert again["actor_rollout_ref.model.enable_gradient_checkpointing"] is True
     assert again["trainer.save_freq"] == -1
     assert again["trainer.resume_mode"] == "auto"
     assert again[f"{rollout}.top_k"] == -1
@@ -96,6 +102,9 @@ def test_keys_of_the_trl_engine_become_verls(tmp_path: Path) -> None:
         ({"method": "bread"}, "does not run on verl: a group cannot be sampled again"),
         ({"rif": {}}, "recipe key 'rif' is not there with engine: verl"),
         ({"vllm_mode": "server"}, "recipe key 'vllm_mode' has no counterpart on verl"),
+        ({"bf16": False}, "recipe key 'bf16' has no counterpart on verl"),
+        ({"max_steps": -1, "save_steps": 5, "warmup_steps": 0.1}, "warmup_steps is a number of"),
+        ({"max_steps": -1, "save_steps": 5, "num_train_epochs": 0.5}, "is a whole number, or"),
         ({"learning_rat": 1.0}, "unknown recipe key 'learning_rat': did you mean 'learning_rate'"),
         ({"lr_scheduler_type": "linear"}, "verl has the schedules constant, cosine, not 'linear'"),
         ({"engine": "trl", "verl": {"a": 1}}, "'verl' has no effect without engine: verl"),
@@ -139,14 +148,14 @@ def test_the_recipes_in_docs_are_those_of_the_paper(nodes: int) -> None:
 
 def test_metrics_are_taken_over(tmp_path: Path) -> None:
     """From the files of all parts of a run; a step that was done again counts once."""
-    first = [{"step": s, "data": {"actor/loss": s / 10, "prefix/low": 0.5}} for s in (1, 2)]
-    second = [{"step": 2, "data": {"actor/loss": 0.7}}, {"step": 3, "data": {"actor/lr": 1e-6}}]
+    first = [{"step": s, "data": {"actor/loss": s / 10, "prefix/low": 0.5}} for s in (1, 2, 3)]
+    second = [{"step": 1, "data": {"val": 0.1}}, {"step": 2, "data": {"actor/loss": 0.7}}]
     for i, lines in enumerate((first, second), 1):
-        (tmp_path / f"verl-{i:03d}.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+        text = "".join(json.dumps(x) + "\n" for x in lines)
+        (tmp_path / f"verl-{i:03d}.jsonl").write_text(text + '{"step": 9, "da')
     cluster.take_metrics(tmp_path)
     lines = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert lines == [
-        {"step": 1, "loss": 0.1, "prefix/low": 0.5},
-        {"step": 2, "loss": 0.7, "prefix/low": 0.5},
-        {"step": 3, "learning_rate": 1e-6},
+        {"step": 1, "loss": 0.1, "prefix/low": 0.5, "val": 0.1},
+        {"step": 2, "loss": 0.7},
     ]

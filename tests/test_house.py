@@ -21,7 +21,7 @@ FLOORS = [
     {"eval_run"},
     {"eval_view"},
     {"rif"},
-    {"cluster", "configure", "resuming"},
+    {"cluster", "configure", "resolved", "resuming"},
     {"check"},
     {"check_view", "eval_command", "inspect", "methods_view", "preflight", "report", "show"},
     {"train"},

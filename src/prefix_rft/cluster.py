@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,7 +27,6 @@ KEYS = {
     "num_iterations": [f"{ACTOR}.ppo_epochs"],
     "learning_rate": [f"{ACTOR}.optim.lr"],
     "weight_decay": [f"{ACTOR}.optim.weight_decay"],
-    "max_grad_norm": [f"{ACTOR}.optim.clip_grad"],
     "seed": ["data.seed", f"{ACTOR}.data_loader_seed", f"{ROLLOUT}.seed", f"{KEY}.seed"],
     "epsilon_high": [f"{KEY}.epsilon_high"],
     "delta": [f"{KEY}.delta"],
@@ -37,9 +37,13 @@ SPECIAL = (
     *("epsilon", "beta", "entropy_coef", "top_k", "max_steps", "num_train_epochs", "save_steps"),
     *("save_strategy", "save_total_limit", "lr_scheduler_type", "warmup_steps", "report_to"),
     *("activation_checkpointing", "gradient_checkpointing"),
-    *("logging_steps", "adam_beta1", "adam_beta2", "chat_template_kwargs", "bf16"),
+    *("adam_beta1", "adam_beta2", "chat_template_kwargs", "max_grad_norm"),
 )
 """TRL's keys that are taken over in another form, or need not be."""
+
+RECOMPUTE = ("activation_checkpointing", "gradient_checkpointing")
+NO_LIMIT = 1e9
+"""For the norm of the gradient; 0, TRL's word for it, would take the gradient away on verl."""
 
 SCHEDULES = ("constant", "cosine")
 
@@ -83,13 +87,19 @@ def settings(recipe: Recipe, args: Any, folder: Path, resume: bool) -> dict[str,
     for key, theirs in KEYS.items():
         value = getattr(args, key)
         found |= dict.fromkeys(theirs, value)
-    options = {
-        **recipe.method_options,
-        **{
-            k: recipe.trainer[k] for k in ("epsilon", "beta", "entropy_coef") if k in recipe.trainer
-        },
-    }
+    shared = {k: v for k, v in recipe.trainer.items() if k in ("epsilon", "beta", "entropy_coef")}
+    options = {**recipe.method_options, **shared}
+    schedule = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
     here = os.path.abspath(recipe.folder)
+    steps = args.max_steps if args.max_steps > 0 else None
+    warmup = args.warmup_steps or 0
+    if 0 < warmup < 1 and steps is None:
+        raise UserError("with engine: verl, warmup_steps is a number of steps, or give max_steps")
+    if steps is None and args.num_train_epochs != int(args.num_train_epochs):
+        raise UserError("with engine: verl, num_train_epochs is a whole number, or give max_steps")
+    if steps is not None and 0 < warmup < 1:
+        warmup = math.ceil(warmup * steps)
+    recompute = [recipe.trainer[k] for k in RECOMPUTE if k in recipe.trainer]
     found |= {
         f"{KEY}.method": recipe.method_name,
         f"{KEY}.method_options": options or None,
@@ -99,9 +109,8 @@ def settings(recipe: Recipe, args: Any, folder: Path, resume: bool) -> dict[str,
         f"{KEY}.max_demonstrations": recipe.max_demonstrations,
         f"{KEY}.demonstration_fraction": recipe.demonstration_fraction,
         f"{KEY}.folder": here,
-        f"{MODEL}.enable_gradient_checkpointing": bool(
-            getattr(args, "activation_checkpointing", args.gradient_checkpointing)
-        ),
+        # Not TRL's own default, which asks for the machine that starts the run.
+        f"{MODEL}.enable_gradient_checkpointing": bool(recompute[0]) if recompute else True,
         f"{MODEL}.path": absolute(recipe.model_source()),
         "data.train_files": recipe.train_data,
         "data.val_files": recipe.eval_data or recipe.train_data,
@@ -110,17 +119,16 @@ def settings(recipe: Recipe, args: Any, folder: Path, resume: bool) -> dict[str,
         "data.apply_chat_template_kwargs": dict(args.chat_template_kwargs or {}),
         f"{ACTOR}.ppo_mini_batch_size": recipe.prompts_per_step,
         f"{ACTOR}.optim.betas": [args.adam_beta1, args.adam_beta2],
-        f"{ACTOR}.optim.lr_scheduler_type": str(
-            getattr(args.lr_scheduler_type, "value", "constant")
-        ),
-        f"{ACTOR}.optim.lr_warmup_steps": int(args.warmup_steps or 0),
+        f"{ACTOR}.optim.lr_scheduler_type": str(schedule),
+        f"{ACTOR}.optim.lr_warmup_steps": int(warmup),
+        f"{ACTOR}.optim.clip_grad": args.max_grad_norm or NO_LIMIT,
         f"{ROLLOUT}.top_k": args.top_k or -1,  # TRL's 0 is all
         f"{ROLLOUT}.val_kwargs.n": recipe.eval_samples,
         f"{ROLLOUT}.val_kwargs.temperature": recipe.eval_temperature,
         f"{ROLLOUT}.val_kwargs.do_sample": recipe.eval_temperature > 0,
         # verl ends at whichever comes first.
-        "trainer.total_epochs": 10**6 if args.max_steps > 0 else int(args.num_train_epochs),
-        "trainer.total_training_steps": args.max_steps if args.max_steps > 0 else None,
+        "trainer.total_epochs": 10**6 if steps else int(args.num_train_epochs),
+        "trainer.total_training_steps": steps,
         "trainer.save_freq": save_freq(args),
         "trainer.max_actor_ckpt_to_keep": args.save_total_limit,
         "trainer.default_local_dir": str(folder.resolve() / "checkpoints"),
@@ -139,7 +147,8 @@ def settings(recipe: Recipe, args: Any, folder: Path, resume: bool) -> dict[str,
         found[f"{ACTOR}.use_dynamic_bsz"] = True  # as many rows as verl's token budget holds
     else:
         found[f"{ACTOR}.ppo_micro_batch_size_per_gpu"] = recipe.micro_batch_size
-        found[f"{ROLLOUT}.log_prob_micro_batch_size_per_gpu"] = recipe.micro_batch_size
+        for part in (ROLLOUT, "actor_rollout_ref.ref"):
+            found[f"{part}.log_prob_micro_batch_size_per_gpu"] = recipe.micro_batch_size
     return found | dotted(recipe.verl)
 
 
@@ -177,21 +186,27 @@ RENAMED = {
     "actor/loss": "loss",
     "actor/grad_norm": "grad_norm",
     "actor/lr": "learning_rate",
-    "critic/score/mean": "reward",
 }
 """Metrics of verl's, and what the TRL engine calls them."""
 
 
 def take_metrics(folder: Path) -> None:
-    """Write ``metrics.jsonl`` as other runs have it, from verl's own file."""
-    (folder / "metrics.jsonl").unlink(missing_ok=True)
+    """Write ``metrics.jsonl`` as other runs have it, from verl's own files, one of each part.
+
+    A part that goes on from a checkpoint does the steps behind it anew.
+    """
     lines: dict[int, dict[str, Any]] = {}
-    for path in sorted(folder.glob("verl*.jsonl")):
-        for line in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+    for path in sorted(folder.glob("verl-*.jsonl")):
+        text = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        found = [json.loads(x) for x in text if x.endswith("\n")]  # the last may be cut off
+        trained = [int(x["step"]) for x in found if "actor/loss" in x["data"]]
+        for step in [s for s in lines if trained and s >= min(trained)]:
+            del lines[step]
+        for line in found:
             lines.setdefault(int(line["step"]), {}).update(line["data"])
+    (folder / "metrics.jsonl").unlink(missing_ok=True)
     for step in sorted(lines):
-        named = {RENAMED.get(k, k): v for k, v in lines[step].items()}
-        append_metrics(folder, step, named)
+        append_metrics(folder, step, {RENAMED.get(k, k): v for k, v in lines[step].items()})
 
 
 def run(recipe: Recipe, args: Any, folder: Path, console: Console, resume: bool) -> None:

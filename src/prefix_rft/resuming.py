@@ -14,7 +14,7 @@ from typing import Any
 from prefix_rft.checkpoints import WRITING, checkpoints, go_back, newest_whole, step_of
 from prefix_rft.engines.trl.resume import cut_rollouts
 from prefix_rft.errors import UserError
-from prefix_rft.run_folder import cut_metrics
+from prefix_rft.run_folder import cut_metrics, read_environment
 from prefix_rft.run_reader import RunFolder, flatten
 
 PLACES = ("runs", "name", "trainer.output_dir", "trainer.run_name", "trainer.logging_dir")
@@ -43,11 +43,16 @@ class Start:
     finished: bool = False
     seen: tuple[int, ...] | None = None
 
-    def still_holds(self) -> None:
-        """Look again, now that no other process can change the folder.
+    @property
+    def step(self) -> int:
+        """Optimizer steps that need not be done again."""
+        return 0 if self.checkpoint is None else step_of(self.checkpoint)
+
+    def look(self) -> None:
+        """Look at the folder again, now that no other process can change it.
 
         Raises:
-            UserError: another process has.
+            UserError: another process has, or a file that is to be shortened is damaged.
         """
         if self.folder is None:
             return
@@ -58,6 +63,10 @@ class Start:
                 f"another process has gone on with the run '{self.folder}' meanwhile: look at it, "
                 "then start again"
             )
+        cut_metrics(self.folder, self.step, look=True)
+        cut_rollouts(self.folder / "rollouts", self.step, look=True)
+        if (self.folder / "environment.json").is_file():
+            read_environment(self.folder)
 
 
 def from_checkpoint(checkpoint: Path, names: Sequence[str]) -> Start:
@@ -162,10 +171,9 @@ def clear(start: Start) -> None:
     """
     if start.folder is None:
         return
-    step = 0 if start.checkpoint is None else step_of(start.checkpoint)
-    cut_metrics(start.folder, step)
-    cut_rollouts(start.folder / "rollouts", step)
-    go_back(start.folder, step)
+    cut_metrics(start.folder, start.step)
+    cut_rollouts(start.folder / "rollouts", start.step)
+    go_back(start.folder, start.step)
     shutil.rmtree(start.folder / WRITING, ignore_errors=True)
 
 

@@ -119,13 +119,23 @@ def write_start(
     path = folder / "environment.json"
     here = {**describe_machine(), "git": git_state()}
     if resumed is not None and path.is_file():
-        try:
-            first = dict(json.loads(path.read_text(encoding="utf-8")))
-            here = {**first, "resumed": [*first.get("resumed", []), {**resumed, **here}]}
-        except (ValueError, TypeError) as error:
-            raise UserError(f"'{path}' is damaged: {error}") from error
+        first = read_environment(folder)
+        here = {**first, "resumed": [*first.get("resumed", []), {**resumed, **here}]}
     write_text(folder / "recipe.yaml", yaml.safe_dump(recipe, sort_keys=False))
     write_json(path, here)
+
+
+def read_environment(folder: Path) -> dict[str, Any]:
+    """What a run's ``environment.json`` holds.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    path = folder / "environment.json"
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"'{path}' is damaged: {error}") from error
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -133,10 +143,15 @@ def write_json(path: Path, data: Any) -> None:
     write_text(path, json.dumps(data, indent=2, default=str) + "\n")
 
 
-def cut_metrics(folder: Path, step: int) -> None:
+def cut_metrics(folder: Path, step: int, look: bool = False) -> None:
     """Take out of ``metrics.jsonl`` what a run that goes on from ``step`` writes anew.
 
     These are the lines behind that step, and the summary of the part that ended there.
+
+    Args:
+        folder: of the run.
+        step: from which it goes on.
+        look: only read.
 
     Raises:
         UserError: a line is damaged.
@@ -149,7 +164,8 @@ def cut_metrics(folder: Path, step: int) -> None:
             kept = [x for x in whole if (y := json.loads(x))["step"] <= step and SUMMARY not in y]
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"'{path}' is damaged: {type(error).__name__}: {error}") from error
-        write_text(path, "".join(kept))
+        if not look:
+            write_text(path, "".join(kept))
 
 
 def append_metrics(folder: Path, step: int, metrics: dict[str, Any]) -> None:

@@ -20,9 +20,7 @@ from rich.table import Table
 from transformers import PrinterCallback, TrainerCallback
 
 from prefix_rft import cluster
-from prefix_rft.checkpoints import step_of
 from prefix_rft.configure import Setup, configure, is_checkpoint
-from prefix_rft.core import Method
 from prefix_rft.data import DataError, load_rows
 from prefix_rft.data.rows import PLACE
 from prefix_rft.engines.trl import DemonstrationTrainer, PrefixRFTTrainer
@@ -33,7 +31,8 @@ from prefix_rft.evaluate import Evaluation, Request, evaluate
 from prefix_rft.models import load_model, one_line, quiet
 from prefix_rft.preflight import preflight
 from prefix_rft.progress import Progress
-from prefix_rft.recipe import Recipe, load_recipe, read_recipe, stage_names
+from prefix_rft.recipe import load_recipe, read_recipe, stage_names
+from prefix_rft.resolved import resolved
 from prefix_rft.resuming import (
     Start,
     changes,
@@ -116,10 +115,13 @@ def on_cluster(path: str, overrides: Sequence[str], console: Console, resume: bo
         folder = newest_run(Path(recipe.runs), recipe.name) if resume else None
         if folder is None:
             folder, resume = Path(args.output_dir), False
-        resumed = {"engine": "verl"} if resume else None
-        write_start(folder, resolved(recipe, setup.method, args), resumed)
-    with alone(folder):
-        cluster.run(recipe, args, folder, console, resume)
+        folder.mkdir(parents=True, exist_ok=True)
+        with alone(folder):
+            if not resume and taken(folder):
+                raise UserError(f"another run has taken the folder '{folder}': start again")
+            resumed = {"engine": "verl"} if resume else None
+            write_start(folder, resolved(recipe, setup.method, args), resumed)
+            cluster.run(recipe, args, folder, console, resume)
     return folder
 
 
@@ -186,12 +188,17 @@ def run(setup: Setup, console: Console, start: Start, command: Command) -> Path:
         raise UserError(f"the trainer cannot be made: {one_line(error)}") from error
     main = trainer.accelerator.is_main_process
     with ExitStack() as stack:
+        refused = None
         if main:
-            folder.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(alone(folder))
-            start.still_holds()
-            if start.folder is None and taken(folder):
-                raise UserError(f"another run has taken the folder '{folder}': start again")
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(alone(folder))
+                start.look()
+                if start.folder is None and taken(folder):
+                    raise UserError(f"another run has taken the folder '{folder}': start again")
+            except UserError as error:
+                refused = str(error)
+        agree_to_start(refused, start)
         if start.checkpoint is not None:
             trainer.look_at_checkpoint(start.checkpoint)
         elif main:
@@ -222,12 +229,11 @@ def begin(setup: Setup, start: Start, console: Console) -> None:
     if start.folder is None:
         write_start(folder, recipe)
         return
-    step = 0 if start.checkpoint is None else step_of(start.checkpoint)
     changed = changes(RunFolder(folder).recipe(), recipe)
     clear(start)
     for key, (before, now) in changed.items():
         say(console, f"changed since the run began: {key}: {before} -> {now}")
-    write_start(folder, recipe, {"step": step, "changed": changed})
+    write_start(folder, recipe, {"step": start.step, "changed": changed})
 
 
 def work(
@@ -296,6 +302,21 @@ def _cells(rows: Dataset) -> Iterator[Any]:
     yield from rows.select_columns([PLACE, "demonstration"])
 
 
+def agree_to_start(refused: str | None, start: Start) -> None:
+    """Make sure that no process waits for one that has been refused, or goes on from elsewhere.
+
+    Raises:
+        UserError: the main process was refused, or not all have found the same checkpoint.
+    """
+    found = gather_object([(refused, start.step)])
+    if words := next((w for w, _ in found if w is not None), None):
+        raise UserError(words)
+    if len({step for _, step in found}) > 1:
+        raise UserError(
+            "processes have found different checkpoints: the run was still going on; start again"
+        )
+
+
 def remove_empty(folders: Sequence[Path]) -> None:
     """Take back new folders that nothing was written to, the inner one first."""
     for folder in folders:
@@ -337,43 +358,6 @@ def evaluate_model(setup: Setup, trainer: Any, rows: Dataset) -> Evaluation:
     )
     model = trainer.accelerator.unwrap_model(trainer.model)
     return evaluate(model, trainer.processing_class, rows, setup.rewards[0], request)
-
-
-def resolved(recipe: Recipe, method: Method, args: Any) -> dict[str, Any]:
-    """Everything that decided the run, as plain data."""
-    ours = {k: v for k, v in asdict(recipe).items() if k not in ("trainer", "folder", "method")}
-    options = {k: asdict(v) if hasattr(v, "kind") else v for k, v in method.options.items()}
-    init = dict(recipe.trainer.get("model_init_kwargs") or {})
-    trainer = {k: v for k, v in args.to_dict().items() if v is not None}
-    named = {"name": recipe.method_name, **options}
-    return resolved_value({**ours, "method": named, "model_init_kwargs": init, "trainer": trainer})
-
-
-SECRET = re.compile(
-    r"(^|[_-])(token|(api|access|private|secret|openai|hf|wandb)[_-]?key|secret|passw(or)?d|"
-    r"credentials?|authorization|auth|bearer|pat)$",
-    re.I,
-)
-NO_SECRET = ("eos_token", "pad_token", "bos_token", "unk_token", "image_token")
-LOGIN = re.compile(
-    r"(?<=://)[^/@\s]+@|(?<=bearer )\S+|(?<=[?&])[^=&\s]*(key|token|secret|password)=[^&\s]+", re.I
-)
-"""What lets one in, within a text: user and password of an address, bearer tokens, queries."""
-
-
-def resolved_value(value: Any) -> Any:
-    """A setting as plain data, without secrets."""
-    if isinstance(value, dict):
-        return {str(k): resolved_value(v) for k, v in value.items() if not _is_secret(str(k))}
-    if isinstance(value, (list, tuple)):
-        return [resolved_value(v) for v in value]
-    plain = value if isinstance(value, (bool, int, float, str, type(None))) else str(value)
-    return LOGIN.sub("", plain) if isinstance(plain, str) else plain
-
-
-def _is_secret(key: str) -> bool:
-    """Whether what a key holds must not reach the run folder."""
-    return key not in NO_SECRET and SECRET.search(key) is not None
 
 
 def summarise(console: Console, folder: Path, evaluations: dict[str, Evaluation]) -> None:

@@ -15,8 +15,9 @@ from rich.console import Console
 from prefix_rft.checkpoints import checkpoints
 from prefix_rft.cli import main
 from prefix_rft.errors import UserError
+from prefix_rft.resolved import resolved_value
 from prefix_rft.resuming import Start, changes, find, go_on_with, newest_run
-from prefix_rft.train import resolved_value, train
+from prefix_rft.train import agree_to_start, train
 
 OVERRIDES = ["max_steps=4", "save_steps=2"]
 
@@ -139,6 +140,35 @@ def test_a_folder_that_is_no_run_loses_nothing(recipe: Path, whole: Path, tmp_pa
     assert unchanged(runs) == before
 
 
+@pytest.mark.parametrize(
+    "name", ["metrics.jsonl", "environment.json", "rollouts/kept_000000.jsonl"]
+)
+@pytest.mark.parametrize("named", [True, False])
+def test_a_damaged_record_costs_nothing(
+    recipe: Path, whole: Path, tmp_path: Path, name: str, named: bool
+) -> None:
+    runs = shutil.copytree(whole, tmp_path / "runs")
+    shutil.rmtree(runs / "run/model")
+    (runs / "run" / name).write_text("\0\0\n{}\n")
+    before = unchanged(runs)
+    chosen = [f"resume_from_checkpoint={runs}/run/checkpoint-2"] if named else [f"runs={runs}"]
+    with pytest.raises(UserError, match=f"{name}' is damaged"):
+        train(str(recipe), [*OVERRIDES, *chosen], Console(quiet=True), resume=not named)
+    assert unchanged(runs) == before
+
+
+def test_processes_start_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    others: list[Any] = []
+    monkeypatch.setattr("prefix_rft.train.gather_object", lambda own: [*own, *others])
+    agree_to_start(None, Start())
+    others.append((None, 3))
+    with pytest.raises(UserError, match="processes have found different checkpoints"):
+        agree_to_start(None, Start())
+    others[0] = ("in use", 0)
+    with pytest.raises(UserError, match="in use"):
+        agree_to_start(None, Start())
+
+
 def test_a_damaged_later_checkpoint_is_set_aside(recipe: Path, whole: Path, tmp_path: Path) -> None:
     runs = shutil.copytree(whole, tmp_path / "runs")
     shutil.rmtree(runs / "run/model")
@@ -156,13 +186,13 @@ def test_a_run_that_has_gone_on_meanwhile_is_left_alone(
     shutil.rmtree(runs / "run/model")
     start = find(runs, ["run"], lambda words: None)
     assert start.checkpoint == runs / "run/checkpoint-4"
-    start.still_holds()
+    start.look()
     if what == "more":
         (runs / "run/checkpoint-6").mkdir()
     else:
         shutil.rmtree(runs / "run/checkpoint-4")
     with pytest.raises(UserError, match="has gone on with the run"):
-        start.still_holds()
+        start.look()
 
 
 def test_weights_alone_are_not_gone_on_with(whole: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from prefix_rft.engines.nonfinite import first_bad
 from prefix_rft.engines.tripwires import WIRES, Tripwires
 from prefix_rft.engines.trl.finite import Finite
 from prefix_rft.engines.trl.sft import DemonstrationConfig
+from prefix_rft.engines.trl.watch import LooksAtLines
 from prefix_rft.errors import RunError, UserError
 from tiny import make_config, make_model, make_rows, make_tokenizer, shaped_reward
 
@@ -302,6 +303,24 @@ def test_a_reward_that_changes_between_steps_is_not_constant() -> None:
     wires = Tripwires.read(None, 2)
     for reward in (0.0, 1.0, 0.0, 1.0):
         assert not wires.look(GOOD | {"reward_std": 0.0, "reward": reward}, 1)
+
+
+def test_bounds() -> None:
+    """Just beside them there is no sign."""
+    wires = Tripwires.read(None, 1)
+    beside = {"entropy": 0.011, "sampling/sampling_logp_difference/mean": 0.49}
+    assert not wires.look(GOOD | beside, 5)
+
+
+def test_a_resumed_run_counts_from_its_last_line() -> None:
+    """Not from the checkpoint, and not from the beginning."""
+    seen: list[int] = []
+    wires = SimpleNamespace(look=lambda line, steps: seen.append(steps) or [])
+    looks = LooksAtLines(SimpleNamespace(_globalstep_last_logged=4, tripwires=wires))
+    looks.on_train_begin(None, None, None)
+    for step in (6, 9):
+        looks.on_log(None, SimpleNamespace(global_step=step), None, {"loss": 0.1})
+    assert seen == [2, 3]
 
 
 def test_imitation_explores_nothing() -> None:

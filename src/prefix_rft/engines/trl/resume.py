@@ -287,19 +287,26 @@ class WholeRecord(TrainerCallback):
         self.on_step_end(args, state, control)
 
 
-def cut_rollouts(folder: Path, step: int) -> None:
+def cut_rollouts(folder: Path, step: int, look: bool = False) -> None:
     """Take away what a run has written of the optimizer steps from ``step`` on.
 
-    Rollouts made before ``step`` stay, but later updates on them leave ``kept_N.jsonl``.
+    Rollouts made before ``step`` stay, but later updates on them leave ``kept_N.jsonl``. Nothing is
+    changed before all files have been read.
+
+    Args:
+        folder: of the rollouts.
+        step: from which the run goes on.
+        look: only read.
 
     Raises:
         UserError: a file is damaged.
     """
+    gone, shorter = [], []
     for path in sorted(folder.glob("*.jsonl")):
         if not (name := WRITTEN.fullmatch(path.name)):
             continue
         if int(name[2]) >= step:
-            path.unlink()
+            gone.append(path)
         elif name[1] == "kept":
             lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
             # A killed run may have left half a line, of an update behind its last checkpoint.
@@ -309,4 +316,10 @@ def cut_rollouts(folder: Path, step: int) -> None:
             except (ValueError, KeyError, TypeError) as error:
                 raise UserError(f"'{path}' is damaged: {type(error).__name__}: {error}") from error
             if len(before) < len(lines):
-                write_text(path, "".join(before))
+                shorter.append((path, "".join(before)))
+    if look:
+        return
+    for path in gone:
+        path.unlink()
+    for path, text in shorter:
+        write_text(path, text)

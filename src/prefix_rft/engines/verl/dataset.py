@@ -121,8 +121,9 @@ class Prompts(Dataset):
             "raw_prompt": messages,
             "index": index,
             "data_source": str(row.get("data_source") or "data"),
-            "reward_model": {"style": "rule", "ground_truth": columns.get("answer")},
-            "extra_info": {"index": index},
+            "reward_model": row.get("reward_model")
+            or {"style": "rule", "ground_truth": columns.get("answer")},
+            "extra_info": {**(row.get("extra_info") or {}), "index": index},
             PROMPT_IDS: row[PROMPT_IDS],
             COLUMNS: json.dumps({"prompt": prompt, **columns}, default=str),
         }

@@ -117,6 +117,9 @@ class Graded:
             "rewards/ungraded": self.reward_N[real_N].isnan().float().mean().item(),
             "completions/clipped_ratio": self.truncated_N[real_N].float().mean().item(),
         }
+        graded_N = real_N & ~self.reward_N.isnan()
+        if bool(graded_N.any()):
+            found["reward"] = self.reward_N[graded_N].mean().item()
         if method.branches:
             found["prefix/row_share"] = self.hybrid_N[real_N].float().mean().item()
             if bool(self.hybrid_N.any()):

@@ -56,6 +56,16 @@ NEEDED = {
 }
 
 
+SHARED_ROWS = (
+    "ulysses_sequence_parallel_size",
+    "fsdp_config.ulysses_sequence_parallel_size",
+    "megatron.tensor_model_parallel_size",
+    "megatron.pipeline_model_parallel_size",
+    "megatron.context_parallel_size",
+)
+"""Settings with which several processes hold the same rows, and one of them what comes out."""
+
+
 def configure(config: DictConfig) -> tuple[Block, Method]:
     """Read the block, refuse what contradicts it, and set what the engine needs of verl.
 
@@ -79,6 +89,16 @@ def configure(config: DictConfig) -> tuple[Block, Method]:
             f"method '{block.method}' reads likelihoods of demonstrations, which are those of "
             f"temperature 1, got actor_rollout_ref.rollout.temperature={rollout.temperature}"
         )
+    chosen = method.selection
+    current = chosen is not None and chosen.source == "current" and chosen.scope != "step"
+    batch = config.data.train_batch_size
+    if current and (batch > actor.ppo_mini_batch_size or actor.ppo_epochs > 1):
+        for key in SHARED_ROWS:
+            if (OmegaConf.select(config, f"actor_rollout_ref.actor.{key}") or 1) > 1:
+                raise UserError(
+                    f"with {key} above 1 there are no entropies of a second update: give the "
+                    "method entropy_source: rollout, or make one update a step"
+                )
     if block.weight_check is not None and not rollout.calculate_log_probs:
         raise UserError(
             f"{KEY}.weight_check compares the sampler's log-probs with the actor's: set "

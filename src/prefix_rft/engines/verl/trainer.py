@@ -17,6 +17,7 @@ import transfer_queue as tq
 from omegaconf import open_dict
 from tensordict import NonTensorStack, TensorDict
 from torch import Tensor
+from verl.experimental.separation.engine_workers import DetachActorWorker
 from verl.protocol import DataProto
 from verl.trainer.ppo.utils import Role
 from verl.trainer.ppo.v1.trainer_base import register_trainer
@@ -48,7 +49,7 @@ from prefix_rft.engines.verl.graded import Graded
 from prefix_rft.engines.verl.loss import means
 from prefix_rft.engines.verl.plan import Plan
 from prefix_rft.engines.verl.settings import configure
-from prefix_rft.engines.verl.worker import STEP, TOTAL, MethodWorker
+from prefix_rft.engines.verl.worker import MOVED, STEP, TOTAL, DetachMethodWorker, MethodWorker
 from prefix_rft.errors import RunError
 
 MODES = {
@@ -72,6 +73,7 @@ class MethodTrainer:
     config: Any
     train_dataset: Prompts
     global_steps: int
+    local_trigger_step: int
     total_training_steps: int
 
     def __init__(self, config: Any) -> None:
@@ -102,7 +104,9 @@ class MethodTrainer:
         mapping: dict[Any, Any] = self.role_worker_mapping  # pyright: ignore[reportAttributeAccessIssue]
         for role in MODELS:
             if role in mapping:
-                mapping[role] = ray.remote(MethodWorker)
+                theirs = mapping[role].__ray_metadata__.modified_class
+                detached = issubclass(theirs, DetachActorWorker)
+                mapping[role] = ray.remote(DetachMethodWorker if detached else MethodWorker)
 
     # ---- rollouts ------------------------------------------------------------------------------
 
@@ -232,7 +236,10 @@ class MethodTrainer:
     # ---- update --------------------------------------------------------------------------------
 
     def _update_actor(self, batch: Any, metrics: dict[str, Any]) -> Any:
-        batch.extra_info.update({STEP: self.global_steps - 1, TOTAL: self.total_training_steps})
+        moved = self.local_trigger_step > 0  # an update of this batch's cycle came before
+        batch.extra_info.update(
+            {STEP: self.global_steps - 1, TOTAL: self.total_training_steps, MOVED: moved}
+        )
         batch = super()._update_actor(batch, metrics)  # pyright: ignore[reportAttributeAccessIssue]
         metrics.update(means(metrics))
         return batch

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from omegaconf import OmegaConf
 from torch import Tensor
+from verl.experimental.separation.engine_workers import DetachActorWorker
 from verl.single_controller.base.decorator import Dispatch, register
 from verl.utils import tensordict_utils as tu
 from verl.utils.device import get_device_id
@@ -27,6 +28,8 @@ from prefix_rft.engines.verl.columns import ADVANTAGE, KEEP, padded, put_targets
 from prefix_rft.engines.verl.loss import method_loss
 
 STEP, TOTAL = "prefix_rft_step", "prefix_rft_total_steps"
+MOVED = "prefix_rft_moved"
+"""The policy has been updated since it gave the batch its log-probs."""
 
 
 class MethodActor(TrainingWorker):
@@ -44,7 +47,7 @@ class MethodActor(TrainingWorker):
 
     def train_mini_batch(self, data: Any) -> Any:
         """verl's loop over the mini-batches of a step."""
-        self.moved = False
+        self.moved = bool(tu.get(data, MOVED, False))
         return super().train_mini_batch(data)
 
     def train_batch(self, data: Any) -> Any:
@@ -103,6 +106,7 @@ class MethodActor(TrainingWorker):
             looked_at,
             calculate_entropy=True,
             compute_loss=False,
+            no_lora_adapter=False,
             micro_batch_size_per_gpu=self.engine_config.micro_batch_size_per_gpu,
             max_token_len_per_gpu=self.engine_config.max_token_len_per_gpu,
         )
@@ -136,3 +140,7 @@ class MethodWorker(ActorRolloutRefWorker):
         actor.seed = block.seed
         self.loss_fn = partial(method_loss, actor.method)
         actor.set_loss_fn(self.loss_fn)
+
+
+class DetachMethodWorker(MethodWorker, DetachActorWorker):
+    """The same where rollouts have machines of their own."""

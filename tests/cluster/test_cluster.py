@@ -9,9 +9,9 @@ import yaml
 
 pytest.importorskip("verl")
 
-import cluster_runs as cluster
 import recomputed
 import torch
+import verl_runs as cluster
 
 from prefix_rft.cli import main
 

@@ -15,6 +15,7 @@ import torch
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 from tensordict import TensorDict
+from verl.trainer.ppo.v1.trainer_base import get_trainer_cls
 from verl.utils import tensordict_utils as tu
 from verl.workers.rollout.replica import TokenOutput
 
@@ -31,6 +32,8 @@ from prefix_rft.engines.verl.loss import means, method_loss
 from prefix_rft.engines.verl.plan import Plan
 from prefix_rft.engines.verl.rewards import UNGRADED, combined
 from prefix_rft.engines.verl.settings import configure
+from prefix_rft.engines.verl.trainer import MODES
+from prefix_rft.engines.verl.worker import DetachMethodWorker, MethodActor, MethodWorker
 from prefix_rft.errors import UserError
 from prefix_rft.methods import load
 from prefix_rft.rewards.verdict import Verdict
@@ -98,6 +101,29 @@ def test_verl_is_set_up_for_the_method() -> None:
 def test_what_cannot_be_is_refused_at_the_start(override: str, words: str) -> None:
     with pytest.raises(UserError, match=words.replace("(", r"\(")):
         configure(settings(override))
+
+
+@pytest.mark.parametrize("more", ["data.train_batch_size=512", "+data.x=1"])
+def test_entropies_of_a_second_update_need_rows_of_ones_own(more: str) -> None:
+    shared = "actor_rollout_ref.actor.ulysses_sequence_parallel_size=2"
+    batch = ["data.train_batch_size=256", "actor_rollout_ref.actor.ppo_mini_batch_size=256"]
+    config = settings(*batch, shared, more)
+    if more.startswith("+"):
+        configure(config)
+        return
+    with pytest.raises(UserError, match="entropy_source: rollout"):
+        configure(config)
+    configure(settings(*batch, shared, more, "prefix_rft.method_options={entropy_source: rollout}"))
+
+
+def test_the_worker_of_each_mode_is_one_of_verls() -> None:
+    """What a trainer calls on its workers is still there."""
+    assert hasattr(DetachMethodWorker, "save_model_to_cpu")
+    assert DetachMethodWorker.actor_worker_cls is MethodWorker.actor_worker_cls is MethodActor
+    for name, (mode, base) in MODES.items():
+        made = get_trainer_cls(name)
+        assert issubclass(made, base)
+        assert made.mode == mode
 
 
 def test_likelihoods_are_those_of_temperature_1() -> None:

@@ -83,7 +83,7 @@ def run(
 def start(folder: Path, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run Python as a user of a machine without an accelerator would."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [str(ROOT / "src"), str(ROOT / "tests/verl")]
+    paths = [str(ROOT / "src"), str(ROOT / "tests/cluster")]
     env = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(paths),
