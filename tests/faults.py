@@ -9,6 +9,9 @@ from typing import Any
 
 from prefix_rft.rewards.verdict import Verdict
 
+SLEEP = str(3601 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]))
+"""Seconds; so many that its processes can be told from those of tests at the same time."""
+
 
 def _on_bad(completions: list[str], act: Any) -> list[Any]:
     return [act() if c == "bad" else 1.0 for c in completions]
@@ -132,7 +135,7 @@ def daemons(completions: list[str], **kwargs: Any) -> list[Any]:
     """Starts a program in a session of its own."""
 
     def start() -> float:
-        subprocess.Popen(["sleep", "3601"], start_new_session=True)
+        subprocess.Popen(["sleep", SLEEP], start_new_session=True)
         return 1.0
 
     return _on_bad(completions, start)
@@ -232,7 +235,7 @@ def children(completions: list[str], **kwargs: Any) -> list[Any]:
     """Starts a program that outlives the call, then waits for ever."""
 
     def start() -> None:
-        subprocess.Popen(["sleep", "3601"])
+        subprocess.Popen(["sleep", SLEEP])
         time.sleep(3600)
 
     return _on_bad(completions, start)

@@ -155,6 +155,30 @@ def test_imitation_too(tmp_path: Path, act: Any, words: str) -> None:
     assert list(checkpoints(tmp_path)) == [1, 2]
 
 
+def test_padding_may_hold_anything_and_the_first_fault_is_named(tmp_path: Path) -> None:
+    finite = sft(tmp_path, lambda known: None).finite
+    values = torch.tensor([[0.0, torch.nan], [torch.inf, 0.0]])
+    finite.rows(torch.tensor([[True, False], [False, True]]), str, {"x": values, "y": None})
+    assert finite.seen is None
+    finite.rows(torch.tensor([[True, True], [False, True]]), str, {"x": values})
+    assert finite.seen == "the x of token 1 of 0 is nan"
+    finite.rows(torch.ones(2, 2, dtype=torch.bool), str, {"z": values})
+    assert finite.seen == "the x of token 1 of 0 is nan"
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"tripwire_steps": 0}, "tripwire_steps must be at least 1, got 0"),
+        ({"nonfinite_limit": -1}, "nonfinite_limit must be at least 0, got -1"),
+        ({"on_nonfinite": "warn"}, "unknown on_nonfinite 'warn'"),
+    ],
+)
+def test_settings_out_of_range(tmp_path: Path, settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        make_config(tmp_path, **settings)
+
+
 def test_a_reward_is_named(tmp_path: Path) -> None:
     calls = []
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from faults import SLEEP
 from prefix_rft.errors import UserError
 from prefix_rft.rewards import Graded, GraderPool, Limits, Verdict
 
@@ -66,7 +67,7 @@ def processes_of(parent: int) -> set[int]:
 
 def sleepers() -> set[bytes]:
     """Programs that faulty graders start."""
-    found = subprocess.run(["pgrep", "-f", "^sleep 3601$"], capture_output=True, check=False)
+    found = subprocess.run(["pgrep", "-f", f"^sleep {SLEEP}$"], capture_output=True, check=False)
     return set(found.stdout.split())
 
 
