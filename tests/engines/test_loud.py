@@ -166,6 +166,15 @@ def test_padding_may_hold_anything_and_the_first_fault_is_named(tmp_path: Path) 
     assert finite.seen == "the x of token 1 of 0 is nan"
 
 
+def test_a_loss_counts_in_its_own_step(tmp_path: Path) -> None:
+    trainer = sft(tmp_path, lambda known: None, on_nonfinite="skip")
+    trainer.train()
+    for loss, skipped in ((torch.nan, 1), (0.5, 1), (torch.inf, 2), (0.5, 2)):
+        trainer.finite.loss(torch.tensor(loss))
+        trainer.finite.before_update()
+        assert trainer.finite.skipped == skipped
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
