@@ -99,7 +99,7 @@ def test_keys_of_the_trl_engine_become_verls(tmp_path: Path) -> None:
     [
         ({"engine": "nemo"}, "unknown engine 'nemo'"),
         ({"method": "sft"}, "method 'sft' does not run on verl: it never samples; use engine: trl"),
-        ({"method": "bread"}, "does not run on verl: a group cannot be sampled again"),
+        ({"method": "relift"}, "does not run on verl: it sets prompts aside"),
         ({"rif": {}}, "recipe key 'rif' is not there with engine: verl"),
         ({"vllm_mode": "server"}, "recipe key 'vllm_mode' has no counterpart on verl"),
         ({"bf16": False}, "recipe key 'bf16' has no counterpart on verl"),

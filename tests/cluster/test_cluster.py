@@ -218,6 +218,30 @@ def test_a_recipe_starts_it(task: Path, tmp_path: Path) -> None:
     assert lines[3]["memory/examples"] == 12
 
 
+def test_groups_that_fail_are_sampled_again(task: Path, tmp_path: Path) -> None:
+    """BREAD: prompts that the base does not solve branch from their demonstrations."""
+    done = cluster.run(task, tmp_path, "prefix_rft.reward=countdown", "prefix_rft.method=bread")
+    ended_well(done)
+    for step in (1, 2):
+        batch = torch.load(tmp_path / f"look/batch_{step}.pt", weights_only=False)
+        attempt = [int(x) for x in batch["prefix_rft_attempt"]]
+        prefix = [int(x) for x in batch[PREFIX]]
+        reward = [float(x) for x in batch["prefix_rft_reward"]]
+        groups: dict[str, list[int]] = {}
+        for i, key in enumerate(batch["keys"]):
+            groups.setdefault(key.rsplit("_", 2)[0], []).append(i)
+        for rows in groups.values():
+            if max(attempt[i] for i in rows) == 0:
+                assert any(reward[i] > 0 for i in rows)
+                assert not any(prefix[i] for i in rows)
+            else:
+                assert any(prefix[i] for i in rows)
+                assert any(reward[i] > 0 for i in rows) or max(attempt[i] for i in rows) == 3
+        share = sum(max(attempt[i] for i in rows) > 0 for rows in groups.values()) / 4
+        assert cluster.metrics(tmp_path)[step]["groups/resampled"] == share
+    assert any(attempt)
+
+
 @pytest.mark.slow
 def test_prefix_rft_over_two_ranks_and_two_updates(task: Path, tmp_path: Path) -> None:
     """In the second update entropies are those of the policy that the first one has made."""

@@ -23,6 +23,9 @@ import prefix_rft.engines.verl as engine
 from prefix_rft.cli import main
 from prefix_rft.core import Batch, loss, prepare
 from prefix_rft.core.planner import Group, Start
+from prefix_rft.data.demonstrations import EXAMPLE, IDS
+from prefix_rft.engines.plan import Moment, RowPlan, starting, starts_of
+from prefix_rft.engines.trl.rounds import replanned
 from prefix_rft.engines.verl import columns, require_verl
 from prefix_rft.engines.verl.agent_loop import PrefixAgentLoop
 from prefix_rft.engines.verl.block import Block, unsupported
@@ -38,8 +41,10 @@ from prefix_rft.errors import UserError
 from prefix_rft.methods import load
 from prefix_rft.rewards.verdict import Verdict
 
-METHODS = ("prefix_rft", "dr_grpo", "luffy", "uft", "srft", "hpt", "chord", "grpo", "gspo",
-           "cispo", "rloo", "superrl", "rl_sft", "adaback", "pope", "r3", "questa")  # fmt: skip
+METHODS = (
+    *("prefix_rft", "dr_grpo", "luffy", "uft", "srft", "hpt", "chord", "grpo", "gspo"),
+    *("cispo", "rloo", "superrl", "rl_sft", "adaback", "pope", "r3", "questa", "bread"),
+)
 
 
 def settings(*more: str) -> Any:
@@ -83,7 +88,6 @@ def test_verl_is_set_up_for_the_method() -> None:
         ("prefix_rft.method_options={keep: 1}", "keep"),
         ("prefix_rft.method=sft", "'sft' does not run on verl: it never samples"),
         ("prefix_rft.method=relift", "'relift' does not run on verl"),
-        ("prefix_rft.method=bread", "'bread' does not run on verl: a group cannot be sampled"),
         ("prefix_rft.method=discriminative", "does not run on verl"),
         ("prefix_rft.epsilon=wide", "'epsilon' must be a number"),
         ("prefix_rft.weight_check=-1", "weight_check must be at least 0"),
@@ -201,7 +205,7 @@ def test_a_rollout(start: Start | None, sampled: int, training: bool) -> None:
     server = Server()
     config = OmegaConf.create({"actor_rollout_ref": {"rollout": {"response_length": 16}}})
     agent = PrefixAgentLoop(SimpleNamespace(config=config), server)
-    plan = Plan({1: torch.tensor(DEMO, dtype=torch.int32).numpy()}, (None, start))
+    plan = Plan({1: torch.tensor(DEMO, dtype=torch.int32).numpy()}, ((None, start),))
     given = {PROMPT_IDS: [1, 2], "session_id": 1, "global_steps": 5}
     if training:
         given[columns.PLAN] = json.loads(json.dumps(plan.plain(), default=lambda b: b.hex()))
@@ -222,13 +226,108 @@ def test_a_rollout(start: Start | None, sampled: int, training: bool) -> None:
     assert math.isnan(made.as_dict()[columns.REWARD])
 
 
+class Grades(PrefixAgentLoop):
+    """Rewards by the length of the prefix: what a rollout starts from decides."""
+
+    async def grade(self, made: Any, row: Any) -> None:
+        await asyncio.sleep(0.01 * (made.prefix_length % 3))
+        if made.prefix_length == 99:
+            raise ValueError("of the grader")
+        made.reward_score = float(made.prefix_length >= row["enough"])
+        made.extra_fields["reward_extra_info"] = {UNGRADED: float(row["enough"] < 0)}
+
+
+def group(plan: Plan, enough: int, uid: str = "a") -> list[Any]:
+    """All rollouts of a prompt, side by side."""
+    config = OmegaConf.create(
+        {"actor_rollout_ref": {"rollout": {"response_length": 128}}, "reward": {"num_workers": 1}}
+    )
+
+    async def all_of_them() -> list[Any]:
+        given = {PROMPT_IDS: [1], "global_steps": 1, "uid": uid, "enough": enough}
+        given[columns.PLAN] = plan.plain()
+        loops = [Grades(SimpleNamespace(config=config), Server()) for _ in plan.attempts[0]]
+        runs = [x.run({}, **given, session_id=i) for i, x in enumerate(loops)]
+        return await asyncio.gather(*runs, return_exceptions=True)
+
+    return asyncio.run(all_of_them())
+
+
+LONG = {0: torch.arange(100, dtype=torch.int32).numpy()}
+
+
+def starts(*lengths: int) -> tuple[Start | None, ...]:
+    return tuple(Start(0, n, n / 100) if n else None for n in lengths)
+
+
+@pytest.mark.parametrize(
+    ("enough", "prefixes", "attempts"),
+    [
+        (0, [0, 10, 20], [0, 0, 0]),  # solved at once
+        (20, [0, 10, 20], [0, 0, 0]),  # one is enough
+        (60, [50, 60, 20], [1, 1, 0]),  # the third row is the same in each attempt
+        (99, [80, 90, 20], [2, 2, 0]),  # never, and no attempt is left
+        (-1, [0, 10, 20], [0, 0, 0]),  # a group that nobody can grade does not fail
+    ],
+)
+def test_a_group_that_fails_is_sampled_again(
+    enough: int, prefixes: list[int], attempts: list[int]
+) -> None:
+    plan = Plan(LONG, (starts(0, 10, 20), starts(50, 60, 20), starts(80, 90, 20)))
+    made = group(plan, enough)
+    assert [m.prefix_length for m in made] == prefixes
+    assert [m.attempt for m in made] == attempts
+    found, replaced = plan.learnt(attempts)
+    assert [0 if s is None else s.length for s in found] == prefixes
+    assert not any(replaced)
+
+
+def test_a_demonstration_in_the_place_of_a_row_that_failed() -> None:
+    plan = Plan(LONG, (starts(0, 10), starts(100, 10)))
+    made = group(plan, 1000)
+    assert [(m.prefix_length, m.whole, m.attempt) for m in made] == [(100, True, 1), (10, False, 0)]
+    found, replaced = plan.learnt([1, 0])
+    assert (found, replaced) == (starts(0, 10), [True, False])
+
+
+def test_nobody_waits_for_a_rollout_that_failed() -> None:
+    plan = Plan(LONG, (starts(0, 99, 20), starts(50, 60, 70)))
+    made = group(plan, 1000, "b")
+    assert [type(m) for m in made] == [RuntimeError, ValueError, RuntimeError]
+    assert "another rollout of prompt b has failed" in str(made[0])
+
+
+@pytest.mark.parametrize("all_wrong", ["keep", "lengthen", "demonstration"])
+def test_attempts_are_those_of_the_trl_engine(all_wrong: str) -> None:
+    options: dict[str, Any] = {"all_wrong": all_wrong}
+    if all_wrong == "lengthen":
+        options["attempts"] = 2
+    method = Block("prefix_rft", options).resolve_method(4, 64)
+    moment = Moment(4, seed=3, step=5, total_steps=20, max_completion_length=64)
+    example = {EXAMPLE: 7, IDS: [list(range(30)), list(range(40))]}
+    plan = Plan.of(method, example, moment)
+    first = starts_of(method, moment.group(method, example))
+    if all_wrong == "keep":
+        assert plan.attempts == (first,)
+        return
+    rows = [RowPlan(7, 0, r) for r in range(4)]
+    rows = [starting(p, example, s) for p, s in zip(rows, first, strict=True)]
+    for attempt in range(1, len(plan.attempts)):
+        again = [replanned(method, p, example, moment, attempt, all_wrong) for p in rows]
+        rows = [old if new is None else new for old, new in zip(rows, again, strict=True)]
+        assert plan.attempts[attempt] == tuple(p.start for p in rows)
+    assert len(plan.attempts) == (3 if all_wrong == "lengthen" else 2)
+    assert not Plan.of(method, {EXAMPLE: 7, IDS: []}, moment).demonstrations
+
+
 def test_a_plan_survives_the_queue() -> None:
     asked = Group(3, 2, (4, 5), own={"a": 1.0}, boundaries=((1, 2), (3,)))
-    plan = Plan({0: torch.arange(4, dtype=torch.int32).numpy()}, (Start(0, 2, 0.5), None), asked)
+    starts = (Start(0, 2, 0.5), None)
+    plan = Plan({0: torch.arange(4, dtype=torch.int32).numpy()}, (starts,), 0.5, asked)
     again = Plan.read(plan.plain())
     assert again.known(0) == ([0, 1], False)
     assert again.known(1) == ([], False)
-    assert (again.starts, again.asked) == (plan.starts, asked)
+    assert (again.attempts, again.solved_above, again.asked) == ((starts,), 0.5, asked)
 
 
 @pytest.mark.parametrize(
@@ -283,6 +382,7 @@ def rollouts(seed: int = 0) -> tuple[Any, list[dict[str, bool]]]:
             columns.PREFIX: torch.tensor([*PREFIXES, PREFIXES[0]]),
             columns.WHOLE: torch.tensor([*WHOLE, WHOLE[0]]),
             columns.REWARD: torch.tensor([*REWARDS, REWARDS[0]], dtype=torch.float64),
+            columns.ATTEMPT: torch.tensor([0, 1, 0, 0, 0, 0, 0, 0, 1]),
         },
         batch_size=9,
     )
@@ -371,6 +471,10 @@ def test_rows_that_fill_the_batch_take_no_part() -> None:
     assert math.isnan(rows.reward_N[8])
     found = rows.metrics(method)
     assert found["prefix/row_share"] == 2 / 8
+    assert found["groups/all_wrong"] == 0
+    assert "groups/resampled" not in found
+    again = Block("bread").resolve_method(4, 16)
+    assert add_graded(again, *rollouts()).metrics(again)["groups/resampled"] == 4 / 8
     assert found["prefix/length"] == 2.5
     assert found["rewards/ungraded"] == 1 / 8
     # By hand: rewards 1, 0 and 0 of group a; its whole demonstration, 1, was not planned.

@@ -197,8 +197,9 @@ def test_checkpoints_of_another_folder_are_none_of_its_business(
 
 def test_older_checkpoints_of_later_steps_go_first(tmp_path: Path) -> None:
     """A new run in the folder of a longer one must not lose its own."""
-    for step in (10, 100, 200, 20):
+    for step in (10, 100, 200, 20, 9):
         (tmp_path / f"checkpoint-{step}").mkdir()
+    assert list(checkpoints(tmp_path)) == [9, 10, 20, 100, 200]  # 9 before 10
     rotate(tmp_path, 2, None, newest=20)
     assert list(checkpoints(tmp_path)) == [10, 20]
     rotate(tmp_path, 0, None, newest=20)

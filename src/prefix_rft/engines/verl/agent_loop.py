@@ -1,6 +1,6 @@
 """One rollout: prompt ids, then ids of a demonstration where the plan says so, then the sampler.
 
-The plan comes with a prompt of a training batch and names, for each rollout of its group and each
+The plan comes with a prompt of a training batch and says, for each rollout of its group and each
 attempt at it, how many ids of which demonstration it starts from. A prompt without a plan (every
 prompt of a validation batch) is sampled from its end.
 """
@@ -8,14 +8,20 @@ prompt of a validation batch) is sampled from its end.
 from __future__ import annotations
 
 import math
+import random
 from typing import Any
 from uuid import uuid4
 
+import numpy as np
+import ray
 import torch
+from tensordict import TensorDict
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopOutput
+from verl.protocol import DataProto
 
-from prefix_rft.engines.verl.columns import PLAN, PREFIX, REWARD, WHOLE
+from prefix_rft.engines.verl.columns import ATTEMPT, PLAN, PREFIX, REWARD, WHOLE
 from prefix_rft.engines.verl.dataset import PROMPT_IDS
+from prefix_rft.engines.verl.meetings import Meetings, all_wrong
 from prefix_rft.engines.verl.plan import Plan
 from prefix_rft.engines.verl.rewards import UNGRADED
 
@@ -29,19 +35,28 @@ class PrefixOutput(AgentLoopOutput):
 
     prefix_length: int = 0
     whole: bool = False
+    attempt: int = 0
+
+    @property
+    def reward(self) -> float:
+        """NaN where it has none."""
+        graded = self.extra_fields.get("reward_extra_info") or {}
+        missing = self.reward_score is None or graded.get(UNGRADED)
+        return math.nan if missing else float(self.reward_score)  # pyright: ignore[reportArgumentType]
 
     def as_dict(self) -> dict[str, Any]:
         """The columns of the rollout."""
         columns = super().as_dict()
-        columns.pop("prefix_length", None)
-        columns.pop("whole", None)
-        graded = self.extra_fields.get("reward_extra_info") or {}
-        reward = self.reward_score
-        missing = reward is None or graded.get(UNGRADED)
+        for name in ("prefix_length", "whole", "attempt"):
+            columns.pop(name, None)
         columns[PREFIX] = torch.tensor(self.prefix_length, dtype=torch.int64)
         columns[WHOLE] = torch.tensor(self.whole)
-        columns[REWARD] = torch.tensor(math.nan if missing else reward, dtype=torch.float64)
+        columns[ATTEMPT] = torch.tensor(self.attempt, dtype=torch.int64)
+        columns[REWARD] = torch.tensor(self.reward, dtype=torch.float64)
         return columns
+
+
+MEETINGS = Meetings()
 
 
 class PrefixAgentLoop(AgentLoopBase):
@@ -49,21 +64,43 @@ class PrefixAgentLoop(AgentLoopBase):
 
     def __init__(self, trainer_config: Any, server_manager: Any, **kwargs: Any) -> None:
         # Not verl's: it builds what renders conversations, and our ids are rendered already.
-        self.rollout_config = trainer_config.config.actor_rollout_ref.rollout
+        self.config = trainer_config.config
+        self.rollout_config = self.config.actor_rollout_ref.rollout
         self.server_manager = server_manager
 
     async def run(self, sampling_params: dict[str, Any], **kwargs: Any) -> AgentLoopOutput:
-        """Sample one rollout, within the budget of prefix and continuation together."""
-        prompt_ids = [int(t) for t in kwargs[PROMPT_IDS]]
+        """One rollout; where the method asks for it, again while its whole group fails."""
+        plan = Plan.read(kwargs[PLAN]) if kwargs.get(PLAN) is not None else None
+        if plan is None:
+            return await self.sample(sampling_params, kwargs, [], False)
+        rollout = int(kwargs["session_id"])
+        made = await self.sample(sampling_params, kwargs, *plan.known(rollout))
+        try:
+            for attempt in range(1, len(plan.attempts)):
+                if made.reward_score is None:
+                    await self.grade(made, kwargs)
+                brings = (made.reward, made.whole)
+                group = (str(kwargs["uid"]), attempt, rollout, plan.rollouts)
+                if not all_wrong(await MEETINGS.meet(*group, brings), plan.solved_above):
+                    break
+                if plan.changes(rollout, attempt):
+                    known, whole = plan.known(rollout, attempt)
+                    made = await self.sample(sampling_params, kwargs, known, whole)
+                    made.attempt = attempt
+        except BaseException:
+            MEETINGS.leave(str(kwargs["uid"]))
+            raise
+        return made
+
+    async def sample(
+        self, sampling_params: dict[str, Any], row: dict[str, Any], known: list[int], whole: bool
+    ) -> PrefixOutput:
+        """Continue these ids, within the budget of prefix and continuation together."""
+        prompt_ids = [int(t) for t in row[PROMPT_IDS]]
         budget = self.rollout_config.response_length
-        plan = kwargs.get(PLAN)
-        known: list[int] = []
-        whole = False
-        if plan is not None:
-            known, whole = Plan.read(plan).known(int(kwargs["session_id"]))
         if whole:
             # Sampled from no policy: as if the present one had.
-            version = int(kwargs["global_steps"]) - 1
+            version = int(row["global_steps"]) - 1
             fields = {"min_global_steps": version, "max_global_steps": version}
             sampled, logps, preempted = [], [], None
         else:
@@ -88,3 +125,23 @@ class PrefixAgentLoop(AgentLoopBase):
             prefix_length=len(known),
             whole=whole,
         )
+
+    async def grade(self, made: PrefixOutput, row: dict[str, Any]) -> None:
+        """Have one of verl's reward workers grade a rollout, as verl does with one that is done."""
+        number = random.randrange(int(self.config.reward.num_workers))
+        worker: Any = ray.get_actor(f"reward_loop_worker_{number}")
+        prompts, responses = (torch.tensor([x]) for x in (made.prompt_ids, made.response_ids))
+        ids = torch.cat([prompts, responses], 1)
+        tensors = {
+            "prompts": prompts,
+            "responses": responses,
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            "position_ids": torch.arange(ids.size(1))[None],
+        }
+        cells = {key: np.fromiter([value], dtype=object, count=1) for key, value in row.items()}
+        cells["__num_turns__"] = np.array([made.num_turns])
+        cells["tool_extra_fields"] = np.fromiter([made.extra_fields], dtype=object, count=1)
+        result = await worker.compute_score.remote(DataProto(TensorDict(tensors, 1), cells))
+        made.reward_score = result["reward_score"]
+        made.extra_fields["reward_extra_info"] = result["reward_extra_info"]

@@ -129,8 +129,6 @@ def unsupported(method: Method) -> str | None:
         return "it never samples"
     if "resample" in again:
         return "another prompt cannot be sampled in a group's place (all_wrong, all_right: drop)"
-    if method.samples_again:
-        return "a group cannot be sampled again once it is graded"
     if method.interleave is not None:
         return "it sets prompts aside for steps of their own"
     if method.contrast is not None:

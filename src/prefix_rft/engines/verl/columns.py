@@ -19,6 +19,7 @@ PLAN = "prefix_rft_plan"
 PREFIX = "prefix_rft_prefix_length"
 WHOLE = "prefix_rft_whole"
 REWARD = "prefix_rft_reward"
+ATTEMPT = "prefix_rft_attempt"
 
 # Of a row of a batch, once its group is graded.
 GROUP = "prefix_rft_group"

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prefix_rft.core import Method, select_prefix, step_credit
-from prefix_rft.engines.verl.columns import PREFIX, REWARD, WHOLE, padded
+from prefix_rft.core import Method, outcome, select_prefix, step_credit
+from prefix_rft.engines.verl.columns import ATTEMPT, PREFIX, REWARD, WHOLE, padded
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class Graded:
         advantage_SN: of every stream.
         dropped_N: bool, rows that take no part.
         truncated_N: bool, rows that ran into the limit.
+        attempt_N: how often the row had been sampled before.
+        rate_N: solve rate of the sampled rows of the row's group; NaN where none has a reward.
     """
 
     mask_NT: Tensor
@@ -40,6 +42,8 @@ class Graded:
     advantage_SN: Tensor
     dropped_N: Tensor
     truncated_N: Tensor
+    attempt_N: Tensor
+    rate_N: Tensor
 
     @classmethod
     def of(
@@ -83,6 +87,8 @@ class Graded:
             advantage_SN,
             dropped_N | filler_N,
             ~torch.isin(last_N, torch.tensor(list(eos_ids))),
+            data[ATTEMPT].masked_fill(filler_N, 0),
+            outcome.solve_rate(reward_N, group_N, ~whole_N, method.solved_above),
         )
 
     @property
@@ -117,6 +123,14 @@ class Graded:
             "rewards/ungraded": self.reward_N[real_N].isnan().float().mean().item(),
             "completions/clipped_ratio": self.truncated_N[real_N].float().mean().item(),
         }
+        for name, share_N in (
+            ("all_wrong", outcome.all_wrong(self.rate_N)),
+            ("all_right", outcome.all_right(self.rate_N)),
+        ):
+            found[f"groups/{name}"] = share_N[real_N].float().mean().item()
+        if method.samples_again:
+            again_N = torch.isin(self.group_N, self.group_N[self.attempt_N > 0])
+            found["groups/resampled"] = again_N[real_N].float().mean().item()
         graded_N = real_N & ~self.reward_N.isnan()
         if bool(graded_N.any()):
             found["reward"] = self.reward_N[graded_N].mean().item()

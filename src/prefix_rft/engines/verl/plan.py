@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,28 +20,42 @@ class Plan:
 
     Attributes:
         demonstrations: ids of those that are used, by their index.
-        starts: of its rollouts.
+        attempts: starts of its rollouts, for each time that the group may be sampled.
+        solved_above: a rollout is solved if its reward exceeds this.
         asked: the group, for a planner that learns from it.
     """
 
     demonstrations: dict[int, np.ndarray]
-    starts: Starts
+    attempts: tuple[Starts, ...]
+    solved_above: float = 0.0
     asked: Group | None = None
 
     @classmethod
     def of(cls, method: Method, example: Mapping[str, Any], moment: Moment) -> Plan:
         """As the method's planner says."""
         asked = moment.group(method, example)
-        starts = starts_of(method, asked)
-        used = {s.index for s in starts if s is not None and s.length}
+        attempts = [starts_of(method, asked)]
+        lengths = asked.lengths
+        if lengths and method.all_wrong == "lengthen":
+            again = (moment.group(method, example, k) for k in range(1, method.attempts + 1))
+            attempts += [starts_of(method, group) for group in again]
+        elif lengths and method.all_wrong == "demonstration" and not _whole(attempts[0], lengths):
+            index = asked.random().randrange(len(lengths))
+            attempts.append((Start(index, lengths[index], 1.0), *attempts[0][1:]))
+        used = {s.index for starts in attempts for s in starts if s is not None and s.length}
         ids = {i: np.asarray(example[IDS][i], np.int32) for i in used}
-        return cls(ids, starts, asked if method.law.remembers else None)
+        learns = asked if method.law.remembers else None
+        return cls(ids, tuple(attempts), method.solved_above, learns)
 
     def plain(self) -> dict[str, Any]:
         """As plain data: verl's queue makes dicts of dataclasses on the way."""
         return {
             "demonstrations": [[i, ids.tobytes()] for i, ids in self.demonstrations.items()],
-            "starts": [None if s is None else [s.index, s.length, s.ratio] for s in self.starts],
+            "attempts": [
+                [None if s is None else [s.index, s.length, s.ratio] for s in starts]
+                for starts in self.attempts
+            ],
+            "solved_above": self.solved_above,
             "asked": None if self.asked is None else asdict(self.asked),
         }
 
@@ -54,14 +68,45 @@ class Plan:
             asked = Group(**{**asked, "lengths": tuple(asked["lengths"]), "boundaries": bounds})
         return cls(
             {int(i): np.frombuffer(ids, np.int32) for i, ids in plain["demonstrations"]},
-            tuple(None if s is None else Start(*s) for s in plain["starts"]),
+            tuple(
+                tuple(None if s is None else Start(*s) for s in starts)
+                for starts in plain["attempts"]
+            ),
+            float(plain["solved_above"]),
             asked,
         )
 
-    def known(self, rollout: int) -> tuple[list[int], bool]:
+    @property
+    def rollouts(self) -> int:
+        """Of the group."""
+        return len(self.attempts[0])
+
+    def changes(self, rollout: int, attempt: int) -> bool:
+        """Whether a rollout is another one in this attempt than in the one before."""
+        return not attempt or self.attempts[attempt][rollout] != self.attempts[attempt - 1][rollout]
+
+    def known(self, rollout: int, attempt: int = 0) -> tuple[list[int], bool]:
         """The ids that a rollout starts from, and whether they are a whole demonstration."""
-        start = self.starts[rollout]
+        start = self.attempts[attempt][rollout]
         if start is None or not start.length:
             return [], False
         ids = self.demonstrations[start.index]
         return ids[: start.length].tolist(), start.length == len(ids)
+
+    def learnt(self, attempts: Sequence[int]) -> tuple[Starts, list[bool]]:
+        """Where the rollouts had started, and which of them a demonstration has replaced.
+
+        Args:
+            attempts: in which each rollout was made.
+        """
+        starts, replaced = [], []
+        for rollout, attempt in enumerate(attempts):
+            instead = attempt > 0 and self.known(rollout, attempt)[1]
+            replaced.append(instead)
+            starts.append(self.attempts[0 if instead else attempt][rollout])
+        return tuple(starts), replaced
+
+
+def _whole(starts: Starts, lengths: Sequence[int]) -> bool:
+    """Whether a group has a whole demonstration in it."""
+    return any(s is not None and s.length == lengths[s.index] for s in starts)

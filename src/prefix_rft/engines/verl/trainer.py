@@ -7,6 +7,7 @@ reads them.
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from prefix_rft.engines.state import MethodState, hash_of_rows
 from prefix_rft.engines.verl import require_verl
 from prefix_rft.engines.verl.columns import (
     ADVANTAGE,
+    ATTEMPT,
     DROPPED,
     GROUP,
     KEEP,
@@ -186,7 +188,16 @@ class MethodTrainer:
         batch = super()._compute_advantage(batch, metrics)  # pyright: ignore[reportAttributeAccessIssue]
         method = self.method
         data = get(
-            batch, "uid", "response_mask", "responses", "entropy", PREFIX, WHOLE, REWARD, PLAN
+            batch,
+            "uid",
+            "response_mask",
+            "responses",
+            "entropy",
+            PREFIX,
+            WHOLE,
+            REWARD,
+            ATTEMPT,
+            PLAN,
         )
         rows = Graded.of(
             method,
@@ -230,8 +241,14 @@ class MethodTrainer:
         for found in groups.values():
             plan = plans[next(iter(found.values()))]
             if plan.asked is not None and plan.asked.lengths:
-                rewards = [float(rows.reward_N[found[r]]) for r in range(len(plan.starts))]
-                self.method_state.learn(self.method.law, plan.asked, plan.starts, rewards)
+                mine = [found[r] for r in range(plan.rollouts)]
+                starts, replaced = plan.learnt([int(rows.attempt_N[i]) for i in mine])
+                # The reward of a demonstration in a row's place says nothing about that row.
+                rewards = [
+                    math.nan if r else float(rows.reward_N[i])
+                    for i, r in zip(mine, replaced, strict=True)
+                ]
+                self.method_state.learn(self.method.law, plan.asked, starts, rewards)
 
     # ---- update --------------------------------------------------------------------------------
 
