@@ -12,6 +12,7 @@ from prefix_rft import cluster
 from prefix_rft.cli import main
 from prefix_rft.configure import configure
 from prefix_rft.errors import UserError
+from tiny import make_model, make_tokenizer
 
 EXAMPLES = Path(__file__).parents[1] / "examples/cluster"
 RECIPE = {
@@ -131,6 +132,20 @@ def test_without_verl_a_sentence_says_how_to_get_it(
     recipe = write(tmp_path, runs=str(tmp_path / "runs"))
     assert main(["train", recipe]) == 2
     assert "pip install 'prefix-rft[verl]'" in capsys.readouterr().err
+
+
+def test_check_looks_at_them_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("prefix_rft.cluster.find_spec", lambda name: None)
+    make_model(make_tokenizer()).save_pretrained(tmp_path / "model")
+    make_tokenizer().save_pretrained(tmp_path / "model")
+    more = {"model": "model", "num_generations": 4, "max_completion_length": 24}
+    recipe = write(tmp_path, **more)
+    main(["check", recipe])
+    assert "engine verl: verl is not installed here" in capsys.readouterr().out
+    assert main(["check", recipe, "max_steps=-1"]) == 2
+    assert "a save_steps below 1 is a share of max_steps" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("nodes", [1, 4])

@@ -15,6 +15,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from prefix_rft import cluster
 from prefix_rft.check import Checked, Scope, check_data
 from prefix_rft.configure import Setup, configure
 from prefix_rft.data.demonstrations import KEPT
@@ -48,6 +49,8 @@ def run_check(
             closing(configure(path, overrides, stage)) as setup,
             ThreadPoolExecutor(1) as graders,
         ):
+            if setup.recipe.engine == "verl":
+                say(console, cluster.look(setup.recipe, setup.args))
             found += check_setup(setup, console, graders, limit)
     if found:
         several = "problems" if found > 1 else "problem"

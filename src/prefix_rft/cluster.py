@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,25 @@ def dotted(given: Mapping[str, Any], above: str = "") -> dict[str, Any]:
         else:
             found[above + str(key)] = value
     return found
+
+
+def look(recipe: Recipe, args: Any) -> str:
+    """Look whether verl takes the recipe's settings; what was looked at.
+
+    Raises:
+        UserError: it does not.
+    """
+    found = settings(recipe, args, Path(args.output_dir), resume=False)
+    if find_spec("verl") is None:
+        return "engine verl: verl is not installed here, so its own settings were not looked at"
+    from prefix_rft.engines.verl import require_verl
+
+    require_verl()
+    from prefix_rft.engines.verl.launch import composed
+    from prefix_rft.engines.verl.settings import configure
+
+    configure(composed(found))
+    return "engine verl: its settings are taken"
 
 
 RENAMED = {

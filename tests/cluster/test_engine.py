@@ -3,6 +3,8 @@
 import asyncio
 import json
 import math
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +22,9 @@ from verl.utils import tensordict_utils as tu
 from verl.workers.rollout.replica import TokenOutput
 
 import prefix_rft.engines.verl as engine
+from prefix_rft import cluster
 from prefix_rft.cli import main
+from prefix_rft.configure import configure as configure_recipe
 from prefix_rft.core import Batch, loss, prepare
 from prefix_rft.core.planner import Group, Start
 from prefix_rft.data.demonstrations import EXAMPLE, IDS
@@ -147,6 +151,16 @@ def test_other_versions_are_refused(monkeypatch: pytest.MonkeyPatch, found: str)
 def test_methods_that_run(name: str) -> None:
     assert unsupported(load(name)) is None
     assert Block(name).resolve_method(8, 64).name == name
+
+
+@pytest.mark.parametrize("nodes", [1, 4])
+def test_verl_takes_the_recipes_in_docs(nodes: int) -> None:
+    path = Path(__file__).parents[2] / f"examples/cluster/qwen2.5-math-7b-{nodes}x8.yaml"
+    with closing(configure_recipe(str(path), [])) as setup:
+        assert cluster.look(setup.recipe, setup.args) == "engine verl: its settings are taken"
+        wrong = replace(setup.recipe, verl={"trainer.nodes": 2})
+        with pytest.raises(UserError, match=r"does not take 'trainer\.nodes'"):
+            cluster.look(wrong, setup.args)
 
 
 # ---- rows and rollouts -------------------------------------------------------------------------
