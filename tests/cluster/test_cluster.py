@@ -24,7 +24,6 @@ OF_RECIPES = {
     )
 }
 """Settings that a recipe makes of its own keys."""
-COMMAND = "import sys; from prefix_rft.cli import main; sys.exit(main(sys.argv[1:]))"
 
 pytestmark = [pytest.mark.verl, pytest.mark.timeout(1800)]
 
@@ -198,7 +197,7 @@ def test_a_recipe_starts_it(task: Path, tmp_path: Path) -> None:
     }
     path = task / "cluster.yaml"
     path.write_text(yaml.safe_dump(recipe))
-    done = cluster.start(tmp_path, "-c", COMMAND, "train", str(path))
+    done = cluster.start(tmp_path, "-m", "prefix_rft", "train", str(path))
     ended_well(done)
     folder = tmp_path / "runs/mine"
     lines = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
