@@ -40,7 +40,7 @@ $(VERL)/.installed: pyproject.toml constraints-verl.txt
 
 test-verl: $(VERL)/.installed
 	$(VERL)/bin/pyright --project pyright-verl.json
-	$(VERL)/bin/python -m pytest -m "verl or not slow" tests/cluster
+	$(VERL)/bin/python -m pytest -m "not slow" tests/cluster
 
 lint: setup
 	$(BIN)/ruff check .
