@@ -173,6 +173,11 @@ def test_a_loss_counts_in_its_own_step(tmp_path: Path) -> None:
         trainer.finite.loss(torch.tensor(loss))
         trainer.finite.before_update()
         assert trainer.finite.skipped == skipped
+    for seen, skipped in (("a log-prob", 3), (None, 3)):  # what a row showed, too
+        trainer.finite.seen = seen or trainer.finite.seen
+        trainer.finite.loss(torch.tensor(0.5))
+        trainer.finite.before_update()
+        assert trainer.finite.skipped == skipped
 
 
 @pytest.mark.parametrize(
