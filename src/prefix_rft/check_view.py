@@ -24,7 +24,7 @@ from prefix_rft.errors import UserError
 from prefix_rft.findings import Finding, say
 from prefix_rft.memory import count_parameters, estimate
 from prefix_rft.models import load_configs, load_tokenizer, quiet
-from prefix_rft.recipe import read_recipe, stage_names
+from prefix_rft.recipe import RECOMPUTE, read_recipe, stage_names
 from prefix_rft.rewards.verdict import STATUSES
 from prefix_rft.untrusted import visible
 
@@ -218,7 +218,7 @@ def show_memory(console: Console, setup: Setup, train: Checked, config: Any) -> 
             completion_length=args.max_completion_length,
             weight_bytes=weight_bytes,
             compute_bytes=2 if mixed else weight_bytes,
-            activation_checkpointing=bool(args.activation_checkpointing),
+            activation_checkpointing=any(getattr(args, k, False) for k in RECOMPUTE),
             reference_model=method.needs_reference,
             samples=samples,
             triton=torch.cuda.is_available(),

@@ -15,7 +15,7 @@ from rich.console import Console
 from prefix_rft.core import Method
 from prefix_rft.engines.verl.block import KEY, unsupported
 from prefix_rft.errors import UserError, nearest
-from prefix_rft.recipe import Recipe
+from prefix_rft.recipe import RECOMPUTE, Recipe
 from prefix_rft.run_folder import append_metrics
 
 ACTOR, ROLLOUT, MODEL = (f"actor_rollout_ref.{x}" for x in ("actor", "rollout", "model"))
@@ -37,12 +37,11 @@ KEYS = {
 SPECIAL = (
     *("epsilon", "beta", "entropy_coef", "top_k", "max_steps", "num_train_epochs", "save_steps"),
     *("save_strategy", "save_total_limit", "lr_scheduler_type", "warmup_steps", "report_to"),
-    *("activation_checkpointing", "gradient_checkpointing"),
+    *RECOMPUTE,
     *("adam_beta1", "adam_beta2", "chat_template_kwargs", "max_grad_norm"),
 )
 """TRL's keys that are taken over in another form, or need not be."""
 
-RECOMPUTE = ("activation_checkpointing", "gradient_checkpointing")
 NO_LIMIT = 1e9
 """For the norm of the gradient; 0, TRL's word for it, would take the gradient away on verl."""
 

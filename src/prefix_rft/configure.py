@@ -25,7 +25,7 @@ from prefix_rft.errors import UserError, check_types, choose
 from prefix_rft.imports import load_function
 from prefix_rft.methods import load
 from prefix_rft.models import one_line
-from prefix_rft.recipe import BatchPlan, Recipe, load_recipe, plan_batches
+from prefix_rft.recipe import RECOMPUTE, BatchPlan, Recipe, load_recipe, plan_batches
 from prefix_rft.rewards import BUILT_IN, close_all, load_rewards
 from prefix_rft.rif import Filter
 from prefix_rft.run_folder import free_run_folder
@@ -136,9 +136,6 @@ def is_checkpoint(path: Any) -> None:
         )
 
 
-RECOMPUTE = ("activation_checkpointing", "gradient_checkpointing")
-"""What trades time for the memory of activations: a new name and an old one."""
-
 UNLISTED = {"azure_ml": is_azureml_available, "flyte": is_flytekit_available}
 """Trackers that transformers may leave out of its list although they can be used."""
 
@@ -205,7 +202,6 @@ def trainer_arguments(
     if method.samples:
         defaults |= {"num_generations": generations, "log_rollouts": True}
     if not torch.accelerator.is_available():
-        # transformers 5.23 has a new name for it.
         recompute = next(k for k in RECOMPUTE if k in kinds)
         defaults |= {"use_cpu": True, "bf16": False, recompute: False}
     checkpoint = given.get("resume_from_checkpoint")

@@ -31,6 +31,9 @@ Loader.add_implicit_resolver(
 DEFAULT_METHOD = "prefix_rft"
 STAGES = "stages"
 ENGINES = ("trl", "verl")
+RECOMPUTE = ("activation_checkpointing", "gradient_checkpointing")
+"""What trades time for the memory of activations: its name since transformers 5.23, and before."""
+
 COMPARE = "compare"
 """Key of a comparison's own settings, which training does not read."""
 BATCH = "give prompts_per_step and micro_batch_size"
