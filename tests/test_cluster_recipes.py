@@ -174,3 +174,21 @@ def test_metrics_are_taken_over(tmp_path: Path) -> None:
         {"step": 1, "loss": 0.1, "prefix/low": 0.5, "val": 0.1},
         {"step": 2, "loss": 0.7},
     ]
+
+
+@pytest.mark.parametrize(("strategy", "backend"), [("fsdp2", "fsdp"), ("megatron", "megatron")])
+def test_how_to_merge_the_newest_checkpoint(tmp_path: Path, strategy: str, backend: str) -> None:
+    assert "no checkpoint" in cluster.to_merge(tmp_path, strategy)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/latest_checkpointed_iteration.txt").write_text("12")
+    words = cluster.to_merge(tmp_path, strategy)
+    assert f"--backend {backend} --local_dir {tmp_path}/checkpoints/global_step_12/actor" in words
+
+
+@pytest.mark.parametrize(("logged", "folder"), [(True, "rollouts"), (False, None)])
+def test_rollouts_are_written_to_the_run_folder(
+    tmp_path: Path, logged: bool, folder: str | None
+) -> None:
+    found = settings(write(tmp_path), f"log_rollouts={logged}")
+    expected = None if folder is None else str(Path("runs/run").resolve() / folder)
+    assert found["trainer.rollout_data_dir"] == expected

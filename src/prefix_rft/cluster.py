@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from prefix_rft.core import Method
+from prefix_rft.engines.rollouts import cut_rollouts
 from prefix_rft.engines.verl.block import KEY, unsupported
 from prefix_rft.errors import UserError, nearest
 from prefix_rft.recipe import RECOMPUTE, Recipe
@@ -38,7 +39,7 @@ SPECIAL = (
     *("epsilon", "beta", "entropy_coef", "top_k", "max_steps", "num_train_epochs", "save_steps"),
     *("save_strategy", "save_total_limit", "lr_scheduler_type", "warmup_steps", "report_to"),
     *RECOMPUTE,
-    *("adam_beta1", "adam_beta2", "chat_template_kwargs", "max_grad_norm"),
+    *("log_rollouts", "adam_beta1", "adam_beta2", "chat_template_kwargs", "max_grad_norm"),
 )
 """TRL's keys that are taken over in another form, or need not be."""
 
@@ -46,6 +47,10 @@ NO_LIMIT = 1e9
 """For the norm of the gradient; 0, TRL's word for it, would take the gradient away on verl."""
 
 SCHEDULES = ("constant", "cosine")
+
+
+NEWEST = "latest_checkpointed_iteration.txt"
+"""In the folder of verl's checkpoints, once there is one."""
 
 
 def refuse(recipe: Recipe, method: Method) -> None:
@@ -136,6 +141,9 @@ def settings(recipe: Recipe, args: Any, folder: Path, resume: bool) -> dict[str,
         "trainer.project_name": "prefix-rft",
         "trainer.experiment_name": folder.name,
         "trainer.logger": ["console", "file", *args.report_to],
+        "trainer.rollout_data_dir": str(folder.resolve() / "rollouts")
+        if args.log_rollouts
+        else None,
         "trainer.val_before_train": recipe.eval_data is not None,
         "trainer.test_freq": -1 if recipe.eval_data is None else 10**9,  # at the end
         # A resumed run begins a file of its own.
@@ -194,10 +202,9 @@ def look(recipe: Recipe, args: Any) -> str:
     from prefix_rft.engines.verl import require_verl
 
     require_verl()
-    from prefix_rft.engines.verl.launch import composed
-    from prefix_rft.engines.verl.settings import configure
+    from prefix_rft.engines.verl.launch import composed, verify
 
-    configure(composed(found))
+    verify(composed(found))
     return "engine verl: its settings are taken"
 
 
@@ -240,8 +247,31 @@ def run(recipe: Recipe, args: Any, folder: Path, console: Console, resume: bool)
     from prefix_rft.engines.verl.launch import composed, launch
 
     config = composed(settings(recipe, args, folder, resume))
+    if resume and not (folder / "checkpoints" / NEWEST).is_file():
+        cut_rollouts(folder / "rollouts", 0)  # it begins anew
     console.print(f"verl's own output follows; the run folder is {folder}", highlight=False)
     try:
         launch(config)
     finally:
         take_metrics(folder)
+    words = to_merge(folder, str(config.actor_rollout_ref.actor.strategy))
+    console.print(words, markup=False, highlight=False, soft_wrap=True)
+
+
+def to_merge(folder: Path, strategy: str) -> str:
+    """How the trained model comes out of the newest checkpoint, in words.
+
+    Args:
+        folder: of the run.
+        strategy: verl's, of the actor.
+    """
+    newest = folder / "checkpoints" / NEWEST
+    if not newest.is_file():
+        return "the run has written no checkpoint (save_strategy), so its model is gone"
+    step = newest.read_text(encoding="utf-8").strip()
+    backend = "megatron" if strategy == "megatron" else "fsdp"
+    return (
+        f"the trained model is in parts; to have it whole, in bf16, in {folder}/model:\n"
+        f"python -m verl.model_merger merge --backend {backend} "
+        f"--local_dir {folder}/checkpoints/global_step_{step}/actor --target_dir {folder}/model"
+    )

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from prefix_rft.checkpoints import WRITING, checkpoints, go_back, newest_whole, step_of
-from prefix_rft.engines.trl.resume import cut_rollouts
+from prefix_rft.engines.rollouts import cut_rollouts
 from prefix_rft.errors import UserError
 from prefix_rft.run_folder import cut_metrics, read_environment
 from prefix_rft.run_reader import RunFolder, flatten

@@ -14,7 +14,7 @@ import yaml
 from prefix_rft.errors import UserError
 
 Rollout = dict[str, Any]
-"""One row as ``rollouts/step_N.jsonl`` holds it; see ``engines/trl/rollouts.py``."""
+"""One row as ``rollouts/step_N.jsonl`` holds it; see ``engines/rollouts.py``."""
 
 POLICY, HYBRID, DEMONSTRATION = "on-policy", "hybrid", "demonstration"
 """Where a rollout's tokens are from, in words."""

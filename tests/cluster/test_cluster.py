@@ -11,9 +11,12 @@ pytest.importorskip("verl")
 
 import recomputed
 import torch
+import trl_beside
 import verl_runs as cluster
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prefix_rft.cli import main
+from prefix_rft.run_reader import RunFolder
 
 PREFIX = "prefix_rft_prefix_length"
 OF_RECIPES = {
@@ -40,10 +43,12 @@ def ended_well(done) -> None:
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
 
 
-def agree(again: recomputed.Again, folder: Path, step: int, ranks: int, updates: int):
+def agree(
+    again: recomputed.Again, folder: Path, step: int, ranks: int, updates: int, parts: int = 1
+):
     """Loss, gradient norm and weights of a step; its rows."""
     logged = cluster.metrics(folder)[step]
-    rows, loss, norm = again.step(step, ranks, updates)
+    rows, loss, norm = again.step(step, ranks, updates, parts)
     assert logged["actor/loss"] == pytest.approx(loss, rel=1e-5, abs=1e-7)
     assert logged["actor/grad_norm"] == pytest.approx(norm, rel=1e-5)
     assert again.weights_apart(step) < 1e-5
@@ -67,7 +72,7 @@ def first(task: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_prefix_rft_is_computed_again(task: Path, first: Path) -> None:
-    again = recomputed.Again(task, first, recomputed.prefix_rft)
+    again = recomputed.Again(task, first, recomputed.PREFIX_RFT)
     assert again.weights_apart(0) == 0.0
     for step in (1, 2):
         rows = agree(again, first, step, 1, 1)
@@ -95,10 +100,8 @@ def test_validation_sees_no_demonstration(task: Path, first: Path) -> None:
     training = [r for r in asked if r["temperature"] == 1]
     assert len(validation) == 4
     assert len(training) == 32
-    again = recomputed.Again(task, first, recomputed.prefix_rft)
+    again = recomputed.Again(task, first, recomputed.PREFIX_RFT)
     test = [json.loads(x) for x in (task / "test.jsonl").read_text().splitlines()][:4]
-    from transformers import AutoTokenizer
-
     tokenizer = AutoTokenizer.from_pretrained(task / "base")
     expected = {tuple(tokenizer(row["prompt"])["input_ids"]) for row in test}
     assert {tuple(r["prompt_ids"]) for r in validation} == expected
@@ -158,7 +161,7 @@ def test_a_hybrid_over_two_ranks_with_rows_that_fill(task: Path, tmp_path: Path)
         ranks=2,
     )
     ended_well(done)
-    again = recomputed.Again(task, tmp_path, recomputed.luffy)
+    again = recomputed.Again(task, tmp_path, recomputed.LUFFY)
     for step in (1, 2):
         batch = torch.load(tmp_path / f"look/batch_{step}.pt", weights_only=False)
         assert sum(batch["padding"]) == 4
@@ -166,6 +169,109 @@ def test_a_hybrid_over_two_ranks_with_rows_that_fill(task: Path, tmp_path: Path)
         assert len(rows) == 12
         assert sum(r.whole for r in rows) == 3
         assert cluster.metrics(tmp_path)[step]["demonstration/row_share"] == 0.25
+
+
+@pytest.fixture(scope="module")
+def chord(task: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """CHORD on one rank: two steps."""
+    folder = tmp_path_factory.mktemp("chord")
+    ended_well(cluster.run(task, folder, "prefix_rft.reward=countdown", "prefix_rft.method=chord"))
+    return folder
+
+
+def test_another_hybrid_is_computed_again(task: Path, chord: Path) -> None:
+    again = recomputed.Again(task, chord, recomputed.CHORD)
+    for step in (1, 2):
+        rows = agree(again, chord, step, 1, 1)
+        assert sum(r.whole for r in rows) == 4
+
+
+@pytest.mark.parametrize("method", ["prefix_rft", "chord"])
+def test_the_trl_engine_takes_the_same_steps(
+    task: Path, method: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """It starts the same rows from the same ids; and given the same samples it has the same loss,
+    gradient norm and weights."""
+    folder = request.getfixturevalue("first" if method == "prefix_rft" else method)
+    steps = [torch.load(folder / f"look/batch_{n}.pt", weights_only=False) for n in (1, 2)]
+    trainer = trl_beside.Beside(task, method, steps, tmp_path)
+    trainer.train()
+    logged = [x for x in trainer.state.log_history if "grad_norm" in x]
+    for n, line in enumerate(logged, 1):
+        theirs = cluster.metrics(folder)[n]
+        assert line["loss"] == pytest.approx(theirs["actor/loss"], rel=1e-5, abs=1e-7)
+        assert line["grad_norm"] == pytest.approx(theirs["actor/grad_norm"], rel=1e-5)
+        assert line["reward"] == pytest.approx(theirs["reward"])
+        sent = torch.load(folder / f"look/weights_{n}.pt", weights_only=True)
+        assert all((sent[k] - w).abs().max() < 1e-5 for k, w in trainer.weights[n - 1].items())
+    assert len(logged) == 2
+
+
+def test_a_kl_term(task: Path, tmp_path: Path) -> None:
+    """verl's reference policy gives its log-probs on prefixes, too."""
+    done = cluster.run(task, tmp_path, "prefix_rft.reward=countdown", "prefix_rft.beta=0.1")
+    ended_well(done)
+    again = recomputed.Again(task, tmp_path, recomputed.WITH_KL)
+    for step in (1, 2):
+        batch = torch.load(tmp_path / f"look/batch_{step}.pt", weights_only=False)
+        assert "ref_log_prob" in batch
+        agree(again, tmp_path, step, 1, 1)
+
+
+def test_rollouts_that_an_update_interrupts(task: Path, tmp_path: Path) -> None:
+    """Rows go on under newer weights; the sampler's log-probs are those of the weights that drew
+    each token, and their correction (token, at most 2) leaves prefixes as they are."""
+    done = cluster.run(
+        task,
+        tmp_path,
+        "prefix_rft.reward=countdown",
+        "trainer.v1.trainer_mode=prefix_rft_colocate_async",
+        "algorithm.rollout_correction.rollout_is=token",
+        "algorithm.rollout_correction.rollout_is_threshold=2.0",
+        "trainer.total_training_steps=4",
+    )
+    ended_well(done)
+    again = recomputed.Again(task, tmp_path, recomputed.PREFIX_RFT)
+    old, mixed = 0, 0
+    for step in (1, 2, 3, 4):
+        batch = torch.load(tmp_path / f"look/batch_{step}.pt", weights_only=False)
+        rows = agree(again, tmp_path, step, 1, 1)
+        for i, (row, (first, last)) in enumerate(zip(rows, batch["versions"], strict=True)):
+            old += first < step - 1
+            torch.testing.assert_close(batch["rollout_is_weights"][i].float(), row.weight)
+            sampled = slice(row.prefix, None)
+            laws = [again.drawn_by(v, row)[sampled] for v in range(first, last + 1)]
+            apart = [(batch["rollout_log_probs"][i][sampled] - x).abs() for x in laws]
+            assert torch.stack(apart).amin(0).max() < 1e-5
+            mixed += first < last and bool(torch.stack(apart).amax(0).max() > 1e-4)
+    assert old
+    assert mixed
+
+
+@pytest.mark.slow
+def test_samplers_with_machines_of_their_own(task: Path, tmp_path: Path) -> None:
+    """Weights go over every second update; the log-probs of both batches in between are those of
+    the weights that were sent, the entropies that select are the present ones."""
+    rollout = "actor_rollout_ref.rollout"
+    done = cluster.run(
+        task,
+        tmp_path,
+        "prefix_rft.reward=countdown",
+        "trainer.v1.trainer_mode=prefix_rft_separate_async",
+        "trainer.v1.separate_async.parameter_sync_step=2",
+        "actor_rollout_ref.actor.ppo_mini_batch_size=2",
+        f"{rollout}.nnodes=1",
+        f"{rollout}.n_gpus_per_node=1",
+        f"{rollout}.checkpoint_engine.backend=verl_cpu_file",
+        "+ray_kwargs.ray_init.num_gpus=2",
+        "actor_rollout_ref.actor.optim.lr=1e-3",
+        "trainer.total_training_steps=3",
+    )
+    ended_well(done)
+    again = recomputed.Again(task, tmp_path, recomputed.PREFIX_RFT)
+    for step in (1, 2, 3):
+        rows = agree(again, tmp_path, step, 1, 1, parts=2)
+        assert len(rows) == 16
 
 
 def test_a_recipe_starts_it(task: Path, tmp_path: Path) -> None:
@@ -204,6 +310,14 @@ def test_a_recipe_starts_it(task: Path, tmp_path: Path) -> None:
     assert [x["step"] for x in lines] == [0, 1, 2]
     assert {"loss", "grad_norm", "prefix/reward", "prefix/length", "entropy"} <= lines[1].keys()
     assert (folder / "report.html").is_file()
+    # Rollouts are those that `show` and the report read.
+    for step in (0, 1):
+        rows = RunFolder(folder).rollouts(step)
+        assert len(rows) == 16
+        assert all(r["text"] and r["verdicts"]["countdown"]["status"] for r in rows)
+        mean = sum(r["reward"] for r in rows) / 16
+        assert lines[step + 1]["reward"] == pytest.approx(mean)
+    assert main(["show", str(folder)]) == 0
     assert yaml.safe_load((folder / "recipe.yaml").read_text())["method"]["name"] == "adaback"
     # What the planner has learnt is in the checkpoint, and a run goes on with it.
     state = folder / "checkpoints/global_step_2/method_state.json"
@@ -215,6 +329,13 @@ def test_a_recipe_starts_it(task: Path, tmp_path: Path) -> None:
     lines = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [x["step"] for x in lines] == [0, 1, 2, 3]
     assert lines[3]["memory/examples"] == 12
+    # What it said at its end makes one model of the parts, in bf16.
+    command = next(x for x in done.stdout.splitlines() if x.startswith("python -m verl.model"))
+    ended_well(cluster.start(tmp_path, *command.split()[1:]))
+    merged = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
+    sent = torch.load(tmp_path / "look/weights_3.pt", weights_only=True)
+    assert all(torch.equal(sent[k].bfloat16().float(), w) for k, w in merged.state_dict().items())
+    assert (folder / "model/tokenizer.json").is_file()
 
 
 def test_groups_that_fail_are_sampled_again(task: Path, tmp_path: Path) -> None:
@@ -253,7 +374,7 @@ def test_prefix_rft_over_two_ranks_and_two_updates(task: Path, tmp_path: Path) -
         ranks=2,
     )
     ended_well(done)
-    again = recomputed.Again(task, tmp_path, recomputed.prefix_rft)
+    again = recomputed.Again(task, tmp_path, recomputed.PREFIX_RFT)
     for step in (1, 2):
         agree(again, tmp_path, step, 2, 2)
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+import runpy
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ pytest.importorskip("verl")
 import torch
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
-from tensordict import TensorDict
+from tensordict import NonTensorStack, TensorDict
 from verl.trainer.ppo.v1.trainer_base import get_trainer_cls
 from verl.utils import tensordict_utils as tu
 from verl.workers.rollout.replica import TokenOutput
@@ -35,9 +36,11 @@ from prefix_rft.engines.verl.agent_loop import PrefixAgentLoop
 from prefix_rft.engines.verl.block import Block, unsupported
 from prefix_rft.engines.verl.dataset import COLUMNS, PROMPT_IDS, Prompts
 from prefix_rft.engines.verl.graded import Graded
+from prefix_rft.engines.verl.launch import verify
 from prefix_rft.engines.verl.loss import means, method_loss
 from prefix_rft.engines.verl.plan import Plan
 from prefix_rft.engines.verl.rewards import UNGRADED, combined
+from prefix_rft.engines.verl.rollouts import VERDICTS, rollouts_of
 from prefix_rft.engines.verl.settings import configure
 from prefix_rft.engines.verl.trainer import MODES
 from prefix_rft.engines.verl.worker import DetachMethodWorker, MethodActor, MethodWorker
@@ -102,6 +105,7 @@ def test_verl_is_set_up_for_the_method() -> None:
         ("algorithm.rollout_correction.bypass_mode=True", "its pass before the update is needed"),
         ("algorithm.rollout_correction.rollout_rs=token", "would stay in the normalisers"),
         ("trainer.use_v1=False", "V1 trainers"),
+        ("critic.enable=True", "no method has a critic"),
         ("actor_rollout_ref.rollout.calculate_log_probs=False", "weight_check=null"),
         ("prefix_rft.method=dapo", "'dapo' does not run on verl: another prompt cannot"),
     ],
@@ -109,6 +113,26 @@ def test_verl_is_set_up_for_the_method() -> None:
 def test_what_cannot_be_is_refused_at_the_start(override: str, words: str) -> None:
     with pytest.raises(UserError, match=words.replace("(", r"\(")):
         configure(settings(override))
+
+
+def test_what_verl_refuses_is_one_sentence() -> None:
+    with pytest.raises(UserError, match=r"verl does not take its settings: .*divisible"):
+        verify(settings("trainer.n_gpus_per_node=3"))
+
+
+@pytest.mark.parametrize("wrong", ["prefix_rft.method=nope", "trainer.n_gpus_per_node=3"])
+def test_the_module_ends_with_a_sentence(
+    wrong: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["prefix_rft.engines.verl", wrong, "hydra.run.dir=."])
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_module("prefix_rft.engines.verl", run_name="__main__")
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("prefix-rft: error: ")
+    monkeypatch.setattr(engine, "version", lambda name: "0.10.0")
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_module("prefix_rft.engines.verl", run_name="__main__")
+    assert "and verl 0.10.0 is installed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("more", ["data.train_batch_size=512", "+data.x=1"])
@@ -493,6 +517,38 @@ def test_rows_that_fill_the_batch_take_no_part() -> None:
     assert found["rewards/ungraded"] == 1 / 8
     # By hand: rewards 1, 0 and 0 of group a; its whole demonstration, 1, was not planned.
     assert rows.advantage_SN[0][:2].tolist() == pytest.approx([2 / 3, -1 / 3])
+
+
+def test_rollouts_are_written_as_the_trl_engine_writes_them() -> None:
+    method = Block("luffy").resolve_method(4, 16)
+    data, tags = rollouts()
+    add_graded(method, data, tags)
+    said = {"exact": {"status": "correct", "reward": 1.0, "detail": "", "answer": None}}
+    extra = [{"reward_extra_info": {VERDICTS: json.dumps(said)}}] * 4 + [{}] * 5
+    data["extra_fields"] = NonTensorStack(*extra)
+    data["index"] = NonTensorStack(*[7] * 4, *[3] * 4, 7)
+    keys = [f"u_v_{i}_0" if i < 4 else f"w_{7 - i}_0" for i in range(8)] + ["pad_0_0"]
+    lines = rollouts_of(method, data, keys, [i == 8 for i in range(9)], 5, str)
+    # By example, then by place; the second group's rows came in reverse.
+    assert [(x["example"], x["group"], x["row"]) for x in lines] == [
+        *((3, 0, r) for r in range(4)),
+        *((7, 1, r) for r in range(4)),
+    ]
+    assert [x["prefix_length"] for x in lines] == PREFIXES[7:3:-1] + PREFIXES[:4]
+    assert [x["demonstration"] for x in lines] == WHOLE[7:3:-1] + WHOLE[:4]
+    assert [x["reward"] for x in lines[4:]] == REWARDS[:4]
+    assert lines[1]["reward"] is None  # it could not be graded
+    row = lines[4]
+    assert row["completion_ids"] == data["responses"][0].tolist()
+    assert row["prompt_ids"] == [1, 1, 1]
+    assert row["text"] == str(row["completion_ids"])
+    assert row["verdicts"] == said
+    assert lines[0]["verdicts"] == {}
+    # LUFFY's mean is over all rows of the group: 1, 0, 1 and 0.
+    assert [x["advantage"] for x in lines[4:]] == [0.5, -0.5, 0.5, -0.5]
+    assert [x["attempt"] for x in lines[4:]] == [0, 1, 0, 0]
+    assert {x["step"] for x in lines} == {5}
+    json.dumps(lines)
 
 
 def test_means_are_quotients_of_sums() -> None:

@@ -14,7 +14,8 @@ EPS = 1e-4
 
 def overrides(task: Path, folder: Path, ranks: int) -> list[str]:
     """What every run here has in common."""
-    actor, rollout, model = (f"actor_rollout_ref.{x}" for x in ("actor", "rollout", "model"))
+    parts = ("actor", "rollout", "model", "ref")
+    actor, rollout, model, ref = (f"actor_rollout_ref.{x}" for x in parts)
     return [
         "trainer.device=cpu",
         f"trainer.n_gpus_per_node={ranks}",
@@ -56,6 +57,8 @@ def overrides(task: Path, folder: Path, ranks: int) -> list[str]:
         f"{rollout}.tensor_model_parallel_size=1",
         f"{rollout}.n=4",
         f"{rollout}.log_prob_micro_batch_size_per_gpu=4",
+        f"{ref}.log_prob_micro_batch_size_per_gpu=4",
+        f"+{ref}.fsdp_config.mixed_precision.param_dtype=fp32",
         f"{rollout}.agent.num_workers=1",
         f"{rollout}.load_format=auto",
         "reward.num_workers=1",
@@ -77,7 +80,13 @@ def run(
     **environment: str,
 ) -> subprocess.CompletedProcess[str]:
     """Run to the end; what it leaves is in ``folder``."""
-    return start(folder, "-m", module, *overrides(task, folder, ranks), *more, **environment)
+    given = [x for x in overrides(task, folder, ranks) if not x.startswith(names_of(more))]
+    return start(folder, "-m", module, *given, *more, **environment)
+
+
+def names_of(given: tuple[str, ...]) -> tuple[str, ...]:
+    """What overrides begin with, up to their values."""
+    return tuple(x.partition("=")[0] + "=" for x in given)
 
 
 def start(folder: Path, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -10,6 +10,7 @@ from prefix_rft.core.objective import (
     loss,
     prepare,
     select_prefix,
+    selection_seed,
     token_losses,
 )
 from prefix_rft.core.planner import Group, Planner, Start
@@ -38,6 +39,7 @@ __all__ = [
     "prefix_length",
     "prepare",
     "select_prefix",
+    "selection_seed",
     "step_credit",
     "token_losses",
     "with_sequence",

@@ -69,6 +69,11 @@ class LossOutput:
         return {k: (s / n).item() for k, (s, n) in self.stats.items() if n > 0}
 
 
+def selection_seed(seed: int, step: int) -> int:
+    """Of the random mode of a selection, from a run's seed and the optimizer step."""
+    return 1_000_003 * seed + step
+
+
 def select_prefix(
     method: Method, prefix_BT: Tensor, entropy_BT: Tensor | None, seed: int
 ) -> Tensor:

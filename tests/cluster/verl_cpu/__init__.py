@@ -7,3 +7,4 @@ verl imports this module by ``VERL_USE_EXTERNAL_MODULES`` in every process.
 from verl_cpu import platform  # noqa: F401, I001
 from verl_cpu import server  # noqa: F401
 from verl_cpu import spy  # noqa: F401
+from verl_cpu import transfer  # noqa: F401

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import psutil
 import torch
+from torch.distributed import fsdp
 from verl.plugin.platform.platform_base import PlatformBase
 from verl.plugin.platform.platform_manager import PlatformRegistry
 from verl.utils import distributed
@@ -15,6 +16,16 @@ class DeviceModule(types.ModuleType):
 
     def __getattr__(self, name):
         return getattr(torch.cpu, name)
+
+
+class PlainOffload(fsdp.CPUOffloadPolicy):
+    """For the reference policy, whose weights verl pins, which takes an accelerator."""
+
+    def __init__(self, pin_memory=False):
+        super().__init__(pin_memory=False)
+
+
+fsdp.CPUOffloadPolicy = PlainOffload
 
 
 def _nothing(*args, **kwargs):

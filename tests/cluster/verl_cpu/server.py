@@ -29,7 +29,7 @@ class Server:
         self.eos = set(eos if isinstance(eos, list) else [eos])
         self.max_model_len, self.response_length = max_model_len, response_length
         self.generator = torch.Generator().manual_seed(seed)
-        self.lock = threading.Lock()
+        self.lock, self.interrupted = threading.Lock(), threading.Event()
         self.version, self.asleep = 0, False
 
     async def generate(self, prompt_ids, sampling_params, request_id, **kwargs):
@@ -37,7 +37,6 @@ class Server:
 
     @torch.no_grad()
     def _sample(self, prompt_ids, params):
-        assert not self.asleep, "asked to sample while the weights are released"
         room = self.max_model_len - len(prompt_ids)
         budget = min(params.get("max_tokens", self.response_length), room)
         assert budget > 0, f"{len(prompt_ids)} ids leave no room in {self.max_model_len}"
@@ -45,7 +44,9 @@ class Server:
         ids, logps = [], []
         with self.lock:
             cache, given = None, torch.tensor([prompt_ids])
-            while len(ids) < budget:
+            version = self.version
+            while len(ids) < budget and not self.interrupted.is_set():
+                assert not self.asleep, "asked to sample while the weights are released"
                 out = self.model(input_ids=given, past_key_values=cache, use_cache=True)
                 cache = out.past_key_values
                 logits = out.logits[0, -1].float()
@@ -60,15 +61,15 @@ class Server:
                 if token in self.eos:
                     break
                 given = torch.tensor([[token]])
-            self._note(
-                "requests.jsonl", {"prompt_ids": prompt_ids, **params, "version": self.version}
-            )
+            self._note("requests.jsonl", {"prompt_ids": prompt_ids, **params, "version": version})
+        ended = "completed" if ids and ids[-1] in self.eos else "length"
+        whole = ended == "completed" or len(ids) == budget
         return TokenOutput(
             token_ids=ids,
             log_probs=logps if params.get("logprobs") else None,
-            stop_reason="completed" if ids[-1] in self.eos else "length",
+            stop_reason=ended if whole else "aborted",
             num_preempted=0,
-            extra_fields={"global_steps": self.version},
+            extra_fields={"global_steps": version},
         )
 
     async def load_weights(self, weights):
@@ -100,11 +101,18 @@ class Server:
     async def sleep(self):
         self.asleep = True
 
+    async def abort_all_requests(self, *args, **kwargs):
+        """Rows that are under way come back as they are, and go on later."""
+        self.interrupted.set()
+
+    async def resume_generation(self):
+        self.interrupted.clear()
+
     async def _nothing(self, *args, **kwargs):
         pass
 
-    clear_kv_cache = release_kv_cache = resume_kv_cache = resume_generation = _nothing
-    abort_all_requests = start_profile = stop_profile = _nothing
+    clear_kv_cache = release_kv_cache = resume_kv_cache = _nothing
+    start_profile = stop_profile = _nothing
 
 
 def _name(replica):

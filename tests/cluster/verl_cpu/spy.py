@@ -27,11 +27,13 @@ def install(folder):
         found |= {
             "keys": list(batch.keys),
             "padding": [bool(t.get("is_padding", False)) for t in batch.tags],
+            "versions": [(t["min_global_steps"], t["max_global_steps"]) for t in batch.tags],
             "step": self.global_steps,
             "total": self.total_training_steps,
         }
         os.makedirs(folder, exist_ok=True)
-        torch.save(found, f"{folder}/batch_{self.global_steps}.pt")
+        part = f"_{self.local_trigger_step}" if self.local_trigger_step else ""
+        torch.save(found, f"{folder}/batch_{self.global_steps}{part}.pt")
         return update(self, batch, metrics)
 
     trainer_base.PPOTrainer._update_actor = _update_actor

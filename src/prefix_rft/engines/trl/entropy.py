@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from prefix_rft.core import select_prefix
+from prefix_rft.core import select_prefix, selection_seed
 from prefix_rft.engines.trl.window import Rows, join
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def select_in_pool(trainer: PrefixRFTTrainer, window: Rows, index: int) -> Tenso
         index: the window's place in the generation.
     """
     method = trainer.method
-    seed = 1_000_003 * trainer.args.seed + trainer.state.global_step
+    seed = selection_seed(trainer.args.seed, trainer.state.global_step)
     chosen = method.selection
     mask = window["prefix_mask"] & ~window["row_dropped"][:, None]
     if chosen is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -26,15 +25,13 @@ from prefix_rft.checkpoints import (
     rotate,
     seal,
 )
+from prefix_rft.engines.rollouts import cut_rollouts
 from prefix_rft.engines.trl.run_state import RunState
 from prefix_rft.engines.trl.state import parts
 from prefix_rft.errors import UserError
-from prefix_rft.writing import write_text
 
 PICKLE = "training_args.bin"
 """The arguments as transformers saves them: nothing reads it, and nobody should."""
-
-WRITTEN = re.compile(r"(step|kept)_([0-9]{6,})\.jsonl")
 
 
 class ResumesExactly:
@@ -285,41 +282,3 @@ class WholeRecord(TrainerCallback):
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Ask for a line where one is due."""
         self.on_step_end(args, state, control)
-
-
-def cut_rollouts(folder: Path, step: int, look: bool = False) -> None:
-    """Take away what a run has written of the optimizer steps from ``step`` on.
-
-    Rollouts made before ``step`` stay, but later updates on them leave ``kept_N.jsonl``. Nothing is
-    changed before all files have been read.
-
-    Args:
-        folder: of the rollouts.
-        step: from which the run goes on.
-        look: only read.
-
-    Raises:
-        UserError: a file is damaged.
-    """
-    gone, shorter = [], []
-    for path in sorted(folder.glob("*.jsonl")):
-        if not (name := WRITTEN.fullmatch(path.name)):
-            continue
-        if int(name[2]) >= step:
-            gone.append(path)
-        elif name[1] == "kept":
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            # A killed run may have left half a line, of an update behind its last checkpoint.
-            whole = [line for line in lines if line.endswith("\n")]
-            try:
-                before = [line for line in whole if json.loads(line)["step"] < step]
-            except (ValueError, KeyError, TypeError) as error:
-                raise UserError(f"'{path}' is damaged: {type(error).__name__}: {error}") from error
-            if len(before) < len(lines):
-                shorter.append((path, "".join(before)))
-    if look:
-        return
-    for path in gone:
-        path.unlink()
-    for path, text in shorter:
-        write_text(path, text)

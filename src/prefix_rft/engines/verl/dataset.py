@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -127,11 +126,6 @@ class Prompts(Dataset):
             PROMPT_IDS: row[PROMPT_IDS],
             COLUMNS: json.dumps({"prompt": prompt, **columns}, default=str),
         }
-
-    @cached_property
-    def newlines(self) -> frozenset[int]:
-        """Tokens that end a line, for planners that ask for boundaries."""
-        return self.renderer.newline_ids
 
 
 def end_ids(tokenizer: Any, config: DictConfig) -> tuple[int, ...]:

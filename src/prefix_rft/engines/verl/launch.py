@@ -35,13 +35,25 @@ def launch(config: Any) -> None:
         UserError: a setting that cannot be used.
     """
     auto_set_device(config)
-    configure(config)
-    validate_config(
-        config=config,
-        use_reference_policy=need_reference_policy(config),
-        use_critic=need_critic(config),
-    )
+    verify(config)
     run_ppo(config, task_runner_class=ray.remote(MethodRunner))
+
+
+def verify(config: Any) -> None:
+    """Have our engine and verl look at the configuration, which is then set up for the method.
+
+    Raises:
+        UserError: a setting that cannot be used.
+    """
+    configure(config)
+    try:
+        validate_config(
+            config=config,
+            use_reference_policy=need_reference_policy(config),
+            use_critic=need_critic(config),
+        )
+    except (AssertionError, ValueError) as error:
+        raise UserError(f"verl does not take its settings: {error}") from error
 
 
 def composed(settings: Mapping[str, Any]) -> Any:

@@ -23,12 +23,14 @@ class Plan:
         attempts: starts of its rollouts, for each time that the group may be sampled.
         solved_above: a rollout is solved if its reward exceeds this.
         asked: the group, for a planner that learns from it.
+        step: optimizer step at which it was made.
     """
 
     demonstrations: dict[int, np.ndarray]
     attempts: tuple[Starts, ...]
     solved_above: float = 0.0
     asked: Group | None = None
+    step: int = 0
 
     @classmethod
     def of(cls, method: Method, example: Mapping[str, Any], moment: Moment) -> Plan:
@@ -45,7 +47,7 @@ class Plan:
         used = {s.index for starts in attempts for s in starts if s is not None and s.length}
         ids = {i: np.asarray(example[IDS][i], np.int32) for i in used}
         learns = asked if method.law.remembers else None
-        return cls(ids, tuple(attempts), method.solved_above, learns)
+        return cls(ids, tuple(attempts), method.solved_above, learns, moment.step)
 
     def plain(self) -> dict[str, Any]:
         """As plain data: verl's queue makes dicts of dataclasses on the way."""
@@ -57,6 +59,7 @@ class Plan:
             ],
             "solved_above": self.solved_above,
             "asked": None if self.asked is None else asdict(self.asked),
+            "step": self.step,
         }
 
     @classmethod
@@ -74,6 +77,7 @@ class Plan:
             ),
             float(plain["solved_above"]),
             asked,
+            int(plain["step"]),
         )
 
     @property

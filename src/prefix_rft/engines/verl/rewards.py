@@ -7,6 +7,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
 
 from prefix_rft.engines.verl.block import KEY, Block
 from prefix_rft.engines.verl.dataset import COLUMNS
+from prefix_rft.engines.verl.rollouts import VERDICTS
 from prefix_rft.rewards import load_rewards
 from prefix_rft.rewards.checked import name_of
 from prefix_rft.rewards.graded import grade
@@ -45,8 +47,9 @@ class Graders(RewardManagerBase):
         reward = combined(verdicts, self.weights)
         missing = math.isnan(reward)
         info: dict[str, Any] = {UNGRADED: float(missing), "score": 0.0 if missing else reward}
-        for reward_function, verdict in zip(self.rewards, verdicts, strict=True):
-            info[f"{name_of(reward_function)}/correct"] = float(verdict.status == CORRECT)
+        named = {name_of(f): v for f, v in zip(self.rewards, verdicts, strict=True)}
+        info |= {f"{name}/correct": float(v.status == CORRECT) for name, v in named.items()}
+        info[VERDICTS] = json.dumps({name: asdict(v) for name, v in named.items()})
         return {"reward_score": info["score"], "reward_extra_info": info}
 
     def verdicts(self, ids: Sequence[int], columns: dict[str, Any]) -> list[Verdict]:

@@ -82,6 +82,8 @@ def configure(config: DictConfig) -> tuple[Block, Method]:
         ours = key == "data.custom_cls.path" and set_to == DATASET[0]
         if set_to != value and not ours:
             raise UserError(f"{key}={set_to} cannot be used here, leave it at {value}: {instead}")
+    if config.critic.enable:
+        raise UserError("critic.enable=True cannot be used here: no method has a critic")
     generations, budget = int(rollout.n), int(config.data.max_response_length)
     method = block.resolve_method(generations, budget)
     if method.needs_unit_temperature and rollout.temperature != 1.0:
@@ -119,6 +121,7 @@ def configure(config: DictConfig) -> tuple[Block, Method]:
         config.data.custom_cls = {"path": DATASET[0], "name": DATASET[1]}
         config.data[KEY] = given
         config.data[MODEL] = config.actor_rollout_ref.model.path
+        config.critic.enable = False  # verl warns where it is open
         actor.calculate_entropy = True  # methods select and weight tokens by it
         actor.use_kl_loss = method.needs_reference  # makes verl run the reference policy
         rollout.agent.default_agent_loop = AGENT_LOOP

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import ray
@@ -28,9 +29,11 @@ from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.debug.metrics import calculate_debug_metrics
 from verl.workers.utils.padding import response_to_nested
 
+from prefix_rft.core import selection_seed
 from prefix_rft.data import DataError
 from prefix_rft.data.demonstrations import EXAMPLE, IDS
 from prefix_rft.engines.plan import Moment
+from prefix_rft.engines.rollouts import cut_rollouts, write_generation
 from prefix_rft.engines.state import MethodState, hash_of_rows
 from prefix_rft.engines.verl import require_verl
 from prefix_rft.engines.verl.columns import (
@@ -50,6 +53,7 @@ from prefix_rft.engines.verl.dataset import Prompts
 from prefix_rft.engines.verl.graded import Graded
 from prefix_rft.engines.verl.loss import means
 from prefix_rft.engines.verl.plan import Plan
+from prefix_rft.engines.verl.rollouts import FIELDS, rollouts_of
 from prefix_rft.engines.verl.settings import configure
 from prefix_rft.engines.verl.worker import MOVED, STEP, TOTAL, DetachMethodWorker, MethodWorker
 from prefix_rft.errors import RunError
@@ -129,7 +133,9 @@ class MethodTrainer:
             step=self.global_steps - 1,
             total_steps=self.total_training_steps,
             max_completion_length=int(self.config.data.max_response_length),
-            newlines=self.train_dataset.newlines if law.needs_boundaries else frozenset(),
+            newlines=self.train_dataset.renderer.newline_ids
+            if law.needs_boundaries
+            else frozenset(),
             examples=self.method_state.examples,
             shared=self.method_state.shared,
         )
@@ -216,20 +222,30 @@ class MethodTrainer:
             TRUNCATED: rows.truncated_N,
         }
         if method.selection is not None and method.selection.scope == "step":
-            seed = 1_000_003 * self.block.seed + self.global_steps - 1
+            seed = selection_seed(self.block.seed, self.global_steps - 1)
             keep_NT = rows.keep(method, padded(data["entropy"]), seed)
             columns[KEEP] = response_to_nested(keep_NT.long(), data["response_mask"])
         for name in ("advantages", "returns"):
             columns[name] = response_to_nested(rows.shown(method), data["response_mask"])
         batch = put(batch, **columns)
         metrics.update(rows.metrics(method))
+        plans = [Plan.read(p) for p in data[PLAN]]
         if method.prefix is not None:
-            low, high = method.prefix.interval(self.global_steps - 1, self.total_training_steps)
-            metrics["prefix/low"], metrics["prefix/high"] = low, high
+            metrics.update(
+                self.bounds([p for p, f in zip(plans, rows.filler_N, strict=True) if not f])
+            )
         if method.law.remembers:
-            self.learn([Plan.read(p) for p in data[PLAN]], batch.keys, rows)
+            self.learn(plans, batch.keys, rows)
             metrics["memory/examples"] = len(self.method_state.examples)
         return batch
+
+    def bounds(self, plans: list[Plan]) -> dict[str, float]:
+        """Means of the bounds of prefixes when these rows were planned: before, where prompts
+        wait."""
+        law: Any = self.method.prefix
+        steps = self.total_training_steps
+        lows, highs = zip(*(law.interval(p.step, steps) for p in plans), strict=True)
+        return {"prefix/low": mean(lows), "prefix/high": mean(highs)}
 
     def learn(self, plans: list[Plan], keys: list[str], rows: Graded) -> None:
         """Tell a planner that remembers how its groups went."""
@@ -261,6 +277,15 @@ class MethodTrainer:
         metrics.update(means(metrics))
         return batch
 
+    def _log_rollout_data(self, batch: Any, timing_raw: Any, rollout_data_dir: str) -> None:
+        # In verl's place, so that ``prefix-rft show`` and the report read them.
+        step = self.global_steps - 1
+        fillers = [bool(t.get("is_padding", False)) for t in batch.tags]
+        decode: Any = self.train_dataset.renderer.tokenizer.decode
+        data = get(batch, *FIELDS)
+        lines = rollouts_of(self.method, data, batch.keys, fillers, step, decode)
+        write_generation(Path(rollout_data_dir), step, lines)
+
     # ---- checkpoints ---------------------------------------------------------------------------
 
     def _save_checkpoint(self) -> None:
@@ -279,6 +304,8 @@ class MethodTrainer:
                     self.config.trainer.default_local_dir, f"global_step_{self.global_steps}"
                 )
             self.method_state.load(Path(where))
+            if written := self.config.trainer.get("rollout_data_dir"):
+                cut_rollouts(Path(written), self.global_steps)
 
 
 def get(batch: Any, *fields: str) -> Any:

@@ -22,7 +22,7 @@ from verl.utils.device import get_device_id
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 from verl.workers.utils.padding import no_padding_2_padding
 
-from prefix_rft.core import Batch, Method, prepare, select_prefix
+from prefix_rft.core import Batch, Method, prepare, select_prefix, selection_seed
 from prefix_rft.engines.verl.block import KEY, Block
 from prefix_rft.engines.verl.columns import ADVANTAGE, KEEP, padded, put_targets, to_batch
 from prefix_rft.engines.verl.loss import method_loss
@@ -86,7 +86,7 @@ class MethodActor(TrainingWorker):
             return padded(data[KEEP]).bool() & prefix_BT
         current = chosen.source == "current" and self.moved
         entropy_BT = self.entropy(data) if current else padded(data["entropy"])
-        seed = 1_000_003 * self.seed + tu.get(data, STEP)
+        seed = selection_seed(self.seed, tu.get(data, STEP))
         if chosen.scope == "row":
             return select_prefix(self.method, prefix_BT, entropy_BT, seed)
         everyone: list[Any] = [None] * dist.get_world_size(self.group)
