@@ -28,8 +28,11 @@ test: setup
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
 
-# verl wants an older transformers than we do: an environment of its own.
+# verl wants an older transformers than we do: an environment of its own. VERL_MARK=slow runs what
+# takes longest, VERL_TESTS=tests/cluster/test_engine.py what needs no Ray.
 VERL := .venv-verl
+VERL_MARK := not slow
+VERL_TESTS := tests/cluster
 
 $(VERL)/.installed: pyproject.toml constraints-verl.txt
 	test -x $(VERL)/bin/python || $(PYTHON) -m venv $(VERL)
@@ -40,7 +43,7 @@ $(VERL)/.installed: pyproject.toml constraints-verl.txt
 
 test-verl: $(VERL)/.installed
 	$(VERL)/bin/pyright --project pyright-verl.json
-	$(VERL)/bin/python -m pytest -m "not slow" tests/cluster
+	$(VERL)/bin/python -m pytest -m "$(VERL_MARK)" $(VERL_TESTS)
 
 lint: setup
 	$(BIN)/ruff check .

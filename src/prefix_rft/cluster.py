@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -204,7 +206,8 @@ def look(recipe: Recipe, args: Any) -> str:
     require_verl()
     from prefix_rft.engines.verl.launch import composed, verify
 
-    verify(composed(found))
+    with redirect_stdout(sys.stderr):  # verl prints there
+        verify(composed(found))
     return "engine verl: its settings are taken"
 
 

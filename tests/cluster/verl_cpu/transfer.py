@@ -1,10 +1,11 @@
-"""Weights from trainers to samplers with machines of their own, by a file."""
+"""Weights from trainers to samplers with machines of their own, by a file; and set aside."""
 
 import asyncio
 import os
 
 import torch
 from verl.checkpoint_engine import CheckpointEngine, CheckpointEngineRegistry
+from verl.utils import fsdp_utils
 
 FOLDER = "VERL_CPU_LOOK"
 
@@ -46,3 +47,15 @@ class FileEngine(CheckpointEngine):
             await asyncio.sleep(0.1)
         for name, weight in torch.load(self.path(global_steps), weights_only=True).items():
             yield name, weight
+
+
+# verl sets weights aside with ``.cpu()``, which makes a copy of what is on an accelerator only.
+_save = fsdp_utils.fsdp2_sharded_save_to_cpu
+
+
+def _copy(model):
+    state, spec = _save(model)
+    return {name: (shard.clone(), own) for name, (shard, own) in state.items()}, spec
+
+
+fsdp_utils.fsdp2_sharded_save_to_cpu = _copy
