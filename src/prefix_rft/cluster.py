@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import sys
 from collections.abc import Mapping
 from contextlib import redirect_stdout
@@ -271,10 +272,10 @@ def to_merge(folder: Path, strategy: str) -> str:
     newest = folder / "checkpoints" / NEWEST
     if not newest.is_file():
         return "the run has written no checkpoint (save_strategy), so its model is gone"
-    step = newest.read_text(encoding="utf-8").strip()
+    at, step = shlex.quote(str(folder)), newest.read_text(encoding="utf-8").strip()
     backend = "megatron" if strategy == "megatron" else "fsdp"
     return (
         f"the trained model is in parts; to have it whole, in bf16, in {folder}/model:\n"
         f"python -m verl.model_merger merge --backend {backend} "
-        f"--local_dir {folder}/checkpoints/global_step_{step}/actor --target_dir {folder}/model"
+        f"--local_dir {at}/checkpoints/global_step_{step}/actor --target_dir {at}/model"
     )

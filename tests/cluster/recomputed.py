@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-LEARNING_RATE, WEIGHT_DECAY, EPS, MAX_NORM = 1e-3, 0.01, 1e-4, 1.0
+WEIGHT_DECAY, EPS, MAX_NORM = 0.01, 1e-4, 1.0
 CONST = 48.0
 CLIP = 0.2
 KEEP = 0.2
@@ -33,6 +33,7 @@ class Row:
     group: str
     reward: float
     old: Tensor
+    entropy: Tensor
     ref: Tensor
     weight: Tensor
     advantage: float = 0.0
@@ -46,16 +47,20 @@ def forward(model: Any, row: Row) -> tuple[Tensor, Tensor]:
     return logp, -(law.exp() * law).sum(-1)
 
 
+def highest(rows: Sequence[Row], entropies: Sequence[Tensor]) -> set[tuple[int, int]]:
+    """The prefix tokens with the highest entropies, as row and place."""
+    pool = sorted(
+        (-float(h[t]), i, t)
+        for i, (r, h) in enumerate(zip(rows, entropies, strict=True))
+        for t in range(0 if r.whole else r.prefix)
+    )
+    return {(i, t) for _, i, t in pool[: math.ceil(KEEP * len(pool) - 1e-6)]}
+
+
 def prefix_rft(model: Any, rows: Sequence[Row]) -> Tensor:
     """Eq. 3 of arXiv 2507.01679 with Dr. GRPO's normaliser, over the rows of one update."""
     with torch.no_grad():
-        now = [forward(model, r)[1] for r in rows]
-    pool = sorted(
-        (-float(h[t]), i, t)
-        for i, (r, h) in enumerate(zip(rows, now, strict=True))
-        for t in range(0 if r.whole else r.prefix)
-    )
-    kept = {(i, t) for _, i, t in pool[: math.ceil(KEEP * len(pool) - 1e-6)]}
+        kept = highest(rows, [forward(model, r)[1] for r in rows])
     total = torch.zeros(())
     for i, row in enumerate(rows):
         logp, _ = forward(model, row)
@@ -142,13 +147,21 @@ CHORD = Recipe(chord, standardised, of_demonstrations=False)
 
 
 class Again:
-    """A run of verl's, beside it."""
+    """A run of verl's, beside it.
 
-    def __init__(self, task: Path, folder: Path, recipe: Recipe) -> None:
+    Attributes:
+        chosen_anew: updates for which the present policy chooses other prefix tokens than the one
+            that the rollouts were looked at with.
+    """
+
+    def __init__(
+        self, task: Path, folder: Path, recipe: Recipe, learning_rate: float = 1e-3
+    ) -> None:
         self.folder, self.recipe = folder, recipe
+        self.chosen_anew = 0
         self.model = AutoModelForCausalLM.from_pretrained(task / "base", dtype=torch.float32)
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, eps=EPS
+            self.model.parameters(), lr=learning_rate, weight_decay=WEIGHT_DECAY, eps=EPS
         )
         self.base = AutoModelForCausalLM.from_pretrained(task / "base", dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(task / "base")
@@ -189,6 +202,7 @@ class Again:
                 float(batch["prefix_rft_reward"][i]),
                 torch.empty(0),
                 torch.empty(0),
+                torch.empty(0),
                 torch.ones(len(ids)),
             )
             if batch["padding"][i]:
@@ -199,9 +213,9 @@ class Again:
             assert not row.whole or ids == demonstration
             assert row.whole or prefix < len(demonstration)
             with torch.no_grad():
-                row.old, entropy = forward(model, row)
+                row.old, row.entropy = forward(model, row)
                 row.ref, _ = forward(self.base, row)
-            known = {"old_log_probs": row.old, "entropy": entropy, "ref_log_prob": row.ref}
+            known = {"old_log_probs": row.old, "entropy": row.entropy, "ref_log_prob": row.ref}
             for name, value in known.items():
                 if name in batch:
                     torch.testing.assert_close(batch[name][i].float(), value, atol=1e-5, rtol=1e-5)
@@ -246,6 +260,9 @@ class Again:
                 at = [r * share + u * size + i for r in range(ranks) for i in range(size)]
                 self.optimizer.zero_grad()
                 mine = [rows[i] for i in at if not batch["padding"][i]]
+                with torch.no_grad():
+                    now = highest(mine, [forward(self.model, r)[1] for r in mine])
+                self.chosen_anew += now != highest(mine, [r.entropy for r in mine])
                 loss = self.recipe.loss(self.model, mine)
                 loss.backward()
                 norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), MAX_NORM)

@@ -43,6 +43,14 @@ def ended_well(done) -> None:
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
 
 
+def sentence(done) -> str:
+    """What a run that stopped says of it, among the lines of Ray's processes."""
+    begins = "prefix-rft: error: "
+    said = [x for x in done.stderr.splitlines() if x.startswith(begins)]
+    assert len(said) == 1, done.stderr[-4000:]
+    return said[0].removeprefix(begins)
+
+
 def agree(
     again: recomputed.Again, folder: Path, step: int, ranks: int, updates: int, parts: int = 1
 ):
@@ -264,14 +272,15 @@ def test_samplers_with_machines_of_their_own(task: Path, tmp_path: Path) -> None
         f"{rollout}.n_gpus_per_node=1",
         f"{rollout}.checkpoint_engine.backend=verl_cpu_file",
         "+ray_kwargs.ray_init.num_gpus=2",
-        "actor_rollout_ref.actor.optim.lr=1e-3",
+        "actor_rollout_ref.actor.optim.lr=5e-3",
         "trainer.total_training_steps=3",
     )
     ended_well(done)
-    again = recomputed.Again(task, tmp_path, recomputed.PREFIX_RFT)
+    again = recomputed.Again(task, tmp_path, recomputed.PREFIX_RFT, 5e-3)
     for step in (1, 2, 3):
         rows = agree(again, tmp_path, step, 1, 1, parts=2)
         assert len(rows) == 16
+    assert again.chosen_anew
 
 
 def test_a_recipe_starts_it(task: Path, tmp_path: Path) -> None:
@@ -370,13 +379,14 @@ def test_prefix_rft_over_two_ranks_and_two_updates(task: Path, tmp_path: Path) -
         tmp_path,
         "prefix_rft.reward=countdown",
         "actor_rollout_ref.actor.ppo_mini_batch_size=2",
-        "actor_rollout_ref.actor.optim.lr=1e-3",
+        "actor_rollout_ref.actor.optim.lr=5e-3",
         ranks=2,
     )
     ended_well(done)
-    again = recomputed.Again(task, tmp_path, recomputed.PREFIX_RFT)
+    again = recomputed.Again(task, tmp_path, recomputed.PREFIX_RFT, 5e-3)
     for step in (1, 2):
         agree(again, tmp_path, step, 2, 2)
+    assert again.chosen_anew
 
 
 def test_a_sampler_with_old_weights_stops_the_run(task: Path, tmp_path: Path) -> None:
@@ -388,8 +398,20 @@ def test_a_sampler_with_old_weights_stops_the_run(task: Path, tmp_path: Path) ->
         "actor_rollout_ref.actor.optim.lr=1e-2",
         VERL_CPU_FAULT="stale",
     )
-    assert done.returncode != 0
-    said = done.stdout + done.stderr
-    assert "step 2: sampler and actor are" in said
+    assert done.returncode == 1
+    said = sentence(done)
+    assert said.startswith("step 2: sampler and actor are")
     assert "the sampler may have old weights" in said
     assert sorted(cluster.metrics(tmp_path)) == [1]
+
+
+def test_rows_without_what_the_method_needs(task: Path, tmp_path: Path) -> None:
+    """They are read in another process; what is said is one sentence."""
+    lines = (task / "train.jsonl").read_text().splitlines()
+    rows = [{k: v for k, v in json.loads(x).items() if k != "demonstration"} for x in lines]
+    (tmp_path / "bare.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    done = cluster.run(
+        task, tmp_path, "prefix_rft.reward=countdown", f"data.train_files={tmp_path}/bare.jsonl"
+    )
+    assert done.returncode == 2
+    assert sentence(done).startswith("method 'prefix_rft' needs demonstrations")

@@ -41,8 +41,8 @@ from prefix_rft.engines.verl.loss import means, method_loss
 from prefix_rft.engines.verl.plan import Plan
 from prefix_rft.engines.verl.rewards import UNGRADED, combined
 from prefix_rft.engines.verl.rollouts import VERDICTS, rollouts_of
-from prefix_rft.engines.verl.settings import configure
-from prefix_rft.engines.verl.trainer import MODES
+from prefix_rft.engines.verl.settings import MODES, configure
+from prefix_rft.engines.verl.trainer import TRAINERS, MethodTrainer
 from prefix_rft.engines.verl.worker import DetachMethodWorker, MethodActor, MethodWorker
 from prefix_rft.errors import UserError
 from prefix_rft.methods import load
@@ -105,6 +105,7 @@ def test_verl_is_set_up_for_the_method() -> None:
         ("algorithm.rollout_correction.bypass_mode=True", "its pass before the update is needed"),
         ("algorithm.rollout_correction.rollout_rs=token", "would stay in the normalisers"),
         ("trainer.use_v1=False", "V1 trainers"),
+        ("trainer.v1.trainer_mode=sync", "unknown trainer.v1.trainer_mode 'sync'"),
         ("critic.enable=True", "no method has a critic"),
         ("actor_rollout_ref.rollout.calculate_log_probs=False", "weight_check=null"),
         ("prefix_rft.method=dapo", "'dapo' does not run on verl: another prompt cannot"),
@@ -152,9 +153,10 @@ def test_the_worker_of_each_mode_is_one_of_verls() -> None:
     """What a trainer calls on its workers is still there."""
     assert hasattr(DetachMethodWorker, "save_model_to_cpu")
     assert DetachMethodWorker.actor_worker_cls is MethodWorker.actor_worker_cls is MethodActor
-    for name, (mode, base) in MODES.items():
+    for name, mode in MODES.items():
         made = get_trainer_cls(name)
-        assert issubclass(made, base)
+        assert issubclass(made, TRAINERS[mode])
+        assert issubclass(made, MethodTrainer)
         assert made.mode == mode
 
 

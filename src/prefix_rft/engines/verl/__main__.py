@@ -8,18 +8,18 @@ from contextlib import contextmanager
 from typing import Any
 
 from prefix_rft.engines.verl import require_verl
-from prefix_rft.errors import UserError
+from prefix_rft.errors import RunError, UserError
 from prefix_rft.untrusted import visible
 
 
 @contextmanager
 def in_one_sentence() -> Iterator[None]:
-    """Exits with 2 where a setting cannot be used."""
+    """Exits with 2 for unusable input, and with 1 where a run had to stop."""
     try:
         yield
-    except UserError as error:
+    except (UserError, RunError) as error:
         print(f"prefix-rft: error: {visible(str(error))}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(2 if isinstance(error, UserError) else 1)
 
 
 with in_one_sentence():

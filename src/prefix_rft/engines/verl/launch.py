@@ -9,13 +9,14 @@ import ray
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
+from ray.exceptions import RayTaskError
 from verl.trainer.main_ppo import TaskRunnerV1, run_ppo
 from verl.trainer.ppo.utils import need_critic, need_reference_policy
 from verl.utils.config import validate_config
 from verl.utils.device import auto_set_device
 
 from prefix_rft.engines.verl.settings import configure
-from prefix_rft.errors import UserError
+from prefix_rft.errors import RunError, UserError
 
 
 class MethodRunner(TaskRunnerV1.__ray_metadata__.modified_class):  # pyright: ignore[reportAttributeAccessIssue]
@@ -32,11 +33,20 @@ def launch(config: Any) -> None:
     """Check the configuration, then run.
 
     Raises:
-        UserError: a setting that cannot be used.
+        UserError: a setting, or rows, that cannot be used.
+        RunError: the run had to stop.
     """
     auto_set_device(config)
     verify(config)
-    run_ppo(config, task_runner_class=ray.remote(MethodRunner))
+    try:
+        run_ppo(config, task_runner_class=ray.remote(MethodRunner))
+    except RayTaskError as error:
+        cause: Any = error
+        while isinstance(cause, RayTaskError):  # from a process of a process
+            cause = cause.cause
+        if isinstance(cause, (UserError, RunError)):
+            raise cause from None
+        raise
 
 
 def verify(config: Any) -> None:

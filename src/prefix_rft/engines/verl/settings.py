@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from prefix_rft.core import Method
 from prefix_rft.engines.verl.block import KEY, Block
-from prefix_rft.errors import UserError
+from prefix_rft.errors import UserError, choose
 
 MODEL = "prefix_rft_model"
 """Key of ``data`` with the model's path, whose generation config says what ends a completion."""
@@ -17,6 +17,13 @@ MODEL = "prefix_rft_model"
 AGENT_LOOP = "prefix_rft"
 DATASET = ("pkg://prefix_rft.engines.verl.dataset", "Prompts")
 REWARDS = ("pkg://prefix_rft.engines.verl.rewards", "Graders")
+
+MODES = {
+    "prefix_rft": "sync",
+    "prefix_rft_colocate_async": "colocate_async",
+    "prefix_rft_separate_async": "separate_async",
+}
+"""Values of ``trainer.v1.trainer_mode``, and the mode of verl's behind each."""
 
 OWNED = {
     "algorithm.adv_estimator": ("grpo", "the method decides the advantages"),
@@ -77,6 +84,7 @@ def configure(config: DictConfig) -> tuple[Block, Method]:
     given: Any = OmegaConf.to_container(config.get(KEY) or OmegaConf.create(), resolve=True)
     block = Block.read(given)
     actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
+    choose("trainer.v1.trainer_mode", config.trainer.v1.trainer_mode, MODES)
     for key, (value, instead) in {**OWNED, **NEEDED}.items():
         set_to = OmegaConf.select(config, key)
         ours = key == "data.custom_cls.path" and set_to == DATASET[0]

@@ -54,16 +54,16 @@ from prefix_rft.engines.verl.graded import Graded
 from prefix_rft.engines.verl.loss import means
 from prefix_rft.engines.verl.plan import Plan
 from prefix_rft.engines.verl.rollouts import FIELDS, rollouts_of
-from prefix_rft.engines.verl.settings import configure
+from prefix_rft.engines.verl.settings import MODES, configure
 from prefix_rft.engines.verl.worker import MOVED, STEP, TOTAL, DetachMethodWorker, MethodWorker
 from prefix_rft.errors import RunError
 
-MODES = {
-    "prefix_rft": ("sync", PPOTrainerSync),
-    "prefix_rft_colocate_async": ("colocate_async", PPOTrainerColocateAsync),
-    "prefix_rft_separate_async": ("separate_async", PPOTrainerSeparateAsync),
+TRAINERS = {
+    "sync": PPOTrainerSync,
+    "colocate_async": PPOTrainerColocateAsync,
+    "separate_async": PPOTrainerSeparateAsync,
 }
-"""Value of ``trainer.v1.trainer_mode``: verl's mode and trainer behind it."""
+"""verl's trainers by their mode."""
 
 MODELS = (Role.Actor, Role.ActorRollout, Role.ActorRolloutRef, Role.RefPolicy)
 
@@ -321,7 +321,8 @@ def put(batch: Any, **columns: Tensor) -> Any:
     return tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=table)
 
 
-for name, (mode, trainer) in MODES.items():
+for name, mode in MODES.items():
+    trainer = TRAINERS[mode]
     register_trainer(name)(
         type(f"Method{trainer.__name__}", (MethodTrainer, trainer), {"mode": mode})
     )
