@@ -166,16 +166,23 @@ def test_a_hybrid_over_two_ranks_with_rows_that_fill(task: Path, tmp_path: Path)
         "data.train_batch_size=3",
         "actor_rollout_ref.actor.ppo_mini_batch_size=2",
         "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=2",
+        f"trainer.rollout_data_dir={tmp_path}/rollouts",
         ranks=2,
     )
     ended_well(done)
     again = recomputed.Again(task, tmp_path, recomputed.LUFFY)
     for step in (1, 2):
+        text = (tmp_path / f"rollouts/step_{step - 1:06d}.jsonl").read_text()
+        written = [json.loads(x) for x in text.splitlines()]
         batch = torch.load(tmp_path / f"look/batch_{step}.pt", weights_only=False)
         assert sum(batch["padding"]) == 4
         rows = agree(again, tmp_path, step, 2, 2)
         assert len(rows) == 12
         assert sum(r.whole for r in rows) == 3
+        as_written = [(x["completion_ids"], x["demonstration"], x["advantage"]) for x in written]
+        expected = [(r.response, r.whole, pytest.approx(r.advantage)) for r in rows]
+        assert len(written) == 12
+        assert all(x in expected for x in as_written)
         assert cluster.metrics(tmp_path)[step]["demonstration/row_share"] == 0.25
 
 
@@ -329,15 +336,18 @@ def test_a_recipe_starts_it(task: Path, tmp_path: Path) -> None:
     assert main(["show", str(folder)]) == 0
     assert yaml.safe_load((folder / "recipe.yaml").read_text())["method"]["name"] == "adaback"
     # What the planner has learnt is in the checkpoint, and a run goes on with it.
-    state = folder / "checkpoints/global_step_2/method_state.json"
-    assert len(json.loads(state.read_text())["examples"]) == 8
+    learnt = remembered(folder, 2)
+    assert learnt
     done = cluster.start(
         tmp_path, "-m", "prefix_rft", "train", str(path), "max_steps=3", "--resume"
     )
     ended_well(done)
     lines = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [x["step"] for x in lines] == [0, 1, 2, 3]
-    assert lines[3]["memory/examples"] == 12
+    now, sampled = remembered(folder, 3), {r["example"] for r in RunFolder(folder).rollouts(2)}
+    assert learnt.keys() - sampled
+    assert all(now[x] == learnt[x] for x in learnt.keys() - sampled)
+    assert lines[3]["memory/examples"] == len(now)
     # What it said at its end makes one model of the parts, in bf16.
     command = next(x for x in done.stdout.splitlines() if x.startswith("python -m verl.model"))
     ended_well(cluster.start(tmp_path, *command.split()[1:]))
@@ -345,6 +355,12 @@ def test_a_recipe_starts_it(task: Path, tmp_path: Path) -> None:
     sent = torch.load(tmp_path / "look/weights_3.pt", weights_only=True)
     assert all(torch.equal(sent[k].bfloat16().float(), w) for k, w in merged.state_dict().items())
     assert (folder / "model/tokenizer.json").is_file()
+
+
+def remembered(folder: Path, step: int) -> dict[int, dict[str, float]]:
+    """What a run's planner knew of examples at a checkpoint."""
+    state = folder / f"checkpoints/global_step_{step}/method_state.json"
+    return {int(k): v for k, v in json.loads(state.read_text())["examples"].items()}
 
 
 def test_groups_that_fail_are_sampled_again(task: Path, tmp_path: Path) -> None:
