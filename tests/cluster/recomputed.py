@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,20 +48,20 @@ def forward(model: Any, row: Row) -> tuple[Tensor, Tensor]:
     return logp, -(law.exp() * law).sum(-1)
 
 
-def highest(rows: Sequence[Row], entropies: Sequence[Tensor]) -> set[tuple[int, int]]:
-    """The prefix tokens with the highest entropies, as row and place."""
+def highest(rows: Sequence[Row], entropies: Sequence[Tensor], keep: float) -> set[tuple[int, int]]:
+    """This share of the prefix tokens, those with the highest entropies, as row and place."""
     pool = sorted(
         (-float(h[t]), i, t)
         for i, (r, h) in enumerate(zip(rows, entropies, strict=True))
         for t in range(0 if r.whole else r.prefix)
     )
-    return {(i, t) for _, i, t in pool[: math.ceil(KEEP * len(pool) - 1e-6)]}
+    return {(i, t) for _, i, t in pool[: math.ceil(keep * len(pool) - 1e-6)]}
 
 
-def prefix_rft(model: Any, rows: Sequence[Row]) -> Tensor:
+def prefix_rft(model: Any, rows: Sequence[Row], keep: float = KEEP) -> Tensor:
     """Eq. 3 of arXiv 2507.01679 with Dr. GRPO's normaliser, over the rows of one update."""
     with torch.no_grad():
-        kept = highest(rows, [forward(model, r)[1] for r in rows])
+        kept = highest(rows, [forward(model, r)[1] for r in rows], keep)
     total = torch.zeros(())
     for i, row in enumerate(rows):
         logp, _ = forward(model, row)
@@ -135,14 +136,17 @@ class Recipe:
         loss: of the rows of one update.
         advantages: of the rewards of a group.
         of_demonstrations: a whole demonstration is among those rewards.
+        keep: share of prefix tokens that keep their advantage.
     """
 
     loss: Callable[[Any, Sequence[Row]], Tensor]
     advantages: Callable[[Sequence[float]], list[float]] = centred
     of_demonstrations: bool = True
+    keep: float = KEEP
 
 
 PREFIX_RFT, WITH_KL, LUFFY = Recipe(prefix_rft), Recipe(with_kl), Recipe(luffy)
+KEEPS_HALF = Recipe(partial(prefix_rft, keep=0.5), keep=0.5)
 CHORD = Recipe(chord, standardised, of_demonstrations=False)
 
 
@@ -248,6 +252,9 @@ class Again:
             updates: of each batch.
             parts: batches of the step; all have their log-probs from the weights it began with.
         """
+        # From the very weights, which have been seen to agree: rounding must not add up over steps.
+        sent = torch.load(self.folder / f"look/weights_{step - 1}.pt", weights_only=True)
+        self.model.load_state_dict(sent, strict=False)
         first = copy.deepcopy(self.model)
         real, losses, norms = [], [], []
         for part in range(parts):
@@ -261,8 +268,9 @@ class Again:
                 self.optimizer.zero_grad()
                 mine = [rows[i] for i in at if not batch["padding"][i]]
                 with torch.no_grad():
-                    now = highest(mine, [forward(self.model, r)[1] for r in mine])
-                self.chosen_anew += now != highest(mine, [r.entropy for r in mine])
+                    now = [forward(self.model, r)[1] for r in mine]
+                before, keep = [r.entropy for r in mine], self.recipe.keep
+                self.chosen_anew += highest(mine, now, keep) != highest(mine, before, keep)
                 loss = self.recipe.loss(self.model, mine)
                 loss.backward()
                 norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), MAX_NORM)

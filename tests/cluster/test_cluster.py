@@ -394,13 +394,15 @@ def test_prefix_rft_over_two_ranks_and_two_updates(task: Path, tmp_path: Path) -
         task,
         tmp_path,
         "prefix_rft.reward=countdown",
+        "prefix_rft.method_options={entropy_keep: 0.5}",
+        "trainer.total_training_steps=3",
         "actor_rollout_ref.actor.ppo_mini_batch_size=2",
         "actor_rollout_ref.actor.optim.lr=5e-3",
         ranks=2,
     )
     ended_well(done)
-    again = recomputed.Again(task, tmp_path, recomputed.PREFIX_RFT, 5e-3)
-    for step in (1, 2):
+    again = recomputed.Again(task, tmp_path, recomputed.KEEPS_HALF, 5e-3)
+    for step in (1, 2, 3):
         agree(again, tmp_path, step, 2, 2)
     assert again.chosen_anew
 
