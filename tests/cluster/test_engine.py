@@ -123,9 +123,10 @@ def test_what_verl_refuses_is_one_sentence() -> None:
 
 @pytest.mark.parametrize("wrong", ["prefix_rft.method=nope", "trainer.n_gpus_per_node=3"])
 def test_the_module_ends_with_a_sentence(
-    wrong: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    wrong: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["prefix_rft.engines.verl", wrong, "hydra.run.dir=."])
+    monkeypatch.chdir(tmp_path)  # Hydra leaves files
+    monkeypatch.setattr("sys.argv", ["prefix_rft.engines.verl", wrong])
     with pytest.raises(SystemExit, match="2"):
         runpy.run_module("prefix_rft.engines.verl", run_name="__main__")
     said = capsys.readouterr().err.splitlines()[-1]
