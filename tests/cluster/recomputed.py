@@ -34,7 +34,6 @@ class Row:
     group: str
     reward: float
     old: Tensor
-    entropy: Tensor
     ref: Tensor
     weight: Tensor
     advantage: float = 0.0
@@ -136,33 +135,25 @@ class Recipe:
         loss: of the rows of one update.
         advantages: of the rewards of a group.
         of_demonstrations: a whole demonstration is among those rewards.
-        keep: share of prefix tokens that keep their advantage.
     """
 
     loss: Callable[[Any, Sequence[Row]], Tensor]
     advantages: Callable[[Sequence[float]], list[float]] = centred
     of_demonstrations: bool = True
-    keep: float = KEEP
 
 
 PREFIX_RFT, WITH_KL, LUFFY = Recipe(prefix_rft), Recipe(with_kl), Recipe(luffy)
-KEEPS_HALF = Recipe(partial(prefix_rft, keep=0.5), keep=0.5)
+KEEPS_HALF = Recipe(partial(prefix_rft, keep=0.5))
 CHORD = Recipe(chord, standardised, of_demonstrations=False)
 
 
 class Again:
-    """A run of verl's, beside it.
-
-    Attributes:
-        chosen_anew: updates for which the present policy chooses other prefix tokens than the one
-            that the rollouts were looked at with.
-    """
+    """A run of verl's, beside it."""
 
     def __init__(
         self, task: Path, folder: Path, recipe: Recipe, learning_rate: float = 1e-3
     ) -> None:
         self.folder, self.recipe = folder, recipe
-        self.chosen_anew = 0
         self.model = AutoModelForCausalLM.from_pretrained(task / "base", dtype=torch.float32)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=learning_rate, weight_decay=WEIGHT_DECAY, eps=EPS
@@ -206,7 +197,6 @@ class Again:
                 float(batch["prefix_rft_reward"][i]),
                 torch.empty(0),
                 torch.empty(0),
-                torch.empty(0),
                 torch.ones(len(ids)),
             )
             if batch["padding"][i]:
@@ -217,9 +207,9 @@ class Again:
             assert not row.whole or ids == demonstration
             assert row.whole or prefix < len(demonstration)
             with torch.no_grad():
-                row.old, row.entropy = forward(model, row)
+                row.old, entropy = forward(model, row)
                 row.ref, _ = forward(self.base, row)
-            known = {"old_log_probs": row.old, "entropy": row.entropy, "ref_log_prob": row.ref}
+            known = {"old_log_probs": row.old, "entropy": entropy, "ref_log_prob": row.ref}
             for name, value in known.items():
                 if name in batch:
                     torch.testing.assert_close(batch[name][i].float(), value, atol=1e-5, rtol=1e-5)
@@ -267,10 +257,6 @@ class Again:
                 at = [r * share + u * size + i for r in range(ranks) for i in range(size)]
                 self.optimizer.zero_grad()
                 mine = [rows[i] for i in at if not batch["padding"][i]]
-                with torch.no_grad():
-                    now = [forward(self.model, r)[1] for r in mine]
-                before, keep = [r.entropy for r in mine], self.recipe.keep
-                self.chosen_anew += highest(mine, now, keep) != highest(mine, before, keep)
                 loss = self.recipe.loss(self.model, mine)
                 loss.backward()
                 norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), MAX_NORM)

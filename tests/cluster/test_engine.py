@@ -20,6 +20,7 @@ from omegaconf import OmegaConf
 from tensordict import NonTensorStack, TensorDict
 from verl.trainer.ppo.v1.trainer_base import get_trainer_cls
 from verl.utils import tensordict_utils as tu
+from verl.workers.engine_workers import TrainingWorker
 from verl.workers.rollout.replica import TokenOutput
 
 import prefix_rft.engines.verl as engine
@@ -43,7 +44,14 @@ from prefix_rft.engines.verl.rewards import UNGRADED, combined
 from prefix_rft.engines.verl.rollouts import VERDICTS, rollouts_of
 from prefix_rft.engines.verl.settings import MODES, configure
 from prefix_rft.engines.verl.trainer import TRAINERS, MethodTrainer
-from prefix_rft.engines.verl.worker import DetachMethodWorker, MethodActor, MethodWorker
+from prefix_rft.engines.verl.worker import (
+    MOVED,
+    STEP,
+    TOTAL,
+    DetachMethodWorker,
+    MethodActor,
+    MethodWorker,
+)
 from prefix_rft.errors import UserError
 from prefix_rft.methods import load
 from prefix_rft.rewards.verdict import Verdict
@@ -501,6 +509,42 @@ def test_both_engines_have_one_loss(name: str) -> None:
         zero = torch.zeros((), dtype=torch.float64)
         torch.testing.assert_close(zero if a is None else a, zero if b is None else b)
     assert found[8] is None or not found[8].any()  # a row that fills the batch
+
+
+@pytest.mark.parametrize("source", ["current", "rollout"])
+@pytest.mark.parametrize("moved", [False, True])
+def test_later_updates_select_by_the_present_entropies(
+    monkeypatch: pytest.MonkeyPatch, source: str, moved: bool
+) -> None:
+    """Two updates of one step; the policy may have moved before, where steps share a sync."""
+    options = {"entropy_source": source, "entropy_scope": "row", "entropy_keep": 0.01}
+    method = Block("prefix_rft", options).resolve_method(4, 16)
+    data, tags = rollouts()
+    add_graded(method, data, tags)
+    tu.assign_non_tensor(data, **{STEP: 0, TOTAL: 4, MOVED: moved})
+    kept: list[torch.Tensor] = []
+
+    def update(self: Any, part: Any) -> None:
+        kept.append(part[columns.TARGETS["keep"]])
+
+    def both(self: Any, part: Any) -> None:
+        self.train_batch(part.copy())
+        self.train_batch(part.copy())
+
+    monkeypatch.setattr(TrainingWorker, "train_batch", update)
+    monkeypatch.setattr(TrainingWorker, "train_mini_batch", both)
+    monkeypatch.setattr(MethodActor, "all_sum", lambda self, x: x)
+    then = columns.padded(data["entropy"])
+    monkeypatch.setattr(MethodActor, "entropy", lambda self, part: -then)
+    actor: Any = MethodActor.__new__(MethodActor)
+    actor.method, actor.seed = method, 0
+    actor.train_mini_batch(data)
+    highest, lowest = ([int(f(then[i, : PREFIXES[i]])) for i in (0, 5)]
+                       for f in (torch.argmax, torch.argmin))  # fmt: skip
+    assert highest != lowest
+    found = [[int(k[i].nonzero()) for i in (0, 5)] for k in kept]
+    later = lowest if source == "current" else highest
+    assert found == [later if moved else highest, later]
 
 
 def test_rows_that_fill_the_batch_take_no_part() -> None:
