@@ -4,6 +4,7 @@ import asyncio
 import json
 import math
 import runpy
+import shlex
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -227,6 +228,19 @@ def test_an_item_holds_no_demonstration(task: Path, prompts: Prompts) -> None:
         assert json.loads(item[COLUMNS])["prompt"] == row["prompt"]
         ids = prompts.rows[i]["prefix_rft_demonstration_ids"][0]
         assert prompts.renderer.tokenizer.decode(ids[:-1]) == row["demonstration"]
+
+
+def test_the_ten_minutes_in_docs(task: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With the task's own model, and as many tokens as it has positions for."""
+    text = (Path(__file__).parents[2] / "docs/cluster.md").read_text()
+    block = text.partition("## Ten minutes")[2].split("```")[1].replace("\\\n", "")
+    command = shlex.split(block.splitlines()[-1])
+    assert command[:3] == ["prefix-rft", "train", "data/countdown/recipe.yaml"]
+    given = [x for x in command[3:] if not x.startswith("model=")]
+    assert len(given) == len(command) - 4
+    recipe = str(task / "recipe.yaml")
+    assert main(["check", recipe, *given, "max_completion_length=32", "prompts_per_step=8"]) == 0
+    assert "engine verl: its settings are taken" in capsys.readouterr().out
 
 
 class Server:
