@@ -178,11 +178,14 @@ def test_metrics_are_taken_over(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("strategy", "backend"), [("fsdp2", "fsdp"), ("megatron", "megatron")])
 def test_how_to_merge_the_newest_checkpoint(tmp_path: Path, strategy: str, backend: str) -> None:
-    assert "no checkpoint" in cluster.to_merge(tmp_path, strategy)
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints/latest_checkpointed_iteration.txt").write_text("12")
-    words = cluster.to_merge(tmp_path, strategy)
-    assert f"--backend {backend} --local_dir {tmp_path}/checkpoints/global_step_12/actor" in words
+    saved = tmp_path / "elsewhere"
+    assert "no checkpoint" in cluster.to_merge(tmp_path, saved, strategy)
+    saved.mkdir()
+    (saved / "latest_checkpointed_iteration.txt").write_text("12")
+    words = cluster.to_merge(tmp_path, saved, strategy)
+    assert f"--backend {backend} --local_dir {saved}/global_step_12/actor" in words
+    assert words.endswith(f"--target_dir {tmp_path}/model")
+    assert "python" not in cluster.to_merge(tmp_path, saved, "torchtitan")
 
 
 @pytest.mark.parametrize(("logged", "folder"), [(True, "rollouts"), (False, None)])

@@ -251,31 +251,39 @@ def run(recipe: Recipe, args: Any, folder: Path, console: Console, resume: bool)
     from prefix_rft.engines.verl.launch import composed, launch
 
     config = composed(settings(recipe, args, folder, resume))
-    if resume and not (folder / "checkpoints" / NEWEST).is_file():
-        cut_rollouts(folder / "rollouts", 0)  # it begins anew
+    # Where they are: a recipe's ``verl:`` may say otherwise.
+    saved, written = (config.trainer[k] for k in ("default_local_dir", "rollout_data_dir"))
+    if resume and written and not (Path(saved) / NEWEST).is_file():
+        cut_rollouts(Path(written), 0)  # it begins anew
     console.print(f"verl's own output follows; the run folder is {folder}", highlight=False)
     try:
         launch(config)
     finally:
         take_metrics(folder)
-    words = to_merge(folder, str(config.actor_rollout_ref.actor.strategy))
+    words = to_merge(folder, Path(saved), str(config.actor_rollout_ref.actor.strategy))
     console.print(words, markup=False, highlight=False, soft_wrap=True)
 
 
-def to_merge(folder: Path, strategy: str) -> str:
+MERGED = {"fsdp": "fsdp", "fsdp2": "fsdp", "megatron": "megatron"}
+"""verl's strategies, and the backend of its merger for each."""
+
+
+def to_merge(folder: Path, saved: Path, strategy: str) -> str:
     """How the trained model comes out of the newest checkpoint, in words.
 
     Args:
         folder: of the run.
+        saved: where its checkpoints are.
         strategy: verl's, of the actor.
     """
-    newest = folder / "checkpoints" / NEWEST
+    newest = saved / NEWEST
     if not newest.is_file():
-        return "the run has written no checkpoint (save_strategy), so its model is gone"
-    at, step = shlex.quote(str(folder)), newest.read_text(encoding="utf-8").strip()
-    backend = "megatron" if strategy == "megatron" else "fsdp"
+        return f"there is no checkpoint in {saved}, and so no trained model"
+    part = saved / f"global_step_{newest.read_text(encoding='utf-8').strip()}" / "actor"
+    if strategy not in MERGED:
+        return f"the trained model is in parts in {part}, in the form of verl's '{strategy}'"
     return (
         f"the trained model is in parts; to have it whole, in bf16, in {folder}/model:\n"
-        f"python -m verl.model_merger merge --backend {backend} "
-        f"--local_dir {at}/checkpoints/global_step_{step}/actor --target_dir {at}/model"
+        f"python -m verl.model_merger merge --backend {MERGED[strategy]} "
+        f"--local_dir {shlex.quote(str(part))} --target_dir {shlex.quote(str(folder / 'model'))}"
     )

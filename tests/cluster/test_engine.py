@@ -116,6 +116,7 @@ def test_verl_is_set_up_for_the_method() -> None:
         ("trainer.use_v1=False", "V1 trainers"),
         ("trainer.v1.trainer_mode=sync", "unknown trainer.v1.trainer_mode 'sync'"),
         ("critic.enable=True", "no method has a critic"),
+        ("reward.reward_model.enable=True", "enable_resource_pool=True"),
         ("actor_rollout_ref.rollout.calculate_log_probs=False", "weight_check=null"),
         ("prefix_rft.method=dapo", "'dapo' does not run on verl: another prompt cannot"),
     ],
@@ -125,9 +126,18 @@ def test_what_cannot_be_is_refused_at_the_start(override: str, words: str) -> No
         configure(settings(override))
 
 
-def test_what_verl_refuses_is_one_sentence() -> None:
-    with pytest.raises(UserError, match=r"verl does not take its settings: .*divisible"):
-        verify(settings("trainer.n_gpus_per_node=3"))
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("trainer.n_gpus_per_node=3", "verl does not take its settings: .*divisible"),
+        # In a class of its settings, around which Hydra puts an error of its own.
+        ("data.train_batch_size=1024", r"verl does not take its settings: \[actor\] Please set"),
+        ("prefix_rft.reward=nope", "unknown reward"),
+    ],
+)
+def test_what_verl_refuses_is_one_sentence(override: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        verify(settings(override))
 
 
 @pytest.mark.parametrize("wrong", ["prefix_rft.method=nope", "trainer.n_gpus_per_node=3"])

@@ -21,7 +21,7 @@ class Rollout:
     """What was sampled, from what, and its verdict.
 
     Attributes:
-        step: optimizer steps done before the first one on its rows.
+        step: steps of the trainer done before the first one on its rows.
         example: index in the dataset.
         group: number of its group in the generation.
         row: place in the group.

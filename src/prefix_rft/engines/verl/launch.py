@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import ray
 from hydra import compose, initialize_config_module
+from hydra.errors import InstantiationException
 from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from ray.exceptions import RayTaskError
@@ -17,6 +19,8 @@ from verl.utils.device import auto_set_device
 
 from prefix_rft.engines.verl.settings import configure
 from prefix_rft.errors import RunError, UserError
+from prefix_rft.rewards import load_rewards
+from prefix_rft.rewards.graded import close_all
 
 
 class MethodRunner(TaskRunnerV1.__ray_metadata__.modified_class):  # pyright: ignore[reportAttributeAccessIssue]
@@ -53,16 +57,21 @@ def verify(config: Any) -> None:
     """Have our engine and verl look at the configuration, which is then set up for the method.
 
     Raises:
-        UserError: a setting that cannot be used.
+        UserError: a setting, or a reward, that cannot be used.
     """
-    configure(config)
+    block, _ = configure(config)
+    if block.reward is not None:
+        # Here, because verl takes a grader that cannot be made for prompts that failed.
+        close_all(load_rewards(block.reward, Path(block.folder))[0])
     try:
         validate_config(
             config=config,
             use_reference_policy=need_reference_policy(config),
             use_critic=need_critic(config),
         )
-    except (AssertionError, ValueError) as error:
+    except InstantiationException as error:  # Hydra's, around what a setting's class has raised
+        raise UserError(f"verl does not take its settings: {error.__cause__ or error}") from error
+    except (AssertionError, ImportError, ValueError) as error:
         raise UserError(f"verl does not take its settings: {error}") from error
 
 

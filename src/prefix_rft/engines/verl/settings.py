@@ -110,15 +110,10 @@ def configure(config: DictConfig) -> tuple[Block, Method]:
                     "method entropy_source: rollout, or make one update a step"
                 )
     apart = OmegaConf.select(config, "reward.reward_model.enable_resource_pool")
-    if (
-        method.samples_again
-        and OmegaConf.select(config, "reward.reward_model.enable")
-        and not apart
-    ):
+    if OmegaConf.select(config, "reward.reward_model.enable") and not apart:
         raise UserError(
-            f"method '{block.method}' samples groups again once they are graded, which a reward "
-            "model on the rollouts' own devices does too late: set "
-            "reward.reward_model.enable_resource_pool=True"
+            "a reward model on the rollouts' own devices grades them too late for their groups: "
+            "set reward.reward_model.enable_resource_pool=True"
         )
     if block.weight_check is not None and not rollout.calculate_log_probs:
         raise UserError(

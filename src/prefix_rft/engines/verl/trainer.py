@@ -277,14 +277,20 @@ class MethodTrainer:
         metrics.update(means(metrics))
         return batch
 
-    def _log_rollout_data(self, batch: Any, timing_raw: Any, rollout_data_dir: str) -> None:
-        # In verl's place, so that ``prefix-rft show`` and the report read them.
-        step = self.global_steps - 1
-        fillers = [bool(t.get("is_padding", False)) for t in batch.tags]
-        decode: Any = self.train_dataset.renderer.tokenizer.decode
-        data = get(batch, *FIELDS)
-        lines = rollouts_of(self.method, data, batch.keys, fillers, step, decode)
-        write_generation(Path(rollout_data_dir), step, lines)
+    def step(self, metrics: dict[str, Any], timing_raw: dict[str, Any]) -> Any:
+        """verl's step; then its rollouts, before a checkpoint counts the step as done."""
+        batch = super().step(metrics, timing_raw)  # pyright: ignore[reportAttributeAccessIssue]
+        if folder := self.config.trainer.get("rollout_data_dir"):
+            step = self.global_steps - 1
+            fillers = [bool(t.get("is_padding", False)) for t in batch.tags]
+            decode: Any = self.train_dataset.renderer.tokenizer.decode
+            data = get(batch, *FIELDS)
+            lines = rollouts_of(self.method, data, batch.keys, fillers, step, decode)
+            write_generation(Path(folder), step, lines)
+        return batch
+
+    def _log_rollout_data(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: verl's form is not that of ``prefix-rft show`` and the report."""
 
     # ---- checkpoints ---------------------------------------------------------------------------
 
