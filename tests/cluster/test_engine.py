@@ -132,7 +132,6 @@ def test_what_cannot_be_is_refused_at_the_start(override: str, words: str) -> No
         ("trainer.n_gpus_per_node=3", "verl does not take its settings: .*divisible"),
         # In a class of its settings, around which Hydra puts an error of its own.
         ("data.train_batch_size=1024", r"verl does not take its settings: \[actor\] Please set"),
-        ("prefix_rft.reward=nope", "unknown reward"),
     ],
 )
 def test_what_verl_refuses_is_one_sentence(override: str, words: str) -> None:
@@ -140,7 +139,9 @@ def test_what_verl_refuses_is_one_sentence(override: str, words: str) -> None:
         verify(settings(override))
 
 
-@pytest.mark.parametrize("wrong", ["prefix_rft.method=nope", "trainer.n_gpus_per_node=3"])
+@pytest.mark.parametrize(
+    "wrong", ["prefix_rft.method=nope", "prefix_rft.reward=nope", "trainer.n_gpus_per_node=3"]
+)
 def test_the_module_ends_with_a_sentence(
     wrong: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -150,6 +151,7 @@ def test_the_module_ends_with_a_sentence(
         runpy.run_module("prefix_rft.engines.verl", run_name="__main__")
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith("prefix-rft: error: ")
+    assert ("divisible" if "gpus" in wrong else f"unknown {wrong[11:17]} 'nope'") in said
     monkeypatch.setattr(engine, "version", lambda name: "0.10.0")
     with pytest.raises(SystemExit, match="2"):
         runpy.run_module("prefix_rft.engines.verl", run_name="__main__")

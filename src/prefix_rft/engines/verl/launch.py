@@ -17,6 +17,7 @@ from verl.trainer.ppo.utils import need_critic, need_reference_policy
 from verl.utils.config import validate_config
 from verl.utils.device import auto_set_device
 
+from prefix_rft.engines.verl.block import KEY, Block
 from prefix_rft.engines.verl.settings import configure
 from prefix_rft.errors import RunError, UserError
 from prefix_rft.rewards import load_rewards
@@ -57,12 +58,9 @@ def verify(config: Any) -> None:
     """Have our engine and verl look at the configuration, which is then set up for the method.
 
     Raises:
-        UserError: a setting, or a reward, that cannot be used.
+        UserError: a setting that cannot be used.
     """
-    block, _ = configure(config)
-    if block.reward is not None:
-        # Here, because verl takes a grader that cannot be made for prompts that failed.
-        close_all(load_rewards(block.reward, Path(block.folder))[0])
+    configure(config)
     try:
         validate_config(
             config=config,
@@ -73,6 +71,20 @@ def verify(config: Any) -> None:
         raise UserError(f"verl does not take its settings: {error.__cause__ or error}") from error
     except (AssertionError, ImportError, ValueError) as error:
         raise UserError(f"verl does not take its settings: {error}") from error
+
+
+def look_at_rewards(config: Any) -> None:
+    """Load the block's rewards once: verl takes one that cannot be loaded for prompts that failed.
+
+    Recipes have loaded them before.
+
+    Raises:
+        UserError: a reward that cannot be used.
+    """
+    given: Any = OmegaConf.to_container(config[KEY], resolve=True)
+    block = Block.read(given)
+    if block.reward is not None:
+        close_all(load_rewards(block.reward, Path(block.folder))[0])
 
 
 def composed(settings: Mapping[str, Any]) -> Any:

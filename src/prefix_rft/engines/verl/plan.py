@@ -23,7 +23,7 @@ class Plan:
         attempts: starts of its rollouts, for each time that the group may be sampled.
         solved_above: a rollout is solved if its reward exceeds this.
         asked: the group, for a planner that learns from it.
-        step: optimizer step at which it was made.
+        step: verl's steps before it was made.
     """
 
     demonstrations: dict[int, np.ndarray]

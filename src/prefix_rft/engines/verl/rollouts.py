@@ -43,7 +43,7 @@ def rollouts_of(
         data: the columns ``FIELDS`` of all rows.
         keys: verl's, ``UID_ROLLOUT_OUTPUT``.
         fillers: which rows only fill the batch.
-        step: optimizer steps before this one.
+        step: verl's steps before this one.
         decode: from ids to text.
     """
     prompts, responses = (list(data[name].unbind()) for name in ("prompts", "responses"))
