@@ -19,6 +19,7 @@ from prefix_rft.data.demonstrations import EMPTY, ENDS_INSIDE, KEPT, TOO_LONG, f
 from prefix_rft.data.files import Row
 from prefix_rft.data.rows import BATCH, ColumnTypes, batched
 from prefix_rft.data.shapes import detect
+from prefix_rft.engines.trl.clock import template_kwargs
 from prefix_rft.findings import Findings
 from prefix_rft.models import give_template
 from prefix_rft.rewards import Verdict, grade_texts, missing_columns
@@ -143,10 +144,10 @@ class Look:
         scope: Scope,
         graders: ThreadPoolExecutor,
     ) -> None:
-        template: Any = getattr(setup.args, "chat_template_kwargs", None)
+        template = template_kwargs(setup.args, tokenizer)
         self.setup = setup
         self.budget: int = setup.args.max_completion_length
-        self.render = Renderer(tokenizer, eos_ids, template or {})
+        self.render = Renderer(tokenizer, eos_ids, template)
         self.bos = tokenizer.bos_token_id
         self.max_length = max_length
         self.found = found

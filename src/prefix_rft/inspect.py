@@ -20,6 +20,7 @@ from prefix_rft.data.demonstrations import EXAMPLE, IDS, KEPT, fate_of
 from prefix_rft.data.render import end_of_text_ids
 from prefix_rft.engines.plan import Moment, plan_rows
 from prefix_rft.engines.sampling import SamplingSettings, generate, sample, supported
+from prefix_rft.engines.trl.clock import template_kwargs
 from prefix_rft.errors import UserError
 from prefix_rft.findings import say
 from prefix_rft.models import give_template, load_configs, load_model, load_tokenizer, quiet
@@ -92,8 +93,8 @@ def show_row(
         tokenizer, generation = load_tokenizer(source), load_configs(source)[1]
     values, rows = _row(setup, number)
     give_template(tokenizer, values["prompt"])
-    template: Any = getattr(setup.args, "chat_template_kwargs", None)
-    render = Renderer(tokenizer, end_of_text_ids(tokenizer, generation), template or {})
+    template = template_kwargs(setup.args, tokenizer)
+    render = Renderer(tokenizer, end_of_text_ids(tokenizer, generation), template)
     steps = setup.total_steps(rows)
     if not 0 <= step < max(1, steps):
         raise UserError(f"--step must be from 0 to {max(0, steps - 1)}, got {step}")

@@ -15,6 +15,7 @@ from prefix_rft.configure import Setup
 from prefix_rft.data import DataError, Renderer
 from prefix_rft.data.render import end_of_text_ids
 from prefix_rft.data.rows import PLACE
+from prefix_rft.engines.trl.clock import template_kwargs
 from prefix_rft.errors import UserError
 from prefix_rft.findings import named, say
 from prefix_rft.models import give_template
@@ -47,7 +48,6 @@ def preflight(
     """
     recipe, rewards = setup.recipe, setup.rewards
     parts = [(recipe.train_data, rows), *([(recipe.eval_data, held_out)] if held_out else [])]
-    template: Any = getattr(setup.args, "chat_template_kwargs", None)
     eos_ids = end_of_text_ids(tokenizer, model.generation_config)
     for name, part in parts:
         missing = missing_columns(rewards, part.column_names)
@@ -59,7 +59,8 @@ def preflight(
                 "warning: the tokenizer has no chat template: prompts are plain text with blank "
                 "lines between messages",
             )
-        render = Renderer(tokenizer, eos_ids, template or {})
+        template = template_kwargs(setup.args, tokenizer)
+        render = Renderer(tokenizer, eos_ids, template)
         if isinstance(part[0]["prompt"], list) and (fault := render.template_fault()):
             raise DataError(fault)
     for reward in rewards:
@@ -73,7 +74,9 @@ def preflight(
             for one in found.findings.problems + found.findings.notes:
                 say(console, f"warning: {found.name}: {one}")
     if held_out is not None:
-        check_prompts(held_out, Renderer(tokenizer, eos_ids, template or {}))
+        check_prompts(
+            held_out, Renderer(tokenizer, eos_ids, template_kwargs(setup.args, tokenizer))
+        )
         held_out = drop_unreadable_golds(rewards[:1], held_out, console)
     if setup.method.samples:
         rows = drop_unreadable_golds(rewards, rows, console)

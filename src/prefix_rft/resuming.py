@@ -13,13 +13,14 @@ from typing import Any
 
 from prefix_rft.checkpoints import WRITING, checkpoints, go_back, newest_whole, step_of
 from prefix_rft.engines.rollouts import cut_rollouts
+from prefix_rft.engines.trl.changes import NOTHING, among
 from prefix_rft.errors import UserError
 from prefix_rft.run_folder import cut_metrics, read_environment
 from prefix_rft.run_reader import RunFolder, flatten
 
-PLACES = ("runs", "name", "trainer.output_dir", "trainer.run_name", "trainer.logging_dir")
-FREE = ("trainer.resume_from_checkpoint", "trainer.save_", "trainer.report_to", "trainer.logging_")
-"""Settings that change nothing of what is trained."""
+PLACES = ("runs", "name")
+BEGINNING = ("model", "model_init_kwargs", "engine")
+"""Keys of a recipe that are no settings of the trainer, and decide what a run begins with."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,13 @@ class Start:
     def step(self) -> int:
         """Optimizer steps that need not be done again."""
         return 0 if self.checkpoint is None else step_of(self.checkpoint)
+
+    def date(self) -> str | None:
+        """The moment that the chat template has told in the run that goes on, if it told one."""
+        if self.folder is None or self.checkpoint is None:
+            return None
+        date = (RunFolder(self.folder).recipe().get("trainer") or {}).get("chat_template_date")
+        return None if date is None else str(date)
 
     def look(self) -> None:
         """Look at the folder again, now that no other process can change it.
@@ -183,8 +191,33 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list
     return {
         key: [old.get(key), new.get(key)]
         for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and key not in PLACES and not key.startswith(FREE)
+        if old.get(key) != new.get(key) and key not in PLACES and not _free(key)
     }
+
+
+def _free(key: str) -> bool:
+    """Whether it is a setting of the trainer that changes nothing of what is trained."""
+    group, _, name = key.partition(".")
+    return group == "trainer" and among(name.partition(".")[0], NOTHING)
+
+
+def refuse_another_model(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse a run that goes on from another beginning.
+
+    Args:
+        folder: of the run.
+        before: its resolved recipe.
+        now: the one that it is to go on with.
+
+    Raises:
+        UserError: the model, or how it is loaded, is another.
+    """
+    for key, (was, has) in changes(before, now).items():
+        if key.partition(".")[0] in BEGINNING:
+            raise UserError(
+                f"the run '{folder}' began with {key} {was}, and this recipe has {has}: resume "
+                "with what the run began with"
+            )
 
 
 def go_on_with(recipe: str, overrides: Sequence[str], start: Start, folder: Path) -> str:

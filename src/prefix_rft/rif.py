@@ -18,6 +18,7 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from rich.console import Console
 
+from prefix_rft.engines.trl.clock import template_kwargs
 from prefix_rft.errors import UserError, check_types, refuse_unknown
 from prefix_rft.evaluate import Request, sample_and_grade
 from prefix_rft.findings import say
@@ -90,7 +91,7 @@ def filter_rows(
             max_completion_length=args.max_completion_length,
             seed=args.seed,
             batch_size=args.per_device_train_batch_size,
-            template_kwargs=getattr(args, "chat_template_kwargs", None),
+            template_kwargs=template_kwargs(args, tokenizer),
         )
         # A prompt's samples depend on its place among the rows, not on who draws them.
         parts = sample_and_grade(model, tokenizer, rows.select(own), reward, request, own)

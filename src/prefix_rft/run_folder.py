@@ -41,8 +41,13 @@ def free_run_folder(runs: Path, name: str) -> Path:
 
 
 def taken(folder: Path) -> bool:
-    """Whether a run has written into a folder."""
-    return folder.exists() and any(p.name != LOCK for p in folder.iterdir())
+    """Whether anyone has written into a folder; folders without a file in them do not count."""
+    return any(p.name != LOCK and not p.is_dir() for p in folder.rglob("*"))
+
+
+def begun(folder: Path) -> bool:
+    """Whether a run has begun in a folder."""
+    return (folder / "recipe.yaml").is_file()
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
@@ -22,8 +23,10 @@ from transformers import PrinterCallback, TrainerCallback
 from prefix_rft import cluster
 from prefix_rft.configure import Setup, configure, is_checkpoint
 from prefix_rft.data import DataError, load_rows
+from prefix_rft.data.moment import tells_time
 from prefix_rft.data.rows import PLACE
 from prefix_rft.engines.trl import DemonstrationTrainer, PrefixRFTTrainer
+from prefix_rft.engines.trl.clock import stop_clock, template_kwargs
 from prefix_rft.engines.trl.interrupt import StopOnSignal
 from prefix_rft.engines.trl.watch import LooksAtLines
 from prefix_rft.errors import Interrupted, RunError, UserError
@@ -41,9 +44,10 @@ from prefix_rft.resuming import (
     from_checkpoint,
     go_on_with,
     newest_run,
+    refuse_another_model,
 )
 from prefix_rft.rif import Filter, choose_rows, filter_rows, recorded
-from prefix_rft.run_folder import alone, taken, write_json, write_start
+from prefix_rft.run_folder import alone, begun, taken, write_json, write_start
 from prefix_rft.run_reader import RunFolder
 
 
@@ -157,6 +161,9 @@ def run(setup: Setup, console: Console, start: Start, command: Command) -> Path:
     kwargs = dict(recipe.trainer.get("model_init_kwargs") or {})
     model, tokenizer = load_model(recipe.model_source(), **kwargs)
 
+    if args.chat_template_date is None and tells_time(tokenizer):
+        args.chat_template_date = start.date()
+    stop_clock(args, tokenizer)
     rows, held_out = preflight(setup, model, tokenizer, rows, held_out, console)
     folder = Path(args.output_dir)
     filtered = None
@@ -171,6 +178,8 @@ def run(setup: Setup, console: Console, start: Start, command: Command) -> Path:
                 )
     agree(rows)
     new = [f for f in (folder, folder.parent) if not f.exists()]
+    # Looked at before the trainer is made, which writes what TRL and trackers want there.
+    others = start.folder is None and taken(folder)
     shared: dict[str, Any] = {"train_dataset": rows, "processing_class": tokenizer}
     try:
         if method.samples:
@@ -194,7 +203,10 @@ def run(setup: Setup, console: Console, start: Start, command: Command) -> Path:
                 folder.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(alone(folder))
                 start.look()
-                if start.folder is None and taken(folder):
+                if start.checkpoint is not None:
+                    now = resolved(recipe, method, args)
+                    refuse_another_model(folder, RunFolder(folder).recipe(), now)
+                if others or (start.folder is None and begun(folder)):
                     raise UserError(f"another run has taken the folder '{folder}': start again")
             except UserError as error:
                 refused = str(error)
@@ -318,10 +330,10 @@ def agree_to_start(refused: str | None, start: Start) -> None:
 
 
 def remove_empty(folders: Sequence[Path]) -> None:
-    """Take back new folders that nothing was written to, the inner one first."""
+    """Take back new folders that no file was written to, the inner one first."""
     for folder in folders:
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
+        if folder.is_dir() and all(p.is_dir() for p in folder.rglob("*")):
+            shutil.rmtree(folder)
 
 
 @contextmanager
@@ -354,7 +366,7 @@ def evaluate_model(setup: Setup, trainer: Any, rows: Dataset) -> Evaluation:
         max_completion_length=args.max_completion_length,
         seed=args.seed,
         batch_size=args.per_device_train_batch_size,
-        template_kwargs=getattr(args, "chat_template_kwargs", None),
+        template_kwargs=template_kwargs(args, trainer.processing_class),
     )
     model = trainer.accelerator.unwrap_model(trainer.model)
     return evaluate(model, trainer.processing_class, rows, setup.rewards[0], request)

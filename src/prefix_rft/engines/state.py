@@ -108,14 +108,31 @@ def hash_of_rows(rows: Any) -> str | None:
         return None
     digest = hashlib.sha256()
     names = [n for n in ("prompt", IDS, "input_ids", "labels") if n in rows.column_names]
-    table: Any
-    for table in rows.select_columns(names).with_format("arrow").iter(1000):
+    for table in _parts(rows, names):
         for name in names:
-            column = table[name].combine_chunks()
-            while isinstance(column, (pa.ListArray, pa.LargeListArray)):
-                digest.update(column.value_lengths().to_numpy(zero_copy_only=False).tobytes())
-                column = column.flatten()
-            numeric = pa.types.is_integer(column.type)
-            cells = column.to_numpy(zero_copy_only=False).tobytes() if numeric else None
-            digest.update(repr(column.to_pylist()).encode() if cells is None else cells)
+            _add(digest, table[name].combine_chunks())
     return digest.hexdigest()
+
+
+def hash_of_columns(rows: Any, names: Sequence[str]) -> dict[str, str]:
+    """A hash of the values of each of these columns, in their order; none for a stream."""
+    if not isinstance(rows, Dataset) or not names:
+        return {}
+    digests = {name: hashlib.sha256() for name in names}
+    for table in _parts(rows, names):
+        for name, digest in digests.items():
+            _add(digest, table[name].combine_chunks())
+    return {name: digest.hexdigest() for name, digest in digests.items()}
+
+
+def _parts(rows: Dataset, names: Sequence[str]) -> Any:
+    return rows.select_columns(list(names)).with_format("arrow").iter(1000)
+
+
+def _add(digest: Any, column: Any) -> None:
+    while isinstance(column, (pa.ListArray, pa.LargeListArray)):
+        digest.update(column.value_lengths().to_numpy(zero_copy_only=False).tobytes())
+        column = column.flatten()
+    numeric = pa.types.is_integer(column.type)
+    cells = column.to_numpy(zero_copy_only=False).tobytes() if numeric else None
+    digest.update(repr(column.to_pylist()).encode() if cells is None else cells)

@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ class Graded:
         verdicts: of the last call.
         required: parameters that must be columns of the data.
         tests_gold: it judges gold answers whatever the completion.
+        decided_by: all that decides a verdict, as plain data.
 
     Raises:
         UserError: the function cannot be imported, an option that it does not name, or a parameter
@@ -72,6 +73,8 @@ class Graded:
             p for p in signature["required"] if p not in (*GIVEN, *self.options)
         ]
         self.tests_gold: bool = signature["tests_gold"]
+        self.decided_by = [function, self.options, no_answer, asdict(self.pool.limits)]
+        self.decided_by.append(signature["source"])
         for option in self.options:
             choose(f"option of reward '{self.__name__}'", option, self.parameters)
         for parameter in self.parameters:

@@ -23,6 +23,7 @@ from typing import Any
 
 from prefix_rft.errors import UserError
 from prefix_rft.imports import load_function
+from prefix_rft.rewards.source import hash_of_source
 from prefix_rft.rewards.verdict import ERROR, Verdict, verdict_of
 
 PR_SET_PDEATHSIG = 1
@@ -47,13 +48,14 @@ def main(requests_fd: int, answers_fd: int, parent: int) -> None:
     setup = json.loads(requests.readline())
     try:
         function = load_function(setup["function"], Path(setup["folder"]))
+        signature = signature_of(function)
         limit_memory(setup["memory"])
     except BaseException as error:  # noqa: BLE001  (a stranger's module may do anything)
         known = isinstance(error, UserError)
         words = str(error) if known else f"reward '{setup['function']}': {_say(error)}"
         answer(_line({"failed": words}))
         return
-    answer(_line({"ready": signature_of(function)}))
+    answer(_line({"ready": signature}))
     while line := requests.readline():
         for number, item in json.loads(line):
             # Written beforehand: afterwards there may be no memory to write it with.
@@ -72,7 +74,7 @@ def main(requests_fd: int, answers_fd: int, parent: int) -> None:
 
 
 def signature_of(function: Callable[..., Any]) -> dict[str, Any]:
-    """Its parameters by name, whether it reads other keywords, and whether it judges golds."""
+    """Its parameters by name, whether it reads other keywords, judges golds, and its source."""
     parameters = inspect.signature(function).parameters.values()
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     others = any(p.kind is p.VAR_KEYWORD for p in parameters)
@@ -81,6 +83,7 @@ def signature_of(function: Callable[..., Any]) -> dict[str, Any]:
         "required": [p.name for p in parameters if p.kind in named and p.default is p.empty],
         "keywords": others and not getattr(function, "named_only", False),
         "tests_gold": bool(getattr(function, "tests_gold", False)),
+        "source": hash_of_source(function),
     }
 
 

@@ -9,6 +9,7 @@ from trl import GRPOConfig
 
 from prefix_rft.core import Method
 from prefix_rft.engines.options import SHARED, check_rows, parse_options, with_const
+from prefix_rft.engines.trl.clock import HELP
 from prefix_rft.engines.trl.watch import WatchConfig
 from prefix_rft.methods import load, options_of
 
@@ -56,6 +57,7 @@ class PrefixRFTConfig(WatchConfig, GRPOConfig):
         default="demonstration",
         metadata={"help": "Column with a demonstration (text), or several (list of texts)."},
     )
+    chat_template_date: str | None = field(default=None, metadata={"help": HELP})
     fast_generation: bool = field(
         default=True,
         metadata={

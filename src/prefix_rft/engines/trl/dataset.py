@@ -6,6 +6,14 @@ from typing import Any
 
 from prefix_rft.data import DataError, tokenize_demonstrations
 from prefix_rft.data.render import Renderer
+from prefix_rft.engines.trl.clock import template_kwargs
+
+
+def set_renderer(trainer: Any) -> None:
+    """Set the trainer's ``renderer``, and the chat template that TRL renders prompts with."""
+    kwargs = template_kwargs(trainer.args, trainer._tokenizer)
+    trainer.renderer = Renderer(trainer._tokenizer, tuple(trainer.eos_token_ids), kwargs)
+    trainer.chat_template = kwargs.get("chat_template", trainer.chat_template)
 
 
 def tokenize_dataset(trainer: Any) -> None:
@@ -15,8 +23,7 @@ def tokenize_dataset(trainer: Any) -> None:
         DataError: the dataset is smaller than a generation, or lacks what the method needs.
     """
     args, method = trainer.args, trainer.method
-    eos = tuple(trainer.eos_token_ids)
-    trainer.renderer = Renderer(trainer._tokenizer, eos, trainer.chat_template_kwargs)
+    set_renderer(trainer)
     with trainer.accelerator.main_process_first():
         trainer.train_dataset, trainer.demonstrations = tokenize_demonstrations(
             trainer.train_dataset,

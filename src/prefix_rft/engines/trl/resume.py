@@ -26,6 +26,8 @@ from prefix_rft.checkpoints import (
     seal,
 )
 from prefix_rft.engines.rollouts import cut_rollouts
+from prefix_rft.engines.trl.clock import date_in
+from prefix_rft.engines.trl.rates import Rates, inner
 from prefix_rft.engines.trl.run_state import RunState
 from prefix_rft.engines.trl.state import parts
 from prefix_rft.errors import UserError
@@ -42,7 +44,8 @@ class ResumesExactly:
     - the rollouts that wait for their updates and the place within their generation;
     - the order of the rows in every epoch (TRL's sampler begins with its first again);
     - metrics that wait for a line, and files that tell of steps which are done anew;
-    - no step beyond ``max_steps``, which transformers takes when resumed from the last checkpoint.
+    - no step beyond ``max_steps``, which transformers takes when resumed from the last checkpoint;
+    - settings of the optimizer and its schedule that are others than before: they act at once.
 
     A checkpoint is written beside its place and renamed when it is whole.
     """
@@ -56,6 +59,8 @@ class ResumesExactly:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._writing: Path | None = None
         self._sampler: Any = None
+        self._made: Any = None
+        self.rates: Rates | None = None
         self.resumed_from: Path | None = None
         super().__init__(*args, **kwargs)
         trainer: Any = self
@@ -181,16 +186,47 @@ class ResumesExactly:
     def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **kw: Any) -> None:
         folder = Path(resume_from_checkpoint)
         self._check(folder)
+        trainer: Any = self
+        date = None if trainer.date_given or trainer.is_fsdp_enabled else date_in(folder)
+        if date is not None:
+            trainer.tell(date)  # before any row is taken
+        own = inner(trainer.optimizer, "optimizer") is self._made
+        if own and not trainer.is_fsdp_enabled:
+            trainer.optimizer = None  # of an earlier call, with the settings of then
         super()._load_from_checkpoint(resume_from_checkpoint, *args, **kw)  # pyright: ignore[reportAttributeAccessIssue]
         self._restore(folder)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """transformers', and what it is set to before anything is loaded into it."""
+        trainer: Any = self
+        given = trainer.optimizer is not None
+        made = super().create_optimizer(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+        own = inner(trainer.optimizer, "optimizer")
+        if not given:
+            self._made = own
+        if self.rates is None or self.rates.optimizer is not own:
+            self.rates = Rates(own)
+        return made
+
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+        """transformers', and what it begins with."""
+        trainer: Any = self
+        made = super().create_scheduler(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+        if self.rates is not None and not trainer.is_deepspeed_enabled:  # which has its own
+            self.rates.begin(trainer.lr_scheduler)
+        return made
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)  # pyright: ignore[reportAttributeAccessIssue]
         trainer: Any = self
-        if checkpoint is not None and trainer.is_deepspeed_enabled:
+        if checkpoint is None:
+            return
+        if trainer.is_deepspeed_enabled:
             # DeepSpeed loads the weights by itself.
             self._check(Path(checkpoint))
             self._restore(Path(checkpoint))
+        elif self.rates is not None:
+            self.rates.restore(self.run_state.rates, f"checkpoint '{checkpoint}'")
 
     def look_at_checkpoint(self, folder: Path) -> None:
         """Look whether this trainer can go on from a checkpoint, and change nothing.

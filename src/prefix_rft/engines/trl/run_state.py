@@ -15,19 +15,11 @@ from typing import Any
 
 import torch
 
+from prefix_rft.engines.trl.changes import refuse_changes, settings_of
+from prefix_rft.engines.trl.made_of import refuse_others
 from prefix_rft.engines.trl.tensors import read_tensors, write_tensors
 from prefix_rft.errors import UserError
 from prefix_rft.writing import write_text
-
-FIXED = (
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "steps_per_generation",
-    "num_generations",
-    "num_iterations",
-    "seed",
-)
-"""Settings that decide what the next micro-batch is."""
 
 
 class RunState:
@@ -40,10 +32,10 @@ class RunState:
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
         self.loss: dict[str, Any] | None = None
+        self.rates: dict[str, Any] | None = None
 
     def _settings(self) -> dict[str, Any]:
-        args = self.trainer.args
-        found = {name: getattr(args, name) for name in FIXED if hasattr(args, name)}
+        found = settings_of(self.trainer.args)
         return {**found, "processes": self.trainer.accelerator.num_processes}
 
     def _paths(self, folder: Path) -> tuple[Path, Path]:
@@ -63,6 +55,8 @@ class RunState:
         state, rollouts = self._paths(folder)
         data: dict[str, Any] = {
             "settings": self._settings(),
+            "made_of": trainer.made_of,
+            "rates": (trainer.rates and trainer.rates.began) or None,
             "weights_only": trainer.args.save_only_model,
             "metrics": {mode: dict(m) for mode, m in trainer._metrics.items()},
             "loss": trainer._tr_loss.item(),
@@ -114,6 +108,7 @@ class RunState:
                 _fill(trainer._logs, data["completions"])
             if "scalars" in data:
                 trainer._buffered_inputs = self._rows(rollouts, data["scalars"])
+            self.rates = data.get("rates")
             self.loss = {k: data[k] for k in ("loss", "logged_loss", "last_logged")}
 
     def _check(self, folder: Path, data: Mapping[str, Any]) -> None:
@@ -122,13 +117,9 @@ class RunState:
                 f"checkpoint '{folder}' was saved with save_only_model: it can be used as a model, "
                 "but no run goes on from it"
             )
-        own = self._settings()
-        for name, before in data["settings"].items():
-            if own.get(name) != before:
-                raise UserError(
-                    f"checkpoint '{folder}' was made with {name} {before}, and this run has "
-                    f"{own.get(name)}: resume with what the run began with"
-                )
+        refuse_changes(folder, data["settings"], self._settings(), self.trainer, "scalars" in data)
+        if "made_of" in data:  # as it is in all checkpoints since there is such a thing
+            refuse_others(folder, data["made_of"], self.trainer.made_of)
 
     def _rows(self, path: Path, scalars: list[dict[str, Any]]) -> list[dict[str, Any]]:
         tensors = read_tensors(path)

@@ -14,6 +14,8 @@ from prefix_rft.core import Batch, Method, Targets, loss, prepare
 from prefix_rft.data.demonstrations import imitation_rows
 from prefix_rft.data.render import Renderer, end_of_text_ids
 from prefix_rft.engines.options import parse_options, with_const
+from prefix_rft.engines.state import MethodState, hash_of_rows
+from prefix_rft.engines.trl.clock import HELP, stop_clock, template_kwargs
 from prefix_rft.engines.trl.config import refuse_owned
 from prefix_rft.engines.trl.reference import ReferencePolicy
 from prefix_rft.engines.trl.resume import ResumesExactly
@@ -46,6 +48,7 @@ class DemonstrationConfig(WatchConfig, SFTConfig):
         default="demonstration",
         metadata={"help": "Column with a demonstration (text), or several (list of texts)."},
     )
+    chat_template_date: str | None = field(default=None, metadata={"help": HELP})
     max_completion_length: int = field(
         default=256, metadata={"help": "Longer demonstrations (EOS included) are dropped."}
     )
@@ -85,6 +88,8 @@ class DemonstrationTrainer(Watched, ResumesExactly, SFTTrainer):
     model: Any  # pyright: ignore[reportIncompatibleVariableOverride]
     accelerator: Any
     reference: ReferencePolicy | None
+    method_state: MethodState
+    args: DemonstrationConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(
         self,
@@ -108,30 +113,49 @@ class DemonstrationTrainer(Watched, ResumesExactly, SFTTrainer):
             processing_class = AutoTokenizer.from_pretrained(source)
 
         config = None if isinstance(model, str) else model.generation_config
-        self.renderer = Renderer(processing_class, end_of_text_ids(processing_class, config))
+        self.date_given = stop_clock(args, processing_class)
+        eos_ids = end_of_text_ids(processing_class, config)
+
+        def renderer() -> Renderer:
+            return Renderer(processing_class, eos_ids, template_kwargs(args, processing_class))
+
+        self.renderer = renderer()
 
         def rows(dataset: Any) -> Any:
             column = args.demonstration_column
             budget = args.max_completion_length
             return imitation_rows(dataset, processing_class, budget, column, self.renderer)
 
-        train_dataset, self.demonstrations = rows(train_dataset)
-        if isinstance(eval_dataset, dict):
-            eval_dataset = {name: rows(part)[0] for name, part in eval_dataset.items()}
-        elif eval_dataset is not None:
-            eval_dataset = rows(eval_dataset)[0]
+        def both() -> tuple[Any, Any]:
+            trained, self.demonstrations = rows(train_dataset)
+            if isinstance(eval_dataset, dict):
+                return trained, {name: rows(part)[0] for name, part in eval_dataset.items()}
+            return trained, None if eval_dataset is None else rows(eval_dataset)[0]
+
+        def tell() -> None:
+            self.renderer = renderer()
+            self.train_dataset, self.eval_dataset = both()
+
+        self._tell = tell
+        trained, held_out = both()
         self._targets: Targets | None = None
         self._row = 0
         super().__init__(
             model,
             args,
             data_collator,
-            train_dataset,
-            eval_dataset,
+            trained,
+            held_out,
             processing_class=processing_class,
             **kwargs,
         )
         keep_state(self)
+
+    def tell(self, date: str) -> None:
+        """Have the chat template tell another moment: that of the start of a run that goes on."""
+        self.args.chat_template_date = date
+        self._tell()
+        self.method_state.dataset = hash_of_rows(self.train_dataset)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """The micro-batches of the next optimizer step; fixes the step's targets on the way."""

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from prefix_rft.engines.state import MethodState, hash_of_rows
+from prefix_rft.engines.trl.made_of import made_of
 from prefix_rft.engines.trl.parameter_mask import MaskOptions, ParameterMask
 from prefix_rft.engines.trl.reference import ReferencePolicy
 
@@ -22,6 +23,7 @@ def keep_state(trainer: Any) -> None:
     trainer.method_state = MethodState(method.name, options, rows)
     trainer.reference = ReferencePolicy(trainer) if method.needs_own_reference else None
     trainer.parameter_mask = ParameterMask.of(trainer)
+    trainer.made_of = made_of(trainer, getattr(trainer, "reward_funcs", ()))
 
 
 def parts(trainer: Any) -> list[Any]:

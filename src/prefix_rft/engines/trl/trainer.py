@@ -29,8 +29,9 @@ from prefix_rft.engines.plan import RowPlan
 from prefix_rft.engines.sampling import SamplingSettings, sample, supported
 from prefix_rft.engines.state import MethodState
 from prefix_rft.engines.trl.attach import attach
+from prefix_rft.engines.trl.clock import stop_clock
 from prefix_rft.engines.trl.config import PrefixRFTConfig
-from prefix_rft.engines.trl.dataset import tokenize_dataset
+from prefix_rft.engines.trl.dataset import set_renderer, tokenize_dataset
 from prefix_rft.engines.trl.entropy import select_in_pool
 from prefix_rft.engines.trl.gradients import GradientShares
 from prefix_rft.engines.trl.kept import write_kept
@@ -109,11 +110,17 @@ class PrefixRFTTrainer(Watched, ResumesExactly, GRPOTrainer):
             raise ValueError("log_prefix_leak needs a reward function that grades text")
         if self._is_vlm:
             raise ValueError("vision-language models are not supported yet")
+        self.date_given = stop_clock(args, self._tokenizer)
         tokenize_dataset(self)
         self._check_method()
         self.tokens = TokenCounts(self.accelerator.device)
         self.gradient_shares = GradientShares.of(self)
         keep_state(self)
+
+    def tell(self, date: str) -> None:
+        """Have the chat template tell another moment: that of the start of a run that goes on."""
+        self.args.chat_template_date = date
+        set_renderer(self)
 
     def _check_method(self) -> None:
         method = self.method
