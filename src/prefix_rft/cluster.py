@@ -42,7 +42,8 @@ SPECIAL = (
     *("epsilon", "beta", "entropy_coef", "top_k", "max_steps", "num_train_epochs", "save_steps"),
     *("save_strategy", "save_total_limit", "lr_scheduler_type", "warmup_steps", "report_to"),
     *RECOMPUTE,
-    *("log_rollouts", "adam_beta1", "adam_beta2", "chat_template_kwargs", "max_grad_norm"),
+    *("log_rollouts", "adam_beta1", "adam_beta2", "chat_template_kwargs", "chat_template_date"),
+    "max_grad_norm",
 )
 """TRL's keys that are taken over in another form, or need not be."""
 
@@ -117,6 +118,7 @@ def settings(recipe: Recipe, args: Any, folder: Path, resume: bool) -> dict[str,
         f"{KEY}.max_demonstrations": recipe.max_demonstrations,
         f"{KEY}.demonstration_fraction": recipe.demonstration_fraction,
         f"{KEY}.folder": here,
+        f"{KEY}.chat_template_date": args.chat_template_date,
         # Not TRL's own default, which asks for the machine that starts the run.
         f"{MODEL}.enable_gradient_checkpointing": bool(recompute[0]) if recompute else True,
         f"{MODEL}.path": absolute(recipe.model_source()),

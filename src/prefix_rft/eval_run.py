@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from datasets import Dataset
 
 from prefix_rft.data import load_rows
+from prefix_rft.data.moment import now, pinned
 from prefix_rft.data.render import Renderer
 from prefix_rft.data.rows import PLACE
 from prefix_rft.errors import UserError, choose
@@ -26,6 +27,7 @@ from prefix_rft.run_reader import read_lines
 from prefix_rft.scores import Problem, Scores, difference, scores, split_by
 from prefix_rft.writing import append_text
 
+DATE = "chat_template_date"
 SHORT = 200
 """Longer texts in a column are not worth repeating with the samples."""
 GREEDY = 0.0
@@ -96,7 +98,7 @@ def run_eval(plan: Plan, folder: Path, progress: Any) -> dict[str, Any]:
         UserError: a model, data or reward that cannot be used, or the folder holds an evaluation
             with other settings.
     """
-    open_folder(folder, plan.settings())
+    date = open_folder(folder, plan.settings())
     for role, source in plan.models.items():
         loaded = None
         for one in plan.sets:
@@ -104,14 +106,17 @@ def run_eval(plan: Plan, folder: Path, progress: Any) -> dict[str, Any]:
             if not todo:
                 continue
             loaded = loaded or _load(source)
-            _sample_set(plan, folder, role, one, todo, loaded, progress)
+            _sample_set(plan, folder, role, one, todo, loaded, date, progress)
     result = summarise(plan, folder)
     write_json(folder / "result.json", result)
     return result
 
 
-def open_folder(folder: Path, settings: Mapping[str, Any]) -> None:
+def open_folder(folder: Path, settings: Mapping[str, Any]) -> str:
     """Make the folder, or see that it belongs to an evaluation with these settings.
+
+    Returns:
+        The moment at which the evaluation began, which chat templates tell that ask for the date.
 
     Raises:
         UserError: it does not.
@@ -124,6 +129,7 @@ def open_folder(folder: Path, settings: Mapping[str, Any]) -> None:
         except ValueError as error:
             raise UserError(f"'{path}' is damaged: give another --output") from error
         other = [k for k in plain if known.get(k) != plain[k]]
+        date = known.get(DATE)
         if other:
             raise UserError(
                 f"'{folder}' holds an evaluation with another '{other[0]}': give another --output"
@@ -132,7 +138,9 @@ def open_folder(folder: Path, settings: Mapping[str, Any]) -> None:
         raise UserError(f"'{folder}' holds no evaluation: give another --output")
     else:
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(path, plain)
+        date = now()
+        write_json(path, {**plain, DATE: date})
+    return now() if date is None else str(date)
 
 
 def samples_file(folder: Path, role: str, one: EvalSet, temperature: float) -> Path:
@@ -162,6 +170,7 @@ def _sample_set(
     one: EvalSet,
     temperatures: Sequence[float],
     loaded: tuple[Any, Any],
+    date: str,
     progress: Any,
 ) -> None:
     model, tokenizer = loaded
@@ -169,7 +178,8 @@ def _sample_set(
     for column in plan.by:
         choose(f"column of set '{one.name}' to split by", column, rows.column_names)
     give_template(tokenizer, rows[0]["prompt"])
-    _write_rendering(plan, folder, role, one, rows[0]["prompt"], tokenizer)
+    kwargs = pinned(tokenizer, plan.request.template_kwargs, date)
+    _write_rendering(folder, role, one, rows[0]["prompt"], tokenizer, kwargs)
     rewards, _ = load_rewards(one.reward, one.folder)
     if not rewards:
         raise UserError(f"set '{one.name}' has no reward to grade with")
@@ -177,7 +187,7 @@ def _sample_set(
         for temperature in temperatures:
             path = samples_file(folder, role, one, temperature)
             name = f"{role} on {one.name} at T={temperature:g}"
-            request = _request(plan.request, one, temperature)
+            request = _request(replace(plan.request, template_kwargs=kwargs), one, temperature)
             for done in draw(path, rows, model, tokenizer, rewards[0], request):
                 progress(name, done, len(rows))
             _done_file(folder, role, one, temperature).touch()
@@ -188,10 +198,15 @@ def _rendering_file(folder: Path, role: str, one: EvalSet) -> Path:
 
 
 def _write_rendering(
-    plan: Plan, folder: Path, role: str, one: EvalSet, prompt: Any, tokenizer: Any
+    folder: Path,
+    role: str,
+    one: EvalSet,
+    prompt: Any,
+    tokenizer: Any,
+    kwargs: Mapping[str, Any],
 ) -> None:
     """Note how prompts of a set reach a model: its template, and the first one as text."""
-    ids = Renderer(tokenizer, (), plan.request.template_kwargs or {}).prompt(prompt)
+    ids = Renderer(tokenizer, (), kwargs).prompt(prompt)
     template = None if isinstance(prompt, str) else str(tokenizer.chat_template)
     path = _rendering_file(folder, role, one)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ from transformers import PrinterCallback, TrainerCallback
 from prefix_rft import cluster
 from prefix_rft.configure import Setup, configure, is_checkpoint
 from prefix_rft.data import DataError, load_rows
-from prefix_rft.data.moment import tells_time
+from prefix_rft.data.moment import now, tells_time
 from prefix_rft.data.rows import PLACE
 from prefix_rft.engines.trl import DemonstrationTrainer, PrefixRFTTrainer
 from prefix_rft.engines.trl.clock import stop_clock, template_kwargs
@@ -45,6 +45,7 @@ from prefix_rft.resuming import (
     go_on_with,
     newest_run,
     refuse_another_model,
+    refuse_on_cluster,
 )
 from prefix_rft.rif import Filter, choose_rows, filter_rows, recorded
 from prefix_rft.run_folder import alone, begun, taken, write_json, write_start
@@ -123,8 +124,12 @@ def on_cluster(path: str, overrides: Sequence[str], console: Console, resume: bo
         with alone(folder):
             if not resume and taken(folder):
                 raise UserError(f"another run has taken the folder '{folder}': start again")
-            resumed = {"engine": "verl"} if resume else None
-            write_start(folder, resolved(recipe, setup.method, args), resumed)
+            start = Start(folder=folder, checkpoint=folder) if resume else Start()
+            args.chat_template_date = args.chat_template_date or start.date() or now()
+            told = resolved(recipe, setup.method, args)
+            if resume:
+                refuse_on_cluster(folder, RunFolder(folder).recipe(), told)
+            write_start(folder, told, {"engine": "verl"} if resume else None)
             cluster.run(recipe, args, folder, console, resume)
     return folder
 
@@ -204,8 +209,8 @@ def run(setup: Setup, console: Console, start: Start, command: Command) -> Path:
                 stack.enter_context(alone(folder))
                 start.look()
                 if start.checkpoint is not None:
-                    now = resolved(recipe, method, args)
-                    refuse_another_model(folder, RunFolder(folder).recipe(), now)
+                    before = RunFolder(folder).recipe()
+                    refuse_another_model(folder, before, resolved(recipe, method, args))
                 if others or (start.folder is None and begun(folder)):
                     raise UserError(f"another run has taken the folder '{folder}': start again")
             except UserError as error:
@@ -243,8 +248,8 @@ def begin(setup: Setup, start: Start, console: Console) -> None:
         return
     changed = changes(RunFolder(folder).recipe(), recipe)
     clear(start)
-    for key, (before, now) in changed.items():
-        say(console, f"changed since the run began: {key}: {before} -> {now}")
+    for key, (before, after) in changed.items():
+        say(console, f"changed since the run began: {key}: {before} -> {after}")
     write_start(folder, recipe, {"step": start.step, "changed": changed})
 
 

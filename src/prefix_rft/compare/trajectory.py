@@ -19,6 +19,7 @@ from prefix_rft.configure import configure
 from prefix_rft.data import Renderer, load_rows
 from prefix_rft.data.render import end_of_text_ids
 from prefix_rft.engines.sampling import SamplingSettings, sample, supported, uniforms_of
+from prefix_rft.engines.trl.clock import template_kwargs
 from prefix_rft.errors import UserError
 from prefix_rft.evaluate import reward_of
 from prefix_rft.models import give_template, load_model
@@ -74,7 +75,7 @@ def measures(source: str, recipe: str, overrides: Sequence[str]) -> dict[str, fl
             model.to(torch.accelerator.current_accelerator())
         model.eval()
         give_template(tokenizer, rows[0]["prompt"])
-        kwargs = getattr(setup.args, "chat_template_kwargs", None) or {}
+        kwargs = template_kwargs(setup.args, tokenizer)
         render = Renderer(tokenizer, end_of_text_ids(tokenizer, model.generation_config), kwargs)
         cells: list[Any] = [row for row in rows if row["demonstration"]]  # pyright: ignore
         pairs = [_ids(render, row) for row in cells]

@@ -36,6 +36,8 @@ class Block:
         demonstration_fraction: as in a recipe.
         seed: of prefixes, and of which rows keep their demonstrations.
         folder: what relative paths and modules of methods and rewards are relative to.
+        chat_template_date: the moment that a chat template tells which asks for the date; None is
+            that at which its dataset is made.
         weight_check: mean difference between the sampler's log-probs and the actor's, in nats a
             token, above which the run stops; None is never.
     """
@@ -54,6 +56,7 @@ class Block:
     demonstration_fraction: float = 1.0
     seed: int = 42
     folder: str = "."
+    chat_template_date: str | None = None
     weight_check: float | None = 0.5
 
     @classmethod

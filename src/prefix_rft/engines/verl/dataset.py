@@ -21,6 +21,7 @@ from verl.utils.fs import copy_to_local
 
 from prefix_rft.data import DataError, Renderer, load_rows, tokenize_demonstrations
 from prefix_rft.data.demonstrations import OURS
+from prefix_rft.data.moment import pinned
 from prefix_rft.data.render import end_of_text_ids
 from prefix_rft.data.rows import PLACE
 from prefix_rft.engines.verl.block import KEY, Block
@@ -77,7 +78,8 @@ class Prompts(Dataset):
                 "the tokenizer has no chat template: prompts are plain text with blank lines "
                 "between messages"
             )
-        template = dict(config.get("apply_chat_template_kwargs") or {})
+        kwargs: Any = config.get("apply_chat_template_kwargs")
+        template = pinned(tokenizer, kwargs, block.chat_template_date)
         self.renderer = Renderer(tokenizer, end_ids(tokenizer, config), template)
         rows = self._within(rows, int(config.max_prompt_length))
         rows, self.report = tokenize_demonstrations(
