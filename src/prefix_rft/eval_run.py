@@ -22,6 +22,8 @@ from prefix_rft.eval_sets import EvalSet
 from prefix_rft.evaluate import Request, sample_and_grade
 from prefix_rft.models import give_template, load_model
 from prefix_rft.rewards import close_all, load_rewards
+from prefix_rft.rewards.checked import name_of
+from prefix_rft.rewards.source import decided_by
 from prefix_rft.run_folder import describe_machine, write_json
 from prefix_rft.run_reader import read_lines
 from prefix_rft.scores import Problem, Scores, difference, scores, split_by
@@ -184,6 +186,9 @@ def _sample_set(
     if not rewards:
         raise UserError(f"set '{one.name}' has no reward to grade with")
     with closing(_Closing(rewards)):
+        text = json.dumps(decided_by(rewards[0]), sort_keys=True)
+        note = {"name": name_of(rewards[0]), "sha256": hashlib.sha256(text.encode()).hexdigest()}
+        _note(_rendering_file(folder, role, one).with_name(f"{one.name}-reward.json"), note)
         for temperature in temperatures:
             path = samples_file(folder, role, one, temperature)
             name = f"{role} on {one.name} at T={temperature:g}"
@@ -208,15 +213,34 @@ def _write_rendering(
     """Note how prompts of a set reach a model: its template, and the first one as text."""
     ids = Renderer(tokenizer, (), kwargs).prompt(prompt)
     template = None if isinstance(prompt, str) else str(tokenizer.chat_template)
-    path = _rendering_file(folder, role, one)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(
-        path,
+    _note(
+        _rendering_file(folder, role, one),
         {
             "chat_template_sha256": template and hashlib.sha256(template.encode()).hexdigest(),
             "first_prompt": tokenizer.decode(ids),
         },
     )
+
+
+def _note(path: Path, found: Mapping[str, Any]) -> None:
+    """Write what decides samples or grades, or see that it is what it was when they were begun.
+
+    Raises:
+        UserError: it is not.
+    """
+    if path.is_file():
+        try:
+            known = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"'{path}' is damaged: give another --output") from error
+        other = next((k for k in found if known.get(k) != found[k]), None)
+        if other is not None:
+            raise UserError(
+                f"'{path}' is of another evaluation, with another '{other}': give another --output"
+            )
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, found)
 
 
 class _Closing:

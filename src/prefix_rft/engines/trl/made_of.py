@@ -18,7 +18,7 @@ from prefix_rft.engines.state import hash_of_columns
 from prefix_rft.errors import UserError
 from prefix_rft.rewards.checked import name_of
 from prefix_rft.rewards.graded import Graded
-from prefix_rft.rewards.source import hash_of_source
+from prefix_rft.rewards.source import decided_by
 
 FEW = 64
 """Numbers of each weight that are looked at."""
@@ -51,18 +51,18 @@ def made_of(trainer: Any, rewards: Iterable[Any]) -> dict[str, str]:
         found["another adapter"] = _hash({k: v.to_dict() for k, v in adapters.items()})
     for reward in rewards:
         name = f"another reward '{_name(reward)}' (its source or its options)"
-        found[name] = _hash(decided_by(reward))
+        found[name] = _hash(_decided_by(reward))
     for column, digest in hash_of_columns(rows, read_by(rewards, rows, trainer.args)).items():
         found[f"other values in column '{column}', which the rewards are given"] = digest
     return found
 
 
-def decided_by(reward: Any) -> Any:
-    """All that is known to decide what a reward function says."""
+def _decided_by(reward: Any) -> Any:
+    """All that is known to decide what a reward function or model says."""
     if isinstance(reward, torch.nn.Module):
         config: Any = getattr(reward, "config", None)
         return [type(reward).__qualname__, getattr(config, "_name_or_path", None)]
-    return reward.decided_by if isinstance(reward, Graded) else hash_of_source(reward)
+    return decided_by(reward)
 
 
 def read_by(rewards: Iterable[Any], rows: Any, args: Any) -> list[str]:
@@ -108,7 +108,7 @@ def refuse_others(folder: Path, before: Mapping[str, str], now: Mapping[str, str
 
 def _name(reward: Any) -> str:
     if isinstance(reward, torch.nn.Module):
-        return str(decided_by(reward)[1] or type(reward).__name__)
+        return str(_decided_by(reward)[1] or type(reward).__name__)
     return reward.__name__ if isinstance(reward, Graded) else name_of(reward)
 
 

@@ -190,6 +190,7 @@ class ResumesExactly:
         date = None if trainer.date_given or trainer.is_fsdp_enabled else date_in(folder)
         if date is not None:
             trainer.tell(date)  # before any row is taken
+        self.run_state.read(folder)  # what is refused is so before anything is loaded
         own = inner(trainer.optimizer, "optimizer") is self._made
         if own and not trainer.is_fsdp_enabled:
             trainer.optimizer = None  # of an earlier call, with the settings of then
