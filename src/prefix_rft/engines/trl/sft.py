@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 from prefix_rft.core import Batch, Method, Targets, loss, prepare
@@ -15,6 +15,9 @@ from prefix_rft.data.demonstrations import imitation_rows
 from prefix_rft.data.render import Renderer, end_of_text_ids
 from prefix_rft.engines.options import parse_options, with_const
 from prefix_rft.engines.trl.config import refuse_owned
+from prefix_rft.engines.trl.dataset import plain_rows
+from prefix_rft.engines.trl.dropout import turn_off_dropout
+from prefix_rft.engines.trl.policy import generation_config_of, open_adapter, tokenizer_of
 from prefix_rft.engines.trl.reference import ReferencePolicy
 from prefix_rft.engines.trl.resume import ResumesExactly
 from prefix_rft.engines.trl.state import keep_state
@@ -28,6 +31,7 @@ OWNED = {
     "assistant_only_loss": "only demonstration tokens are targets",
     "label_smoothing_factor": "the method decides the loss",
     "max_length": "nothing is cut; longer demonstrations are dropped by max_completion_length",
+    "chat_template_path": "rows are rendered before: set the chat_template of processing_class",
     "packing": "rows stay apart, so that the normaliser can count them",
     "padding_free": "rows stay apart, so that the normaliser can count them",
 }
@@ -103,23 +107,24 @@ class DemonstrationTrainer(Watched, ResumesExactly, SFTTrainer):
             raise ValueError(f"method '{self.method.name}' samples: train it with PrefixRFTTrainer")
         if train_dataset is None:
             raise ValueError("DemonstrationTrainer needs a train_dataset")
+        model, own = open_adapter(model, args)
         if processing_class is None:
-            source = model if isinstance(model, str) else model.config._name_or_path
-            processing_class = AutoTokenizer.from_pretrained(source)
-
-        config = None if isinstance(model, str) else model.generation_config
-        self.renderer = Renderer(processing_class, end_of_text_ids(processing_class, config))
-
-        def rows(dataset: Any) -> Any:
-            column = args.demonstration_column
-            budget = args.max_completion_length
-            return imitation_rows(dataset, processing_class, budget, column, self.renderer)
-
-        train_dataset, self.demonstrations = rows(train_dataset)
-        if isinstance(eval_dataset, dict):
-            eval_dataset = {name: rows(part)[0] for name, part in eval_dataset.items()}
-        elif eval_dataset is not None:
-            eval_dataset = rows(eval_dataset)[0]
+            processing_class = own or tokenizer_of(model)
+        # TRL sets it too, but after the rows have been made; one that is unknown it refuses.
+        if args.eos_token is not None and args.eos_token in processing_class.get_vocab():
+            processing_class.eos_token = args.eos_token
+        ends = end_of_text_ids(processing_class, generation_config_of(model, args))
+        self.renderer = Renderer(processing_class, ends)
+        self._rows = partial(
+            imitation_rows,
+            tokenizer=processing_class,
+            max_tokens=args.max_completion_length,
+            column=args.demonstration_column,
+            renderer=self.renderer,
+        )
+        train_dataset = plain_rows(train_dataset, "train_dataset")
+        train_dataset, self.demonstrations = self._rows(train_dataset)
+        eval_dataset = self._eval_rows(eval_dataset)
         self._targets: Targets | None = None
         self._row = 0
         super().__init__(
@@ -132,6 +137,23 @@ class DemonstrationTrainer(Watched, ResumesExactly, SFTTrainer):
             **kwargs,
         )
         keep_state(self)
+        if self.reference is not None:  # two forwards are compared: their noise would differ
+            self.notes += turn_off_dropout(self.model)
+
+    def _eval_rows(self, data: Any) -> Any:
+        """Datasets to evaluate on as rows of ids and labels; those that are so already, and names,
+        as they are.
+        """
+        data = plain_rows(data, "eval_dataset")
+        if isinstance(data, dict):
+            return {name: self._eval_rows(part) for name, part in data.items()}
+        if data is None or isinstance(data, str) or "labels" in (data.column_names or ()):
+            return data
+        return self._rows(data)[0]
+
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """TRL's, on the datasets given to the trainer or on another one of the same kind."""
+        return super().evaluate(self._eval_rows(eval_dataset), *args, **kwargs)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """The micro-batches of the next optimizer step; fixes the step's targets on the way."""
