@@ -21,7 +21,7 @@ from prefix_rft.engines.sampling import SamplingSettings, generate, sample, supp
 from prefix_rft.evaluate import Request, sample_and_grade
 from prefix_rft.inspect import continuation
 from prefix_rft.rewards import checked
-from tests.tiny import make_config, make_rows, make_tokenizer, shaped_reward
+from tiny import make_config, make_rows, make_tokenizer, shaped_reward
 
 TOKENIZER = make_tokenizer()
 SIZE: dict[str, Any] = {
@@ -160,7 +160,7 @@ def test_evaluation_and_inspect(kind: str, temperature: float) -> None:
     """RIF and ``prefix-rft eval`` draw with the same function as the evaluation of a run."""
     request = Request(2, temperature, 8, seed=1, batch_size=4)
     args = SimpleNamespace(temperature=0.7, top_k=0, top_p=1.0, min_p=None, seed=3)
-    args.max_completion_length = 8
+    args.max_completion_length, args.repetition_penalty, args.generation_kwargs = 8, 1.0, None
 
     def drawn(model: Any) -> list[Any]:
         parts = sample_and_grade(model, TOKENIZER, make_rows(3), checked(shaped_reward), request)
@@ -173,7 +173,7 @@ def test_evaluation_and_inspect(kind: str, temperature: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind, settings",
+    ("kind", "settings"),
     [
         ("llama", {}),
         ("llama", {"fast_generation": False}),
@@ -201,3 +201,29 @@ def test_training(tmp_path: Any, kind: str, settings: dict[str, Any]) -> None:
     for key in asked:  # honoured: without it the samples are others
         neutral = {"repetition_penalty": 1.0, "generation_kwargs": None}[key]
         assert drawn(tiny(kind), fast_generation=False, **{key: neutral}) != clean
+
+
+@pytest.mark.parametrize("kind", ["llama", "mamba"])
+def test_inspect_follows_what_training_is_asked_for(kind: str) -> None:
+    model = tiny(kind)
+
+    def drawn(**settings: Any) -> list[int]:
+        law = {"temperature": 0.7, "top_k": 0, "top_p": 1.0, "min_p": None, "seed": 3}
+        law |= {"max_completion_length": 12, "repetition_penalty": 1.0, "generation_kwargs": None}
+        setup: Any = SimpleNamespace(args=SimpleNamespace(**{**law, **settings}))
+        return continuation(setup, model, Renderer(TOKENIZER, (1,)), PROMPTS[0], PROMPTS[1])
+
+    context = [*PROMPTS[0], *PROMPTS[1]]
+    apart = [*context, *drawn(generation_kwargs={"no_repeat_ngram_size": 1})]
+    assert len(set(apart)) == len(apart)
+    torch.manual_seed(3)
+    inputs: Any = {"input_ids": torch.tensor([context]), "attention_mask": torch.ones(1, 5).long()}
+    wanted: Any = model.generate(
+        **inputs,
+        max_new_tokens=11,
+        do_sample=True,
+        temperature=0.7,
+        top_k=0,
+        repetition_penalty=2.0,
+    )
+    assert drawn(repetition_penalty=2.0) == wanted[0, 5:].tolist() != drawn()

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -99,8 +99,12 @@ def generate(
     prompts: Sequence[Sequence[int]],
     budget: int,
     settings: SamplingSettings,
+    asked: Mapping[str, Any] | None = None,
 ) -> list[list[int]]:
-    """What :func:`sample` does, with ``model.generate``, for models that it does not serve."""
+    """What :func:`sample` does, with ``model.generate``, for models that it does not serve.
+
+    ``asked`` are more of transformers' settings, such as ``repetition_penalty``.
+    """
     ids, mask = _left_pad(prompts, settings.pad_token_id, next(model.parameters()).device)
     law: dict[str, Any] = {"do_sample": settings.temperature > 0.0}
     if settings.temperature > 0.0:
@@ -110,16 +114,16 @@ def generate(
             "top_p": settings.top_p,
             "min_p": settings.min_p,
         }
-    asked = GenerationConfig(
-        max_new_tokens=budget,
-        eos_token_id=list(settings.eos_token_ids),
-        pad_token_id=settings.pad_token_id,
-        disable_compile=True,
-        **law,
-    )
+    law |= {
+        "max_new_tokens": budget,
+        "eos_token_id": list(settings.eos_token_ids),
+        "pad_token_id": settings.pad_token_id,
+        "disable_compile": True,
+        **(asked or {}),
+    }
     with no_law_of_its_own(model):
         made: Any = model.generate(  # pyright: ignore[reportCallIssue]
-            input_ids=ids, attention_mask=mask, generation_config=asked
+            input_ids=ids, attention_mask=mask, generation_config=GenerationConfig(**law)
         )
     rows = made[:, ids.size(1) :].tolist()
 

@@ -1,4 +1,4 @@
-"""The model that a trainer is given: an adapter with its base, and that there is something to train."""
+"""The model that a trainer is given: an adapter with its base, and something to train."""
 
 from __future__ import annotations
 

@@ -13,10 +13,10 @@ from trl import SFTConfig, SFTTrainer
 from prefix_rft.core import Batch, Method, Targets, loss, prepare
 from prefix_rft.data.demonstrations import imitation_rows
 from prefix_rft.data.render import Renderer, end_of_text_ids
+from prefix_rft.engines.dropout import turn_off_dropout
 from prefix_rft.engines.options import parse_options, with_const
 from prefix_rft.engines.trl.config import refuse_owned
 from prefix_rft.engines.trl.dataset import plain_rows
-from prefix_rft.engines.trl.dropout import turn_off_dropout
 from prefix_rft.engines.trl.policy import generation_config_of, open_adapter, tokenizer_of
 from prefix_rft.engines.trl.reference import ReferencePolicy
 from prefix_rft.engines.trl.resume import ResumesExactly

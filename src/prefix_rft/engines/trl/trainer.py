@@ -26,13 +26,13 @@ from trl import GRPOTrainer
 from prefix_rft.core import Method, Targets, loss, prepare
 from prefix_rft.data.demonstrations import OURS, DemonstrationReport
 from prefix_rft.data.render import Renderer
+from prefix_rft.engines.dropout import turn_off_dropout
 from prefix_rft.engines.plan import RowPlan
 from prefix_rft.engines.sampling import SamplingSettings, no_law_of_its_own, sample, supported
 from prefix_rft.engines.state import MethodState
 from prefix_rft.engines.trl.attach import attach
 from prefix_rft.engines.trl.config import PrefixRFTConfig
 from prefix_rft.engines.trl.dataset import EvaluatesPlainRows, tokenize_dataset
-from prefix_rft.engines.trl.dropout import turn_off_dropout
 from prefix_rft.engines.trl.entropy import select_in_pool
 from prefix_rft.engines.trl.gradients import GradientShares
 from prefix_rft.engines.trl.kept import write_kept

@@ -1,4 +1,4 @@
-"""A policy is one distribution: what makes forwards in training mode differ by chance is turned off.
+"""A policy is one distribution: what makes its forwards differ by chance is turned off.
 
 With dropout the policy that is trained is another one at every forward, and not the one that has
 sampled: importance ratios differ from 1 although no weight has moved.
@@ -40,7 +40,7 @@ def turn_off_dropout(*models: nn.Module | None) -> list[str]:
 
 
 def _rates(model: nn.Module) -> Iterator[tuple[Any, str, Any]]:
-    """Where a rate that is not 0 stands: its holder, its name, and its key where it is in a dict."""
+    """Where a rate that is not 0 stands: its holder, its name, and its key in a dict, or None."""
     seen: set[int] = set()
     holders: list[Any] = []
     for module in model.modules():
