@@ -12,9 +12,15 @@ from typing import Any
 
 from torch import nn
 
+from prefix_rft.errors import UserError
+
 NOISE = re.compile("drop|jitter")
 """In the names of what holds a rate: ``attention_dropout``, ``layerdrop``, ``resid_pdrop``,
 ``drop_path_rate``, ``router_jitter_noise``, PEFT's ``rank_dropout``, ..."""
+
+
+RANDOM = ("phimoe",)
+"""Kinds of models that draw their experts in training, which no rate turns off."""
 
 
 def turn_off_dropout(*models: nn.Module | None) -> list[str]:
@@ -22,11 +28,21 @@ def turn_off_dropout(*models: nn.Module | None) -> list[str]:
 
     Rates are those of dropout modules, of modules that read a number of their own in the forward
     (attention, LayerDrop, PEFT's layers), and of configs, which some models read there.
+
+    Raises:
+        UserError: a model that cannot be had without its noise.
     """
     found: set[str] = set()
     for model in models:
+        kind = getattr(getattr(model, "config", None), "model_type", None)
+        if kind in RANDOM:
+            raise UserError(
+                f"model type '{kind}' draws its experts at random in training, so what is trained "
+                "would not be the policy that samples: use another model"
+            )
+    for model in models:
         for holder, name, key in [] if model is None else list(_rates(model)):
-            found.add(name)
+            found.add(f"{type(holder).__name__}.p" if name == "p" else name)
             if key is None:
                 setattr(holder, name, 0.0)
             else:
