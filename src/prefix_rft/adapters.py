@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from transformers.utils import cached_file
 
 from prefix_rft.errors import UserError
@@ -134,10 +135,12 @@ def adapt(adapter: Adapter, model: Any, trainable: bool) -> Any:
             adapted = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
         # Once more, for what the first call does not say: weights that found no place.
         loaded = adapted.load_adapter(folder, "default", is_trainable=trainable)
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
         words = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise UserError(f"{what}: {' '.join(words[:2])}") from error
     missing = [name for name in loaded.missing_keys if "vector_bank" not in name]  # VB-LoRA's own
+    if adapted.peft_config["default"].is_prompt_learning:
+        loaded.unexpected_keys.clear()  # its one weight has its place outside the model
     lost = [*missing, *loaded.unexpected_keys]
     if lost:
         raise UserError(

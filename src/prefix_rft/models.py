@@ -25,6 +25,8 @@ def quiet() -> None:
     transformers.logging.set_verbosity_error()
     # Counted as rewards/ungraded; TRL would print the whole row each time.
     logging.getLogger("trl.trainer.grpo_trainer").addFilter(_says_more)
+    # What peft says at every token that a model with virtual ones samples.
+    warnings.filterwarnings("ignore", message="Position ids are not supported for parameter")
     # TRL reads a name that transformers has renamed; a user can do nothing about it.
     warnings.filterwarnings("ignore", message=r"`(is_)?gradient_checkpointing\w*` is deprecated")
 
