@@ -14,7 +14,7 @@ FLOORS = [
     {"checkpoints", "errors", "findings", "imports", "untrusted", "writing"},
     {"core"},
     {"data", "rewards", "methods", "tasks"},
-    {"engines", "models"},
+    {"adapters", "engines", "models"},
     {"estimates", "memory", "progress", "recipe", "run_folder", "run_reader", "tokens"},
     {"evaluate"},
     {"eval_sets", "scores"},

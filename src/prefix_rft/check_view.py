@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prefix_rft import cluster
+from prefix_rft.adapters import find_adapter
 from prefix_rft.check import Checked, Scope, check_data
 from prefix_rft.configure import Setup, configure
 from prefix_rft.data.demonstrations import KEPT
@@ -208,6 +209,8 @@ def show_memory(console: Console, setup: Setup, train: Checked, config: Any) -> 
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     rows = args.generation_batch_size // processes if samples else 0
     try:
+        if find_adapter(setup.recipe.model_source()) is not None:
+            raise UserError("the model is an adapter on a base, only full weights are counted")
         parameters = count_parameters(config)
         memory = estimate(
             config,

@@ -15,6 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
+from prefix_rft.adapters import find_adapter
 from prefix_rft.core import Method
 from prefix_rft.engines.rollouts import cut_rollouts
 from prefix_rft.engines.verl.block import KEY, unsupported
@@ -65,6 +66,12 @@ def refuse(recipe: Recipe, method: Method) -> None:
     """
     if why := unsupported(method):
         raise UserError(f"method '{method.name}' does not run on verl: {why}; use engine: trl")
+    source = recipe.model_source()
+    if Path(source).is_dir() and find_adapter(source) is not None:
+        raise UserError(
+            f"model '{recipe.model}' is an adapter, which verl does not load: merge it into its "
+            "base, or use engine: trl"
+        )
     for name in ("rif", "only_correct_demonstrations"):
         if getattr(recipe, name) not in (None, False):
             raise UserError(

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 
+from prefix_rft.adapters import find_adapter
 from prefix_rft.data import load_rows
 from prefix_rft.data.moment import now, pinned
 from prefix_rft.data.render import Renderer
@@ -75,7 +76,18 @@ class Plan:
 
 
 def fingerprint(source: str) -> dict[str, Any]:
-    """A model's source and, of a folder, a hash of its weights, config and tokenizer."""
+    """A model's source and, of a folder, a hash of its weights, config and tokenizer.
+
+    Of an adapter also those of its base, without which it says nothing.
+    """
+    adapter = find_adapter(source)
+    if adapter is not None:
+        own = {} if adapter.revision is None else {"revision": adapter.revision}
+        return {**_of_folder(source), "base": {**_of_folder(adapter.base), **own}}
+    return _of_folder(source)
+
+
+def _of_folder(source: str) -> dict[str, Any]:
     folder = Path(source)
     if not folder.is_dir():
         return {"source": source}

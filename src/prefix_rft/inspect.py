@@ -201,12 +201,15 @@ def continuation(
         render.eos_ids, pad, args.temperature, args.top_k, args.top_p, args.min_p
     )
     budget = args.max_completion_length - len(prefix)
+    asked = dict(args.generation_kwargs or {})
+    if args.repetition_penalty != 1.0:
+        asked = {"repetition_penalty": args.repetition_penalty, **asked}
     net.eval()
     with torch.random.fork_rng():
         torch.manual_seed(args.seed)
-        if supported(net):
+        if supported(net) and not asked:
             return sample(net, [prompt], [budget], settings, [prefix])[0]
-        return generate(net, [[*prompt, *prefix]], budget, settings)[0]
+        return generate(net, [[*prompt, *prefix]], budget, settings, asked)[0]
 
 
 def show(console: Console, tokens: list[Token], render: Renderer, ids: bool) -> None:

@@ -164,7 +164,7 @@ def run(setup: Setup, console: Console, start: Start, command: Command) -> Path:
             limit=recipe.eval_problems,
         )
     kwargs = dict(recipe.trainer.get("model_init_kwargs") or {})
-    model, tokenizer = load_model(recipe.model_source(), **kwargs)
+    model, tokenizer = load_model(recipe.model_source(), trainable=True, **kwargs)
 
     if args.chat_template_date is None and tells_time(tokenizer):
         args.chat_template_date = start.date()

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 from transformers.generation.logits_process import (
     LogitsProcessorList,
     MinPLogitsWarper,
@@ -65,6 +66,8 @@ def supported(model: PreTrainedModel) -> bool:
     config = _base(model).config
     if config.is_encoder_decoder or getattr(model, "_is_stateful", False):
         return False
+    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        return False  # its virtual tokens stand in front of what ``generate`` is given
     return all(hasattr(x, "batch_select_indices") for x in DynamicCache(config=config).layers)
 
 
@@ -73,14 +76,35 @@ def _base(model: PreTrainedModel) -> Any:
     return peft.get_base_model() if hasattr(model, "peft_config") else model
 
 
+@contextmanager
+def no_law_of_its_own(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, ``model.generate`` follows what it is asked for alone.
+
+    transformers fills what a caller leaves open from the model's ``generation_config``: a
+    repetition penalty, suppressed tokens, beams, a shortest length, and so on.
+    """
+    base = _base(model)
+    own = base.generation_config
+    kept = {k: getattr(own, k, None) for k in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    base.generation_config = GenerationConfig(**kept)
+    try:
+        yield
+    finally:
+        base.generation_config = own
+
+
 @torch.no_grad()
 def generate(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
     budget: int,
     settings: SamplingSettings,
+    asked: Mapping[str, Any] | None = None,
 ) -> list[list[int]]:
-    """What :func:`sample` does, with ``model.generate``, for models that it does not serve."""
+    """What :func:`sample` does, with ``model.generate``, for models that it does not serve.
+
+    ``asked`` are more of transformers' settings, such as ``repetition_penalty``.
+    """
     ids, mask = _left_pad(prompts, settings.pad_token_id, next(model.parameters()).device)
     law: dict[str, Any] = {"do_sample": settings.temperature > 0.0}
     if settings.temperature > 0.0:
@@ -90,14 +114,17 @@ def generate(
             "top_p": settings.top_p,
             "min_p": settings.min_p,
         }
-    made: Any = model.generate(  # pyright: ignore[reportCallIssue]
-        input_ids=ids,
-        attention_mask=mask,
-        max_new_tokens=budget,
-        eos_token_id=list(settings.eos_token_ids),
-        pad_token_id=settings.pad_token_id,
-        **law,
-    )
+    law |= {
+        "max_new_tokens": budget,
+        "eos_token_id": list(settings.eos_token_ids),
+        "pad_token_id": settings.pad_token_id,
+        "disable_compile": True,
+        **(asked or {}),
+    }
+    with no_law_of_its_own(model):
+        made: Any = model.generate(  # pyright: ignore[reportCallIssue]
+            input_ids=ids, attention_mask=mask, generation_config=GenerationConfig(**law)
+        )
     rows = made[:, ids.size(1) :].tolist()
 
     def end(row: list[int]) -> int:

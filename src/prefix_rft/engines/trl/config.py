@@ -24,6 +24,7 @@ OWNED = {
     "use_bias_correction_kl": "the method decides the KL term",
     "sync_ref_model": "a moving reference is in no checkpoint; a method's moves in stages",
     "mask_truncated_completions": "use the method option truncated: mask",
+    "neftune_noise_alpha": "with noise in its embeddings the policy is not the one that samples",
 }
 """TRL settings that a method replaces: a value other than TRL's default is refused, not ignored."""
 

@@ -173,6 +173,11 @@ class ParameterMask(TrainerCallback):
         if self.options.action == "freeze":
             needed = keep_most_salient(scores, self.options.fraction, self.options.scope)
             self.masks = {name: ~m for name, m in needed.items()}
+            if not any(bool(m.any()) for m in self.masks.values()):
+                raise UserError(
+                    f"parameter_mask: fraction={self.options.fraction} freezes all weights, so "
+                    "nothing would be trained: lower it"
+                )
             return
         least = {name: -s for name, s in scores.items()}
         unneeded = keep_most_salient(least, self.options.fraction, self.options.scope)

@@ -7,16 +7,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 from prefix_rft.core import Batch, Method, Targets, loss, prepare
 from prefix_rft.data.demonstrations import imitation_rows
 from prefix_rft.data.render import Renderer, end_of_text_ids
+from prefix_rft.engines.dropout import turn_off_dropout
 from prefix_rft.engines.options import parse_options, with_const
 from prefix_rft.engines.state import MethodState, hash_of_rows
 from prefix_rft.engines.trl.clock import HELP, stop_clock, template_kwargs
 from prefix_rft.engines.trl.config import refuse_owned
+from prefix_rft.engines.trl.dataset import plain_rows
+from prefix_rft.engines.trl.policy import generation_config_of, open_adapter, tokenizer_of
 from prefix_rft.engines.trl.reference import ReferencePolicy
 from prefix_rft.engines.trl.resume import ResumesExactly
 from prefix_rft.engines.trl.state import keep_state
@@ -30,6 +32,7 @@ OWNED = {
     "assistant_only_loss": "only demonstration tokens are targets",
     "label_smoothing_factor": "the method decides the loss",
     "max_length": "nothing is cut; longer demonstrations are dropped by max_completion_length",
+    "chat_template_path": "rows are rendered before: set the chat_template of processing_class",
     "packing": "rows stay apart, so that the normaliser can count them",
     "padding_free": "rows stay apart, so that the normaliser can count them",
 }
@@ -108,48 +111,68 @@ class DemonstrationTrainer(Watched, ResumesExactly, SFTTrainer):
             raise ValueError(f"method '{self.method.name}' samples: train it with PrefixRFTTrainer")
         if train_dataset is None:
             raise ValueError("DemonstrationTrainer needs a train_dataset")
+        model, own = open_adapter(model, args)
         if processing_class is None:
-            source = model if isinstance(model, str) else model.config._name_or_path
-            processing_class = AutoTokenizer.from_pretrained(source)
-
-        config = None if isinstance(model, str) else model.generation_config
+            processing_class = own or tokenizer_of(model)
+        # TRL sets it too, but after the rows have been made; one that is unknown it refuses.
+        if args.eos_token is not None and args.eos_token in processing_class.get_vocab():
+            processing_class.eos_token = args.eos_token
         self.date_given = stop_clock(args, processing_class)
-        eos_ids = end_of_text_ids(processing_class, config)
+        ends = end_of_text_ids(processing_class, generation_config_of(model, args))
 
         def renderer() -> Renderer:
-            return Renderer(processing_class, eos_ids, template_kwargs(args, processing_class))
+            return Renderer(processing_class, ends, template_kwargs(args, processing_class))
 
-        self.renderer = renderer()
-
-        def rows(dataset: Any) -> Any:
-            column = args.demonstration_column
-            budget = args.max_completion_length
-            return imitation_rows(dataset, processing_class, budget, column, self.renderer)
-
-        def both() -> tuple[Any, Any]:
-            trained, self.demonstrations = rows(train_dataset)
-            if isinstance(eval_dataset, dict):
-                return trained, {name: rows(part)[0] for name, part in eval_dataset.items()}
-            return trained, None if eval_dataset is None else rows(eval_dataset)[0]
+        self.renderer, self.args = renderer(), args
+        plain, held_out = plain_rows(train_dataset, "train_dataset"), eval_dataset
 
         def tell() -> None:
             self.renderer = renderer()
-            self.train_dataset, self.eval_dataset = both()
+            self.train_dataset, self.demonstrations = self._rows(plain)
+            self.eval_dataset = self._eval_rows(held_out)
 
         self._tell = tell
-        trained, held_out = both()
+        train_dataset, self.demonstrations = self._rows(plain)
+        eval_dataset = self._eval_rows(eval_dataset)
         self._targets: Targets | None = None
         self._row = 0
         super().__init__(
             model,
             args,
             data_collator,
-            trained,
-            held_out,
+            train_dataset,
+            eval_dataset,
             processing_class=processing_class,
             **kwargs,
         )
         keep_state(self)
+        if self.reference is not None:  # two forwards are compared: their noise would differ
+            self.notes += turn_off_dropout(self.model)
+
+    def _rows(self, data: Any) -> Any:
+        """A dataset as rows of ids and labels, and what became of its demonstrations."""
+        return imitation_rows(
+            data,
+            self.renderer.tokenizer,
+            self.args.max_completion_length,
+            self.args.demonstration_column,
+            self.renderer,
+        )
+
+    def _eval_rows(self, data: Any) -> Any:
+        """Datasets to evaluate on as rows of ids and labels; those that are so already, and names,
+        as they are.
+        """
+        data = plain_rows(data, "eval_dataset")
+        if isinstance(data, dict):
+            return {name: self._eval_rows(part) for name, part in data.items()}
+        if data is None or isinstance(data, str) or "labels" in (data.column_names or ()):
+            return data
+        return self._rows(data)[0]
+
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """TRL's, on the datasets given to the trainer or on another one of the same kind."""
+        return super().evaluate(self._eval_rows(eval_dataset), *args, **kwargs)
 
     def tell(self, date: str) -> None:
         """Have the chat template tell another moment: that of the start of a run that goes on."""

@@ -8,6 +8,7 @@ from typing import Any
 from prefix_rft.engines.state import MethodState, hash_of_rows
 from prefix_rft.engines.trl.made_of import made_of
 from prefix_rft.engines.trl.parameter_mask import MaskOptions, ParameterMask
+from prefix_rft.engines.trl.policy import refuse_frozen
 from prefix_rft.engines.trl.reference import ReferencePolicy
 
 
@@ -15,8 +16,10 @@ def keep_state(trainer: Any) -> None:
     """Give a trainer the state of its method, its reference policy and its parameter mask.
 
     Raises:
-        UserError: the method or the mask cannot be used with this trainer.
+        UserError: the method or the mask cannot be used with this trainer, or nothing of its model
+            can be trained.
     """
+    refuse_frozen(trainer)
     method, mask = trainer.method, trainer.args.parameter_mask
     options = asdict(MaskOptions.read(mask)) if mask else None
     rows = hash_of_rows(trainer.train_dataset)

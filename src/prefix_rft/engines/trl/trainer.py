@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from inspect import signature
 from typing import Any
 
 import torch
@@ -25,17 +26,19 @@ from trl import GRPOTrainer
 from prefix_rft.core import Method, Targets, loss, prepare
 from prefix_rft.data.demonstrations import OURS, DemonstrationReport
 from prefix_rft.data.render import Renderer
+from prefix_rft.engines.dropout import turn_off_dropout
 from prefix_rft.engines.plan import RowPlan
-from prefix_rft.engines.sampling import SamplingSettings, sample, supported
+from prefix_rft.engines.sampling import SamplingSettings, no_law_of_its_own, sample, supported
 from prefix_rft.engines.state import MethodState
 from prefix_rft.engines.trl.attach import attach
 from prefix_rft.engines.trl.clock import stop_clock
 from prefix_rft.engines.trl.config import PrefixRFTConfig
-from prefix_rft.engines.trl.dataset import set_renderer, tokenize_dataset
+from prefix_rft.engines.trl.dataset import EvaluatesPlainRows, set_renderer, tokenize_dataset
 from prefix_rft.engines.trl.entropy import select_in_pool
 from prefix_rft.engines.trl.gradients import GradientShares
 from prefix_rft.engines.trl.kept import write_kept
 from prefix_rft.engines.trl.parameter_mask import ParameterMask
+from prefix_rft.engines.trl.policy import prepared
 from prefix_rft.engines.trl.reference import ReferencePolicy
 from prefix_rft.engines.trl.resume import ResumesExactly
 from prefix_rft.engines.trl.rollouts import write_rollouts
@@ -50,7 +53,7 @@ from prefix_rft.engines.trl.window import Rows, by_length, join, to_batch, trim
 from prefix_rft.rewards import checked
 
 
-class PrefixRFTTrainer(Watched, ResumesExactly, GRPOTrainer):
+class PrefixRFTTrainer(Watched, EvaluatesPlainRows, ResumesExactly, GRPOTrainer):
     """Train on demonstrations and verifiable rewards in the same run.
 
     A drop-in for ``trl.GRPOTrainer``: same arguments, same reward functions, same dataset with a
@@ -104,7 +107,9 @@ class PrefixRFTTrainer(Watched, ResumesExactly, GRPOTrainer):
         self._row_rewards: Tensor | None = None
         self._targets: Targets | None = None
         self._window: Any = None
-        super().__init__(model, reward_funcs, args, *positional, **kwargs)
+        given = signature(GRPOTrainer).bind(model, reward_funcs, args, *positional, **kwargs)
+        super().__init__(**prepared(given.arguments, args))
+        self.notes += turn_off_dropout(self.model, self.ref_model)
         self.graders: list[Any] = [f for f in self.reward_funcs if hasattr(f, "verdicts")]
         if args.log_prefix_leak and not self.graders:
             raise ValueError("log_prefix_leak needs a reward function that grades text")
@@ -193,9 +198,10 @@ class PrefixRFTTrainer(Watched, ResumesExactly, GRPOTrainer):
                 # Rows of a group differ: each one must be sent, not one for the whole group. All
                 # processes must ask for the same, also one that holds no hybrid row.
                 args, kwargs = _one_generation_each(args, kwargs)
-            sampled, logps = super()._generate_single_turn(
-                contexts, images, fields, *args, **kwargs
-            )
+            with no_law_of_its_own(self.accelerator.unwrap_model(self.model)):
+                sampled, logps = super()._generate_single_turn(
+                    contexts, images, fields, *args, **kwargs
+                )
         if training:
             self.tokens.draw(prompt_ids, plans, sampled, all_sent=not own)
         budget = self.max_completion_length

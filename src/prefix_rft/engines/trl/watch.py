@@ -52,7 +52,11 @@ class WatchConfig:
 
 
 class Watched:
-    """Mixin for trainers: numbers that are not finite, and signs that a run teaches nothing."""
+    """Mixin for trainers: numbers that are not finite, and signs that a run teaches nothing.
+
+    Attributes:
+        notes: what a user is told when training begins.
+    """
 
     args: Any
     accelerator: Any
@@ -62,6 +66,7 @@ class Watched:
         trainer: Any = self
         self.finite = Finite(trainer)
         self.tripwires: Tripwires = self.args.read_tripwires()
+        self.notes: list[str] = []
         trainer.add_callback(LooksAtLines(trainer))
 
     def warn(self, words: str) -> None:
@@ -90,8 +95,11 @@ class LooksAtLines(TrainerCallback):
         self.step = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Steps count from the last line, which a resumed run may have in its middle."""
+        """Tell what is to be told; steps count from the last line, also of a resumed run."""
         self.step = self.trainer._globalstep_last_logged
+        for words in self.trainer.notes:
+            self.trainer.warn(words)
+        self.trainer.notes.clear()
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any

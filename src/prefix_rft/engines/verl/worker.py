@@ -7,6 +7,7 @@ into micro-batches and processes changes nothing.
 
 from __future__ import annotations
 
+import logging
 import sys
 from functools import partial
 from typing import Any
@@ -23,9 +24,12 @@ from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 from verl.workers.utils.padding import no_padding_2_padding
 
 from prefix_rft.core import Batch, Method, prepare, select_prefix, selection_seed
+from prefix_rft.engines.dropout import turn_off_dropout
 from prefix_rft.engines.verl.block import KEY, Block
 from prefix_rft.engines.verl.columns import ADVANTAGE, KEEP, padded, put_targets, to_batch
 from prefix_rft.engines.verl.loss import method_loss
+
+logger = logging.getLogger("prefix_rft")
 
 STEP, TOTAL = "prefix_rft_step", "prefix_rft_total_steps"
 MOVED = "prefix_rft_moved"
@@ -140,6 +144,10 @@ class MethodWorker(ActorRolloutRefWorker):
         actor.seed = block.seed
         self.loss_fn = partial(method_loss, actor.method)
         actor.set_loss_fn(self.loss_fn)
+        module = actor.engine.module  # a list of them with pipeline stages
+        for words in turn_off_dropout(*(module if isinstance(module, list) else [module])):
+            if dist.get_rank() == 0:
+                logger.warning(words)
 
 
 class DetachMethodWorker(MethodWorker, DetachActorWorker):

@@ -1,0 +1,86 @@
+"""The model that a trainer is given: an adapter with its base, and something to train."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from prefix_rft.adapters import find_adapter
+from prefix_rft.engines.trl.dataset import plain_rows
+from prefix_rft.errors import UserError
+from prefix_rft.models import load_configs, load_model, load_tokenizer
+
+
+def open_adapter(model: Any, args: Any) -> tuple[Any, Any]:
+    """What the name of an adapter stands for: its base with it on, ready to train, and a tokenizer.
+
+    Anything else that a trainer may be given is returned as it is, with None.
+
+    Raises:
+        UserError: the adapter cannot be used.
+    """
+    if not isinstance(model, str) or find_adapter(model) is None:
+        return model, None
+    return load_model(model, trainable=True, **dict(args.model_init_kwargs or {}))
+
+
+def prepared(given: Mapping[str, Any], args: Any) -> dict[str, Any]:
+    """TRL's arguments for a trainer, with an adapter opened and datasets as plain rows.
+
+    Raises:
+        UserError: the adapter or a dataset cannot be used.
+    """
+    found = dict(given)
+    found["model"], tokenizer = open_adapter(found["model"], args)
+    if found.get("processing_class") is None:
+        found["processing_class"] = tokenizer
+    for name in ("train_dataset", "eval_dataset"):
+        found[name] = plain_rows(found.get(name), name)
+    return found
+
+
+def tokenizer_of(model: Any) -> Any:
+    """The tokenizer that lies beside a model.
+
+    Raises:
+        UserError: there is none, or the model does not say where it is from.
+    """
+    source = model if isinstance(model, str) else model.config._name_or_path
+    if not source:
+        raise UserError("the model does not say where its tokenizer is: give processing_class")
+    return load_tokenizer(source)
+
+
+def generation_config_of(model: Any, args: Any) -> Any:
+    """The generation config that a model has, or will have once its name has been loaded."""
+    if not isinstance(model, str):
+        return model.generation_config
+    return load_configs(model, (args.model_init_kwargs or {}).get("revision"))[1]
+
+
+def trainable(model: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    """The weights that training can change: those of adapters that are not in use are none."""
+    idle: set[str] = set()
+    if hasattr(model, "peft_config"):
+        active = model.active_adapters
+        idle = set(model.peft_config) - set(active() if callable(active) else active)
+    for name, p in model.named_parameters():
+        if p.requires_grad and not any(f".{one}." in f"{name}." for one in idle):
+            yield name, p
+
+
+def refuse_frozen(trainer: Any) -> None:
+    """Refuse a model in which nothing can be trained.
+
+    Raises:
+        UserError: no weight that the policy uses takes a gradient.
+    """
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if next(trainable(model), None) is not None:
+        return
+    fix = "set requires_grad on those that are to be trained"
+    if hasattr(model, "peft_config"):
+        fix = "load the adapter with is_trainable=True"
+    raise UserError(f"the model has no weight that can be trained: {fix}")
