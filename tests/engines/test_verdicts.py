@@ -182,7 +182,7 @@ def test_no_answer_counts_as_wrong_unless_excluded(
     assert metrics["rewards/ungraded"] == float(expected is None)
 
 
-SMALL = {"per_device_train_batch_size": 8, "max_completion_length": 6}
+SMALL: dict[str, Any] = {"per_device_train_batch_size": 8, "max_completion_length": 6}
 
 
 def test_rows_without_an_answer_push_back(tmp_path: Path) -> None:

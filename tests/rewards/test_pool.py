@@ -19,7 +19,8 @@ import torch
 
 from faults import SLEEP
 from prefix_rft.errors import UserError
-from prefix_rft.rewards import Graded, GraderPool, Limits, Verdict, checked, parse_rewards, worker
+from prefix_rft.rewards import Graded, GraderPool, Limits, Verdict, checked, parse_rewards
+from prefix_rft.rewards.worker import grade
 
 ITEMS = ["good", "bad", "good", "good", "bad", "good", "good"]
 RIGHT = Verdict("correct", 1.0)
@@ -381,7 +382,7 @@ def test_what_is_no_list_of_rewards_is_refused(kind: str) -> None:
         checked(lambda completions: NO_LISTS[kind])(completions=["a", "b"])
     assert str(caught.value) == f"reward function '<lambda>' {sentence}"
     one = {"dict": {0: 1.0}, "set": {1.0}, "str": "1"}.get(kind, NO_LISTS[kind])
-    verdict = worker.grade(lambda completions: one, {"completions": "a"}, {})
+    verdict = grade(lambda completions: one, {"completions": "a"}, {})
     assert verdict == Verdict("error", detail=sentence)
 
 
@@ -406,9 +407,9 @@ def test_what_holds_rewards_in_order_is_read(returned: Any) -> None:
 
 @pytest.mark.parametrize("value", [{"reward": 1.0}, "1", b"1", [1.0], {1.0}, (1.0, 2.0)])
 def test_an_element_that_is_no_number_is_refused(value: Any) -> None:
-    with pytest.raises(UserError, match="completion 1: .* is not a number"):
+    with pytest.raises(UserError, match=r"completion 1: .+ is not a number"):
         checked(lambda completions: [0.0, value])(completions=["a", "b"])
-    verdict = worker.grade(lambda completions: [value], {"completions": "a"}, {})
+    verdict = grade(lambda completions: [value], {"completions": "a"}, {})
     assert verdict is not None
     assert (verdict.status, "is not a number" in verdict.detail) == ("error", True)
 
