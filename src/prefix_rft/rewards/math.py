@@ -129,8 +129,8 @@ def read_gold(gold: str) -> Any | None:
         return None
     value = read(said)
     # A set with an element twice would be one without it: 2, 2, 3 is not 2, 3.
-    written = getattr(value, "_unsorted_args", ())
-    return None if value is None or len(written) > len(value.args) else value
+    written = getattr(value, "_unsorted_args", None)
+    return None if written and len(written) > len(set(written)) else value
 
 
 def read(said: str) -> Any | None:

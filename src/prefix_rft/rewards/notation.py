@@ -46,7 +46,7 @@ REFUSED = tuple(
         r"\.\.|…|\\[a-z]?dots|\\dots[a-z]",  # what follows is not said
         r"\d\s*/\s*\d+\s*/\s*\d|\d{4}-\d{1,2}-\d|\d\.\d+\.\d",  # dates
         r"(?<![_^])(?<![_^]\d)\d\s+\d|\d\s*_",
-        r"(?:\\circ|°)\s*\}?\s*\d|\d\s*['\u2019\u2032\"\u2033]+\s*\d(?!\d\d(?!\d))",  # minutes, feet and inches
+        r"(?:\\circ|°)\s*\}?\s*\d|\d\s*['\u2019\u2032\"\u2033]+\s*\d(?!\d\d(?!\d))",
         r"\\p?mod(?![a-z])|\\bmod|(?<![a-zA-Z])mod(?![a-zA-Z])",
         r"(?<![a-zA-Z\\_^])[a-zA-Z]\d|\d\s*[xXR]\s+\d",  # x2: a power, an index, times?
         r"\\frac\s*\d\s*\d\s*\d",  # \frac123
