@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from typing import Any
 
@@ -23,16 +22,10 @@ def quiet() -> None:
     datasets.disable_progress_bars()
     transformers.logging.disable_progress_bar()
     transformers.logging.set_verbosity_error()
-    # Counted as rewards/ungraded; TRL would print the whole row each time.
-    logging.getLogger("trl.trainer.grpo_trainer").addFilter(_says_more)
     # What peft says at every token that a model with virtual ones samples.
     warnings.filterwarnings("ignore", message="Position ids are not supported for parameter")
     # TRL reads a name that transformers has renamed; a user can do nothing about it.
     warnings.filterwarnings("ignore", message=r"`(is_)?gradient_checkpointing\w*` is deprecated")
-
-
-def _says_more(record: logging.LogRecord) -> bool:
-    return not str(record.msg).startswith("All reward functions returned None")
 
 
 def load_tokenizer(source: str) -> Any:

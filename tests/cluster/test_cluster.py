@@ -95,6 +95,9 @@ def test_prefix_rft_is_computed_again(task: Path, first: Path) -> None:
         own = [r.reward for r in rows if not r.prefix]
         assert logged["policy/reward"] == pytest.approx(sum(own) / len(own))
         assert logged["sampling/sampling_logp_difference/mean"] < 1e-5
+        right = sum(r.reward == 1.0 for r in rows) / len(rows)
+        assert logged["verdicts/countdown/correct"] == pytest.approx(right)
+        assert logged["verdicts/countdown/wrong"] == pytest.approx(1 - right)
 
 
 def test_validation_sees_no_demonstration(task: Path, first: Path) -> None:

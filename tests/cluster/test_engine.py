@@ -37,7 +37,7 @@ from prefix_rft.engines.verl import columns, require_verl
 from prefix_rft.engines.verl.agent_loop import PrefixAgentLoop
 from prefix_rft.engines.verl.block import Block, unsupported
 from prefix_rft.engines.verl.dataset import COLUMNS, PROMPT_IDS, Prompts
-from prefix_rft.engines.verl.graded import Graded
+from prefix_rft.engines.verl.graded import Graded, verdict_shares
 from prefix_rft.engines.verl.launch import verify
 from prefix_rft.engines.verl.loss import means, method_loss
 from prefix_rft.engines.verl.plan import Plan
@@ -622,6 +622,25 @@ def test_rollouts_are_written_as_the_trl_engine_writes_them() -> None:
     assert [x["attempt"] for x in lines[4:]] == [0, 1, 0, 0]
     assert {x["step"] for x in lines} == {5}
     json.dumps(lines)
+
+
+def test_verdicts_are_counted_whatever_they_are_worth() -> None:
+    """Four rows and one that fills the batch; ``no answer`` has reward 0 and is told apart."""
+    statuses = [("correct", "wrong"), ("no answer", "wrong"), ("no answer", "correct")]
+    extras: list[dict[str, Any]] = []
+    for math_status, format_status in [*statuses, ("timeout", "correct"), ("correct", "correct")]:
+        said = {"math": {"status": math_status}, "format": {"status": format_status}}
+        extras.append({"reward_extra_info": {VERDICTS: json.dumps(said)}})
+    found = verdict_shares(extras, torch.tensor([False] * 4 + [True]))
+    assert {k: v for k, v in found.items() if v} == {
+        "verdicts/math/correct": 0.25,
+        "verdicts/math/no answer": 0.5,
+        "verdicts/math/timeout": 0.25,
+        "verdicts/format/correct": 0.5,
+        "verdicts/format/wrong": 0.5,
+    }
+    assert found["verdicts/math/wrong"] == 0.0
+    assert verdict_shares([{}], torch.tensor([False])) == {}
 
 
 def test_means_are_quotients_of_sums() -> None:

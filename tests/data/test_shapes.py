@@ -165,7 +165,7 @@ def test_a_step_is_the_same_from_every_shape(tmp_path: Path) -> None:
         assert row["completion_ids"][:length] == by_example[row["example"]][:length]
     assert {r["verdicts"]["math"]["status"] for r in found[0]} >= {"no answer"}
     assert all(
-        r["reward"] is None for r in found[0] if r["verdicts"]["math"]["status"] == "no answer"
+        r["reward"] == 0.0 for r in found[0] if r["verdicts"]["math"]["status"] == "no answer"
     )
 
 

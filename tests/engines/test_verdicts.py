@@ -1,6 +1,7 @@
 """Verdicts in the trainer: who enters a baseline, what is counted, and that training goes on."""
 
 import json
+import logging
 import math
 import os
 from collections.abc import Callable
@@ -13,7 +14,8 @@ from datasets import Dataset
 import faults
 from prefix_rft import PrefixRFTTrainer
 from prefix_rft.evaluate import Request, evaluate
-from prefix_rft.rewards import Graded, Limits, Verdict
+from prefix_rft.models import quiet
+from prefix_rft.rewards import Graded, Limits, Verdict, checked, close_all, load_rewards
 from rewards.test_pool import FAULTS, processes_of
 from tiny import make_config, make_model, make_rows, make_tokenizer
 
@@ -75,6 +77,7 @@ def test_training_goes_on_whatever_the_grader_does(fault: str, tmp_path: Path) -
     reward = Graded(
         "faults:sometimes",
         options={"fault": fault},
+        no_answer="exclude",
         workers=2,
         limits=Limits(seconds=0.2, memory=100),
     )
@@ -150,14 +153,82 @@ def test_a_row_that_one_grader_cannot_judge_has_no_reward(tmp_path: Path) -> Non
     assert math.isclose(sum(v for k, v in metrics.items() if k.startswith("verdicts/judge/")), 1.0)
 
 
-def test_no_answer_may_count_as_wrong(tmp_path: Path) -> None:
-    for no_answer, expected in (("wrong", 0.0), ("exclude", None)):
-        reward = Graded("prefix_rft.rewards.math:math", no_answer=no_answer, workers=1)
-        rollouts, metrics = train(tmp_path / no_answer, reward, method="dr_grpo")
-        reward.close()
-        assert {r["reward"] for r in rollouts} == {expected}
-        assert {r["verdicts"]["math"]["status"] for r in rollouts} == {"no answer"}
-        assert metrics["verdicts/math/no answer"] == 1.0
+def silent(completions: list[str], **kwargs: Any) -> list[Verdict]:
+    return [Verdict("no answer") for _ in completions]
+
+
+@pytest.mark.parametrize("kind", ["pool", "whole batch", "python"])
+@pytest.mark.parametrize(("option", "expected"), [(None, 0.0), ("wrong", 0.0), ("exclude", None)])
+def test_no_answer_counts_as_wrong_unless_excluded(
+    kind: str, option: str | None, expected: float | None, tmp_path: Path
+) -> None:
+    chosen = {} if option is None else {"no_answer": option}
+    reward: Any = checked(silent, **chosen) if chosen else silent
+    if kind != "python":
+        (tmp_path / "own_silent.py").write_text(
+            "from prefix_rft.rewards import Verdict\n\n\n"
+            "def silent(completions, **kwargs):\n"
+            "    return [Verdict('no answer')] * len(completions)\n"
+        )
+        entry = {"name": "own_silent:silent", "whole_batch": kind == "whole batch", **chosen}
+        (reward,), _ = load_rewards({"workers": 1, **entry}, tmp_path)
+    rollouts, metrics = train(tmp_path / "run", reward, method="dr_grpo", **SMALL)
+    close_all([reward])
+    assert {r["reward"] for r in rollouts} == {expected}
+    assert {r["verdicts"]["silent"]["status"] for r in rollouts} == {"no answer"}
+    # Whatever it is worth, it is counted as what it is.
+    assert metrics["verdicts/silent/no answer"] == 1.0
+    assert metrics["verdicts/silent/wrong"] == 0.0
+    assert metrics["rewards/ungraded"] == float(expected is None)
+
+
+SMALL: dict[str, Any] = {"per_device_train_batch_size": 8, "max_completion_length": 6}
+
+
+def test_rows_without_an_answer_push_back(tmp_path: Path) -> None:
+    """By hand: they enter the baseline of their group with 0, beside another reward's part."""
+
+    def find(text: str) -> Any:
+        return Verdict("no answer") if len(text) % 2 else Verdict("correct")
+
+    def length(completions: list[str], **kwargs: Any) -> list[float]:
+        return [len(c) / 100 for c in completions]
+
+    rollouts, metrics = train(tmp_path, [by_text(find), length], reward_weights=[1.0, 0.5])
+    expected = [float(len(r["text"]) % 2 == 0) + 0.5 * len(r["text"]) / 100 for r in rollouts]
+    assert {len(r["text"]) % 2 for r in rollouts} == {0, 1}
+    assert [r["reward"] for r in rollouts] == pytest.approx(expected, abs=1e-6)
+    by_hand = advantages_by_hand(rollouts, [*expected])
+    assert [r["advantage"] for r in rollouts] == pytest.approx(by_hand, abs=1e-6)
+    share = sum(len(r["text"]) % 2 for r in rollouts) / len(rollouts)
+    assert metrics["verdicts/reward/no answer"] == pytest.approx(share)
+    assert metrics["rewards/ungraded"] == 0.0
+
+
+@pytest.mark.parametrize("given", [None, Verdict("error", detail="broken")])
+@pytest.mark.parametrize("quietly", [True, False])
+def test_no_row_reaches_the_terminal(
+    given: Any, quietly: bool, tmp_path: Path, caplog: Any, capfd: Any
+) -> None:
+    """TRL prints a row whose rewards are all None, with the process's rank in front."""
+    if quietly:
+        quiet()
+    root = logging.getLogger()
+    handler = logging.StreamHandler()
+    root.addHandler(handler)  # as logging.basicConfig does in a user's script
+    rows = Dataset.from_dict({"prompt": ["secret 100% a", "secret %s b"] * 4})
+    try:
+        _, metrics = train(tmp_path, by_text(lambda text: given), rows, method="dr_grpo", **SMALL)
+    finally:
+        root.removeHandler(handler)
+    assert metrics["rewards/ungraded"] == 1.0
+    said = caplog.text + "".join(capfd.readouterr())
+    assert "secret" not in said
+    assert "returned None" not in said
+    # A trainer of TRL's own keeps its warning.
+    trl = logging.getLogger("trl.trainer.grpo_trainer")
+    trl.warning("[RANK 0] All reward functions returned None for the following kwargs:\n{}")
+    assert "returned None" in caplog.text
 
 
 def test_prefix_leak_counts_prefixes_that_hold_the_answer(tmp_path: Path) -> None:

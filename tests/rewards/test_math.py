@@ -54,6 +54,9 @@ GOLDS = [
     "\\sin x",
     "log(2)",
     "x = 1 or x = 2",
+    "3 1/2",
+    "1e3",
+    "1.5e-3",
     "42.",
     " 42\n",
     "\\mathrm{even}",
@@ -73,9 +76,6 @@ NO_GOLDS = [
     "blue",
     "The answer is 4",
     "18 dollars",
-    "3 1/2",
-    "1e3",
-    "1.5e-3",
     "5\n6",
     "9 apples\n#### 9",
     "#### 5",
@@ -115,7 +115,6 @@ def test_golds_that_are_no_text(gold: object) -> None:
     ("text", "gold", "status"),
     [
         ("the answer is 4", "4", "correct"),
-        ("\\boxed{3} no, \\boxed{4}", "4", "wrong"),  # math-verify takes both boxes together
         ("3 + 1 = 4", "4", "no answer"),
         ("it ends with 4", "4", "no answer"),
         ("\\boxed{\\frac{\\pi}{2}}", "pi/2", "correct"),

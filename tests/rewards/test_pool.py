@@ -5,15 +5,22 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
+import torch
 
 from faults import SLEEP
 from prefix_rft.errors import UserError
-from prefix_rft.rewards import Graded, GraderPool, Limits, Verdict
+from prefix_rft.rewards import Graded, GraderPool, Limits, Verdict, checked, parse_rewards
+from prefix_rft.rewards.worker import grade
 
 ITEMS = ["good", "bad", "good", "good", "bad", "good", "good"]
 RIGHT = Verdict("correct", 1.0)
@@ -292,14 +299,119 @@ def test_graded_speaks_trl() -> None:
     reward.close()
 
 
-def test_graded_without_an_answer() -> None:
+@pytest.mark.parametrize(("option", "second"), [(None, 0.0), ("wrong", 0.0), ("exclude", None)])
+def test_graded_without_an_answer(option: str | None, second: float | None) -> None:
     columns = {"answer": ["1", "1", "12:00"]}
     completions = ["\\boxed{1}", "1", "\\boxed{1}"]
-    for no_answer, second in (("exclude", None), ("wrong", 0.0)):
-        reward = Graded("prefix_rft.rewards.math:math", no_answer=no_answer, workers=1)
-        assert reward(completions=completions, **columns) == [1.0, second, None]
-        assert reward.verdicts[1].status == "no answer"
-        reward.close()
+    chosen = {} if option is None else {"no_answer": option}
+    reward = Graded("prefix_rft.rewards.math:math", workers=1, **chosen)  # type: ignore[arg-type]
+    assert reward(completions=completions, **columns) == [1.0, second, None]
+    assert reward.verdicts[1].status == "no answer"
+    reward.close()
+
+
+@pytest.mark.parametrize(
+    ("option", "expected"), [("wrong", [0.0, -0.5]), ("exclude", [None, None])]
+)
+def test_a_reward_that_the_grader_names_for_no_answer(
+    option: str, expected: list[float | None]
+) -> None:
+    def said(completions: list[str]) -> list[Verdict]:
+        return [Verdict("no answer"), Verdict("no answer", -0.5)]
+
+    assert checked(said, option)(completions=["", ""]) == expected
+
+
+def test_no_answer_is_one_of_two() -> None:
+    with pytest.raises(UserError, match="unknown value of no_answer 'ignore'"):
+        checked(len, "ignore")
+    with pytest.raises(UserError, match="unknown value of no_answer 'ignore'"):
+        parse_rewards({"name": "math", "no_answer": "ignore"})
+
+
+class Table:
+    """What iterates as a data frame does: over the names of its columns."""
+
+    ndim = 2
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(["0", "1"])
+
+
+class Keyed:
+    """A mapping that has not said so."""
+
+    def keys(self) -> list[int]:
+        return [0, 1]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.keys())
+
+    def __getitem__(self, key: int) -> float:
+        return 0.5
+
+
+NO_LISTS = {
+    "dict": {0: 1.0, 1: 0.0},
+    "OrderedDict": OrderedDict({0: 1.0, 1: 0.0}),
+    "Counter": Counter([0, 1]),
+    "mappingproxy": MappingProxyType({0: 1.0, 1: 0.0}),
+    "dict_keys": {0: 1.0, 1: 0.0}.keys(),
+    "dict_items": {0: 1.0, 1: 0.0}.items(),
+    "set": {1.0, 0.0},
+    "frozenset": frozenset({1.0, 0.0}),
+    "str": "10",
+    "bytes": b"10",
+    "bytearray": bytearray(b"10"),
+    "memoryview": memoryview(b"10"),
+    "ndarray": np.ones((2, 1)),
+    "Tensor": torch.ones(2, 2),
+    "DataFrame": pd.DataFrame({0: [1.0], 1: [0.0]}),
+    "Table": Table(),
+    "Keyed": Keyed(),
+    "float": 1.0,
+    "NoneType": None,
+}
+
+
+@pytest.mark.parametrize("kind", NO_LISTS)
+def test_what_is_no_list_of_rewards_is_refused(kind: str) -> None:
+    """In the trainer's process, and for one completion in a grader's."""
+    sentence = f"returned a {kind}; it must return a list with one number (or None) per completion"
+    with pytest.raises(UserError) as caught:
+        checked(lambda completions: NO_LISTS[kind])(completions=["a", "b"])
+    assert str(caught.value) == f"reward function '<lambda>' {sentence}"
+    one = {"dict": {0: 1.0}, "set": {1.0}, "str": "1"}.get(kind, NO_LISTS[kind])
+    verdict = grade(lambda completions: one, {"completions": "a"}, {})
+    assert verdict == Verdict("error", detail=sentence)
+
+
+@pytest.mark.parametrize(
+    "returned",
+    [
+        [1.0, 0.0],
+        (1, 0),
+        np.array([1.0, 0.0]),
+        torch.tensor([1.0, 0.0]),
+        pd.Series([1.0, 0.0], index=[5, 7]),
+        deque([True, False]),
+        {"a": 1.0, "b": 0.0}.values(),
+        (float(c == "a") for c in "ab"),
+        range(1, -1, -1),
+    ],
+    ids=lambda x: type(x).__name__,
+)
+def test_what_holds_rewards_in_order_is_read(returned: Any) -> None:
+    assert checked(lambda completions: returned)(completions=["a", "b"]) == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("value", [{"reward": 1.0}, "1", b"1", [1.0], {1.0}, (1.0, 2.0)])
+def test_an_element_that_is_no_number_is_refused(value: Any) -> None:
+    with pytest.raises(UserError, match=r"completion 1: .+ is not a number"):
+        checked(lambda completions: [0.0, value])(completions=["a", "b"])
+    verdict = grade(lambda completions: [value], {"completions": "a"}, {})
+    assert verdict is not None
+    assert (verdict.status, "is not a number" in verdict.detail) == ("error", True)
 
 
 @pytest.mark.parametrize(

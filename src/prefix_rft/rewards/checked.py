@@ -7,38 +7,37 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from prefix_rft.errors import UserError
-from prefix_rft.rewards.verdict import Verdict, verdict_of
+from prefix_rft.errors import UserError, choose
+from prefix_rft.rewards.verdict import NO_ANSWER_IS, Verdict, settled, values_of, verdict_of
 
 
 class RewardError(UserError):
     """A reward function broke its contract."""
 
 
-def verify_rewards(name: str, rewards: Any, expected: int) -> list[Verdict]:
+def verify_rewards(
+    name: str, rewards: Any, expected: int, no_answer: str = "wrong"
+) -> list[Verdict]:
     """The verdicts behind what a reward function returned.
+
+    Args:
+        name: of the function, in messages.
+        rewards: what it returned.
+        expected: number of completions.
+        no_answer: see :func:`prefix_rft.rewards.verdict.settled`.
 
     Raises:
         RewardError: not a sequence, wrong length, or a value that is not a finite number, None or
             a verdict.
     """
     try:
-        values = list(rewards)
-    except TypeError:
-        kind = type(rewards).__name__
-        raise RewardError(
-            f"reward function '{name}' returned a {kind}; it must return a list with one number "
-            "(or None) per completion"
-        ) from None
-    if len(values) != expected:
-        raise RewardError(
-            f"reward function '{name}' returned {len(values)} rewards for {expected} completions; "
-            "it must return exactly one per completion"
-        )
+        values = values_of(rewards, expected)
+    except UserError as error:
+        raise RewardError(f"reward function '{name}' {error}") from None
     verdicts = []
     for i, value in enumerate(values):
         try:
-            verdicts.append(verdict_of(value))
+            verdicts.append(settled(verdict_of(value), no_answer))
         except UserError as error:
             raise RewardError(f"reward function '{name}', completion {i}: {error}") from None
     return verdicts
@@ -57,11 +56,19 @@ def name_of(function: Callable[..., Any]) -> str:
     return getattr(inner, "__name__", type(inner).__name__)
 
 
-def checked(function: Callable[..., Any]) -> Callable[..., Any]:
+def checked(function: Callable[..., Any], no_answer: str = "wrong") -> Callable[..., Any]:
     """``function`` (TRL signature, sync or async) with its answer verified at every call.
 
     What is returned has the verdicts of its last call as ``verdicts``.
+
+    Args:
+        function: it answers with numbers, None or verdicts. One that is checked stays as it is.
+        no_answer: a verdict ``no answer`` counts as ``wrong`` (reward 0), or ``exclude`` it.
+
+    Raises:
+        UserError: another value of ``no_answer``.
     """
+    choose("value of no_answer", no_answer, NO_ANSWER_IS)
     if getattr(function, "is_checked", False):
         return function
     name = name_of(function)
@@ -71,7 +78,7 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         async def call_async(*args: Any, completions: list[Any], **kwargs: Any) -> Any:
             answer = await function(*args, completions=completions, **kwargs)
-            kept.verdicts = verify_rewards(name, answer, len(completions))
+            kept.verdicts = verify_rewards(name, answer, len(completions), no_answer)
             return [v.reward for v in kept.verdicts]
 
         kept = call_async
@@ -81,7 +88,7 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def call(*args: Any, completions: list[Any], **kwargs: Any) -> Any:
         answer = function(*args, completions=completions, **kwargs)
-        kept.verdicts = verify_rewards(name, answer, len(completions))
+        kept.verdicts = verify_rewards(name, answer, len(completions), no_answer)
         return [v.reward for v in kept.verdicts]
 
     kept = call

@@ -6,14 +6,14 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from prefix_rft.errors import UserError, choose
 from prefix_rft.rewards.checked import RewardError, is_async
 from prefix_rft.rewards.pool import GraderPool, Limits
-from prefix_rft.rewards.verdict import NO_ANSWER, Verdict
+from prefix_rft.rewards.verdict import NO_ANSWER_IS, Verdict, settled
 
 logger = logging.getLogger("prefix_rft")
 
@@ -34,7 +34,7 @@ class Graded:
         name: in messages and metrics.
         folder: where modules beside the recipe are looked for.
         options: keyword arguments of the function.
-        no_answer: ``exclude`` rows without an answer, or count them as ``wrong`` (reward 0).
+        no_answer: count rows without an answer as ``wrong`` (reward 0), or ``exclude`` them.
         workers: processes.
         limits: of one completion.
 
@@ -55,11 +55,11 @@ class Graded:
         name: str | None = None,
         folder: Path = Path(),
         options: Mapping[str, Any] | None = None,
-        no_answer: str = "exclude",
+        no_answer: str = "wrong",
         workers: int | None = None,
         limits: Limits | None = None,
     ) -> None:
-        choose("value of no_answer", no_answer, ("exclude", "wrong"))
+        choose("value of no_answer", no_answer, NO_ANSWER_IS)
         self.__name__ = name or function.rpartition(":")[2]
         self.verdicts: list[Verdict] = []
         self.no_answer = no_answer
@@ -129,9 +129,7 @@ class Graded:
                 f"reward '{self.__name__}': a column holds values that are no plain data and "
                 f"cannot reach its process ({error}): add whole_batch: true"
             ) from error
-        if self.no_answer == "exclude":
-            return verdicts
-        return [replace(v, reward=0.0) if v.status == NO_ANSWER else v for v in verdicts]
+        return [settled(v, self.no_answer) for v in verdicts]
 
     def close(self) -> None:
         """End the pool's processes; the next call starts new ones."""

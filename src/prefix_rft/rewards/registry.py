@@ -14,6 +14,7 @@ from prefix_rft.imports import load_function
 from prefix_rft.rewards.checked import checked
 from prefix_rft.rewards.graded import Graded
 from prefix_rft.rewards.pool import Limits
+from prefix_rft.rewards.verdict import NO_ANSWER_IS
 
 BUILT_IN = {
     "math": "prefix_rft.rewards.math:math",
@@ -33,7 +34,7 @@ class Entry:
         timeout: processor seconds for one completion; three times as long on the clock.
         memory: megabytes for one completion.
         workers: processes; by default one per core, at most 8.
-        no_answer: ``exclude`` completions without an answer, or count them as ``wrong``.
+        no_answer: count completions without an answer as ``wrong``, or ``exclude`` them.
         whole_batch: call it once with all completions, in the trainer's process, without limits.
         options: for the function.
     """
@@ -43,7 +44,7 @@ class Entry:
     timeout: float = 5.0
     memory: int | None = 2048
     workers: int | None = None
-    no_answer: str = "exclude"
+    no_answer: str = "wrong"
     whole_batch: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -81,7 +82,7 @@ def _entry(one: Any) -> Entry:
             f"unknown reward '{entry.name}': {nearest(entry.name, BUILT_IN)} "
             "(your own is named package.module:function)"
         )
-    choose("value of no_answer", entry.no_answer, ("exclude", "wrong"))
+    choose("value of no_answer", entry.no_answer, NO_ANSWER_IS)
     return entry
 
 
@@ -116,6 +117,6 @@ def load_reward(entry: Entry, folder: Path, name: str) -> Callable[..., Any]:
         choose(f"option of reward '{entry.name}'", option, inspect.signature(function).parameters)
 
     bound = functools.partial(function, **entry.options) if entry.options else function
-    reward: Any = checked(bound)
+    reward: Any = checked(bound, entry.no_answer)
     reward.__name__ = name
     return reward

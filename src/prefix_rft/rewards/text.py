@@ -7,6 +7,12 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from prefix_rft.rewards.marked import (
+    CLOSE,
+    behind_thinking,
+    enclosed,
+    opens_thinking,
+)
 from prefix_rft.rewards.verdict import (
     CORRECT,
     GOLD_UNPARSEABLE,
@@ -25,26 +31,35 @@ def exact(
     completions: Sequence[Any],
     answer: Sequence[Any],
     *,
+    prompts: Sequence[Any] | None = None,
     extract: str | None = None,
     ignore_case: bool = False,
     **kwargs: Any,
 ) -> list[Verdict]:
     r"""Whether each completion's answer is the gold answer, character by character.
 
-    White space at both ends does not count, and runs of it count as one space.
+    White space at both ends does not count, and runs of it count as one space. Markdown that
+    encloses a whole answer does not count, unless the gold answer has it, too. What stands before
+    the last ``</think>`` does not count, and a completion that ends inside its thinking has no
+    answer.
 
     Args:
         completions: texts or conversations.
         answer: gold answers; numbers are written out.
+        prompts: texts or conversations; where one ends with ``<think>``, its completion begins
+            inside the thinking.
         extract: regular expression whose last match is the answer (its first group where it has
             one), such as ``#### (.+)``; by default the text behind ``</think>``, or all of it.
         ignore_case: treat letters of both cases alike.
         **kwargs: other columns; not used.
     """
     verdicts = []
-    for completion, gold in zip(completions, answer, strict=True):
+    opened = [opens_thinking(p) for p in prompts] if prompts else [False] * len(completions)
+    for completion, gold, inside in zip(completions, answer, opened, strict=True):
         expected = _normal("" if gold is None else str(gold), ignore_case)
-        found = _normal(_extract(completion_text(completion), extract), ignore_case)
+        found = _normal(_extract(completion_text(completion), extract, inside), ignore_case)
+        while found != expected and (inner := enclosed(found)) is not None:
+            found = _normal(inner, ignore_case)
         if not expected:
             verdicts.append(Verdict(GOLD_UNPARSEABLE, detail=f"gold {gold!r}"))
         elif not found:
@@ -71,10 +86,13 @@ def format(
     return [Verdict(CORRECT if form.fullmatch(completion_text(c)) else WRONG) for c in completions]
 
 
-def _extract(text: str, pattern: str | None) -> str:
-    if pattern is None:
-        return text.rpartition("</think>")[2]
-    matches = list(_compiled(pattern).finditer(text))
+def _extract(text: str, pattern: str | None, inside: bool) -> str:
+    rest = behind_thinking(text, inside)
+    if rest is None or pattern is None:
+        return rest or ""
+    # A pattern may begin with the tag that the answer stands behind.
+    where = CLOSE + rest if CLOSE in pattern and CLOSE in text else rest
+    matches = list(_compiled(pattern).finditer(where))
     if not matches:
         return ""
     return matches[-1].group(1 if matches[-1].re.groups else 0) or ""

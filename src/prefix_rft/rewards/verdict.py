@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Set
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from prefix_rft.errors import UserError, choose
@@ -21,6 +21,10 @@ SKIPPED = "skipped"
 
 STATUSES = (CORRECT, WRONG, NO_ANSWER, GOLD_UNPARSEABLE, TIMEOUT, ERROR, SKIPPED)
 FULL_REWARD = 1.0 - 1e-6
+NO_ANSWER_IS = ("wrong", "exclude")
+"""What a completion without an answer may count as."""
+NO_LISTS = (str, bytes, bytearray, memoryview, Mapping, Set)
+"""What can be iterated and is no list of rewards."""
 LARGEST = 3.4e38
 LONGEST_DETAIL = 300
 
@@ -30,9 +34,10 @@ class Verdict:
     """A status, the reward that belongs to it, and a word on why.
 
     A reward function may return verdicts where TRL expects numbers. ``correct`` is worth 1.0 and
-    ``wrong`` 0.0 unless ``reward`` says otherwise; the other statuses have no reward: such a row
-    enters no baseline and has advantage 0, instead of being taken for a wrong answer. The one
-    exception is ``no answer``, which may be given the reward of a wrong one.
+    ``wrong`` 0.0 unless ``reward`` says otherwise. What the grader failed at has no reward: such a
+    row enters no baseline and has advantage 0, instead of being taken for a wrong answer. What the
+    model failed at, ``no answer``, counts as wrong unless a reward is set to ``exclude`` it: see
+    :func:`settled`.
 
     Attributes:
         status: one of ``STATUSES``.
@@ -86,6 +91,50 @@ def verdict_of(value: Any) -> Verdict:
     return Verdict(CORRECT if number >= FULL_REWARD else WRONG, number)
 
 
+def settled(verdict: Verdict, no_answer: str) -> Verdict:
+    """The verdict, with ``no answer`` rewarded as a reward function's setting says.
+
+    Args:
+        verdict: what the grader said.
+        no_answer: ``wrong``, so that it has reward 0 unless the grader named another, or
+            ``exclude``, so that it has none.
+    """
+    if verdict.status != NO_ANSWER:
+        return verdict
+    if no_answer == "exclude":
+        return replace(verdict, reward=None)
+    return replace(verdict, reward=0.0) if verdict.reward is None else verdict
+
+
+def values_of(rewards: Any, expected: int) -> list[Any]:
+    """What a reward function returned, as one value for each completion.
+
+    A text, a mapping, its keys, a set and a table can be iterated too, but not over rewards in the
+    completions' order.
+
+    Raises:
+        UserError: another kind of value, or another number of values; the sentence's subject is
+            left out.
+    """
+    try:
+        # A data frame has two dimensions and gives its columns' names; a series has keys, too.
+        dimensions = getattr(rewards, "ndim", None if hasattr(rewards, "keys") else 1)
+        if isinstance(rewards, NO_LISTS) or dimensions != 1:
+            raise TypeError
+        values = list(rewards)
+    except TypeError:
+        raise UserError(
+            f"returned a {type(rewards).__name__}; it must return a list with one number "
+            "(or None) per completion"
+        ) from None
+    if len(values) != expected:
+        raise UserError(
+            f"returned {len(values)} rewards for {expected} completion"
+            f"{'s' * (expected != 1)}; it must return exactly one per completion"
+        )
+    return values
+
+
 def _fit(text: Any) -> str:
     """Short and fit for any file: it comes from graders and from what models write."""
     return str(text)[:LONGEST_DETAIL].encode("utf-8", "backslashreplace").decode()
@@ -94,6 +143,8 @@ def _fit(text: Any) -> str:
 def _finite(value: Any) -> float:
     """A number that trainers can hold, which count in single precision."""
     try:
+        if isinstance(value, (str, bytes, bytearray)):  # float would read "1"
+            raise TypeError
         number = float(value)
     except (TypeError, ValueError, OverflowError):
         raise UserError(f"{_short(value)} is not a number") from None

@@ -24,7 +24,7 @@ from typing import Any
 from prefix_rft.errors import UserError
 from prefix_rft.imports import load_function
 from prefix_rft.rewards.source import hash_of_source
-from prefix_rft.rewards.verdict import ERROR, Verdict, verdict_of
+from prefix_rft.rewards.verdict import ERROR, Verdict, values_of, verdict_of
 
 PR_SET_PDEATHSIG = 1
 
@@ -105,15 +105,8 @@ def grade(
 
 def _only(returned: Any) -> Verdict:
     """The verdict in a list of one; anything else is an error of the grader."""
-    if isinstance(returned, (str, bytes)) or not hasattr(returned, "__iter__"):
-        kind = type(returned).__name__
-        detail = f"returned a {kind}; it must return a list with one number per completion"
-        return Verdict(ERROR, detail=detail)
-    values = list(returned)
-    if len(values) != 1:
-        return Verdict(ERROR, detail=f"returned {len(values)} rewards for 1 completion")
     try:
-        return verdict_of(values[0])
+        return verdict_of(values_of(returned, 1)[0])
     except UserError as error:
         return Verdict(ERROR, detail=str(error))
 

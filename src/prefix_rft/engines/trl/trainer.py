@@ -47,7 +47,12 @@ from prefix_rft.engines.trl.scores import contrasted
 from prefix_rft.engines.trl.state import keep_state
 from prefix_rft.engines.trl.stats import StepStats
 from prefix_rft.engines.trl.tokens import TokenCounts
-from prefix_rft.engines.trl.verdicts import excluded, log_prefix_leak, log_verdicts
+from prefix_rft.engines.trl.verdicts import (
+    excluded,
+    log_prefix_leak,
+    log_verdicts,
+    rows_unprinted,
+)
 from prefix_rft.engines.trl.watch import Watched
 from prefix_rft.engines.trl.window import Rows, by_length, join, to_batch, trim
 from prefix_rft.rewards import checked
@@ -281,7 +286,8 @@ class PrefixRFTTrainer(Watched, EvaluatesPlainRows, ResumesExactly, GRPOTrainer)
 
     def _calculate_rewards(self, inputs: list[dict[str, Any]], *args: Any, **kwargs: Any) -> Tensor:
         visible = [{k: v for k, v in row.items() if not k.startswith(OURS)} for row in inputs]
-        rewards_per_func = super()._calculate_rewards(visible, *args, **kwargs)
+        with rows_unprinted():
+            rewards_per_func = super()._calculate_rewards(visible, *args, **kwargs)
         rewards = (rewards_per_func * self.reward_weights.to(rewards_per_func)).nansum(1)
         # NaN is TRL's mark for "does not apply": the others decide, unless none is left. A row
         # that a grader could not judge has no reward at all, whatever the others say.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +18,31 @@ from prefix_rft.rewards.verdict import CORRECT, STATUSES
 
 if TYPE_CHECKING:
     from prefix_rft.engines.trl.trainer import PrefixRFTTrainer
+
+
+ROW_DUMP = "All reward functions returned None for the following kwargs"
+"""TRL's words before it prints a whole row; a prefix with the process's rank may stand in front."""
+
+
+@contextmanager
+def rows_unprinted() -> Iterator[None]:
+    """Keep TRL from printing a row that has no reward; verdicts and rollouts say it shorter."""
+    loggers = [
+        logging.getLogger(name)
+        for name in list(logging.root.manager.loggerDict)
+        if name.partition(".")[0] == "trl"
+    ]
+    for logger in loggers:
+        logger.addFilter(_is_no_dump)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(_is_no_dump)
+
+
+def _is_no_dump(record: logging.LogRecord) -> bool:
+    return ROW_DUMP not in record.getMessage()
 
 
 def excluded(trainer: PrefixRFTTrainer, rows: int) -> Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +13,8 @@ from torch import Tensor
 
 from prefix_rft.core import Method, outcome, select_prefix, step_credit
 from prefix_rft.engines.verl.columns import ATTEMPT, PREFIX, REWARD, WHOLE, padded
+from prefix_rft.engines.verl.rollouts import VERDICTS
+from prefix_rft.rewards.verdict import STATUSES
 
 
 @dataclass(frozen=True)
@@ -141,3 +145,23 @@ class Graded:
         if method.trains("demonstration"):
             found["demonstration/row_share"] = self.whole_N[real_N].float().mean().item()
         return found
+
+
+def verdict_shares(extras: Sequence[Mapping[str, Any]], filler_N: Tensor) -> dict[str, float]:
+    """The share of each status by grader, over the rows that do not only fill the batch.
+
+    Args:
+        extras: verl's ``extra_fields`` of the rows, which hold what the graders said.
+        filler_N: bool, rows that fill the batch.
+    """
+    said = [
+        json.loads((extra.get("reward_extra_info") or {}).get(VERDICTS, "{}"))
+        for extra, filler in zip(extras, filler_N.tolist(), strict=True)
+        if not filler
+    ]
+    found: dict[str, float] = {}
+    for name in dict.fromkeys(name for row in said for name in row):
+        counts = Counter(row[name]["status"] for row in said if name in row)
+        for status in STATUSES:
+            found[f"verdicts/{name}/{status}"] = counts[status] / counts.total()
+    return found

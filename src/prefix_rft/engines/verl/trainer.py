@@ -50,7 +50,7 @@ from prefix_rft.engines.verl.columns import (
     padded,
 )
 from prefix_rft.engines.verl.dataset import Prompts
-from prefix_rft.engines.verl.graded import Graded
+from prefix_rft.engines.verl.graded import Graded, verdict_shares
 from prefix_rft.engines.verl.loss import means
 from prefix_rft.engines.verl.plan import Plan
 from prefix_rft.engines.verl.rollouts import FIELDS, rollouts_of
@@ -204,6 +204,7 @@ class MethodTrainer:
             REWARD,
             ATTEMPT,
             PLAN,
+            "extra_fields",
         )
         rows = Graded.of(
             method,
@@ -229,6 +230,7 @@ class MethodTrainer:
             columns[name] = response_to_nested(rows.shown(method), data["response_mask"])
         batch = put(batch, **columns)
         metrics.update(rows.metrics(method))
+        metrics.update(verdict_shares(list(data["extra_fields"]), rows.filler_N))
         plans = [Plan.read(p) for p in data[PLAN]]
         if method.prefix is not None:
             metrics.update(
