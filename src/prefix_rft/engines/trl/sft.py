@@ -14,24 +14,14 @@ from prefix_rft.core import Batch, Method, Targets, loss, prepare
 from prefix_rft.data.demonstrations import imitation_rows
 from prefix_rft.data.render import Renderer, end_of_text_ids
 from prefix_rft.engines.options import parse_options, with_const
-from prefix_rft.engines.trl.config import refuse_owned
+from prefix_rft.engines.trl.ranges import check_numbers
 from prefix_rft.engines.trl.reference import ReferencePolicy
 from prefix_rft.engines.trl.resume import ResumesExactly
+from prefix_rft.engines.trl.settings import SFT, refuse_without_effect
 from prefix_rft.engines.trl.state import keep_state
 from prefix_rft.engines.trl.tokens import TokenCounts
 from prefix_rft.engines.trl.watch import WatchConfig, Watched
 from prefix_rft.methods import load
-
-OWNED = {
-    "loss_type": "the method decides the loss",
-    "completion_only_loss": "only demonstration tokens are targets",
-    "assistant_only_loss": "only demonstration tokens are targets",
-    "label_smoothing_factor": "the method decides the loss",
-    "max_length": "nothing is cut; longer demonstrations are dropped by max_completion_length",
-    "packing": "rows stay apart, so that the normaliser can count them",
-    "padding_free": "rows stay apart, so that the normaliser can count them",
-}
-"""TRL settings that have no effect here: a value other than TRL's default is refused."""
 
 
 @dataclass
@@ -56,11 +46,12 @@ class DemonstrationConfig(WatchConfig, SFTConfig):
     )
 
     def __post_init__(self) -> None:
+        check_numbers(vars(self))
+        refuse_without_effect(self, SFTConfig, SFT)
         super().__post_init__()
         for name in ("method_options", "parameter_mask", "tripwires"):
             if isinstance(getattr(self, name), str):
                 setattr(self, name, parse_options(name, getattr(self, name)))
-        refuse_owned(self, SFTConfig, OWNED)
         self.check_watch()
         kwargs: Any = self.dataset_kwargs or {}
         self.dataset_kwargs = {**kwargs, "skip_prepare_dataset": True}

@@ -233,6 +233,7 @@ class PrefixRFTTrainer(Watched, ResumesExactly, GRPOTrainer):
             and not self.is_deepspeed_enabled
             and not self.is_fsdp_enabled
             and not args.generation_kwargs
+            and args.cache_implementation is None
             and self.repetition_penalty == 1.0
             and supported(self.accelerator.unwrap_model(self.model))
         )
