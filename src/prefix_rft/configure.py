@@ -29,6 +29,7 @@ from prefix_rft.errors import UserError, check_types, choose
 from prefix_rft.imports import load_function
 from prefix_rft.methods import load
 from prefix_rft.models import one_line
+from prefix_rft.packages import check_packages
 from prefix_rft.recipe import RECOMPUTE, BatchPlan, Recipe, load_recipe, plan_batches
 from prefix_rft.rewards import BUILT_IN, close_all, load_rewards
 from prefix_rft.rif import Filter
@@ -108,6 +109,7 @@ def configure(
     rewards, weights = reward_functions(recipe, method)
     args, plan = trainer_arguments(recipe, method, config_class, folder)
     check_trackers(args.report_to)
+    check_packages(args, recipe.model_options)
     if method.samples and args.reward_weights is None:
         args.reward_weights = weights
     return Setup(recipe, method, rewards, args, plan)

@@ -12,55 +12,26 @@ from pathlib import Path
 from typing import Any
 
 from prefix_rft.data import Reading
+from prefix_rft.decided import DERIVED
 from prefix_rft.errors import UserError, check_types, choose, refuse_unknown
+from prefix_rft.models import look_for, model_options
 from prefix_rft.strict_yaml import Keys, load
 
 DEFAULT_METHOD = "prefix_rft"
 STAGES = "stages"
+INIT = "model_init_kwargs"
 ENGINES = ("trl", "verl")
 RECOMPUTE = ("activation_checkpointing", "gradient_checkpointing")
 """What trades time for the memory of activations: its name since transformers 5.23, and before."""
 
-COMPARE = "compare"
-"""Key of a comparison's own settings, which training does not read."""
 HAVE_NO = (
     *("save_strategy", "logging_strategy", "eval_strategy", "report_to"),
     "include_num_input_tokens_seen",
 )
 """Keys of TRL's with a setting that is called ``no``, which YAML would read as false."""
 
-BATCH = "give prompts_per_step and micro_batch_size"
-DERIVED = {
-    "per_device_train_batch_size": BATCH,
-    "gradient_accumulation_steps": BATCH,
-    "generation_batch_size": BATCH,
-    "output_dir": "give name and runs",
-    "method_options": "give them under method",
-    "eval_strategy": "held-out rows are evaluated at the end; give eval_data",
-    "do_eval": "held-out rows are evaluated at the end; give eval_data",
-    "trust_remote_code": "code that comes with a model is never run",
-    "hub_token": "a recipe is written to the run folder; use the environment for secrets",
-    "auto_find_batch_size": "give micro_batch_size",
-    "demonstration_column": "give columns, a mapping with demonstration",
-    "parallelism_config": "give it to accelerate launch",
-    "enable_jit_checkpoint": "a signal saves a checkpoint as it is",
-    **dict.fromkeys(("do_train", "do_predict"), "prefix-rft train trains, prefix-rft eval samples"),
-    **dict.fromkeys(
-        ("push_to_hub", "hub_model_id", "hub_strategy", "hub_always_push", "hub_revision"),
-        "push the folder runs/NAME/model yourself",
-    ),
-    **dict.fromkeys(
-        (
-            *("eval_steps", "eval_delay", "eval_on_start", "per_device_eval_batch_size"),
-            *("eval_accumulation_steps", "eval_do_concat_batches", "eval_use_gather_object"),
-            *("num_generations_eval", "bf16_full_eval", "fp16_full_eval", "prediction_loss_only"),
-            *("include_for_metrics", "batch_eval_metrics", "label_names", "eval_packing"),
-            *("load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
-        ),
-        "held-out rows are evaluated before and after training alone; give eval_data",
-    ),
-}
-"""TRL keys that a recipe may not set, and what to do instead."""
+COMPARE = "compare"
+"""Key of a comparison's own settings, which training does not read."""
 
 
 @dataclass(frozen=True)
@@ -143,10 +114,18 @@ class Recipe:
             seed,
         )
 
+    @property
+    def model_options(self) -> dict[str, Any]:
+        """The recipe's ``model_init_kwargs``."""
+        return dict(self.trainer.get(INIT) or {})
+
     def model_source(self) -> str:
-        """The model's folder where it exists beside the recipe, else the name as it stands."""
-        local = self.folder / self.model
-        return str(local) if local.is_dir() else self.model
+        """The model's folder where it exists beside the recipe, else the name as it stands.
+
+        Raises:
+            UserError: it can only be a folder, and there is none.
+        """
+        return look_for(self.model, self.folder)
 
 
 def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -299,6 +278,8 @@ def load_recipe(
     rest = {k: v for k, v in data.items() if k not in own}
     if trainer_keys is not None:
         refuse_unknown("recipe key", rest, [*own, STAGES, *trainer_keys])
+    if INIT in rest:
+        rest[INIT] = model_options(rest[INIT])
     for key in ("model", "train_data"):
         if key not in mine:
             raise UserError(f"recipe '{path}' needs the key '{key}' (a path)")

@@ -154,8 +154,7 @@ def run(setup: Setup, console: Console, start: Start, command: Command) -> Path:
             reading=recipe.reading(args.seed),
             limit=recipe.eval_problems,
         )
-    kwargs = dict(recipe.trainer.get("model_init_kwargs") or {})
-    model, tokenizer = load_model(recipe.model_source(), **kwargs)
+    model, tokenizer = load_model(recipe.model_source(), recipe.folder, **recipe.model_options)
 
     rows, held_out = preflight(setup, model, tokenizer, rows, held_out, console)
     folder = Path(args.output_dir)
