@@ -27,6 +27,7 @@ from prefix_rft.engines.trl import DemonstrationTrainer, PrefixRFTTrainer
 from prefix_rft.engines.trl.interrupt import StopOnSignal
 from prefix_rft.engines.trl.watch import LooksAtLines
 from prefix_rft.errors import Interrupted, RunError, UserError
+from prefix_rft.eval_view import few_of
 from prefix_rft.evaluate import Evaluation, Request, evaluate
 from prefix_rft.models import load_model, one_line, quiet
 from prefix_rft.preflight import preflight
@@ -363,11 +364,13 @@ def summarise(console: Console, folder: Path, evaluations: dict[str, Evaluation]
     """The table at the end, and where the files are."""
     if evaluations:
         first = next(iter(evaluations.values()))
-        table = Table(title=f"{first.problems} held-out problems")
+        most = max(e.problems for e in evaluations.values())
+        table = Table(title=f"{most} held-out problems")
         for column in ("model", f"avg@{first.samples}", "95 % interval", "truncated", "no answer"):
             table.add_column(column, justify="left" if column == "model" else "right")
         for name, e in evaluations.items():
-            interval = f"{e.low:.1%} to {e.high:.1%}"
+            few = few_of(e.problems, most)
+            interval = f"{e.low:.1%} to {e.high:.1%}{' ' * bool(few)}{few}"
             table.add_row(
                 name, f"{e.mean:.1%}", interval, f"{e.truncated:.1%}", f"{e.no_answer:.1%}"
             )
