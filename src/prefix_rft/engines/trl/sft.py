@@ -14,6 +14,7 @@ from prefix_rft.core import Batch, Method, Targets, loss, prepare
 from prefix_rft.data.demonstrations import imitation_rows
 from prefix_rft.data.render import Renderer, end_of_text_ids
 from prefix_rft.engines.options import parse_options, with_const
+from prefix_rft.engines.positions import refuse_too_long
 from prefix_rft.engines.trl.ranges import check_numbers
 from prefix_rft.engines.trl.reference import ReferencePolicy
 from prefix_rft.engines.trl.resume import ResumesExactly
@@ -122,6 +123,12 @@ class DemonstrationTrainer(Watched, ResumesExactly, SFTTrainer):
             processing_class=processing_class,
             **kwargs,
         )
+        parts = [train_dataset]
+        if eval_dataset is not None:
+            parts += eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]
+        for part in parts:
+            lengths = (len(row["input_ids"]) for row in part)
+            refuse_too_long(self.accelerator.unwrap_model(self.model), lengths)
         keep_state(self)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
