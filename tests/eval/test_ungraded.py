@@ -41,7 +41,7 @@ def write(task: Path, golds: list[str]) -> EvalSet:
         for r, g, s in zip(rows, golds, SUBJECTS, strict=True)
     ]
     (task / "a.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines_))
-    return EvalSet("a", "a.jsonl", "math", folder=task)
+    return EvalSet("a", "a.jsonl", "exact", folder=task)
 
 
 def plan(task: Path, one: EvalSet, base: bool = False) -> Plan:
@@ -50,7 +50,7 @@ def plan(task: Path, one: EvalSet, base: bool = False) -> Plan:
     return Plan({**models, "model": str(task / "new")}, [one], (1.0, 0.0), request, ("subject",))
 
 
-UNREADABLE = "\\frac{"
+UNREADABLE = " "
 
 
 def test_a_part_without_a_readable_gold_is_ungraded(task: Path) -> None:
@@ -73,7 +73,7 @@ def test_nothing_is_sampled_where_no_gold_can_be_read(
 ) -> None:
     one = write(task, [UNREADABLE] * 5)
     monkeypatch.setattr(eval_run, "_load", lambda source: pytest.fail("a model was loaded"))
-    with pytest.raises(UserError, match="set 'a': 'math' can read no gold answer of its 5 prob"):
+    with pytest.raises(UserError, match="set 'a': 'exact' can read no gold answer of its 5 prob"):
         run_eval(plan(task, one), task / "out", lambda *_: None)
     assert not (task / "out").exists()
 

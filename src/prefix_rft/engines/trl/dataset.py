@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
+
+from datasets import Dataset
 
 from prefix_rft.data import DataError, tokenize_demonstrations
 from prefix_rft.data.render import Renderer
+from prefix_rft.engines.positions import refuse_too_long
 
 
 def tokenize_dataset(trainer: Any) -> None:
@@ -13,6 +17,7 @@ def tokenize_dataset(trainer: Any) -> None:
 
     Raises:
         DataError: the dataset is smaller than a generation, or lacks what the method needs.
+        UserError: a prompt and its completion are too long for the model.
     """
     args, method = trainer.args, trainer.method
     eos = tuple(trainer.eos_token_ids)
@@ -25,6 +30,9 @@ def tokenize_dataset(trainer: Any) -> None:
             args.demonstration_column,
             trainer.renderer,
         )
+    if isinstance(trainer.train_dataset, Dataset):
+        prompts = trainer.train_dataset.select_columns(["prompt"])
+        fit(trainer, (len(trainer.renderer.prompt(row["prompt"])) for row in prompts))
     report = trainer.demonstrations
     prompts = args.generation_batch_size // trainer.num_generations
     if report is not None and report.rows < prompts:
@@ -39,3 +47,9 @@ def tokenize_dataset(trainer: Any) -> None:
             f"method '{method.name}' needs demonstrations, but no row has one in column "
             f"'{column}'{dropped}; name the column with demonstration_column, or use dr_grpo"
         )
+
+
+def fit(trainer: Any, lengths: Iterable[int]) -> None:
+    """Raise UserError where prompts of these lengths and a completion exceed the model."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    refuse_too_long(model, lengths, trainer.max_completion_length)

@@ -13,13 +13,12 @@ What is overridden, always around ``super()`` or as a whole, never by copying TR
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from datasets import Dataset
 from torch import Tensor
 from trl import GRPOTrainer
 
@@ -27,12 +26,11 @@ from prefix_rft.core import Method, Targets, loss, prepare
 from prefix_rft.data.demonstrations import OURS, DemonstrationReport
 from prefix_rft.data.render import Renderer
 from prefix_rft.engines.plan import RowPlan
-from prefix_rft.engines.positions import refuse_too_long
 from prefix_rft.engines.sampling import SamplingSettings, sample, supported
 from prefix_rft.engines.state import MethodState
 from prefix_rft.engines.trl.attach import attach
 from prefix_rft.engines.trl.config import PrefixRFTConfig
-from prefix_rft.engines.trl.dataset import tokenize_dataset
+from prefix_rft.engines.trl.dataset import fit, tokenize_dataset
 from prefix_rft.engines.trl.entropy import select_in_pool
 from prefix_rft.engines.trl.gradients import GradientShares
 from prefix_rft.engines.trl.kept import write_kept
@@ -112,19 +110,10 @@ class PrefixRFTTrainer(Watched, ResumesExactly, GRPOTrainer):
         if self._is_vlm:
             raise ValueError("vision-language models are not supported yet")
         tokenize_dataset(self)
-        if isinstance(self.train_dataset, Dataset):
-            prompts = self.train_dataset.select_columns(["prompt"])
-            self._fit(len(self.renderer.prompt(row["prompt"])) for row in prompts)
         self._check_method()
         self.tokens = TokenCounts(self.accelerator.device)
         self.gradient_shares = GradientShares.of(self)
         keep_state(self)
-
-    def _fit(self, lengths: Iterable[int]) -> None:
-        """Raise UserError where prompts of these lengths and a completion exceed the model."""
-        refuse_too_long(
-            self.accelerator.unwrap_model(self.model), lengths, self.max_completion_length
-        )
 
     def _check_method(self) -> None:
         method = self.method
@@ -184,7 +173,7 @@ class PrefixRFTTrainer(Watched, ResumesExactly, GRPOTrainer):
         plans, self._plans = self._plans, None
         if plans is None:
             plans = [RowPlan(0, 0, 0)] * len(prompt_ids)
-        self._fit(map(len, prompt_ids))  # those of a stream, or of an evaluation
+        fit(self, map(len, prompt_ids))  # those of a stream, or of an evaluation
         training, own = self.model.training, self._samples_itself()
         if own:
             sampled, logps = self._sample(prompt_ids, plans), None
