@@ -11,17 +11,17 @@ SOURCE = Path(__file__).parents[1] / "src/prefix_rft"
 
 # Each package may import from itself and from the floors below it.
 FLOORS = [
-    {"checkpoints", "errors", "findings", "imports", "untrusted", "writing"},
+    {"checkpoints", "errors", "findings", "imports", "strict_yaml", "untrusted", "writing"},
     {"core"},
     {"data", "rewards", "methods", "tasks"},
     {"adapters", "engines", "models"},
-    {"estimates", "memory", "progress", "recipe", "run_folder", "run_reader", "tokens"},
+    {"estimates", "memory", "decided", "progress", "recipe", "run_folder", "run_reader", "tokens"},
     {"evaluate"},
     {"eval_sets", "scores"},
     {"eval_run"},
     {"eval_view"},
     {"rif"},
-    {"cluster", "configure", "resolved", "resuming"},
+    {"cluster", "configure", "packages", "resolved", "resuming"},
     {"check"},
     {"check_view", "eval_command", "inspect", "methods_view", "preflight", "report", "show"},
     {"train"},

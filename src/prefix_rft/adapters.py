@@ -42,6 +42,11 @@ class Adapter:
         return f"model '{self.base}', which adapter '{self.source}' adapts,"
 
     @property
+    def where(self) -> dict[str, Any]:
+        """Options of the Hub with which the base is loaded."""
+        return {} if self.revision is None else {"revision": self.revision}
+
+    @property
     def has_tokenizer(self) -> bool:
         """Whether it comes with a tokenizer of its own, which then goes before the base's."""
         return any((self.folder / name).is_file() for name in TOKENIZER_FILES)

@@ -24,7 +24,7 @@ from prefix_rft.data.render import end_of_text_ids
 from prefix_rft.errors import UserError
 from prefix_rft.findings import Finding, say
 from prefix_rft.memory import count_parameters, estimate
-from prefix_rft.models import load_configs, load_tokenizer, quiet
+from prefix_rft.models import hub, load_configs, load_tokenizer, quiet
 from prefix_rft.recipe import RECOMPUTE, read_recipe, stage_names
 from prefix_rft.rewards.verdict import STATUSES
 from prefix_rft.untrusted import visible
@@ -67,8 +67,9 @@ def check_setup(
 ) -> int:
     """Check the data and print the report; the number of problems."""
     recipe = setup.recipe
-    tokenizer = load_tokenizer(recipe.model_source())
-    config, generation = load_configs(recipe.model_source())
+    source, where = recipe.model_source(), hub(recipe.model_options)
+    tokenizer = load_tokenizer(source, recipe.folder, **where)
+    config, generation = load_configs(source, recipe.folder, **where)
     eos_ids = end_of_text_ids(tokenizer, generation)
     positions = getattr(config, "max_position_embeddings", None)
 
@@ -202,7 +203,7 @@ def show_schedule(console: Console, setup: Setup, train: Checked) -> None:
 def show_memory(console: Console, setup: Setup, train: Checked, config: Any) -> None:
     """The estimated peak, part by part."""
     args, method = setup.args, setup.method
-    dtype = str((setup.recipe.trainer.get("model_init_kwargs") or {}).get("dtype", "float32"))
+    dtype = str(setup.recipe.model_options.get("dtype", "float32"))
     weight_bytes = 2 if "16" in dtype else 4
     mixed = bool(args.bf16 or args.fp16)
     samples = method.samples and not getattr(args, "use_vllm", False)

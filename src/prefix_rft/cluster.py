@@ -192,13 +192,18 @@ def absolute(model: str) -> str:
 
 
 def dotted(given: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with dots in its keys."""
+    """Nested mappings as one, with dots in its keys.
+
+    Raises:
+        UserError: one of verl's settings is given in two ways.
+    """
     found: dict[str, Any] = {}
     for key, value in given.items():
-        if isinstance(value, Mapping):
-            found |= dotted(value, f"{above}{key}.")
-        else:
-            found[above + str(key)] = value
+        nested = isinstance(value, Mapping)
+        part = dotted(value, f"{above}{key}.") if nested else {above + str(key): value}
+        if twice := next((name for name in part if name in found), None):
+            raise UserError(f"recipe key 'verl' has '{twice}' twice: leave one")
+        found |= part
     return found
 
 

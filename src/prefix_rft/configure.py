@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
+import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +24,12 @@ from prefix_rft.core import Method
 from prefix_rft.data import find_source
 from prefix_rft.engines.trl import DemonstrationConfig, PrefixRFTConfig
 from prefix_rft.engines.trl.parameter_mask import MaskOptions
+from prefix_rft.engines.trl.ranges import check_numbers
 from prefix_rft.errors import UserError, check_types, choose
 from prefix_rft.imports import load_function
 from prefix_rft.methods import load
 from prefix_rft.models import one_line
+from prefix_rft.packages import check_packages
 from prefix_rft.recipe import RECOMPUTE, BatchPlan, Recipe, load_recipe, plan_batches
 from prefix_rft.rewards import BUILT_IN, close_all, load_rewards
 from prefix_rft.rif import Filter
@@ -104,6 +109,7 @@ def configure(
     rewards, weights = reward_functions(recipe, method)
     args, plan = trainer_arguments(recipe, method, config_class, folder)
     check_trackers(args.report_to)
+    check_packages(args, recipe.model_options)
     if method.samples and args.reward_weights is None:
         args.reward_weights = weights
     return Setup(recipe, method, rewards, args, plan)
@@ -136,6 +142,9 @@ def is_checkpoint(path: Any) -> None:
         )
 
 
+REFUSALS = (ValueError, TypeError, KeyError, OSError, ImportError, RuntimeError, AssertionError)
+"""What TRL, transformers and accelerate raise for a setting that they cannot use."""
+
 UNLISTED = {"azure_ml": is_azureml_available, "flyte": is_flytekit_available}
 """Trackers that transformers may leave out of its list although they can be used."""
 
@@ -163,6 +172,21 @@ def check_trackers(names: Sequence[str]) -> None:
             )
 
 
+def kind_of(annotation: Any) -> str:
+    """The kind of values that an annotation of TRL's means, in the words of ``check_types``."""
+    if isinstance(annotation, str):  # as our own classes have them
+        return re.sub(r"(dict|list)\[[^]]*\]", r"\1", annotation)
+    found = []
+    for part in typing.get_args(annotation) or (annotation,):
+        if typing.get_origin(annotation) in (dict, list):
+            part = annotation
+        plain = typing.get_origin(part) or part
+        if isinstance(plain, type) and issubclass(plain, Enum):
+            plain = str  # a recipe names it
+        found.append("None" if plain is type(None) else plain.__name__)
+    return " | ".join(dict.fromkeys(found))
+
+
 def trainer_arguments(
     recipe: Recipe, method: Method, config_class: type, folder: Path | None = None
 ) -> tuple[Any, BatchPlan]:
@@ -183,10 +207,14 @@ def trainer_arguments(
             given[key] = "no"
     if "report_to" in given and given["report_to"] in (None, False, "no"):
         given["report_to"] = "none"
-    kinds = {f.name: getattr(f.type, "__name__", str(f.type)) for f in fields(config_class)}
+    kinds = {f.name: kind_of(f.type) for f in fields(config_class)}
     check_types("recipe key", given, kinds)
-    if given.get("learning_rate", 0.0) < 0 or given.get("seed", 0) < 0:
-        raise UserError("recipe keys 'learning_rate' and 'seed' must be at least 0")
+    check_numbers(given)
+    both = [key for key in RECOMPUTE if given.get(key) is not None]
+    if len({given[key] for key in both}) > 1:
+        raise UserError(f"recipe keys '{both[0]}' and '{both[1]}' are two names of one: leave one")
+    if given.get("num_generations", 8) is None:
+        raise UserError("recipe key 'num_generations' must be a whole number, got None")
     generations = int(given.get("num_generations", 8)) if method.samples else 1
     processes = int(os.environ.get("WORLD_SIZE", "1"))  # as torchrun and accelerate set it
     plan = plan_batches(recipe.prompts_per_step, generations, recipe.micro_batch_size, processes)
@@ -202,8 +230,9 @@ def trainer_arguments(
     if method.samples:
         defaults |= {"num_generations": generations, "log_rollouts": True}
     if not torch.accelerator.is_available():
-        recompute = next(k for k in RECOMPUTE if k in kinds)
-        defaults |= {"use_cpu": True, "bf16": False, recompute: False}
+        defaults |= {"use_cpu": True, "bf16": False}
+        if not both:  # the newer name, where TRL has it, would win over the other one as given
+            defaults[next(k for k in RECOMPUTE if k in kinds)] = False
     checkpoint = given.get("resume_from_checkpoint")
     if checkpoint is not None:
         is_checkpoint(checkpoint)
@@ -219,5 +248,5 @@ def trainer_arguments(
         return config_class(**{**defaults, **given, **derived}), plan
     except UserError:
         raise
-    except (ValueError, TypeError) as error:
+    except REFUSALS as error:
         raise UserError(f"the recipe's trainer settings are refused: {one_line(error)}") from error

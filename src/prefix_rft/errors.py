@@ -73,6 +73,8 @@ KINDS: dict[str, tuple[type, ...]] = {
     "Mapping[str, Any]": (Mapping,),
     "Sequence[str]": (list, tuple),
     "Sequence[Any]": (list, tuple),
+    "dict": (Mapping,),
+    "list": (list, tuple),
 }
 
 
@@ -103,4 +105,6 @@ WORDS = {
     "Mapping[str, Any]": "a mapping",
     "Sequence[str]": "a list",
     "Sequence[Any]": "a list",
+    "dict": "a mapping",
+    "list": "a list",
 }

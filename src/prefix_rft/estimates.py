@@ -51,6 +51,10 @@ class Estimate:
         return self.low > 0 or self.high < 0
 
 
+UNGRADED = Estimate(math.nan, math.nan, math.nan, 0)
+"""Of no value at all, where the rest of a table stands."""
+
+
 def pass_at_k(correct: int, samples: int, k: int) -> float:
     """The chance that at least one of k samples, drawn without replacement, is correct.
 
@@ -168,6 +172,12 @@ def over_seeds(values_SP: ArrayLike) -> Estimate:
     return Estimate(mean, mean - half, mean + half, P)
 
 
+def over_graded(values_SP: ArrayLike) -> Estimate:
+    """:func:`over_seeds`, or :data:`UNGRADED` where no problem was graded for every seed."""
+    x = np.atleast_2d(np.asarray(values_SP, dtype=np.float64))
+    return UNGRADED if np.isnan(x).any(0).all() else over_seeds(x)
+
+
 def _t(df: int) -> float:
     """Student's t that a two-sided interval needs."""
     return float(stdtrit(df, 0.5 + LEVEL / 2))
@@ -186,6 +196,11 @@ def paired(a_SP: ArrayLike, b_SP: ArrayLike) -> Estimate:
 
 
 def seed_spread(values_SP: ArrayLike) -> float:
-    """Standard deviation over seeds of the mean over problems; NaN for one seed."""
+    """Standard deviation over seeds of the mean over problems.
+
+    NaN for one seed, and where nothing of a seed was graded.
+    """
     x = np.atleast_2d(np.asarray(values_SP, dtype=np.float64))
-    return float(np.nanmean(x, axis=1).std(ddof=1)) if len(x) > 1 else math.nan
+    if len(x) < 2 or np.isnan(x).all(1).any():
+        return math.nan
+    return float(np.nanmean(x, axis=1).std(ddof=1))

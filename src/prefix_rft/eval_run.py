@@ -22,8 +22,9 @@ from prefix_rft.errors import UserError, choose
 from prefix_rft.eval_sets import EvalSet
 from prefix_rft.evaluate import Request, sample_and_grade
 from prefix_rft.models import give_template, load_model
-from prefix_rft.rewards import close_all, load_rewards
+from prefix_rft.rewards import close_all, load_rewards, missing_columns
 from prefix_rft.rewards.checked import name_of
+from prefix_rft.rewards.golds import unreadable_golds
 from prefix_rft.rewards.source import decided_by
 from prefix_rft.run_folder import describe_machine, write_json
 from prefix_rft.run_reader import read_lines
@@ -112,6 +113,9 @@ def run_eval(plan: Plan, folder: Path, progress: Any) -> dict[str, Any]:
         UserError: a model, data or reward that cannot be used, or the folder holds an evaluation
             with other settings.
     """
+    if any(not _is_done(folder, *job) for job in plan.jobs()):
+        for one in plan.sets:
+            look_at_golds(one)
     date = open_folder(folder, plan.settings())
     for role, source in plan.models.items():
         loaded = None
@@ -124,6 +128,25 @@ def run_eval(plan: Plan, folder: Path, progress: Any) -> dict[str, Any]:
     result = summarise(plan, folder)
     write_json(folder / "result.json", result)
     return result
+
+
+def look_at_golds(one: EvalSet) -> None:
+    """Look whether any gold answer of a set can be read, before anything is sampled.
+
+    Raises:
+        UserError: there is none.
+    """
+    rewards, _ = load_rewards(one.reward, one.folder)
+    with closing(_Closing(rewards)):
+        if rewards and getattr(rewards[0], "tests_gold", False):
+            rows = load_rows(one.data, folder=one.folder, reading=one.reading, limit=one.limit)
+            if not missing_columns(rewards[:1], rows.column_names) and len(
+                unreadable_golds(rewards[0], rows)
+            ) == len(rows):
+                raise UserError(
+                    f"set '{one.name}': '{name_of(rewards[0])}' can read no gold answer of its "
+                    f"{len(rows)} problems: check the column, or use another reward"
+                )
 
 
 def open_folder(folder: Path, settings: Mapping[str, Any]) -> str:
@@ -343,7 +366,8 @@ def summarise(plan: Plan, folder: Path) -> dict[str, Any]:
         results.append({**where, **plain(scores(problems)), "by": by})
         if role != "base" and "base" in plan.models:
             base = read_problems(samples_file(folder, "base", one, temperature))
-            differences.append({**where, **asdict(difference(problems, base))})
+            if (found := difference(problems, base)) is not None:
+                differences.append({**where, **asdict(found)})
     settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
     return {
         "settings": settings,

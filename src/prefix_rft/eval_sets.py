@@ -9,10 +9,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from prefix_rft.data import Reading
 from prefix_rft.errors import UserError, check_types, refuse_unknown
+from prefix_rft.strict_yaml import load
 
 
 @dataclass(frozen=True)
@@ -99,9 +98,10 @@ def read_suite(path: str) -> list[EvalSet]:
     if not file.is_file():
         raise UserError(f"suite '{path}' does not exist")
     try:
-        data = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"suite '{path}' is not valid YAML") from error
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"suite '{path}' is not valid YAML: it is not UTF-8") from error
+    data = load(text, f"suite '{path}'")
     found = data.get("sets") if isinstance(data, dict) else None
     if not isinstance(found, list) or not found:
         raise UserError(f"suite '{path}' needs 'sets': a list of mappings with name, data, reward")

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from prefix_rft.estimates import Estimate
+from prefix_rft.estimates import UNGRADED, Estimate
 from prefix_rft.untrusted import visible
 
 Row = Mapping[str, Any]
@@ -37,12 +37,14 @@ def show_eval(console: Console, result: Row) -> None:
 def _numbers(name: str, rows: Sequence[Row]) -> Table:
     k = max(r["samples"] for r in rows)
     votes = k > 1 and any(r["maj_at"] for r in rows)
-    table = Table(title=f"{visible(name)}: {rows[0]['problems']} problems, k = {k}, in %")
+    total = rows[0]["total"]
+    table = Table(title=f"{visible(name)}: {total} problems, k = {k}, in %")
     columns = ["avg@k [95 % interval]", *[f"pass@{k}"] * (k > 1), *[f"maj@{k}"] * votes]
     _add_columns(table, rows, [*columns, "cut", "no answer", "tokens"])
     for row in rows:
-        cells = [percent(Estimate(**row["avg"]))]
-        cells += [_at(row["pass_at"], k)] * (k > 1) + [_at(row["maj_at"], k)] * votes
+        cells = [percent(_estimate(row["avg"]), of=total)]
+        cells += [_at(row["pass_at"], k, total)] * (k > 1)
+        cells += [_at(row["maj_at"], k, total)] * votes
         ungraded = f" ({row['ungraded']} ungraded)" if row["ungraded"] else ""
         cells += [f"{100 * row['truncated']:.1f}", f"{100 * row['no_answer']:.1f}{ungraded}"]
         _add_row(table, rows, row, [*cells, f"{row['tokens']:.1f}"])
@@ -52,12 +54,13 @@ def _numbers(name: str, rows: Sequence[Row]) -> Table:
 def _parts(name: str, column: str, rows: Sequence[Row]) -> Table:
     table = Table(title=f"{visible(name)}: avg@k by {visible(column)} (problems)")
     labels = list(rows[0]["by"][column])
-    counts = [rows[0]["by"][column][label]["problems"] for label in labels]
+    counts = [rows[0]["by"][column][label]["total"] for label in labels]
     headers = [f"{visible(label)}\n({n})" for label, n in zip(labels, counts, strict=True)]
     _add_columns(table, rows, headers)
     for row in rows:
-        parts = [Estimate(**row["by"][column][label]["avg"]) for label in labels]
-        _add_row(table, rows, row, [percent(p, "\n") for p in parts])
+        parts = [_estimate(row["by"][column][label]["avg"]) for label in labels]
+        cells = [percent(p, "\n", n) for p, n in zip(parts, counts, strict=True)]
+        _add_row(table, rows, row, cells)
     return table
 
 
@@ -75,15 +78,30 @@ def _add_row(table: Table, rows: Sequence[Row], row: Row, cells: Sequence[str]) 
     table.add_row(*map(Text, [*first, temperature_name(row["temperature"]), *cells]))
 
 
-def percent(estimate: Estimate, between: str = " ") -> str:
-    """``25.2 [22.9, 27.8]``, in percent."""
+def percent(estimate: Estimate, between: str = " ", of: int | None = None) -> str:
+    """``25.2 [22.9, 27.8]``, in percent; ``(n = 6)`` behind it where fewer than ``of`` count."""
+    if not estimate.n:
+        return "ungraded"
     low, high = 100 * estimate.low, 100 * estimate.high
-    return f"{100 * estimate.mean:.1f}{between}[{low:.1f}, {high:.1f}]"
+    few = few_of(estimate.n, of)
+    return f"{100 * estimate.mean:.1f}{between}[{low:.1f}, {high:.1f}]{between * bool(few)}{few}"
 
 
-def _at(by_k: Mapping[Any, Any], k: int) -> str:
+def few_of(n: int, of: int | None) -> str:
+    """``(n = 6)``, where a number is over fewer problems than the others beside it."""
+    return "" if of is None or n >= of else f"(n = {n})"
+
+
+def _estimate(found: Mapping[str, Any] | None) -> Estimate:
+    return UNGRADED if found is None else Estimate(**found)
+
+
+def _at(by_k: Mapping[Any, Any], k: int, of: int) -> str:
     found = {int(key): value for key, value in by_k.items()}
-    return f"{100 * found[k]['mean']:.1f}" if k in found else "-"
+    if k not in found:
+        return "-"
+    few = few_of(found[k]["n"], of)
+    return f"{100 * found[k]['mean']:.1f}{' ' * bool(few)}{few}"
 
 
 def _differences(rows: Sequence[Row]) -> Table:

@@ -11,6 +11,7 @@ from datasets import Dataset
 
 from prefix_rft.data.demonstrations import OURS
 from prefix_rft.data.render import Renderer, end_of_text_ids
+from prefix_rft.engines.positions import refuse_too_long
 from prefix_rft.engines.sampling import (
     SamplingSettings,
     generate,
@@ -102,7 +103,7 @@ def sample_and_grade(
         for each of the next problems its k samples.
 
     Raises:
-        UserError: there is no row.
+        UserError: there is no row, or one that is too long for the model.
     """
     if not len(rows):
         raise UserError("there is no problem to evaluate on")
@@ -112,6 +113,8 @@ def sample_and_grade(
         end_of_text_ids(tokenizer, model.generation_config),
         request.template_kwargs or {},
     )
+    lengths = (len(render.prompt(prompt)) for prompt in _prompts(rows))
+    refuse_too_long(model, lengths, request.max_completion_length)
     k = request.samples
     numbers = range(len(rows)) if numbers is None else numbers
     together = max(1, request.batch_size // k)
@@ -129,6 +132,13 @@ def sample_and_grade(
             sampled += _draw(model, render, ids[rows_at_once], keys[rows_at_once], request)
         graded = _grade(tokenizer, part, reward, sampled, render.eos_ids, k)
         yield [graded[i : i + k] for i in range(0, len(graded), k)]
+
+
+def _prompts(rows: Dataset) -> Iterator[Any]:
+    """The prompts, read one by one."""
+    row: Any
+    for row in rows.select_columns(["prompt"]):
+        yield row["prompt"]
 
 
 @torch.no_grad()

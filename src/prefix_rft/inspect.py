@@ -23,7 +23,7 @@ from prefix_rft.engines.sampling import SamplingSettings, generate, sample, supp
 from prefix_rft.engines.trl.clock import template_kwargs
 from prefix_rft.errors import UserError
 from prefix_rft.findings import say
-from prefix_rft.models import give_template, load_configs, load_model, load_tokenizer, quiet
+from prefix_rft.models import give_template, hub, load_configs, load_model, load_tokenizer, quiet
 from prefix_rft.rewards import grade_texts
 from prefix_rft.rewards.checked import name_of
 from prefix_rft.untrusted import visible
@@ -90,7 +90,11 @@ def show_row(
         net, tokenizer = load_model(source)
         generation = net.generation_config
     else:
-        tokenizer, generation = load_tokenizer(source), load_configs(source)[1]
+        where, beside = hub(setup.recipe.model_options), setup.recipe.folder
+        tokenizer, generation = (
+            load_tokenizer(source, beside, **where),
+            load_configs(source, **where)[1],
+        )
     values, rows = _row(setup, number)
     give_template(tokenizer, values["prompt"])
     template = template_kwargs(setup.args, tokenizer)

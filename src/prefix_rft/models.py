@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import difflib
 import warnings
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import datasets
+import torch
 import transformers
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from prefix_rft.adapters import adapt, find_adapter
 from prefix_rft.data import PLAIN_TEMPLATE, Renderer
-from prefix_rft.errors import UserError
+from prefix_rft.errors import UserError, check_types
 
-UNUSABLE = (OSError, ValueError, TypeError, SafetensorError)
+UNUSABLE = (OSError, ValueError, TypeError, AttributeError, ImportError, SafetensorError)
+DTYPE = "dtype"
 
 
 def quiet() -> None:
@@ -28,24 +33,95 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=r"`(is_)?gradient_checkpointing\w*` is deprecated")
 
 
-def load_tokenizer(source: str) -> Any:
+def look_for(name: str, folder: Path = Path()) -> str:
+    """The path of a model's folder as ``name`` is seen from ``folder``, or a Hub name as it stands.
+
+    Raises:
+        UserError: it can only be a folder, and there is none.
+    """
+    if name.strip() and (folder / name).is_dir():
+        return str(folder / name)
+    written_as_path = name.startswith((".", "/", "~")) or name.endswith("/") or "\\" in name
+    if written_as_path or name.count("/") > 1 or not name.strip() or (folder / name).is_file():
+        what = "is a file, no folder" if (folder / name).is_file() else "is no folder"
+        raise UserError(f"model '{name}' {what}{near(name, folder)}: give a folder or a Hub name")
+    return name
+
+
+def near(name: str, folder: Path) -> str:
+    """`` (did you mean 'x'?)`` for the folder with the name most like it, where one is like it."""
+    path = folder / name
+    there = path.parent
+    if not there.is_dir():
+        return ""
+    names = [p.name for p in there.iterdir() if p.is_dir()]
+    close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
+    return f" (did you mean '{Path(name).parent / close[0]}'?)" if close else ""
+
+
+def model_options(given: Any) -> dict[str, Any]:
+    """A recipe's ``model_init_kwargs``, with ``dtype`` under its present name.
+
+    Raises:
+        UserError: they are no mapping, or one of them has no effect or cannot be used.
+    """
+    check_types("recipe key", {"model_init_kwargs": given}, {"model_init_kwargs": "dict | None"})
+    options = dict(given or {})
+    if "torch_dtype" in options:  # its name before transformers 5
+        if DTYPE in options:
+            raise UserError("model_init_kwargs has dtype and torch_dtype, which are one: leave one")
+        options[DTYPE] = options.pop("torch_dtype")
+    kind = str(options.get(DTYPE, "auto")).removeprefix("torch.")
+    if kind != "auto" and not isinstance(getattr(torch, kind, None), torch.dtype):
+        raise UserError(f"model_init_kwargs: unknown dtype '{kind}': give float32 or bfloat16")
+    for key, fixed in FIXED.items():
+        if options.get(key, fixed) != fixed:
+            raise UserError(f"model_init_kwargs: '{key}' cannot be {options[key]!r}: {WHY[key]}")
+    return options
+
+
+FIXED = {"trust_remote_code": False, "use_safetensors": True, "output_loading_info": False}
+WHY = {
+    "trust_remote_code": "code that comes with a model is never run",
+    "use_safetensors": "weights are read from safetensors alone",
+    "output_loading_info": "the model alone is of use",
+}
+HUB = ("revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder")
+"""Options that say where a model is, which its tokenizer and config must follow."""
+
+
+def cannot_load(source: str, words: str, error: Exception, beside: Path) -> UserError:
+    """The refusal of a model, called ``words``, that another library could not read."""
+    why = one_line(error)
+    if not Path(source).is_dir():
+        why = f"there is no such folder{near(source, beside)}, and as a Hub name: {why}"
+    return UserError(f"{words} cannot be loaded: {why}")
+
+
+def load_tokenizer(source: str, beside: Path = Path(), **where: Any) -> Any:
     """The tokenizer, ready for training: padding on the left.
 
     That of an adapter which has none of its own is the base's.
 
+    Args:
+        source: a folder or a Hub name.
+        beside: the folder in which to look for one of a like name, where there is none.
+        where: options of the Hub, such as ``revision``.
+
     Raises:
         UserError: there is none at ``source``.
     """
+    source = look_for(source)
     adapter = find_adapter(source)
     place, words = source, f"model '{source}'"
     if adapter is not None:
         place, words = str(adapter.folder), f"adapter '{source}'"
         if not adapter.has_tokenizer:
-            place, words = adapter.base, adapter.words
+            place, words, where = adapter.base, adapter.words, adapter.where
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **where)
     except UNUSABLE as error:
-        raise UserError(f"{words} cannot be loaded: {one_line(error)}") from error
+        raise cannot_load(place, words, error, beside) from error
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -64,36 +140,40 @@ def give_template(tokenizer: Any, prompt: Any) -> bool:
     return True
 
 
-def load_configs(source: str, revision: str | None = None) -> tuple[Any, Any]:
+def load_configs(source: str, beside: Path = Path(), **where: Any) -> tuple[Any, Any]:
     """The model's config and generation config, of an adapter those of its base; no weights.
 
     Args:
         source: a folder or a Hub name.
-        revision: on the Hub.
+        beside: the folder in which to look for one of a like name, where there is none.
+        where: options of the Hub, such as ``revision``.
 
     Raises:
         UserError: there is no config at ``source``.
     """
+    source = look_for(source)
     adapter = find_adapter(source)
     words = f"model '{source}'"
     if adapter is not None:
-        source, revision, words = adapter.base, adapter.revision, adapter.words
-    at: dict[str, Any] = {} if revision is None else {"revision": revision}
+        source, words, where = adapter.base, adapter.words, adapter.where
     try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False, **at)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False, **where)
     except UNUSABLE as error:
-        raise UserError(f"{words} cannot be loaded: {one_line(error)}") from error
+        raise cannot_load(source, words, error, beside) from error
     try:
-        return config, GenerationConfig.from_pretrained(source, **at)
+        return config, GenerationConfig.from_pretrained(source, **where)
     except OSError:  # a model need not have one; transformers then derives it
         return config, GenerationConfig.from_model_config(config)
 
 
-def load_model(source: str, trainable: bool = False, **kwargs: Any) -> tuple[Any, Any]:
+def load_model(
+    source: str, beside: Path = Path(), trainable: bool = False, **kwargs: Any
+) -> tuple[Any, Any]:
     """Model and tokenizer, from safetensors, without running code that comes with them.
 
     Args:
         source: a folder or a Hub name, of a model or of an adapter.
+        beside: the folder in which to look for one of a like name, where there is none.
         trainable: an adapter's weights are to be trained; a model's own always can be.
         kwargs: for ``from_pretrained``, such as ``dtype`` (float32 unless given: weights in
             bfloat16 swallow the small steps of RL) or ``attn_implementation``.
@@ -102,16 +182,17 @@ def load_model(source: str, trainable: bool = False, **kwargs: Any) -> tuple[Any
         UserError: there is none at ``source``, or an adapter does not fit its base.
     """
     options = {"dtype": "float32", **kwargs, "trust_remote_code": False, "use_safetensors": True}
-    tokenizer = load_tokenizer(source)
+    source = look_for(source)
+    tokenizer = load_tokenizer(source, beside, **hub(kwargs))
     adapter = find_adapter(source)
     place, words = source, f"model '{source}'"
     if adapter is not None:
         place, words = adapter.base, adapter.words
-        options |= {} if adapter.revision is None else {"revision": adapter.revision}
+        options |= adapter.where
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(place, **options)
     except UNUSABLE as error:
-        raise UserError(f"{words} cannot be loaded: {one_line(error)}") from error
+        raise cannot_load(place, words, error, beside) from error
     embeddings: Any = model.get_input_embeddings()
     known = embeddings.num_embeddings
     if len(tokenizer) > known:
@@ -119,6 +200,11 @@ def load_model(source: str, trainable: bool = False, **kwargs: Any) -> tuple[Any
             f"model '{source}': the tokenizer has {len(tokenizer)} tokens, the model knows {known}"
         )
     return model if adapter is None else adapt(adapter, model, trainable), tokenizer
+
+
+def hub(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a model's options that say where it is."""
+    return {key: options[key] for key in HUB if key in options}
 
 
 def one_line(error: Exception) -> str:

@@ -21,7 +21,8 @@ from prefix_rft.findings import named, say
 from prefix_rft.models import give_template
 from prefix_rft.rewards import grade_texts, missing_columns
 from prefix_rft.rewards.checked import name_of
-from prefix_rft.rewards.verdict import CORRECT, ERROR, GOLD_UNPARSEABLE, TIMEOUT
+from prefix_rft.rewards.golds import unreadable_golds
+from prefix_rft.rewards.verdict import CORRECT, ERROR, TIMEOUT
 
 FIRST = 8
 LOOKED_AT = Scope(rows=1000, graded=64)
@@ -130,14 +131,8 @@ def drop_unreadable_golds(
         UserError: there is none.
     """
     bad: dict[int, str] = {}
-    for judge in [r for r in rewards if getattr(r, "tests_gold", False)]:
-        for start in range(0, len(rows), BATCH):
-            part = [dict(r) for r in rows.select(range(start, min(start + BATCH, len(rows))))]
-            verdicts = grade_texts(judge, part, [""] * len(part))
-            unusable = (GOLD_UNPARSEABLE, TIMEOUT, ERROR)
-            bad |= {
-                start + i: name_of(judge) for i, v in enumerate(verdicts) if v.status in unusable
-            }
+    for judge in rewards:
+        bad |= dict.fromkeys(unreadable_golds(judge, rows), name_of(judge))
     if not bad:
         return rows
     first = rows[min(bad)][PLACE]

@@ -6,50 +6,32 @@ and goes to the trainer's configuration unchanged.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from prefix_rft.data import Reading
+from prefix_rft.decided import DERIVED
 from prefix_rft.errors import UserError, check_types, choose, refuse_unknown
-
-
-class Loader(yaml.SafeLoader):
-    """The safe loader, which also reads ``1e-6`` as the number that everyone means by it."""
-
-
-Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+"),
-    list("-+0123456789."),
-)
+from prefix_rft.models import look_for, model_options
+from prefix_rft.strict_yaml import Keys, load
 
 DEFAULT_METHOD = "prefix_rft"
 STAGES = "stages"
+INIT = "model_init_kwargs"
 ENGINES = ("trl", "verl")
 RECOMPUTE = ("activation_checkpointing", "gradient_checkpointing")
 """What trades time for the memory of activations: its name since transformers 5.23, and before."""
 
+HAVE_NO = (
+    *("save_strategy", "logging_strategy", "eval_strategy", "report_to"),
+    "include_num_input_tokens_seen",
+)
+"""Keys of TRL's with a setting that is called ``no``, which YAML would read as false."""
+
 COMPARE = "compare"
 """Key of a comparison's own settings, which training does not read."""
-BATCH = "give prompts_per_step and micro_batch_size"
-DERIVED = {
-    "per_device_train_batch_size": BATCH,
-    "gradient_accumulation_steps": BATCH,
-    "generation_batch_size": BATCH,
-    "output_dir": "give name and runs",
-    "method_options": "give them under method",
-    "eval_strategy": "held-out rows are evaluated at the end; give eval_data",
-    "do_eval": "held-out rows are evaluated at the end; give eval_data",
-    "trust_remote_code": "code that comes with a model is never run",
-    "push_to_hub": "push the folder runs/NAME/model yourself",
-    "hub_token": "a recipe is written to the run folder; use the environment for secrets",
-}
-"""TRL keys that a recipe may not set, and what to do instead."""
 
 
 @dataclass(frozen=True)
@@ -132,10 +114,18 @@ class Recipe:
             seed,
         )
 
+    @property
+    def model_options(self) -> dict[str, Any]:
+        """The recipe's ``model_init_kwargs``."""
+        return dict(self.trainer.get(INIT) or {})
+
     def model_source(self) -> str:
-        """The model's folder where it exists beside the recipe, else the name as it stands."""
-        local = self.folder / self.model
-        return str(local) if local.is_dir() else self.model
+        """The model's folder where it exists beside the recipe, else the name as it stands.
+
+        Raises:
+            UserError: it can only be a folder, and there is none.
+        """
+        return look_for(self.model, self.folder)
 
 
 def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -150,26 +140,37 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
     if not path.is_file():
         raise UserError(f"recipe '{path}' does not exist")
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)  # noqa: S506
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"recipe '{path}'{where} is not valid YAML") from error
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"recipe '{path}' is not valid YAML: it is not UTF-8") from error
+    data = load(text, f"recipe '{path}'", has_words)
     if not isinstance(data, dict):
         raise UserError(f"recipe '{path}' must be a mapping of keys to values")
     for override in overrides:
         if override.startswith("~"):
             data.pop(override[1:], None)
             continue
-        key, equals, text = override.partition("=")
+        key, equals, _ = override.partition("=")
         if not equals or not key:
             raise UserError(f"'{override}' is not of the form key=value")
-        try:
-            value = yaml.load(text, Loader=Loader)  # noqa: S506
-        except yaml.YAMLError as error:
-            raise UserError(f"the value of '{override}' is not valid YAML") from error
-        _assign(data, key.split("."), value, override)
+        _assign(data, key.split("."), value_of(override), override)
     return data
+
+
+def has_words(keys: Keys) -> bool:
+    """Whether ``no`` and ``off`` are words that the setting at these keys has."""
+    return keys[-1:] != () and (keys[-1] in HAVE_NO or "tripwires" in keys[:-1])
+
+
+def value_of(override: str) -> Any:
+    """The value of ``key=value``.
+
+    Raises:
+        UserError: it is not valid YAML, or YAML reads it unlike it looks.
+    """
+    key, _, text = override.partition("=")
+    what = f"the value of '{override}'"
+    return load(text, what, has_words, tuple(key.split(".")), line=0)
 
 
 def _assign(data: Any, keys: list[str], value: Any, override: str) -> None:
@@ -177,7 +178,11 @@ def _assign(data: Any, keys: list[str], value: Any, override: str) -> None:
         data, keys = _stage(data[STAGES], keys[1], override), keys[2:]
         if not keys:
             raise UserError(f"'{override}' must name a key of the stage")
-    for key in keys[:-1]:
+    for number, key in enumerate(keys[:-1]):
+        whole = ".".join(keys[number:])
+        if whole in data:  # verl's keys may be written with their dots
+            data[whole] = value
+            return
         inner = data.get(key)
         if key == "method" and isinstance(inner, str):
             inner = data[key] = {"name": inner}
@@ -273,6 +278,8 @@ def load_recipe(
     rest = {k: v for k, v in data.items() if k not in own}
     if trainer_keys is not None:
         refuse_unknown("recipe key", rest, [*own, STAGES, *trainer_keys])
+    if INIT in rest:
+        rest[INIT] = model_options(rest[INIT])
     for key in ("model", "train_data"):
         if key not in mine:
             raise UserError(f"recipe '{path}' needs the key '{key}' (a path)")

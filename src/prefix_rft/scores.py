@@ -63,9 +63,10 @@ class Scores:
     """What the samples of some problems say.
 
     Attributes:
+        total: problems, graded or not.
         problems: that have at least one graded sample.
         samples: k.
-        avg: mean reward (avg@k), bootstrap interval over problems.
+        avg: mean reward (avg@k), bootstrap interval over problems; None where none was graded.
         pass_at: unbiased pass@k by k, over the problems with k graded samples.
         maj_at: maj@k by k; empty where the grader names no answers.
         truncated: share of samples that ran into the length limit.
@@ -74,9 +75,10 @@ class Scores:
         tokens: mean sampled tokens.
     """
 
+    total: int
     problems: int
     samples: int
-    avg: Estimate
+    avg: Estimate | None
     pass_at: dict[int, Estimate]
     maj_at: dict[int, Estimate]
     truncated: float
@@ -92,22 +94,17 @@ def powers(samples: int) -> list[int]:
 
 
 def scores(problems: Sequence[Problem]) -> Scores:
-    """The numbers behind some problems; all have as many samples.
-
-    Raises:
-        UserError: none of the samples could be graded.
-    """
+    """The numbers behind some problems; all have as many samples."""
     rewards = [p.reward for p in problems if p.reward is not None]
-    if not rewards:
-        raise UserError("the grader could grade none of the samples")
     samples = [s for p in problems for s in p.samples]
     k = len(problems[0].samples)
     # A grader that never names an answer leaves nothing to vote on.
     votes = any(s.verdict.answer is not None for s in samples)
     return Scores(
+        total=len(problems),
         problems=len(rewards),
         samples=k,
-        avg=bootstrap(rewards),
+        avg=bootstrap(rewards) if rewards else None,
         pass_at=_by_k(problems, k, _pass),
         maj_at=_by_k(problems, k, _majority) if votes else {},
         truncated=sum(s.truncated for s in samples) / len(samples),
@@ -184,13 +181,16 @@ def _order(labels: Iterable[str], values: Iterable[Any]) -> list[str]:
     return [*sorted(smallest, key=lambda label: smallest[label]), "none"]
 
 
-def difference(problems: Sequence[Problem], base: Sequence[Problem]) -> Estimate:
+def difference(problems: Sequence[Problem], base: Sequence[Problem]) -> Estimate | None:
     """Mean reward less the base's on the problems graded in both, bootstrap interval over them.
 
+    None where none was graded in both.
+
     Raises:
-        UserError: they are different problems, or none was graded in both.
+        UserError: they are different problems.
     """
     if [p.number for p in problems] != [p.number for p in base]:
         raise UserError("samples of different problems cannot be paired")
     pairs = [(p.reward, b.reward) for p, b in zip(problems, base, strict=True)]
-    return bootstrap([p - b for p, b in pairs if p is not None and b is not None])
+    both = [p - b for p, b in pairs if p is not None and b is not None]
+    return bootstrap(both) if both else None

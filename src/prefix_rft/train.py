@@ -30,6 +30,7 @@ from prefix_rft.engines.trl.clock import stop_clock, template_kwargs
 from prefix_rft.engines.trl.interrupt import StopOnSignal
 from prefix_rft.engines.trl.watch import LooksAtLines
 from prefix_rft.errors import Interrupted, RunError, UserError
+from prefix_rft.eval_view import few_of
 from prefix_rft.evaluate import Evaluation, Request, evaluate
 from prefix_rft.models import load_model, one_line, quiet
 from prefix_rft.preflight import preflight
@@ -163,8 +164,9 @@ def run(setup: Setup, console: Console, start: Start, command: Command) -> Path:
             reading=recipe.reading(args.seed),
             limit=recipe.eval_problems,
         )
-    kwargs = dict(recipe.trainer.get("model_init_kwargs") or {})
-    model, tokenizer = load_model(recipe.model_source(), trainable=True, **kwargs)
+    model, tokenizer = load_model(
+        recipe.model_source(), recipe.folder, trainable=True, **recipe.model_options
+    )
 
     if args.chat_template_date is None and tells_time(tokenizer):
         args.chat_template_date = start.date()
@@ -381,11 +383,13 @@ def summarise(console: Console, folder: Path, evaluations: dict[str, Evaluation]
     """The table at the end, and where the files are."""
     if evaluations:
         first = next(iter(evaluations.values()))
-        table = Table(title=f"{first.problems} held-out problems")
+        most = max(e.problems for e in evaluations.values())
+        table = Table(title=f"{most} held-out problems")
         for column in ("model", f"avg@{first.samples}", "95 % interval", "truncated", "no answer"):
             table.add_column(column, justify="left" if column == "model" else "right")
         for name, e in evaluations.items():
-            interval = f"{e.low:.1%} to {e.high:.1%}"
+            few = few_of(e.problems, most)
+            interval = f"{e.low:.1%} to {e.high:.1%}{' ' * bool(few)}{few}"
             table.add_row(
                 name, f"{e.mean:.1%}", interval, f"{e.truncated:.1%}", f"{e.no_answer:.1%}"
             )

@@ -52,8 +52,10 @@ def test_without_answers_there_is_no_vote() -> None:
 
 
 def test_nothing_could_be_graded() -> None:
-    with pytest.raises(UserError, match="could grade none"):
-        scores(problems("??", "??"))
+    found = scores(problems("??", "??"))
+    assert (found.total, found.problems, found.avg, found.pass_at) == (2, 0, None, {})
+    assert (found.ungraded, found.tokens) == (4, 4.0)
+    assert difference(problems("??", "?+"), problems("+-", "??")) is None
 
 
 def test_powers() -> None:

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.markup import escape
 
@@ -20,7 +19,7 @@ from prefix_rft.compare.view import as_csv, show
 from prefix_rft.configure import configure
 from prefix_rft.errors import UserError
 from prefix_rft.models import quiet
-from prefix_rft.recipe import STAGES, Loader, read_recipe
+from prefix_rft.recipe import STAGES, read_recipe, value_of
 from prefix_rft.writing import write_text
 
 
@@ -134,10 +133,5 @@ def _shared(overrides: Sequence[str]) -> dict[str, Any]:
     for text in overrides:
         key, equals, _ = text.partition("=")
         if not key.startswith(KEY + ".") and key not in (KEY, "name", "runs", "seed"):
-            found[key] = _value(text) if equals else None
+            found[key] = value_of(text) if equals else None
     return found
-
-
-def _value(text: str) -> Any:
-    """The value of one override, as the recipe's loader reads it."""
-    return yaml.load(text.partition("=")[2], Loader=Loader)  # noqa: S506

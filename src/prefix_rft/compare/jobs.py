@@ -229,7 +229,7 @@ class Board:
             if record is None:
                 return None
             found = self.chosen_on(record)
-            if found > reward:
+            if best is None or found > reward:
                 best, reward = job.value, found
         return best
 
@@ -239,7 +239,7 @@ class Board:
         rows = sets.get(VALIDATION, sets[HELD_OUT])
         rewards = rows[f"{self.comparison.temperatures[0]:g}"]["reward"]
         known = [r for r in rewards if r is not None]
-        return sum(known) / len(known)
+        return sum(known) / len(known) if known else -math.inf
 
     def costs(self, job: Job) -> Costs:
         """Of the run and of those that it starts from."""

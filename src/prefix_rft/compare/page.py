@@ -49,7 +49,7 @@ def context(board: Board, found: Sequence[Line]) -> dict[str, Any]:
         "reference": comparison.reference,
         "seeds": comparison.seeds,
         "samples": comparison.samples,
-        "problems": max(line.cells[HELD_OUT][first].avg.n for line in found),
+        "problems": max(line.cells[HELD_OUT][first].problems for line in found),
         "missing": [line.name for line in missing],
         "differences": _differences(board, found),
         "results": _grid(tables.results(board, found), found),

@@ -14,7 +14,7 @@ from prefix_rft.compare.arms import Arm
 from prefix_rft.compare.costs import Costs
 from prefix_rft.compare.jobs import BASE, Board, Job, written
 from prefix_rft.compare.work import HELD_OUT
-from prefix_rft.estimates import Estimate, over_seeds, paired, pass_at_k, seed_spread
+from prefix_rft.estimates import Estimate, over_graded, pass_at_k, seed_spread
 from prefix_rft.scores import Problem, powers, split_by
 
 Values = NDArray[np.float64]
@@ -25,6 +25,7 @@ class Cell:
     """One arm on one set at one temperature.
 
     Attributes:
+        problems: graded or not.
         avg: mean reward, interval over seeds and problems.
         spread: standard deviation over seeds of the mean.
         difference: less the reference arm, paired by seed and problem; None for the reference, and
@@ -32,18 +33,21 @@ class Cell:
         less_base: less the base model, likewise; None for the base.
         pass_at: pass@k by k.
         parts: mean reward by column and part of the problems.
+        part_sizes: problems of each part, graded or not.
         part_differences: less the reference, likewise.
         truncated: share of samples cut by the length limit.
         no_answer: share of samples without an answer.
         tokens: mean sampled tokens.
     """
 
+    problems: int
     avg: Estimate
     spread: float
     difference: Estimate | None
     less_base: Estimate | None
     pass_at: dict[int, Estimate]
     parts: dict[str, dict[str, Estimate]]
+    part_sizes: dict[str, dict[str, int]]
     part_differences: dict[str, dict[str, Estimate]]
     truncated: float
     no_answer: float
@@ -163,28 +167,38 @@ def _cell(
     less_base = None
     if base is not None:
         row = [math.nan if v is None else v for v in base["sets"][one][key]["reward"]]
-        less_base = over_seeds(own - np.array(row))
+        less_base = _if_any(own - np.array(row))
     parts: dict[str, dict[str, Estimate]] = {}
+    sizes: dict[str, dict[str, int]] = {}
     differences: dict[str, dict[str, Estimate]] = {}
     if one == HELD_OUT:
         for column, groups in _parts(_record(board, runs[0])).items():
-            parts[column] = {k: over_seeds(own[:, at]) for k, at in groups.items()}
+            parts[column] = {k: over_graded(own[:, at]) for k, at in groups.items()}
+            sizes[column] = {k: len(at) for k, at in groups.items()}
             if other is not None:
                 differences[column] = {
-                    k: paired(own[:, at], other[:, at]) for k, at in groups.items()
+                    k: over_graded(own[:, at] - other[:, at]) for k, at in groups.items()
                 }
     return Cell(
-        avg=over_seeds(own),
+        problems=own.shape[1],
+        avg=over_graded(own),
         spread=seed_spread(own),
-        difference=None if other is None else paired(own, other),
+        difference=None if other is None else _if_any(own - other),
         less_base=less_base,
         pass_at=_pass_at(tables),
         parts=parts,
+        part_sizes=sizes,
         part_differences=differences,
         truncated=float(np.mean([t["truncated"] for t in tables])),
         no_answer=float(np.mean([t["no_answer"] for t in tables])),
         tokens=float(np.mean([t["tokens"] for t in tables])),
     )
+
+
+def _if_any(values: Values) -> Estimate | None:
+    """Over seeds and problems; None where no problem was graded for every seed."""
+    found = over_graded(values)
+    return found if found.n else None
 
 
 def _paired_with(
@@ -216,7 +230,8 @@ def _pass_at(tables: Sequence[Mapping[str, Any]]) -> dict[int, Estimate]:
             ]
             for t in tables
         ]
-        found[k] = over_seeds(values)
+        if (estimate := over_graded(values)).n:
+            found[k] = estimate
     return found
 
 

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from prefix_rft.compare.jobs import BASE, Board
-from prefix_rft.compare.results import Line, mean_path
+from prefix_rft.compare.results import Cell, Line, mean_path
 from prefix_rft.compare.work import HELD_OUT
-from prefix_rft.eval_view import percent
+from prefix_rft.estimates import Estimate
+from prefix_rft.eval_view import few_of, percent
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def results(board: Board, found: Sequence[Line], between: str = " ") -> Block:
         rows.append(
             [
                 line.name + (f" ({line.seeds} of {comparison.seeds} seeds)" if few else ""),
-                *(percent(by_t[t].avg, between) for t in temperatures),
+                *(percent(by_t[t].avg, between, by_t[t].problems) for t in temperatures),
                 "" if difference is None else difference.signed.replace(" [", between + "["),
             ]
         )
@@ -80,11 +81,17 @@ def _costs_row(board: Board, line: Line) -> list[str]:
         f"{line.steps:.0f}" if line.steps else "",
         *(number(v) if v else "" for v in (spent.sampled, spent.trained, spent.flops)),
         f"{spent.seconds:.0f} s" if spent.seconds else "",
-        f"{100 * first.pass_at[k].mean:.1f}" if k in first.pass_at else "",
+        _share(first.pass_at[k], first.problems) if k in first.pass_at else "",
         f"{100 * first.truncated:.1f}",
         f"{100 * first.no_answer:.1f}",
         "" if math.isnan(first.spread) else f"{100 * first.spread:.1f}",
     ]
+
+
+def _share(estimate: Estimate, of: int) -> str:
+    """``25.2``, in percent, with the number of problems where it is not over all of them."""
+    few = few_of(estimate.n, of)
+    return f"{100 * estimate.mean:.1f}{' ' * bool(few)}{few}"
 
 
 def parts(board: Board, found: Sequence[Line]) -> list[Block]:
@@ -95,12 +102,16 @@ def parts(board: Board, found: Sequence[Line]) -> list[Block]:
             f"By {column}, {at(first)}",
             ["arm", *labels],
             [
-                [x.name, *(percent(x.cells[HELD_OUT][first].parts[column][y]) for y in labels)]
+                [x.name, *(_part(x.cells[HELD_OUT][first], column, y) for y in labels)]
                 for x in found
             ],
         )
         for column, labels in found[0].cells[HELD_OUT][first].parts.items()
     ]
+
+
+def _part(cell: Cell, column: str, label: str) -> str:
+    return percent(cell.parts[column][label], of=cell.part_sizes[column][label])
 
 
 def other_sets(board: Board, found: Sequence[Line]) -> list[Block]:
@@ -114,7 +125,7 @@ def other_sets(board: Board, found: Sequence[Line]) -> list[Block]:
             cells = [line.cells[name][t] for t in temperatures]
             less = cells[0].less_base
             signed = "" if less is None else less.signed
-            rows.append([line.name, *(percent(c.avg) for c in cells), signed])
+            rows.append([line.name, *(percent(c.avg, of=c.problems) for c in cells), signed])
         blocks.append(Block(f"On {name}", head, rows))
     return blocks
 
@@ -127,8 +138,8 @@ def pass_at(board: Board, found: Sequence[Line]) -> list[Block]:
         return []
     rows = []
     for line in found:
-        known = line.cells[HELD_OUT][first].pass_at
-        rows.append([line.name, *(percent(known[k]) if k in known else "" for k in ks)])
+        known, of = line.cells[HELD_OUT][first].pass_at, line.cells[HELD_OUT][first].problems
+        rows.append([line.name, *(percent(known[k], of=of) if k in known else "" for k in ks)])
     return [Block(f"pass@k, {at(first)}", ["arm", *(f"k = {k}" for k in ks)], rows)]
 
 

@@ -77,9 +77,7 @@ def as_csv(found: Sequence[Line]) -> str:
 
 def _plain(cell: Cell) -> dict[str, Any]:
     found: dict[str, Any] = {
-        "mean": cell.avg.mean,
-        "low": cell.avg.low,
-        "high": cell.avg.high,
+        **{k: getattr(cell.avg, k) if cell.avg.n else "" for k in ("mean", "low", "high")},
         "sd_over_seeds": "" if math.isnan(cell.spread) else cell.spread,
         "truncated": cell.truncated,
         "no_answer": cell.no_answer,

@@ -10,31 +10,15 @@ from trl import GRPOConfig
 from prefix_rft.core import Method
 from prefix_rft.engines.options import SHARED, check_rows, parse_options, with_const
 from prefix_rft.engines.trl.clock import HELP
+from prefix_rft.engines.trl.ranges import check_numbers
+from prefix_rft.engines.trl.settings import (
+    HARMFUL,
+    RL,
+    check_generation,
+    refuse_without_effect,
+)
 from prefix_rft.engines.trl.watch import WatchConfig
 from prefix_rft.methods import load, options_of
-
-OWNED = {
-    "loss_type": "the method decides the loss; its normaliser is the method option 'aggregation'",
-    "scale_rewards": "the method decides: 'grpo' divides by the std, 'dr_grpo' does not",
-    "importance_sampling_level": "the method decides the importance ratio",
-    "multi_objective_aggregation": "rewards are summed with reward_weights before the baseline",
-    "top_entropy_quantile": "prefix tokens are selected by the method option 'entropy_keep'",
-    "use_adaptive_entropy": "use the method option 'entropy_coef'",
-    "off_policy_mask_threshold": "the method decides which rows are trained",
-    "use_bias_correction_kl": "the method decides the KL term",
-    "sync_ref_model": "a moving reference is in no checkpoint; a method's moves in stages",
-    "mask_truncated_completions": "use the method option truncated: mask",
-    "neftune_noise_alpha": "with noise in its embeddings the policy is not the one that samples",
-}
-"""TRL settings that a method replaces: a value other than TRL's default is refused, not ignored."""
-
-
-def refuse_owned(config: Any, base: type, owned: dict[str, str]) -> None:
-    """Raise ValueError for a setting that the method replaces and that is not at its default."""
-    defaults = {f.name: f.default for f in fields(base)}
-    for key, reason in owned.items():
-        if key in defaults and getattr(config, key) != defaults[key]:
-            raise ValueError(f"{key}={getattr(config, key)!r} has no effect here: {reason}")
 
 
 @dataclass
@@ -98,21 +82,13 @@ class PrefixRFTConfig(WatchConfig, GRPOConfig):
     )
 
     def __post_init__(self) -> None:
+        check_numbers(vars(self))
+        refuse_without_effect(self, GRPOConfig, RL, HARMFUL)
         super().__post_init__()
+        check_generation(self)
         for name in ("method_options", "parameter_mask", "tripwires"):
             if isinstance(getattr(self, name), str):
                 setattr(self, name, parse_options(name, getattr(self, name)))
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be positive to explore, got {self.temperature}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
-        if self.num_iterations < 1:
-            raise ValueError(f"num_iterations must be at least 1, got {self.num_iterations}")
-        if self.gradient_shares_every < 0:
-            raise ValueError(
-                f"gradient_shares_every must be at least 0, got {self.gradient_shares_every}"
-            )
-        refuse_owned(self, GRPOConfig, OWNED)
         self.check_watch()
         steps: Any = self.steps_per_generation
         if steps % self.gradient_accumulation_steps != 0:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from datasets import Dataset, IterableDataset
 
 from prefix_rft.data import DataError, tokenize_demonstrations
 from prefix_rft.data.render import Renderer
+from prefix_rft.engines.positions import refuse_too_long
 from prefix_rft.engines.trl.clock import template_kwargs
 
 
@@ -63,6 +64,7 @@ def tokenize_dataset(trainer: Any) -> None:
 
     Raises:
         DataError: the dataset is smaller than a generation, or lacks what the method needs.
+        UserError: a prompt and its completion are too long for the model.
     """
     args, method = trainer.args, trainer.method
     set_renderer(trainer)
@@ -74,6 +76,9 @@ def tokenize_dataset(trainer: Any) -> None:
             args.demonstration_column,
             trainer.renderer,
         )
+    if isinstance(trainer.train_dataset, Dataset):
+        prompts = trainer.train_dataset.select_columns(["prompt"])
+        fit(trainer, (len(trainer.renderer.prompt(row["prompt"])) for row in prompts))
     report = trainer.demonstrations
     prompts = args.generation_batch_size // trainer.num_generations
     if report is not None and report.rows < prompts:
@@ -88,3 +93,9 @@ def tokenize_dataset(trainer: Any) -> None:
             f"method '{method.name}' needs demonstrations, but no row has one in column "
             f"'{column}'{dropped}; name the column with demonstration_column, or use dr_grpo"
         )
+
+
+def fit(trainer: Any, lengths: Iterable[int]) -> None:
+    """Raise UserError where prompts of these lengths and a completion exceed the model."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    refuse_too_long(model, lengths, trainer.max_completion_length)

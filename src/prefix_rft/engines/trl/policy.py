@@ -10,7 +10,7 @@ import torch
 from prefix_rft.adapters import find_adapter
 from prefix_rft.engines.trl.dataset import plain_rows
 from prefix_rft.errors import UserError
-from prefix_rft.models import load_configs, load_model, load_tokenizer
+from prefix_rft.models import hub, load_configs, load_model, load_tokenizer
 
 
 def open_adapter(model: Any, args: Any) -> tuple[Any, Any]:
@@ -57,7 +57,7 @@ def generation_config_of(model: Any, args: Any) -> Any:
     """The generation config that a model has, or will have once its name has been loaded."""
     if not isinstance(model, str):
         return model.generation_config
-    return load_configs(model, (args.model_init_kwargs or {}).get("revision"))[1]
+    return load_configs(model, **hub(args.model_init_kwargs or {}))[1]
 
 
 def trainable(model: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:

@@ -14,29 +14,19 @@ from prefix_rft.data.demonstrations import imitation_rows
 from prefix_rft.data.render import Renderer, end_of_text_ids
 from prefix_rft.engines.dropout import turn_off_dropout
 from prefix_rft.engines.options import parse_options, with_const
+from prefix_rft.engines.positions import refuse_too_long
 from prefix_rft.engines.state import MethodState, hash_of_rows
 from prefix_rft.engines.trl.clock import HELP, stop_clock, template_kwargs
-from prefix_rft.engines.trl.config import refuse_owned
 from prefix_rft.engines.trl.dataset import plain_rows
 from prefix_rft.engines.trl.policy import generation_config_of, open_adapter, tokenizer_of
+from prefix_rft.engines.trl.ranges import check_numbers
 from prefix_rft.engines.trl.reference import ReferencePolicy
 from prefix_rft.engines.trl.resume import ResumesExactly
+from prefix_rft.engines.trl.settings import SFT, refuse_without_effect
 from prefix_rft.engines.trl.state import keep_state
 from prefix_rft.engines.trl.tokens import TokenCounts
 from prefix_rft.engines.trl.watch import WatchConfig, Watched
 from prefix_rft.methods import load
-
-OWNED = {
-    "loss_type": "the method decides the loss",
-    "completion_only_loss": "only demonstration tokens are targets",
-    "assistant_only_loss": "only demonstration tokens are targets",
-    "label_smoothing_factor": "the method decides the loss",
-    "max_length": "nothing is cut; longer demonstrations are dropped by max_completion_length",
-    "chat_template_path": "rows are rendered before: set the chat_template of processing_class",
-    "packing": "rows stay apart, so that the normaliser can count them",
-    "padding_free": "rows stay apart, so that the normaliser can count them",
-}
-"""TRL settings that have no effect here: a value other than TRL's default is refused."""
 
 
 @dataclass
@@ -62,11 +52,12 @@ class DemonstrationConfig(WatchConfig, SFTConfig):
     )
 
     def __post_init__(self) -> None:
+        check_numbers(vars(self))
+        refuse_without_effect(self, SFTConfig, SFT)
         super().__post_init__()
         for name in ("method_options", "parameter_mask", "tripwires"):
             if isinstance(getattr(self, name), str):
                 setattr(self, name, parse_options(name, getattr(self, name)))
-        refuse_owned(self, SFTConfig, OWNED)
         self.check_watch()
         kwargs: Any = self.dataset_kwargs or {}
         self.dataset_kwargs = {**kwargs, "skip_prepare_dataset": True}
@@ -114,9 +105,6 @@ class DemonstrationTrainer(Watched, ResumesExactly, SFTTrainer):
         model, own = open_adapter(model, args)
         if processing_class is None:
             processing_class = own or tokenizer_of(model)
-        # TRL sets it too, but after the rows have been made; one that is unknown it refuses.
-        if args.eos_token is not None and args.eos_token in processing_class.get_vocab():
-            processing_class.eos_token = args.eos_token
         self.date_given = stop_clock(args, processing_class)
         ends = end_of_text_ids(processing_class, generation_config_of(model, args))
 
@@ -145,6 +133,12 @@ class DemonstrationTrainer(Watched, ResumesExactly, SFTTrainer):
             processing_class=processing_class,
             **kwargs,
         )
+        parts = [train_dataset]
+        if eval_dataset is not None:
+            parts += eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]
+        for part in parts:
+            lengths = (len(row["input_ids"]) for row in part)
+            refuse_too_long(self.accelerator.unwrap_model(self.model), lengths)
         keep_state(self)
         if self.reference is not None:  # two forwards are compared: their noise would differ
             self.notes += turn_off_dropout(self.model)

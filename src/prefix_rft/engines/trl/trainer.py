@@ -33,7 +33,12 @@ from prefix_rft.engines.state import MethodState
 from prefix_rft.engines.trl.attach import attach
 from prefix_rft.engines.trl.clock import stop_clock
 from prefix_rft.engines.trl.config import PrefixRFTConfig
-from prefix_rft.engines.trl.dataset import EvaluatesPlainRows, set_renderer, tokenize_dataset
+from prefix_rft.engines.trl.dataset import (
+    EvaluatesPlainRows,
+    fit,
+    set_renderer,
+    tokenize_dataset,
+)
 from prefix_rft.engines.trl.entropy import select_in_pool
 from prefix_rft.engines.trl.gradients import GradientShares
 from prefix_rft.engines.trl.kept import write_kept
@@ -190,6 +195,7 @@ class PrefixRFTTrainer(Watched, EvaluatesPlainRows, ResumesExactly, GRPOTrainer)
         plans, self._plans = self._plans, None
         if plans is None:
             plans = [RowPlan(0, 0, 0)] * len(prompt_ids)
+        fit(self, map(len, prompt_ids))  # those of a stream, or of an evaluation
         training, own = self.model.training, self._samples_itself()
         if own:
             sampled, logps = self._sample(prompt_ids, plans), None
@@ -251,6 +257,7 @@ class PrefixRFTTrainer(Watched, EvaluatesPlainRows, ResumesExactly, GRPOTrainer)
             and not self.is_deepspeed_enabled
             and not self.is_fsdp_enabled
             and not args.generation_kwargs
+            and args.cache_implementation is None
             and self.repetition_penalty == 1.0
             and supported(self.accelerator.unwrap_model(self.model))
         )
