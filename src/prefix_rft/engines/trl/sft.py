@@ -13,7 +13,7 @@ from trl import SFTConfig, SFTTrainer
 from prefix_rft.core import Batch, Method, Targets, loss, prepare
 from prefix_rft.data.demonstrations import imitation_rows
 from prefix_rft.data.render import Renderer, end_of_text_ids
-from prefix_rft.engines.options import parse_options, with_const
+from prefix_rft.engines.options import KeepsMethod, parse_options, with_const
 from prefix_rft.engines.trl.config import refuse_owned
 from prefix_rft.engines.trl.reference import ReferencePolicy
 from prefix_rft.engines.trl.resume import ResumesExactly
@@ -35,7 +35,7 @@ OWNED = {
 
 
 @dataclass
-class DemonstrationConfig(WatchConfig, SFTConfig):
+class DemonstrationConfig(KeepsMethod, WatchConfig, SFTConfig):
     """Arguments of :class:`DemonstrationTrainer`: everything in TRL's ``SFTConfig``, and these."""
 
     method: str = field(default="sft", metadata={"help": "Imitation method."})
@@ -65,10 +65,16 @@ class DemonstrationConfig(WatchConfig, SFTConfig):
         kwargs: Any = self.dataset_kwargs or {}
         self.dataset_kwargs = {**kwargs, "skip_prepare_dataset": True}
 
-    def resolve_method(self) -> Method:
-        """The method with its options."""
+    def _decides(self) -> Any:
         options: Any = self.method_options or {}
-        return with_const(load(self.method, **options), self.max_completion_length)
+        return self.method, dict(options), self.max_completion_length
+
+    def _load(self) -> Method:
+        options: Any = self.method_options or {}
+        return load(self.method, **options)
+
+    def _fit(self, method: Method) -> Method:
+        return with_const(method, self.max_completion_length)
 
 
 class DemonstrationTrainer(Watched, ResumesExactly, SFTTrainer):
