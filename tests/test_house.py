@@ -11,7 +11,7 @@ SOURCE = Path(__file__).parents[1] / "src/prefix_rft"
 
 # Each package may import from itself and from the floors below it.
 FLOORS = [
-    {"checkpoints", "errors", "findings", "imports", "untrusted", "writing"},
+    {"checkpoints", "errors", "findings", "imports", "phases", "untrusted", "writing"},
     {"core"},
     {"data", "rewards", "methods", "tasks"},
     {"engines", "models"},

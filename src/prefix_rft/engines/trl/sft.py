@@ -143,6 +143,7 @@ class DemonstrationTrainer(Watched, ResumesExactly, SFTTrainer):
         """The micro-batches of the next optimizer step; fixes the step's targets on the way."""
         samples, items = super().get_batch_samples(*args, **kwargs)
         if samples:
+            self.phases.begin("updating", len(samples))
             width = max(s["labels"].size(1) for s in samples)
             labels = [
                 torch.nn.functional.pad(s["labels"], (0, width - s["labels"].size(1)), value=-100)
@@ -178,6 +179,8 @@ class DemonstrationTrainer(Watched, ResumesExactly, SFTTrainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         """This micro-batch's share of the step's loss (in evaluation, its own loss)."""
+        if self.model.training:
+            self.phases.next()
         batch = _to_batch(inputs["labels"])
         extra: dict[str, Any] = {"use_cache": False}
         if self.aux_loss_enabled:

@@ -43,7 +43,7 @@ from prefix_rft.engines.trl.scores import contrasted
 from prefix_rft.engines.trl.state import keep_state
 from prefix_rft.engines.trl.stats import StepStats
 from prefix_rft.engines.trl.tokens import TokenCounts
-from prefix_rft.engines.trl.verdicts import excluded, log_prefix_leak, log_verdicts
+from prefix_rft.engines.trl.verdicts import excluded, log_prefix_leak, log_verdicts, telling
 from prefix_rft.engines.trl.watch import Watched
 from prefix_rft.engines.trl.window import Rows, by_length, join, to_batch, trim
 from prefix_rft.rewards import checked
@@ -137,6 +137,7 @@ class PrefixRFTTrainer(Watched, ResumesExactly, GRPOTrainer):
         if self.reference is not None:
             self.reference.enter_stage()
         made = generate(self, inputs)
+        self.phases.begin("scoring")
         attach(self, made)
         verdicts = [list(g.verdicts) for g in self.graders]
         if self.args.log_prefix_leak:
@@ -174,6 +175,7 @@ class PrefixRFTTrainer(Watched, ResumesExactly, GRPOTrainer):
         if plans is None:
             plans = [RowPlan(0, 0, 0)] * len(prompt_ids)
         training, own = self.model.training, self._samples_itself()
+        self.phases.begin("sampling", sum(not plan.done for plan in plans) if own else None)
         if own:
             sampled, logps = self._sample(prompt_ids, plans), None
         else:
@@ -189,6 +191,7 @@ class PrefixRFTTrainer(Watched, ResumesExactly, GRPOTrainer):
             sampled, logps = super()._generate_single_turn(
                 contexts, images, fields, *args, **kwargs
             )
+        self.phases.begin("scoring")
         if training:
             self.tokens.draw(prompt_ids, plans, sampled, all_sent=not own)
         budget = self.max_completion_length
@@ -253,13 +256,14 @@ class PrefixRFTTrainer(Watched, ResumesExactly, GRPOTrainer):
             min_p=self.min_p,
         )
         prefixes = [plans[i].prefix for i in open_rows]
+        contexts = [prompts[i] for i in open_rows]
         budgets = [self.max_completion_length - len(p) for p in prefixes]
         was_training = model.training
         frozen = self.reference if self.method.sampler == "reference" and was_training else None
         model.eval()
         try:
             with self.accelerator.autocast(), frozen.swapped() if frozen else nullcontext():
-                made = sample(model, [prompts[i] for i in open_rows], budgets, settings, prefixes)
+                made = sample(model, contexts, budgets, settings, prefixes, tick=self.phases.at)
         finally:
             model.train(was_training)
         for i, ids in zip(open_rows, made, strict=True):
@@ -267,8 +271,10 @@ class PrefixRFTTrainer(Watched, ResumesExactly, GRPOTrainer):
         return found
 
     def _calculate_rewards(self, inputs: list[dict[str, Any]], *args: Any, **kwargs: Any) -> Tensor:
+        self.phases.begin("grading", len(inputs))
         visible = [{k: v for k, v in row.items() if not k.startswith(OURS)} for row in inputs]
-        rewards_per_func = super()._calculate_rewards(visible, *args, **kwargs)
+        with telling(self.graders, self.phases):
+            rewards_per_func = super()._calculate_rewards(visible, *args, **kwargs)
         rewards = (rewards_per_func * self.reward_weights.to(rewards_per_func)).nansum(1)
         # NaN is TRL's mark for "does not apply": the others decide, unless none is left. A row
         # that a grader could not judge has no reward at all, whatever the others say.
@@ -340,7 +346,9 @@ class PrefixRFTTrainer(Watched, ResumesExactly, GRPOTrainer):
             )
         within = self._step % self.args.gradient_accumulation_steps
         if within == 0:
+            self.phases.begin("updating", self.args.gradient_accumulation_steps)
             self._open_window()
+        self.phases.next()
         size = len(inputs["completion_ids"])
         part = slice(within * size, (within + 1) * size)
         prompt, prompt_mask, completion, completion_mask = trim(inputs)

@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 from prefix_rft.engines.tripwires import Tripwires
 from prefix_rft.engines.trl.finite import POLICIES, Finite
 from prefix_rft.errors import RunError, check_range, choose
+from prefix_rft.phases import Phases
 
 logger = logging.getLogger("prefix_rft")
 
@@ -52,12 +53,16 @@ class WatchConfig:
 
 
 class Watched:
-    """Mixin for trainers: numbers that are not finite, and signs that a run teaches nothing."""
+    """Mixin for trainers: numbers that are not finite, and signs that a run teaches nothing.
+
+    ``phases`` is what the trainer tells of where it is; by default nobody hears it.
+    """
 
     args: Any
     accelerator: Any
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, phases: Phases | None = None, **kwargs: Any) -> None:
+        self.phases = phases or Phases()
         super().__init__(*args, **kwargs)
         trainer: Any = self
         self.finite = Finite(trainer)
