@@ -59,8 +59,11 @@ def test_keys_of_the_trl_engine_become_verls(tmp_path: Path) -> None:
     actor, rollout = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
     expected = {
         "prefix_rft.method": "dr_grpo",
-        "prefix_rft.method_options": {"aggregation": "token_mean", "epsilon": 0.1},
-        "prefix_rft.epsilon_high": 0.3,
+        "prefix_rft.method_options": {
+            "aggregation": "token_mean",
+            "epsilon": 0.1,
+            "epsilon_high": 0.3,
+        },
         "prefix_rft.folder": str(tmp_path),
         "prefix_rft.seed": 7,
         "data.seed": 7,

@@ -11,7 +11,16 @@ SOURCE = Path(__file__).parents[1] / "src/prefix_rft"
 
 # Each package may import from itself and from the floors below it.
 FLOORS = [
-    {"checkpoints", "errors", "findings", "imports", "strict_yaml", "untrusted", "writing"},
+    {
+        "checkpoints",
+        "errors",
+        "findings",
+        "imports",
+        "phases",
+        "strict_yaml",
+        "untrusted",
+        "writing",
+    },
     {"core"},
     {"data", "rewards", "methods", "tasks"},
     {"adapters", "engines", "models"},

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -25,6 +24,7 @@ from prefix_rft.errors import UserError
 from prefix_rft.findings import Finding, say
 from prefix_rft.memory import count_parameters, estimate
 from prefix_rft.models import hub, load_configs, load_tokenizer, quiet
+from prefix_rft.progress import Display
 from prefix_rft.recipe import RECOMPUTE, read_recipe, stage_names
 from prefix_rft.rewards.verdict import STATUSES
 from prefix_rft.untrusted import visible
@@ -76,10 +76,8 @@ def check_setup(
     say(console, f"{setup.method.name}: {setup.method.summary}")
     parts = []
     for data in [recipe.train_data, *([recipe.eval_data] if recipe.eval_data else [])]:
-        with Progress(
-            SpinnerColumn(), TextColumn("{task.description}"), console=console, transient=True
-        ) as bar:
-            task = bar.add_task("reading")
+        with Display(console) as display:
+            display.phases.begin("checking rows:")
             found = check_data(
                 setup,
                 data,
@@ -88,7 +86,7 @@ def check_setup(
                 positions,
                 graders,
                 Scope(limit, training=not parts),
-                lambda n, task=task, bar=bar: bar.update(task, description=f"checked {n} rows"),
+                display.phases.at,
             )
         parts.append(found)
         show_data(console, found)

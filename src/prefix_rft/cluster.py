@@ -17,6 +17,7 @@ from rich.console import Console
 
 from prefix_rft.adapters import find_adapter
 from prefix_rft.core import Method
+from prefix_rft.engines.options import SHARED
 from prefix_rft.engines.rollouts import cut_rollouts
 from prefix_rft.engines.verl.block import KEY, unsupported
 from prefix_rft.errors import UserError, nearest
@@ -34,13 +35,12 @@ KEYS = {
     "learning_rate": [f"{ACTOR}.optim.lr"],
     "weight_decay": [f"{ACTOR}.optim.weight_decay"],
     "seed": ["data.seed", f"{ACTOR}.data_loader_seed", f"{ROLLOUT}.seed", f"{KEY}.seed"],
-    "epsilon_high": [f"{KEY}.epsilon_high"],
-    "delta": [f"{KEY}.delta"],
 }
 """TRL's keys, and verl's with the same meaning."""
 
 SPECIAL = (
-    *("epsilon", "beta", "entropy_coef", "top_k", "max_steps", "num_train_epochs", "save_steps"),
+    *SHARED,
+    *("top_k", "max_steps", "num_train_epochs", "save_steps"),
     *("save_strategy", "save_total_limit", "lr_scheduler_type", "warmup_steps", "report_to"),
     *RECOMPUTE,
     *("log_rollouts", "adam_beta1", "adam_beta2", "chat_template_kwargs", "chat_template_date"),
@@ -103,8 +103,6 @@ def settings(recipe: Recipe, args: Any, folder: Path, resume: bool) -> dict[str,
     for key, theirs in KEYS.items():
         value = getattr(args, key)
         found |= dict.fromkeys(theirs, value)
-    shared = {k: v for k, v in recipe.trainer.items() if k in ("epsilon", "beta", "entropy_coef")}
-    options = {**recipe.method_options, **shared}
     schedule = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
     here = os.path.abspath(recipe.folder)
     steps = args.max_steps if args.max_steps > 0 else None
@@ -118,7 +116,7 @@ def settings(recipe: Recipe, args: Any, folder: Path, resume: bool) -> dict[str,
     recompute = [recipe.trainer[k] for k in RECOMPUTE if k in recipe.trainer]
     found |= {
         f"{KEY}.method": recipe.method_name,
-        f"{KEY}.method_options": options or None,
+        f"{KEY}.method_options": args.method_options or None,
         f"{KEY}.reward": recipe.reward,
         f"{KEY}.columns": dict(recipe.columns),
         f"{KEY}.system_prompt": recipe.system_prompt,

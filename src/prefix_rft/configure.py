@@ -22,12 +22,12 @@ from transformers.integrations.integration_utils import is_flytekit_available
 from prefix_rft import cluster
 from prefix_rft.core import Method
 from prefix_rft.data import find_source
+from prefix_rft.engines.options import SHARED, resolve
 from prefix_rft.engines.trl import DemonstrationConfig, PrefixRFTConfig
 from prefix_rft.engines.trl.parameter_mask import MaskOptions
 from prefix_rft.engines.trl.ranges import check_numbers
 from prefix_rft.errors import UserError, check_types, choose
 from prefix_rft.imports import load_function
-from prefix_rft.methods import load
 from prefix_rft.models import one_line
 from prefix_rft.packages import check_packages
 from prefix_rft.recipe import RECOMPUTE, BatchPlan, Recipe, load_recipe, plan_batches
@@ -42,7 +42,7 @@ class Setup:
 
     Attributes:
         recipe: as it stands, with overrides.
-        method: with its options.
+        method: the one that is estimated, written, and trained, with all its options.
         rewards: functions with TRL's signature; ``verdicts`` are those of the last call.
         args: the trainer's configuration.
         plan: how the rows of a step are split.
@@ -88,7 +88,13 @@ def configure(
     recipe = load_recipe(path, overrides, None, stage, model)
     if ":" in recipe.method_name:  # a module beside the recipe can be named too
         load_function(recipe.method_name, recipe.folder, "method")
-    method = load(recipe.method_name, **recipe.method_options)
+    method = resolve(
+        recipe.method_name,
+        recipe.method_options,
+        {k: recipe.trainer[k] for k in SHARED if k in recipe.trainer},
+        "as a key of the recipe",
+        "under method",
+    )
     config_class = PrefixRFTConfig if method.samples else DemonstrationConfig
     keys = [f.name for f in fields(config_class) if f.init]
     recipe = load_recipe(path, overrides, keys, stage, model)
@@ -112,7 +118,7 @@ def configure(
     check_packages(args, recipe.model_options)
     if method.samples and args.reward_weights is None:
         args.reward_weights = weights
-    return Setup(recipe, method, rewards, args, plan)
+    return Setup(recipe, args.resolve_method(), rewards, args, plan)
 
 
 def reward_functions(recipe: Recipe, method: Method) -> tuple[list[Any], list[float]]:
@@ -242,10 +248,13 @@ def trainer_arguments(
         "per_device_train_batch_size": plan.micro_batch_size,
         "gradient_accumulation_steps": plan.micro_batches,
         "method": recipe.method_name,
-        "method_options": recipe.method_options,
+        "method_options": {
+            **recipe.method_options,
+            **{k: recipe.trainer[k] for k in SHARED if k in recipe.trainer},
+        },
     }
     try:
-        return config_class(**{**defaults, **given, **derived}), plan
+        return config_class.of(method, **{**defaults, **given, **derived}), plan
     except UserError:
         raise
     except REFUSALS as error:

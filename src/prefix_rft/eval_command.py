@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from prefix_rft.configure import configure
 from prefix_rft.errors import UserError
@@ -19,6 +18,7 @@ from prefix_rft.eval_sets import EvalSet, distinct, named_set, read_suite
 from prefix_rft.eval_view import show_eval
 from prefix_rft.evaluate import Request
 from prefix_rft.models import quiet
+from prefix_rft.progress import Display, by_job
 
 LENGTH = 256
 
@@ -34,8 +34,9 @@ def run(args: argparse.Namespace, console: Console) -> None:
     folder = Path(args.output) if args.output else Path("evals") / name_of_model(args.model)
     if folder.is_file() or (args.output and not folder.parent.is_dir()):
         raise UserError(f"--output '{folder}' is no folder, or the folder it is in does not exist")
-    with bar(console) as progress:
-        result = run_eval(plan, folder, progress)
+    with Display(console) as display:
+        display.phases.begin("loading the model")
+        result = run_eval(plan, folder, by_job(display))
     show_eval(console, result)
     console.print(f"result.json and all samples: {folder}", highlight=False, soft_wrap=True)
 
@@ -132,18 +133,3 @@ def name_of_model(source: str) -> str:
     if len(parts) > 1 and (parts[-1] == "model" or parts[-1].startswith("checkpoint-")):
         parts = [parts[-2], *([] if parts[-1] == "model" else parts[-1:])]
     return "-".join(parts[-2:]) if parts[-1].startswith("checkpoint-") else parts[-1]
-
-
-class bar(Progress):  # noqa: N801  (used as a function)
-    """A progress bar that is called with a job's name, the problems done, and those to do."""
-
-    def __init__(self, console: Console) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        super().__init__(*columns, TimeRemainingColumn(), console=console, transient=True)
-        self.jobs: dict[str, Any] = {}
-
-    def __call__(self, job: str, done: int, total: int) -> None:
-        """Show how far a job is."""
-        if job not in self.jobs:
-            self.jobs[job] = self.add_task(job, total=total)
-        self.update(self.jobs[job], completed=done)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -228,8 +228,12 @@ def _sample_set(
             path = samples_file(folder, role, one, temperature)
             name = f"{role} on {one.name} at T={temperature:g}"
             request = _request(replace(plan.request, template_kwargs=kwargs), one, temperature)
-            for done in draw(path, rows, model, tokenizer, rewards[0], request):
+
+            def tick(done: int, name: str = name) -> None:
                 progress(name, done, len(rows))
+
+            for done in draw(path, rows, model, tokenizer, rewards[0], request, tick):
+                tick(done)
             _done_file(folder, role, one, temperature).touch()
 
 
@@ -295,16 +299,29 @@ def _request(request: Request, one: EvalSet, temperature: float) -> Request:
 
 
 def draw(
-    path: Path, rows: Dataset, model: Any, tokenizer: Any, reward: Any, request: Request
+    path: Path,
+    rows: Dataset,
+    model: Any,
+    tokenizer: Any,
+    reward: Any,
+    request: Request,
+    tick: Callable[[int], None] = lambda done: None,
 ) -> Iterable[int]:
-    """Append the problems that the file lacks, some at a time; yields how many it then has."""
+    """Append the problems that the file lacks, some at a time; yields how many it then has.
+
+    Between them ``tick`` is called with how many are sampled.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     done = len(read_problems(path)) if path.is_file() else 0
     yield done
     left = range(done, len(rows))
     if not left:
         return
-    parts = sample_and_grade(model, tokenizer, rows.select(left), reward, request, left)
+
+    def further(sampled: int, before: int = done) -> None:
+        tick(before + sampled)
+
+    parts = sample_and_grade(model, tokenizer, rows.select(left), reward, request, left, further)
     for part in parts:
         lines = []
         for samples in part:

@@ -88,6 +88,7 @@ def sample_and_grade(
     reward: Callable[..., Any],
     request: Request,
     numbers: Sequence[int] | None = None,
+    tick: Callable[[int], None] = lambda done: None,
 ) -> Iterator[list[list[Sample]]]:
     """Sampled and graded answers to the rows' prompts, some problems at a time, in their order.
 
@@ -98,6 +99,7 @@ def sample_and_grade(
         reward: function with TRL's signature.
         request: how to sample.
         numbers: of the rows, which decide their samples; by default 0, 1, 2, ...
+        tick: called now and then with how many problems are sampled, in samples of their number.
 
     Yields:
         for each of the next problems its k samples.
@@ -129,7 +131,15 @@ def sample_and_grade(
         sampled: list[list[int]] = []
         for at in range(0, len(ids), request.batch_size):
             rows_at_once = slice(at, at + request.batch_size)
-            sampled += _draw(model, render, ids[rows_at_once], keys[rows_at_once], request)
+            sampled += _draw(
+                model,
+                render,
+                ids[rows_at_once],
+                keys[rows_at_once],
+                request,
+                lambda ended, before=start * k + at: tick((before + ended) // k),
+            )
+        tick(start + len(part))
         graded = _grade(tokenizer, part, reward, sampled, render.eos_ids, k)
         yield [graded[i : i + k] for i in range(0, len(graded), k)]
 
@@ -148,6 +158,7 @@ def _draw(
     ids: Sequence[Sequence[int]],
     keys: Sequence[str],
     request: Request,
+    tick: Callable[[int], None],
 ) -> list[list[int]]:
     """The sampled ids of some rows."""
     pad: Any = render.tokenizer.pad_token_id
@@ -158,7 +169,8 @@ def _draw(
     try:
         if supported(model):
             uniforms = uniforms_of(keys, budget) if request.temperature > 0 else None
-            return sample(model, ids, [budget] * len(ids), settings, uniforms=uniforms)
+            budgets = [budget] * len(ids)
+            return sample(model, ids, budgets, settings, uniforms=uniforms, tick=tick)
         with torch.random.fork_rng():
             torch.manual_seed(int(uniforms_of(keys[:1], 1).item() * 2**24))
             return generate(model, ids, budget, settings)
@@ -230,16 +242,20 @@ def mean_reward(samples: Sequence[Sample]) -> float | None:
 
 
 def evaluate(
-    model: Any, tokenizer: Any, rows: Dataset, reward: Callable[..., Any], request: Request
+    model: Any,
+    tokenizer: Any,
+    rows: Dataset,
+    reward: Callable[..., Any],
+    request: Request,
+    tick: Callable[[int], None] = lambda done: None,
 ) -> Evaluation:
     """avg@k of a model on held-out problems; arguments as in :func:`sample_and_grade`.
 
     Raises:
         UserError: there is no row, or none of the completions could be graded.
     """
-    problems = [
-        p for part in sample_and_grade(model, tokenizer, rows, reward, request) for p in part
-    ]
+    parts = sample_and_grade(model, tokenizer, rows, reward, request, None, tick)
+    problems = [p for part in parts for p in part]
     flat = [s for p in problems for s in p]
     means = [m for m in map(mean_reward, problems) if m is not None]
     if not means:

@@ -19,6 +19,7 @@ from prefix_rft.engines.trl.clock import template_kwargs
 from prefix_rft.errors import UserError
 from prefix_rft.findings import named, say
 from prefix_rft.models import give_template
+from prefix_rft.phases import Phases
 from prefix_rft.rewards import grade_texts, missing_columns
 from prefix_rft.rewards.checked import name_of
 from prefix_rft.rewards.golds import unreadable_golds
@@ -36,6 +37,7 @@ def preflight(
     rows: Dataset,
     held_out: Dataset | None,
     console: Console,
+    phases: Phases | None = None,
 ) -> tuple[Dataset, Dataset | None]:
     """The rows to train and to evaluate on.
 
@@ -47,6 +49,7 @@ def preflight(
         UserError: a reward that misses a column or fails on everything, a template that cannot be
             sampled from or refuses a prompt, or no row is left.
     """
+    phases = phases or Phases()
     recipe, rewards = setup.recipe, setup.rewards
     parts = [(recipe.train_data, rows), *([(recipe.eval_data, held_out)] if held_out else [])]
     eos_ids = end_of_text_ids(tokenizer, model.generation_config)
@@ -71,22 +74,25 @@ def preflight(
         positions = getattr(model.config, "max_position_embeddings", None)
         for name, part in parts:
             scope = LOOKED_AT if part is rows else Scope(LOOKED_AT.rows, 0, training=False)
-            found = check_data(setup, name, tokenizer, eos_ids, positions, graders, scope)
+            phases.begin("checking rows:")
+            found = check_data(
+                setup, name, tokenizer, eos_ids, positions, graders, scope, phases.at
+            )
             for one in found.findings.problems + found.findings.notes:
                 say(console, f"warning: {found.name}: {one}")
     if held_out is not None:
         check_prompts(
             held_out, Renderer(tokenizer, eos_ids, template_kwargs(setup.args, tokenizer))
         )
-        held_out = drop_unreadable_golds(rewards[:1], held_out, console)
+        held_out = drop_unreadable_golds(rewards[:1], held_out, console, phases)
     if setup.method.samples:
-        rows = drop_unreadable_golds(rewards, rows, console)
+        rows = drop_unreadable_golds(rewards, rows, console, phases)
     if recipe.only_correct_demonstrations:
         if not rewards:
             raise UserError(
                 "only_correct_demonstrations needs a reward that says which are correct"
             )
-        rows = keep_correct(rewards[0], rows, console)
+        rows = keep_correct(rewards[0], rows, console, phases)
     return rows, held_out
 
 
@@ -123,7 +129,7 @@ def check_prompts(rows: Dataset, render: Renderer) -> None:
 
 
 def drop_unreadable_golds(
-    rewards: Sequence[Callable[..., Any]], rows: Dataset, console: Console
+    rewards: Sequence[Callable[..., Any]], rows: Dataset, console: Console, phases: Phases
 ) -> Dataset:
     """The rows whose gold answer every reward can read.
 
@@ -132,7 +138,8 @@ def drop_unreadable_golds(
     """
     bad: dict[int, str] = {}
     for judge in rewards:
-        bad |= dict.fromkeys(unreadable_golds(judge, rows), name_of(judge))
+        phases.begin("reading gold answers", len(rows))
+        bad |= dict.fromkeys(unreadable_golds(judge, rows, phases.at), name_of(judge))
     if not bad:
         return rows
     first = rows[min(bad)][PLACE]
@@ -147,9 +154,12 @@ def drop_unreadable_golds(
     return rows.select([i for i in range(len(rows)) if i not in bad])
 
 
-def keep_correct(reward: Callable[..., Any], rows: Dataset, console: Console) -> Dataset:
+def keep_correct(
+    reward: Callable[..., Any], rows: Dataset, console: Console, phases: Phases
+) -> Dataset:
     """The rows, with only the demonstrations that the reward finds correct."""
     before = after = 0
+    phases.begin("grading the demonstrations of rows", len(rows))
 
     def keep(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         nonlocal before, after
@@ -163,6 +173,7 @@ def keep_correct(reward: Callable[..., Any], rows: Dataset, console: Console) ->
         right = iter([v.status == CORRECT for v in verdicts])
         kept = [[t for t in row["demonstration"] if next(right)] for row in part]
         before, after = before + len(texts), after + sum(map(len, kept))
+        phases.at(phases.done + len(part))
         return {"demonstration": kept}
 
     # Verdicts are not to be remembered under the name of this function: the grader may change.

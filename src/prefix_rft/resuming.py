@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from prefix_rft.checkpoints import WRITING, checkpoints, go_back, newest_whole, step_of
+from prefix_rft.engines.options import SHARED
 from prefix_rft.engines.rollouts import cut_rollouts
 from prefix_rft.engines.trl.changes import (
     AT_ONCE,
@@ -29,6 +30,8 @@ from prefix_rft.run_reader import RunFolder, flatten
 PLACES = ("runs", "name")
 BEGINNING = ("model", "model_init_kwargs", "engine")
 """Keys of a recipe that are no settings of the trainer, and decide what a run begins with."""
+TWICE = ("trainer.method_options",)
+"""Settings that stand elsewhere too: told once."""
 
 
 @dataclass(frozen=True)
@@ -195,11 +198,11 @@ def clear(start: Start) -> None:
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[str | None]]:
     """The settings in which a resolved recipe differs from one before, each with both values."""
-    old, new = flatten(before), flatten(now)
+    old, new = as_trained(before), as_trained(now)
     return {
         key: [old.get(key), new.get(key)]
         for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and key not in PLACES and not _free(key)
+        if old.get(key) != new.get(key) and key not in (*PLACES, *TWICE) and not _free(key)
     }
 
 
@@ -255,6 +258,19 @@ def refuse_on_cluster(folder: Path, before: Mapping[str, Any], now: Mapping[str,
                 f"the run '{folder}' was made with {key} {was}, and this recipe has {has}, which "
                 "does not act when verl goes on: resume with what the run began with"
             )
+
+
+def as_trained(recipe: Mapping[str, Any]) -> dict[str, str]:
+    """A resolved recipe as flat keys, the options that a method shares with TRL under ``method``.
+
+    Older runs have the method's default there if such a key was given by itself; the value
+    under ``trainer`` is the one that trained, then as now.
+    """
+    flat = flatten(recipe)
+    for key in SHARED:
+        if f"method.{key}" in flat and f"trainer.{key}" in flat:
+            flat[f"method.{key}"] = flat.pop(f"trainer.{key}")
+    return flat
 
 
 def go_on_with(recipe: str, overrides: Sequence[str], start: Start, folder: Path) -> str:

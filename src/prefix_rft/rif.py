@@ -7,7 +7,7 @@ The paper's exact rule and number of rollouts could not be verified; the default
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -72,10 +72,12 @@ def filter_rows(
     reward: Any,
     args: Any,
     console: Console,
+    tick: Callable[[int], None] = lambda done: None,
 ) -> tuple[Dataset, dict[str, Any]]:
     """The rows whose prompts the model solves often enough, and a record of all.
 
-    Each process samples for its share of the prompts.
+    Each process samples for its share of the prompts; ``tick`` is called with how many of all are
+    done if the others are as far as this one.
 
     Raises:
         UserError: no row is left.
@@ -94,7 +96,16 @@ def filter_rows(
             template_kwargs=template_kwargs(args, tokenizer),
         )
         # A prompt's samples depend on its place among the rows, not on who draws them.
-        parts = sample_and_grade(model, tokenizer, rows.select(own), reward, request, own)
+        share = rows.select(own)
+        parts = sample_and_grade(
+            model,
+            tokenizer,
+            share,
+            reward,
+            request,
+            own,
+            lambda done: tick(done * len(rows) // len(own)),
+        )
         counts = [
             sum(s.reward is not None and s.reward > rule.solved_above for s in problem)
             for part in parts

@@ -34,7 +34,7 @@ from prefix_rft.eval_view import few_of
 from prefix_rft.evaluate import Evaluation, Request, evaluate
 from prefix_rft.models import load_model, one_line, quiet
 from prefix_rft.preflight import preflight
-from prefix_rft.progress import Progress
+from prefix_rft.progress import Display, Progress
 from prefix_rft.recipe import load_recipe, read_recipe, stage_names
 from prefix_rft.resolved import resolved
 from prefix_rft.resuming import (
@@ -51,6 +51,8 @@ from prefix_rft.resuming import (
 from prefix_rft.rif import Filter, choose_rows, filter_rows, recorded
 from prefix_rft.run_folder import alone, begun, taken, write_json, write_start
 from prefix_rft.run_reader import RunFolder
+
+FILTERING = "sampling every prompt, to leave out those that teach nothing:"
 
 
 def train(path: str, overrides: Sequence[str], console: Console, resume: bool = False) -> Path:
@@ -93,8 +95,11 @@ def train(path: str, overrides: Sequence[str], console: Console, resume: bool = 
         if len(names) > 1:
             console.print(f"stage {stage + 1} of {len(names)}: {names[stage]}", highlight=False)
         of_stage = with_checkpoint(overrides, start.checkpoint)
-        with closing(configure(path, of_stage, stage, start.model, start.folder)) as setup:
-            folder = run(setup, console, start, Command(path, tuple(overrides)))
+        with (
+            closing(configure(path, of_stage, stage, start.model, start.folder)) as setup,
+            Display(console) as display,
+        ):
+            folder = run(setup, display, start, Command(path, tuple(overrides)))
         start = Start(stage + 1, str((folder / "model").resolve()))
         gc.collect()  # a trainer and its callbacks know each other: free it before the next one
     return folder
@@ -145,16 +150,18 @@ def with_checkpoint(overrides: Sequence[str], checkpoint: Path | None) -> list[s
     return [*overrides, f"resume_from_checkpoint={json.dumps(checkpoint and str(checkpoint))}"]
 
 
-def run(setup: Setup, console: Console, start: Start, command: Command) -> Path:
+def run(setup: Setup, display: Display, start: Start, command: Command) -> Path:
     """Load, train, evaluate and save; returns the run folder.
 
     Args:
         setup: the resolved recipe.
-        console: to report to.
+        display: to report to.
         start: where the run goes on.
         command: how it was asked for.
     """
     recipe, method, rewards, args = setup.recipe, setup.method, setup.rewards, setup.args
+    console, phases = display.console, display.phases
+    phases.begin("reading the rows")
     rows = load_rows(recipe.train_data, folder=recipe.folder, reading=recipe.reading(args.seed))
     held_out = None
     if recipe.eval_data is not None and rewards:
@@ -164,6 +171,7 @@ def run(setup: Setup, console: Console, start: Start, command: Command) -> Path:
             reading=recipe.reading(args.seed),
             limit=recipe.eval_problems,
         )
+    phases.begin("loading the model")
     model, tokenizer = load_model(
         recipe.model_source(), recipe.folder, trainable=True, **recipe.model_options
     )
@@ -171,7 +179,7 @@ def run(setup: Setup, console: Console, start: Start, command: Command) -> Path:
     if args.chat_template_date is None and tells_time(tokenizer):
         args.chat_template_date = start.date()
     stop_clock(args, tokenizer)
-    rows, held_out = preflight(setup, model, tokenizer, rows, held_out, console)
+    rows, held_out = preflight(setup, model, tokenizer, rows, held_out, console, phases)
     folder = Path(args.output_dir)
     filtered = None
     if recipe.rif is not None:
@@ -179,15 +187,21 @@ def run(setup: Setup, console: Console, start: Start, command: Command) -> Path:
         if args.resume_from_checkpoint and record.is_file():
             rows, filtered = choose_rows(rule, rows, recorded(rule, rows, record), console)
         else:
-            with console.status("sampling every prompt, to leave out those that teach nothing"):
-                rows, filtered = filter_rows(
-                    rule, model, tokenizer, rows, rewards[0], args, console
-                )
+            display.soon()
+            phases.begin(FILTERING, len(rows))
+            rows, filtered = filter_rows(
+                rule, model, tokenizer, rows, rewards[0], args, console, phases.at
+            )
     agree(rows)
     new = [f for f in (folder, folder.parent) if not f.exists()]
     # Looked at before the trainer is made, which writes what TRL and trackers want there.
     others = start.folder is None and taken(folder)
-    shared: dict[str, Any] = {"train_dataset": rows, "processing_class": tokenizer}
+    phases.begin("making the trainer")
+    shared: dict[str, Any] = {
+        "train_dataset": rows,
+        "processing_class": tokenizer,
+        "phases": phases,
+    }
     try:
         if method.samples:
             trainer: Any = PrefixRFTTrainer(model, rewards, args, **shared)
@@ -226,7 +240,7 @@ def run(setup: Setup, console: Console, start: Start, command: Command) -> Path:
             write_json(folder / "rif.json", filtered)
         trainer.add_callback(Loaded(lambda: begin(setup, start, console), start))
         with hears_others(trainer, lambda: command.to_go_on(start, folder)):
-            return work(setup, console, trainer, held_out, lambda: command.to_go_on(start, folder))
+            return work(setup, display, trainer, held_out, lambda: command.to_go_on(start, folder))
 
 
 class Loaded(TrainerCallback):
@@ -257,16 +271,17 @@ def begin(setup: Setup, start: Start, console: Console) -> None:
 
 def work(
     setup: Setup,
-    console: Console,
+    display: Display,
     trainer: Any,
     held_out: Dataset | None,
     go_on: Callable[[], str],
 ) -> Path:
     """Train, evaluate before and after, save."""
     args, folder = setup.args, Path(setup.args.output_dir)
+    console, phases = display.console, display.phases
     main = trainer.accelerator.is_main_process
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(Progress(console, folder))
+    trainer.add_callback(Progress(display, folder))
     trainer.add_callback(trainer.pop_callback(LooksAtLines))  # what it stops is written first
     trainer.warn = lambda words: say(console, f"warning: {words}", style="yellow")
     if main:
@@ -280,8 +295,9 @@ def work(
     def look(name: str) -> None:
         if held_out is None:
             return
-        with console.status(f"evaluating the {name} model"):
-            evaluations[name] = evaluate_model(setup, trainer, held_out)
+        display.soon()
+        phases.begin(f"evaluating the {name} model", len(held_out))
+        evaluations[name] = evaluate_model(setup, trainer, held_out, phases.at)
         if main:
             write_json(folder / "eval.json", {k: asdict(v) for k, v in evaluations.items()})
 
@@ -364,8 +380,13 @@ def hears_others(trainer: Any, go_on: Callable[[], str]) -> Iterator[None]:
         ) from error
 
 
-def evaluate_model(setup: Setup, trainer: Any, rows: Dataset) -> Evaluation:
-    """Held-out avg@k of the first reward function, of the model as it is."""
+def evaluate_model(
+    setup: Setup, trainer: Any, rows: Dataset, tick: Callable[[int], None] = lambda done: None
+) -> Evaluation:
+    """Held-out avg@k of the first reward function, of the model as it is.
+
+    ``tick`` is called with how many problems are sampled.
+    """
     recipe, args = setup.recipe, setup.args
     request = Request(
         samples=recipe.eval_samples,
@@ -376,7 +397,7 @@ def evaluate_model(setup: Setup, trainer: Any, rows: Dataset) -> Evaluation:
         template_kwargs=template_kwargs(args, trainer.processing_class),
     )
     model = trainer.accelerator.unwrap_model(trainer.model)
-    return evaluate(model, trainer.processing_class, rows, setup.rewards[0], request)
+    return evaluate(model, trainer.processing_class, rows, setup.rewards[0], request, tick)
 
 
 def summarise(console: Console, folder: Path, evaluations: dict[str, Evaluation]) -> None:

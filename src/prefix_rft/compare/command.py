@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 
 from prefix_rft.compare.arms import KEY, overrides_of, read_comparison
 from prefix_rft.compare.jobs import Board
@@ -19,6 +18,7 @@ from prefix_rft.compare.view import as_csv, show
 from prefix_rft.configure import configure
 from prefix_rft.errors import UserError
 from prefix_rft.models import quiet
+from prefix_rft.progress import Display
 from prefix_rft.recipe import STAGES, read_recipe, value_of
 from prefix_rft.writing import write_text
 
@@ -67,12 +67,13 @@ def run_compare(
     failed: list[str] = []
     if not only_table:
         try:
-            with console.status("") as status:
+            with Display(console) as display:
+                display.soon()
                 failed = run_all(
                     board,
                     jobs,
                     lambda text: console.print(text, markup=False, highlight=False),
-                    lambda text: status.update(escape(text)),
+                    display.phases.begin,
                 )
         except KeyboardInterrupt:
             console.print("interrupted: the same command goes on from here", highlight=False)

@@ -29,6 +29,7 @@ from prefix_rft.eval_run import Plan, read_problems, run_eval, samples_file
 from prefix_rft.eval_sets import EvalSet, distinct, read_suite
 from prefix_rft.evaluate import Request
 from prefix_rft.models import quiet
+from prefix_rft.progress import Display, by_job
 from prefix_rft.recipe import Recipe
 from prefix_rft.rewards.verdict import NO_ANSWER
 from prefix_rft.run_folder import describe_machine, git_state, write_json
@@ -76,7 +77,8 @@ def work(job: Mapping[str, Any]) -> None:
         costs = _train(job, folder)
     model = str(folder / "model") if job["train"] else job["model"]
     plan = plan_of(job, {"model": model})
-    run_eval(plan, folder / "eval", _say)
+    with Display(Console(highlight=False)) as display:
+        run_eval(plan, folder / "eval", by_job(display))
     record = {
         "spec": job["spec"],
         "costs": asdict(costs),
@@ -93,10 +95,6 @@ def work(job: Mapping[str, Any]) -> None:
     elif job["trajectory"]:
         record["trajectory"] = [{"step": 0, **measures(model, job["recipe"], shared)}]
     write_text(folder / DONE, json.dumps(record) + "\n")
-
-
-def _say(job: str, done: int, total: int) -> None:
-    print(f"{job}: {done} of {total} problems", flush=True)
 
 
 def _train(job: Mapping[str, Any], folder: Path) -> Costs:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 from prefix_rft.core import Method
+from prefix_rft.errors import UserError
+from prefix_rft.methods import load
+from prefix_rft.methods.registry import COMMON, find, own_options
 
 SHARED = ("epsilon", "epsilon_high", "delta", "beta", "entropy_coef")
 """Options of methods that are keys of their own too, with TRL's names."""
@@ -25,6 +29,84 @@ def parse_options(name: str, text: str) -> dict[str, Any]:
     if not isinstance(options, dict):
         raise ValueError(f"{name} must be a mapping (on a command line, JSON), got {text!r}")
     return options
+
+
+def resolve(
+    name: str, options: Mapping[str, Any], shared: Mapping[str, Any], where: str, under: str
+) -> Method:
+    """The method with its options, those given as keys of their own included.
+
+    Args:
+        name: a built-in method, or ``package.module:function``.
+        options: of the method.
+        shared: values of some of ``SHARED``, exactly those that were given.
+        where: they were given, for the message.
+        under: what the options stand under, for the message.
+
+    Raises:
+        UserError: an unknown method or option, a shared key without effect in this method, or one
+            that is given twice with two values.
+    """
+    known = {*own_options(find(name)), *COMMON}
+    for key, value in shared.items():
+        if key not in known:
+            raise UserError(f"{key}={value} has no effect: '{name}' has no {key}")
+        if key in options and options[key] != value:
+            raise UserError(
+                f"{key} is {value} {where} and {options[key]} {under}: give it in one of the two"
+            )
+    return load(name, **{**options, **shared})
+
+
+class KeepsMethod:
+    """Mixin for a trainer's arguments: their method, built once until what decides it changes."""
+
+    _made: Method | None = None  # elsewhere, and not taken yet
+    _kept: tuple[Any, Method] | None = None
+
+    @classmethod
+    def of(cls, made: Method, **settings: Any) -> Self:
+        """The arguments of a method that was made already, so that there is one in a run.
+
+        Args:
+            made: what ``resolve`` made of the settings' method and its options.
+            settings: of the arguments.
+
+        Raises:
+            ValueError: as the arguments do by themselves.
+        """
+        args = cls.__new__(cls)
+        args._made = made
+        type(args).__init__(args, **settings)
+        return args
+
+    def resolve_method(self) -> Method:
+        """The method with the shared options of these arguments, and those agreed on both sides.
+
+        Raises:
+            ValueError: an unknown method or option, or one set to two values.
+        """
+        if self._kept is None or self._kept[0] != self._decides():
+            made, self._made = self._made or self._load(), None
+            fitted = self._fit(made)  # may settle arguments that were left open
+            self._kept = (self._decides(), fitted)
+        return self._kept[1]
+
+    def _decides(self) -> Any:
+        """The values of these arguments that decide the method."""
+        raise NotImplementedError
+
+    def _load(self) -> Method:
+        """The method that these arguments name."""
+        raise NotImplementedError
+
+    def _fit(self, method: Method) -> Method:
+        """The method, checked against the other arguments, with what it takes from them."""
+        raise NotImplementedError
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the method: a stranger's may not be picklable, and its name is."""
+        return {k: v for k, v in self.__dict__.items() if k not in ("_made", "_kept")}
 
 
 def with_const(method: Method, max_completion_length: Any) -> Method:

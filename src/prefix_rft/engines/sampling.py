@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -141,6 +141,7 @@ def sample(
     settings: SamplingSettings,
     prefixes: Sequence[Sequence[int]] | None = None,
     uniforms: Tensor | None = None,
+    tick: Callable[[int], None] = lambda done: None,
 ) -> list[list[int]]:
     """One continuation for each prompt and prefix: the sampled token ids, EOS included.
 
@@ -153,6 +154,7 @@ def sample(
         uniforms: numbers in [0, 1) that decide the draws, by row and place behind the prompt, so
             that a row's draws do not depend on the rows beside it; by default torch's global
             random state decides.
+        tick: called before each token with the number of rows that have ended.
 
     Raises:
         RunError: the logits of a row are not finite.
@@ -179,6 +181,7 @@ def sample(
 
     steps: list[tuple[Tensor, Tensor]] = []
     while True:
+        tick(len(prompts) - len(rows))
         logits = logits.float()
         # On a GPU, drawing from what is no distribution would end the process without a word.
         defined = logits.amax(-1).isfinite()

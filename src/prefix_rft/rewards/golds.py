@@ -11,12 +11,21 @@ from prefix_rft.rewards.verdict import ERROR, GOLD_UNPARSEABLE, TIMEOUT
 BATCH = 512
 
 
-def unreadable_golds(judge: Callable[..., Any], rows: Any) -> list[int]:
-    """The rows of a dataset whose gold answer a reward cannot read; none if it does not say so."""
+def unreadable_golds(
+    judge: Callable[..., Any], rows: Any, tick: Callable[[int], None] = lambda done: None
+) -> list[int]:
+    """The rows of a dataset whose gold answer a reward cannot read; none if it does not say so.
+
+    Args:
+        judge: the reward.
+        rows: a dataset.
+        tick: hears how many rows are done.
+    """
     if not getattr(judge, "tests_gold", False):
         return []
     bad: list[int] = []
     for start in range(0, len(rows), BATCH):
+        tick(start)
         part = [dict(r) for r in rows.select(range(start, min(start + BATCH, len(rows))))]
         verdicts = grade_texts(judge, part, [""] * len(part))
         unusable = (GOLD_UNPARSEABLE, TIMEOUT, ERROR)

@@ -40,6 +40,7 @@ class Graded:
 
     Attributes:
         verdicts: of the last call.
+        tick: called now and then with how many completions of a call are graded.
         required: parameters that must be columns of the data.
         tests_gold: it judges gold answers whatever the completion.
         decided_by: all that decides a verdict, as plain data.
@@ -62,6 +63,7 @@ class Graded:
         choose("value of no_answer", no_answer, NO_ANSWER_IS)
         self.__name__ = name or function.rpartition(":")[2]
         self.verdicts: list[Verdict] = []
+        self.tick: Callable[[int], None] = lambda done: None
         self.no_answer = no_answer
         self.kept_back: set[str] = set()
         self.options = dict(options or {})
@@ -121,7 +123,8 @@ class Graded:
                 )
         rows = zip(*sent.values(), strict=True)
         try:
-            verdicts = self.pool.grade([dict(zip(sent, row, strict=True)) for row in rows])
+            items = [dict(zip(sent, row, strict=True)) for row in rows]
+            verdicts = self.pool.grade(items, self.tick)
         except (TypeError, ValueError) as error:
             if isinstance(error, UserError):
                 raise

@@ -16,7 +16,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,7 @@ class Job:
     """The items of one call, as JSON, and what is known about them."""
 
     items: list[str]
+    tick: Callable[[int], None] = lambda done: None
     offset: int = 0
     waiting: deque[int] = field(init=False)
     again: deque[int] = field(default_factory=deque)
@@ -145,17 +146,20 @@ class GraderPool:
             self._run(Job([]), until_ready=True)
         return self.signature
 
-    def grade(self, items: Sequence[Mapping[str, Any]]) -> list[Verdict]:
+    def grade(
+        self, items: Sequence[Mapping[str, Any]], tick: Callable[[int], None] = lambda done: None
+    ) -> list[Verdict]:
         """A verdict for each item, in order.
 
         Args:
             items: the arguments of the reward function for one completion each, as plain data.
+            tick: called now and then with how many items have a verdict.
 
         Raises:
             UserError: the reward function cannot be imported.
             TypeError, ValueError: an item that JSON cannot carry.
         """
-        job = Job([json.dumps(item) for item in items])
+        job = Job([json.dumps(item) for item in items], tick)
         self._run(job)
         verdicts = [v for v in job.verdicts if v is not None]
         if len(verdicts) != len(items):
@@ -185,9 +189,14 @@ class GraderPool:
                     for key, _ in self._selector.select(self._patience()):
                         self._serve(key, job)
                     self._stop_late(job)
+                    job.tick(len(job.items) - len(job.waiting) - len(job.again) - self._given())
             except BaseException:
                 self.close()  # an interrupted call must not leave answers for the next one
                 raise
+
+    def _given(self) -> int:
+        """Items that workers have and have not answered."""
+        return sum(len(w.given) for w in self.workers)
 
     # ---- workers -------------------------------------------------------------------------------
 

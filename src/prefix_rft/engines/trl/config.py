@@ -8,7 +8,14 @@ from typing import Any
 from trl import GRPOConfig
 
 from prefix_rft.core import Method
-from prefix_rft.engines.options import SHARED, check_rows, parse_options, with_const
+from prefix_rft.engines.options import (
+    SHARED,
+    KeepsMethod,
+    check_rows,
+    parse_options,
+    resolve,
+    with_const,
+)
 from prefix_rft.engines.trl.clock import HELP
 from prefix_rft.engines.trl.ranges import check_numbers
 from prefix_rft.engines.trl.settings import (
@@ -18,11 +25,10 @@ from prefix_rft.engines.trl.settings import (
     refuse_without_effect,
 )
 from prefix_rft.engines.trl.watch import WatchConfig
-from prefix_rft.methods import load, options_of
 
 
 @dataclass
-class PrefixRFTConfig(WatchConfig, GRPOConfig):
+class PrefixRFTConfig(KeepsMethod, WatchConfig, GRPOConfig):
     """Arguments of :class:`PrefixRFTTrainer`: everything in TRL's ``GRPOConfig``, and these.
 
     ``epsilon``, ``epsilon_high``, ``delta``, ``beta`` and ``entropy_coef`` keep their TRL names and
@@ -116,32 +122,21 @@ class PrefixRFTConfig(WatchConfig, GRPOConfig):
                 "generation_batch_size alone"
             )
 
-    def resolve_method(self) -> Method:
-        """The method with the shared options of this config, and those agreed on both sides.
-
-        Raises:
-            ValueError: an unknown method or option, or one set to two values.
-        """
+    def _decides(self) -> Any:
+        names = ("method", *SHARED, "num_generations", "max_completion_length")
         options: Any = self.method_options or {}
-        given: dict[str, Any] = dict(options)
-        known = options_of(self.method)
+        return {name: getattr(self, name) for name in names}, dict(options)
+
+    def _load(self) -> Method:
+        options: Any = self.method_options or {}
         defaults = {f.name: f.default for f in fields(GRPOConfig)}
+        shared = {k: v for k in SHARED if (v := getattr(self, k)) != defaults[k]}
+        return resolve(self.method, options, shared, "in the config", "in method_options")
+
+    def _fit(self, method: Method) -> Method:
         for key in SHARED:
-            value = getattr(self, key)
-            if key not in known:
-                if value != defaults[key]:
-                    raise ValueError(f"{key}={value} has no effect: '{self.method}' has no {key}")
-            elif key in given:
-                if value not in (defaults[key], given[key]):
-                    raise ValueError(
-                        f"{key} is {value} in the config and {given[key]} in method_options"
-                    )
-                setattr(self, key, given[key])
-            elif value != defaults[key]:
-                given[key] = value
-            else:
-                setattr(self, key, known[key])
-        method = load(self.method, **given)
+            if key in method.options:
+                setattr(self, key, method.options[key])
         generations: Any = self.num_generations
         check_rows(method, self.method, generations)
         return with_const(method, self.max_completion_length)

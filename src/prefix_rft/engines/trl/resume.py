@@ -31,6 +31,7 @@ from prefix_rft.engines.trl.rates import Rates, inner
 from prefix_rft.engines.trl.run_state import RunState
 from prefix_rft.engines.trl.state import parts
 from prefix_rft.errors import UserError
+from prefix_rft.phases import Phases
 
 PICKLE = "training_args.bin"
 """The arguments as transformers saves them: nothing reads it, and nobody should."""
@@ -55,6 +56,7 @@ class ResumesExactly:
     control: Any
     accelerator: Any
     finite: Any
+    phases: Phases
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._writing: Path | None = None
@@ -104,6 +106,7 @@ class ResumesExactly:
             UserError: a file cannot be written; older checkpoints are as they were.
             RunError: there are weights that are not finite, which nobody should go on from.
         """
+        self.phases.begin("saving")
         self.finite.before_saving()
         run = Path(self._get_output_dir(trial))
         final = run / f"checkpoint-{self.state.global_step}"
@@ -130,6 +133,7 @@ class ResumesExactly:
             RunError: there are weights that are not finite.
         """
         trainer: Any = self
+        self.phases.begin("saving the model")
         self.finite.before_saving()
         with self._beside(folder, "the model", False) as new:
             trainer.save_model(str(new))

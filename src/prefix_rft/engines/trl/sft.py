@@ -13,7 +13,7 @@ from prefix_rft.core import Batch, Method, Targets, loss, prepare
 from prefix_rft.data.demonstrations import imitation_rows
 from prefix_rft.data.render import Renderer, end_of_text_ids
 from prefix_rft.engines.dropout import turn_off_dropout
-from prefix_rft.engines.options import parse_options, with_const
+from prefix_rft.engines.options import KeepsMethod, parse_options, with_const
 from prefix_rft.engines.positions import refuse_too_long
 from prefix_rft.engines.state import MethodState, hash_of_rows
 from prefix_rft.engines.trl.clock import HELP, stop_clock, template_kwargs
@@ -30,7 +30,7 @@ from prefix_rft.methods import load
 
 
 @dataclass
-class DemonstrationConfig(WatchConfig, SFTConfig):
+class DemonstrationConfig(KeepsMethod, WatchConfig, SFTConfig):
     """Arguments of :class:`DemonstrationTrainer`: everything in TRL's ``SFTConfig``, and these."""
 
     method: str = field(default="sft", metadata={"help": "Imitation method."})
@@ -62,10 +62,16 @@ class DemonstrationConfig(WatchConfig, SFTConfig):
         kwargs: Any = self.dataset_kwargs or {}
         self.dataset_kwargs = {**kwargs, "skip_prepare_dataset": True}
 
-    def resolve_method(self) -> Method:
-        """The method with its options."""
+    def _decides(self) -> Any:
         options: Any = self.method_options or {}
-        return with_const(load(self.method, **options), self.max_completion_length)
+        return self.method, dict(options), self.max_completion_length
+
+    def _load(self) -> Method:
+        options: Any = self.method_options or {}
+        return load(self.method, **options)
+
+    def _fit(self, method: Method) -> Method:
+        return with_const(method, self.max_completion_length)
 
 
 class DemonstrationTrainer(Watched, ResumesExactly, SFTTrainer):
@@ -178,6 +184,7 @@ class DemonstrationTrainer(Watched, ResumesExactly, SFTTrainer):
         """The micro-batches of the next optimizer step; fixes the step's targets on the way."""
         samples, items = super().get_batch_samples(*args, **kwargs)
         if samples:
+            self.phases.begin("updating", len(samples))
             width = max(s["labels"].size(1) for s in samples)
             labels = [
                 torch.nn.functional.pad(s["labels"], (0, width - s["labels"].size(1)), value=-100)
@@ -213,6 +220,8 @@ class DemonstrationTrainer(Watched, ResumesExactly, SFTTrainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         """This micro-batch's share of the step's loss (in evaluation, its own loss)."""
+        if self.model.training:
+            self.phases.next()
         batch = _to_batch(inputs["labels"])
         extra: dict[str, Any] = {"use_cache": False}
         if self.aux_loss_enabled:

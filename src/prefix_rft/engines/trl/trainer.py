@@ -57,6 +57,7 @@ from prefix_rft.engines.trl.verdicts import (
     log_prefix_leak,
     log_verdicts,
     rows_unprinted,
+    telling,
 )
 from prefix_rft.engines.trl.watch import Watched
 from prefix_rft.engines.trl.window import Rows, by_length, join, to_batch, trim
@@ -159,6 +160,7 @@ class PrefixRFTTrainer(Watched, EvaluatesPlainRows, ResumesExactly, GRPOTrainer)
         if self.reference is not None:
             self.reference.enter_stage()
         made = generate(self, inputs)
+        self.phases.begin("scoring")
         attach(self, made)
         verdicts = [list(g.verdicts) for g in self.graders]
         if self.args.log_prefix_leak:
@@ -197,6 +199,7 @@ class PrefixRFTTrainer(Watched, EvaluatesPlainRows, ResumesExactly, GRPOTrainer)
             plans = [RowPlan(0, 0, 0)] * len(prompt_ids)
         fit(self, map(len, prompt_ids))  # those of a stream, or of an evaluation
         training, own = self.model.training, self._samples_itself()
+        self.phases.begin("sampling", sum(not plan.done for plan in plans) if own else None)
         if own:
             sampled, logps = self._sample(prompt_ids, plans), None
         else:
@@ -213,6 +216,7 @@ class PrefixRFTTrainer(Watched, EvaluatesPlainRows, ResumesExactly, GRPOTrainer)
                 sampled, logps = super()._generate_single_turn(
                     contexts, images, fields, *args, **kwargs
                 )
+        self.phases.begin("scoring")
         if training:
             self.tokens.draw(prompt_ids, plans, sampled, all_sent=not own)
         budget = self.max_completion_length
@@ -278,13 +282,14 @@ class PrefixRFTTrainer(Watched, EvaluatesPlainRows, ResumesExactly, GRPOTrainer)
             min_p=self.min_p,
         )
         prefixes = [plans[i].prefix for i in open_rows]
+        contexts = [prompts[i] for i in open_rows]
         budgets = [self.max_completion_length - len(p) for p in prefixes]
         was_training = model.training
         frozen = self.reference if self.method.sampler == "reference" and was_training else None
         model.eval()
         try:
             with self.accelerator.autocast(), frozen.swapped() if frozen else nullcontext():
-                made = sample(model, [prompts[i] for i in open_rows], budgets, settings, prefixes)
+                made = sample(model, contexts, budgets, settings, prefixes, tick=self.phases.at)
         finally:
             model.train(was_training)
         for i, ids in zip(open_rows, made, strict=True):
@@ -292,8 +297,9 @@ class PrefixRFTTrainer(Watched, EvaluatesPlainRows, ResumesExactly, GRPOTrainer)
         return found
 
     def _calculate_rewards(self, inputs: list[dict[str, Any]], *args: Any, **kwargs: Any) -> Tensor:
+        self.phases.begin("grading", len(inputs))
         visible = [{k: v for k, v in row.items() if not k.startswith(OURS)} for row in inputs]
-        with rows_unprinted():
+        with rows_unprinted(), telling(self.graders, self.phases):
             rewards_per_func = super()._calculate_rewards(visible, *args, **kwargs)
         rewards = (rewards_per_func * self.reward_weights.to(rewards_per_func)).nansum(1)
         # NaN is TRL's mark for "does not apply": the others decide, unless none is left. A row
@@ -366,7 +372,9 @@ class PrefixRFTTrainer(Watched, EvaluatesPlainRows, ResumesExactly, GRPOTrainer)
             )
         within = self._step % self.args.gradient_accumulation_steps
         if within == 0:
+            self.phases.begin("updating", self.args.gradient_accumulation_steps)
             self._open_window()
+        self.phases.next()
         size = len(inputs["completion_ids"])
         part = slice(within * size, (within + 1) * size)
         prompt, prompt_mask, completion, completion_mask = trim(inputs)

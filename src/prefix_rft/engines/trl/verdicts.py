@@ -12,7 +12,8 @@ from torch import Tensor
 
 from prefix_rft.data.demonstrations import OURS
 from prefix_rft.engines.plan import RowPlan
-from prefix_rft.rewards import grade
+from prefix_rft.phases import Phases
+from prefix_rft.rewards import Graded, grade
 from prefix_rft.rewards.checked import name_of
 from prefix_rft.rewards.verdict import CORRECT, STATUSES
 
@@ -43,6 +44,19 @@ def rows_unprinted() -> Iterator[None]:
 
 def _is_no_dump(record: logging.LogRecord) -> bool:
     return ROW_DUMP not in record.getMessage()
+
+
+@contextmanager
+def telling(graders: Sequence[Any], phases: Phases) -> Iterator[None]:
+    """Within the context, those that grade one by one tell the phases how far they are."""
+    telling = [(g, g.tick) for g in graders if isinstance(g, Graded)]
+    for grader, _ in telling:
+        grader.tick = phases.at
+    try:
+        yield
+    finally:
+        for grader, before in telling:
+            grader.tick = before
 
 
 def excluded(trainer: PrefixRFTTrainer, rows: int) -> Tensor:

@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 from prefix_rft.engines.tripwires import Tripwires
 from prefix_rft.engines.trl.finite import POLICIES, Finite
 from prefix_rft.errors import RunError, check_range, choose
+from prefix_rft.phases import Phases
 
 logger = logging.getLogger("prefix_rft")
 
@@ -56,12 +57,14 @@ class Watched:
 
     Attributes:
         notes: what a user is told when training begins.
+        phases: what the trainer tells of where it is; by default nobody hears it.
     """
 
     args: Any
     accelerator: Any
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, phases: Phases | None = None, **kwargs: Any) -> None:
+        self.phases = phases or Phases()
         super().__init__(*args, **kwargs)
         trainer: Any = self
         self.finite = Finite(trainer)

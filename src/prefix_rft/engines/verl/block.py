@@ -9,10 +9,9 @@ from typing import Any
 
 from prefix_rft.core import Method
 from prefix_rft.data import Reading
-from prefix_rft.engines.options import SHARED, check_rows, parse_options, with_const
+from prefix_rft.engines.options import SHARED, check_rows, parse_options, resolve, with_const
 from prefix_rft.errors import UserError, check_range, check_types, refuse_unknown
 from prefix_rft.imports import load_function
-from prefix_rft.methods import load, options_of
 
 KEY = "prefix_rft"
 
@@ -101,20 +100,9 @@ class Block:
             options = parse_options(f"{KEY}.method_options", options)
         if ":" in self.method:
             load_function(self.method, Path(self.folder), "method")
-        known = options_of(self.method)
-        given = dict(options)
-        for key in SHARED:
-            value = getattr(self, key)
-            if value is None:
-                continue
-            if key not in known:
-                raise UserError(f"{KEY}.{key} has no effect: '{self.method}' has no {key}")
-            if given.get(key, value) != value:
-                raise UserError(
-                    f"{key} is {value} in '{KEY}:' and {given[key]} in its method_options"
-                )
-            given[key] = value
-        method = load(self.method, **given)
+        shared = {k: v for k in SHARED if (v := getattr(self, k)) is not None}
+        where = f"in '{KEY}:'"
+        method = resolve(self.method, options, shared, where, "in its method_options")
         if why := unsupported(method):
             raise UserError(f"method '{method.name}' does not run on verl: {why}; use engine: trl")
         try:
