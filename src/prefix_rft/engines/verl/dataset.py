@@ -77,8 +77,7 @@ class Prompts(Dataset):
                 "the tokenizer has no chat template: prompts are plain text with blank lines "
                 "between messages"
             )
-        template = dict(config.get("apply_chat_template_kwargs") or {})
-        self.renderer = Renderer(tokenizer, end_ids(tokenizer, config), template)
+        self.renderer = renderer_of(tokenizer, config)
         rows = self._within(rows, int(config.max_prompt_length))
         rows, self.report = tokenize_demonstrations(
             rows, tokenizer, int(config.max_response_length), renderer=self.renderer
@@ -126,6 +125,12 @@ class Prompts(Dataset):
             PROMPT_IDS: row[PROMPT_IDS],
             COLUMNS: json.dumps({"prompt": prompt, **columns}, default=str),
         }
+
+
+def renderer_of(tokenizer: Any, config: DictConfig) -> Renderer:
+    """What makes ids of rows, and texts of completions; ``config`` is verl's ``data``."""
+    template = dict(config.get("apply_chat_template_kwargs") or {})
+    return Renderer(tokenizer, end_ids(tokenizer, config), template)
 
 
 def end_ids(tokenizer: Any, config: DictConfig) -> tuple[int, ...]:
