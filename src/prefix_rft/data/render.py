@@ -173,12 +173,9 @@ class Renderer:
 
     def spelled(self, rows: Sequence[Sequence[int]]) -> list[str]:
         """Ids as texts, each token as it is: nothing is left out or tidied up."""
-        texts: Any = self.tokenizer.batch_decode(
-            [list(ids) for ids in rows],
-            skip_special_tokens=False,
-            clean_up_tokenization_spaces=False,
-        )
-        return texts
+        how = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+        decode: Any = self.tokenizer.decode
+        return [decode(list(ids), **how) for ids in rows]
 
     def names(self, ids: Iterable[int]) -> str:
         """Tokens by their names, for a message: ``'<s>', '</s>'``."""
