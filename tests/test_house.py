@@ -31,7 +31,7 @@ FLOORS = [
     {"eval_view"},
     {"rif"},
     {"cluster", "configure", "packages", "resolved", "resuming"},
-    {"check"},
+    {"check", "check_grading", "check_texts"},
     {"check_view", "eval_command", "inspect", "methods_view", "preflight", "report", "show"},
     {"train"},
     {"compare"},

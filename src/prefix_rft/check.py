@@ -8,11 +8,13 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
+from prefix_rft.check_grading import Grading, Item, Kept
+from prefix_rft.check_texts import Texts
 from prefix_rft.configure import Setup
 from prefix_rft.data import DataError, Renderer, find_source, read_rows
 from prefix_rft.data.demonstrations import EMPTY, ENDS_INSIDE, KEPT, TOO_LONG, fate_of
@@ -22,12 +24,7 @@ from prefix_rft.data.shapes import detect
 from prefix_rft.engines.trl.clock import template_kwargs
 from prefix_rft.findings import Findings
 from prefix_rft.models import give_template
-from prefix_rft.rewards import Verdict, grade_texts, missing_columns
-from prefix_rft.rewards.checked import name_of
-from prefix_rft.rewards.verdict import CORRECT, ERROR, GOLD_UNPARSEABLE, TIMEOUT
-
-Graded = tuple[str, list[str], list[str], list[Verdict]]
-"""A reward's name, and for each graded text its row's number, itself and the verdict."""
+from prefix_rft.rewards import missing_columns
 
 
 @dataclass
@@ -43,6 +40,8 @@ class Checked:
         demonstration_lengths: tokens of each demonstration that is kept, EOS included.
         fates: demonstrations by what becomes of them.
         verdicts: by reward, demonstrations by status.
+        kept: what a run keeps of all that.
+        whole: all rows were looked at.
         prompts: hashes of the prompts.
         findings: everything that is wrong or worth a note.
     """
@@ -55,6 +54,8 @@ class Checked:
     demonstration_lengths: array[int] = field(default_factory=lambda: array("i"))
     fates: Counter[str] = field(default_factory=Counter)
     verdicts: dict[str, Counter[str]] = field(default_factory=dict)
+    kept: Kept = field(default_factory=Kept)
+    whole: bool = True
     prompts: set[int] = field(default_factory=set)
     findings: Findings = field(default_factory=Findings)
 
@@ -112,7 +113,8 @@ def check_data(
     def refuse(error: DataError) -> None:
         found.findings.add(error.what, row=found.label(error.row) if error.row else None)
 
-    rows = islice(read_rows(source, setup.recipe.reading(setup.args.seed), refuse), scope.rows)
+    every = read_rows(source, setup.recipe.reading(setup.args.seed), refuse)
+    rows = islice(every, scope.rows)
     look: Look | None = None
     try:
         for batch in batched(rows, BATCH):
@@ -123,6 +125,7 @@ def check_data(
                 look = Look(setup, tokenizer, eos_ids, max_length, found, plain, scope, graders)
             look.at(batch)
             progress(found.rows)
+        found.whole = next(every, None) is None
     except DataError as error:  # nothing more can be read
         refuse(error)
     if look is not None:
@@ -153,10 +156,12 @@ class Look:
         self.found = found
         self.scope = scope
         self.training = scope.training
-        self.graded = 0
         self.findings = found.findings
-        self.graders = graders
-        self.grading: Future[list[Graded]] | None = None
+        self.grading = Grading(
+            setup, found.findings, graders, found.label, scope.training, scope.graded
+        )
+        found.verdicts, found.kept = self.grading.counts, self.grading.kept
+        self.texts = Texts(self.render, found.findings, scope.training)
         self.types = ColumnTypes()
         if plain_template:
             self.findings.add(
@@ -179,8 +184,7 @@ class Look:
         kept = self._demonstrations(batch, conversation)
         self.found.rows += len(batch)
         # The graders' processes work on this batch while the next one is read and tokenised.
-        self._take_verdicts()
-        self.grading = self.graders.submit(self._grade, batch, kept)
+        self.grading.submit([Item(row, values) for row, values in batch], kept)
 
     def _prompts(self, batch: list[Any], conversation: bool) -> list[Any]:
         """The rows whose prompt the template takes."""
@@ -195,6 +199,7 @@ class Look:
             self.found.prompts.add(hash(str(values["prompt"])))
             self.found.prompt_lengths.append(len(own))
             self._bos(self.found.label(row), own)
+            self.texts.prompt(self.found.label(row), values["prompt"], own)
             if self.max_length is not None and len(own) + self.budget > self.max_length:
                 self.findings.add(
                     f"the prompt and max_completion_length={self.budget} do not fit into the "
@@ -222,23 +227,27 @@ class Look:
                 row,
             )
 
-    def _demonstrations(self, batch: list[Any], conversation: bool) -> list[tuple[Any, str]]:
+    def _demonstrations(self, batch: list[Any], conversation: bool) -> list[Item]:
         """The demonstrations that are kept, with their rows."""
+        for row, _ in batch:
+            self.texts.cells(self.found.label(row), row.values, detect(row))
         all_texts = [(item, t) for item in batch for t in item[1]["demonstration"]]
         ids = self.render.demonstrations([t for _, t in all_texts], conversation)
+        read = self.render.completions(ids)
         kept = []
-        for (item, text), own in zip(all_texts, ids, strict=True):
-            row, values = item
+        for ((row, values), text), own, graded in zip(all_texts, ids, read, strict=True):
             fate = fate_of(own, text, self.render, self.budget)
             self.found.fates[fate] += 1
             if fate != KEPT:
                 self._dropped(fate, self.found.label(row), len(own))
                 continue
             self.found.demonstration_lengths.append(len(own))
-            kept.append((item, text))
+            kept.append(Item(row, values, graded, own))
             if conversation:
                 self._turn(self.found.label(row), values["prompt"], text)
-        self.found.with_demonstration += len({id(item[0]) for item, _ in kept})
+                text = self.render.without_doubled_think(text)
+            self.texts.demonstration(self.found.label(row), text, own)
+        self.found.with_demonstration += len({id(item.row) for item in kept})
         return kept
 
     def _dropped(self, fate: str, row: str, length: int) -> None:
@@ -266,87 +275,23 @@ class Look:
                 serious=False,
             )
 
-    def _grade(self, batch: list[Any], kept: list[tuple[Any, str]]) -> list[Graded]:
-        """Each demonstration, and the gold answer alone of rows that have none."""
-        if not batch:
-            return []
-        having = {id(item[0]) for item, _ in kept}
-        if self.scope.graded is not None:
-            kept = kept[: max(0, self.scope.graded - self.graded)]
-            self.graded += len(kept)
-        alone = [(item, "") for item in batch if id(item[0]) not in having]
-        graded = []
-        for reward in self.setup.rewards:
-            if missing_columns([reward], batch[0][1]):
-                continue  # said once, for all rows
-            items = [*kept, *alone] if getattr(reward, "tests_gold", False) else kept
-            if items:
-                rows, texts = [values for (_, values), _ in items], [text for _, text in items]
-                numbers = [self.found.label(row) for (row, _), _ in items]
-                verdicts = grade_texts(reward, rows, texts)
-                graded.append((name_of(reward), numbers, texts, verdicts))
-        return graded
-
-    def _take_verdicts(self) -> None:
-        """Wait for the verdicts that are under way, and look at them."""
-        graded = self.grading.result() if self.grading else []
-        self.grading = None
-        for name, numbers, texts, verdicts in graded:
-            counts = self.found.verdicts.setdefault(name, Counter())
-            for number, text, verdict in zip(numbers, texts, verdicts, strict=True):
-                if text:
-                    counts[verdict.status] += 1
-                if verdict.status == GOLD_UNPARSEABLE:
-                    self.findings.add(
-                        f"'{name}' cannot read the gold answer",
-                        "mend the answer, or use another reward for such rows",
-                        number,
-                        verdict.detail,
-                    )
-                elif verdict.status in (TIMEOUT, ERROR) and not text:
-                    self.findings.add(
-                        f"'{name}' cannot grade the row: {verdict.status}",
-                        "mend the grader or the row",
-                        number,
-                        verdict.detail,
-                    )
-                elif text and (verdict.reward is None or verdict.reward <= 0):
-                    self._rejected(name, number, verdict)
-
-    def _rejected(self, name: str, row: str, verdict: Verdict) -> None:
-        first = name == name_of(self.setup.rewards[0])
-        dropped = first and self.setup.recipe.only_correct_demonstrations
-        fix = "mend the row, or set only_correct_demonstrations: true"
-        if dropped:
-            fix = "none is needed, only_correct_demonstrations drops it"
-        elif verdict.status in (TIMEOUT, ERROR):
-            fix = "mend the grader"
-        self.findings.add(
-            f"a demonstration is '{verdict.status}' to its own grader '{name}'",
-            fix,
-            row,
-            verdict.detail,
-            self.training and not dropped,
-        )
-
     def end(self) -> None:
         """The last verdicts, and findings about all rows together."""
-        self._take_verdicts()
-        limit = self.scope.rows
-        if not self.training or (limit is not None and self.found.rows >= limit):
+        self.grading.take()
+        if not self.training or not self.found.whole:
             return  # nothing to be said of rows that were not seen
-        method, found = self.setup.method, self.found
-        kept = found.fates[KEPT]
-        if self.setup.recipe.only_correct_demonstrations and self.setup.rewards:
-            counts = found.verdicts.get(name_of(self.setup.rewards[0]), Counter())
-            kept = counts[CORRECT]
-        if (method.needs_demonstrations or not method.samples) and not kept:
+        method, kept = self.setup.method, self.found.kept
+        limit = self.scope.graded
+        ungraded = limit is not None and self.found.fates[KEPT] > limit
+        if self.setup.recipe.only_correct_demonstrations and ungraded:
+            return
+        if (method.needs_demonstrations or not method.samples) and not kept.demonstrations:
             self.findings.add(
                 f"method '{method.name}' needs demonstrations, but no row has one that can be used",
                 "name the column in columns: {demonstration: NAME}, or use dr_grpo",
             )
-        if method.samples and found.rows < self.setup.plan.prompts:
+        if method.samples and kept.rows < (prompts := self.setup.prompts_per_generation):
             self.findings.add(
-                f"{found.rows} rows, but one step takes {self.setup.plan.prompts} prompts",
+                f"{kept.rows} rows, but one generation takes {prompts} prompts",
                 "lower prompts_per_step",
             )

@@ -151,11 +151,13 @@ def quantile(values: Sequence[int], q: float) -> int:
 def show_batches(console: Console, setup: Setup, train: Checked) -> None:
     """The batch arithmetic in words."""
     plan, method = setup.plan, setup.method
-    rows = train.rows if method.samples else train.fates[KEPT]
+    kept = train.kept
+    rows = kept.rows if method.samples else kept.demonstrations
     steps = setup.total_steps(rows)
-    iterations = getattr(setup.args, "num_iterations", 1)
+    on_verl = setup.recipe.engine == "verl"  # which counts no iterations
+    iterations = 1 if on_verl else getattr(setup.args, "num_iterations", 1)
     say(console, f"\n{plan}")
-    share = train.with_demonstration / train.rows if train.rows else 0.0
+    share = kept.with_demonstration / kept.rows if kept.rows else 0.0
     for number, what in (
         (method.num_hybrid, "start from a demonstration"),
         (method.num_demonstrations, "are whole demonstrations"),
@@ -166,18 +168,35 @@ def show_batches(console: Console, setup: Setup, train: Checked) -> None:
                 f"about {plan.prompts * number * share:.1f} of the {plan.rows} rows of a step "
                 f"{what} ({number} of {plan.generations} in a group that has one)",
             )
-    epochs = steps * plan.prompts / iterations / rows if rows else 0.0
+    if method.samples and (lost := train.rows - kept.rows):
+        say(console, f"{kept.rows} rows are trained on; {lost} dropped: unreadable gold answer")
+    found = train.fates[KEPT]
+    if setup.recipe.only_correct_demonstrations and found > kept.demonstrations:
+        lost = found - kept.demonstrations
+        say(console, f"{kept.demonstrations} demonstrations are used; {lost} dropped: not correct")
     text = f"{steps} optimizer steps"
     if method.samples:
         updates = setup.args.steps_per_generation // setup.args.gradient_accumulation_steps
         text += f", {updates * iterations} for each generation of rollouts"
-    say(console, f"{text}; {epochs:.2f} passes over the data")
+        epochs = steps * plan.prompts / iterations / rows if rows else 0.0
+    else:
+        epochs = steps / setup.steps_of_epoch(rows) if rows else 0.0
+    say(console, f"{text}; {epochs:.2f} passes over the data{proviso(setup, train)}")
+
+
+def proviso(setup: Setup, train: Checked) -> str:
+    """What the number of steps hangs on, where it is not known."""
+    if setup.args.max_steps > 0:
+        return ""
+    parts = [f"; of these {train.rows} rows alone"] if not train.whole else []
+    parts += ["; at most: rif leaves out prompts before"] if setup.recipe.rif is not None else []
+    return "".join(parts)
 
 
 def show_schedule(console: Console, setup: Setup, train: Checked) -> None:
     """The law of the prefix length along the run."""
     sampler = setup.method.prefix
-    steps = setup.total_steps(train.rows)
+    steps = setup.total_steps(train.kept.rows)
     if (
         sampler is None
         or not setup.method.num_hybrid

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import typing
@@ -54,12 +55,39 @@ class Setup:
     args: Any
     plan: BatchPlan
 
+    @property
+    def prompts_per_generation(self) -> int:
+        """Prompts that are sampled from together; rows that do not fill one are left out."""
+        if self.recipe.engine == "verl":
+            return self.plan.prompts
+        return self.args.generation_batch_size // self.plan.generations
+
+    def steps_of_epoch(self, rows: int) -> int:
+        """Optimizer steps of one pass, as the trainers count them; see :meth:`total_steps`."""
+        args = self.args
+        if self.recipe.engine == "verl":  # a batch is one step, however often it is used
+            return rows // self.plan.prompts
+        if self.method.samples:
+            # TRL's sampler leaves out what does not fill a generation.
+            generations = rows // self.prompts_per_generation
+            batches = generations * args.num_iterations * args.steps_per_generation
+        else:
+            # Batches go round the processes; the last one and the last round are filled up.
+            size, processes = self.plan.micro_batch_size, self.plan.processes
+            drop = args.dataloader_drop_last
+            batches = rows // size if drop else -(-rows // size)
+            batches = batches // processes if drop else -(-batches // processes)
+        return -(-batches // args.gradient_accumulation_steps)
+
     def total_steps(self, rows: int) -> int:
-        """Optimizer steps of the run on so many rows."""
+        """Optimizer steps of the run.
+
+        Args:
+            rows: that are trained on: demonstrations for a method that does not sample.
+        """
         if self.args.max_steps > 0:
             return self.args.max_steps
-        iterations = getattr(self.args, "num_iterations", 1)
-        return int(self.args.num_train_epochs * (rows // self.plan.prompts) * iterations)
+        return math.ceil(self.args.num_train_epochs * self.steps_of_epoch(rows))
 
     def close(self) -> None:
         """End the rewards' processes."""

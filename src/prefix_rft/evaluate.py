@@ -21,7 +21,7 @@ from prefix_rft.engines.sampling import (
 )
 from prefix_rft.errors import UserError
 from prefix_rft.estimates import bootstrap
-from prefix_rft.rewards import checked, grade
+from prefix_rft.rewards import checked, grade_texts
 from prefix_rft.rewards.checked import name_of
 from prefix_rft.rewards.verdict import CORRECT, NO_ANSWER, Verdict
 
@@ -36,7 +36,7 @@ class Sample:
     """One sampled answer and what the grader said.
 
     Attributes:
-        text: without special tokens.
+        text: as it was graded.
         tokens: sampled, EOS included.
         truncated: it ran into the length limit.
         verdict: on it.
@@ -140,7 +140,7 @@ def sample_and_grade(
                 lambda ended, before=start * k + at: tick((before + ended) // k),
             )
         tick(start + len(part))
-        graded = _grade(tokenizer, part, reward, sampled, render.eos_ids, k)
+        graded = _grade(render, part, reward, sampled, k)
         yield [graded[i : i + k] for i in range(0, len(graded), k)]
 
 
@@ -179,28 +179,18 @@ def _draw(
 
 
 def _grade(
-    tokenizer: Any,
+    render: Renderer,
     rows: Dataset,
     reward: Callable[..., Any],
     sampled: list[list[int]],
-    eos_ids: Sequence[int],
     k: int,
 ) -> list[Sample]:
-    texts: list[str] = tokenizer.batch_decode(sampled, skip_special_tokens=True)
-    prompts = [p for p in rows["prompt"] for _ in range(k)]
-    completions: list[Any] = list(texts)
-    if not isinstance(prompts[0], str):
-        completions = [[{"role": "assistant", "content": t}] for t in texts]
-    columns = {
-        name: [value for value in rows[name] for _ in range(k)]
-        for name in rows.column_names
-        if name not in ("prompt", "completion", "completion_ids") and not name.startswith(OURS)
-    }
-    verdicts = grade(
-        reward, completions, {"prompts": prompts, "completion_ids": sampled, **columns}
-    )
+    texts = render.completions(sampled)
+    columns = [n for n in rows.column_names if not n.startswith(OURS)]
+    repeated = [dict(row) for row in rows.select_columns(columns) for _ in range(k)]
+    verdicts = grade_texts(reward, repeated, texts, sampled)
     return [
-        Sample(text, len(ids), ids[-1] not in eos_ids, verdict)
+        Sample(text, len(ids), ids[-1] not in render.eos_ids, verdict)
         for text, ids, verdict in zip(texts, sampled, verdicts, strict=True)
     ]
 

@@ -105,11 +105,10 @@ def show_row(
 
     prompt = render.prompt(values["prompt"])
     texts = values["demonstration"]
+    ids_of = render.demonstrations(texts, not isinstance(values["prompt"], str))
     demonstrations = [
         i
-        for i, t in zip(
-            render.demonstrations(texts, not isinstance(values["prompt"], str)), texts, strict=True
-        )
+        for i, t in zip(ids_of, texts, strict=True)
         if fate_of(i, t, render, setup.args.max_completion_length) == KEPT
     ]
     tokens = [Token(i, PROMPT) for i in prompt]
@@ -119,8 +118,9 @@ def show_row(
         tokens += ended(demonstrations[0], WHOLE, render)
     show(console, tokens, render, ids)
     for reward in setup.rewards:
-        for index, text in enumerate(texts, 1):
-            verdict = grade_texts(reward, [values], [text])[0]
+        read = render.completions(ids_of)
+        for index, (text, own) in enumerate(zip(read, ids_of, strict=True), 1):
+            verdict = grade_texts(reward, [values], [text], [own])[0]
             words = f": {verdict.detail}" if verdict.detail else ""
             line = f"demonstration {index} is '{verdict.status}' to '{name_of(reward)}'{words}"
             say(console, line)

@@ -20,7 +20,7 @@ from prefix_rft.errors import UserError
 from prefix_rft.findings import named, say
 from prefix_rft.models import give_template
 from prefix_rft.phases import Phases
-from prefix_rft.rewards import grade_texts, missing_columns
+from prefix_rft.rewards import Verdict, grade_texts, missing_columns
 from prefix_rft.rewards.checked import name_of
 from prefix_rft.rewards.golds import unreadable_golds
 from prefix_rft.rewards.verdict import CORRECT, ERROR, TIMEOUT
@@ -67,9 +67,11 @@ def preflight(
         render = Renderer(tokenizer, eos_ids, template)
         if isinstance(part[0]["prompt"], list) and (fault := render.template_fault()):
             raise DataError(fault)
+    # With the template that the tokenizer has by now.
+    render = Renderer(tokenizer, eos_ids, template_kwargs(setup.args, tokenizer))
     for reward in rewards:
         if not missing_columns([reward], rows.column_names):
-            try_first(reward, rows)
+            try_first(reward, rows, render)
     with ThreadPoolExecutor(1) as graders:
         positions = getattr(model.config, "max_position_embeddings", None)
         for name, part in parts:
@@ -81,9 +83,7 @@ def preflight(
             for one in found.findings.problems + found.findings.notes:
                 say(console, f"warning: {found.name}: {one}")
     if held_out is not None:
-        check_prompts(
-            held_out, Renderer(tokenizer, eos_ids, template_kwargs(setup.args, tokenizer))
-        )
+        check_prompts(held_out, render)
         held_out = drop_unreadable_golds(rewards[:1], held_out, console, phases)
     if setup.method.samples:
         rows = drop_unreadable_golds(rewards, rows, console, phases)
@@ -92,19 +92,32 @@ def preflight(
             raise UserError(
                 "only_correct_demonstrations needs a reward that says which are correct"
             )
-        rows = keep_correct(rewards[0], rows, console, phases)
+        rows = keep_correct(rewards[0], rows, render, console, phases)
     return rows, held_out
 
 
-def try_first(reward: Callable[..., Any], rows: Dataset) -> None:
+def demonstration_verdicts(
+    reward: Callable[..., Any], rows: Sequence[dict[str, Any]], render: Renderer
+) -> list[list[Verdict]]:
+    """Verdicts on each demonstration of the rows, read as training reads it: from its ids."""
+    texts = [text for row in rows for text in row["demonstration"]]
+    ids = render.demonstrations(texts, not isinstance(rows[0]["prompt"], str))
+    owners = [row for row in rows for _ in row["demonstration"]]
+    graded = grade_texts(reward, owners, render.completions(ids), ids) if texts else []
+    verdicts = iter(graded)
+    return [[next(verdicts) for _ in row["demonstration"]] for row in rows]
+
+
+def try_first(reward: Callable[..., Any], rows: Dataset, render: Renderer) -> None:
     """Grade the demonstrations of the first rows.
 
     Raises:
         UserError: not one of them could be graded.
     """
     first = [dict(row) for row in rows.select(range(min(FIRST, len(rows))))]
-    texts = [row["demonstration"][0] if row["demonstration"] else "" for row in first]
-    verdicts = grade_texts(reward, first, texts)
+    texts = [row["demonstration"][:1] or [""] for row in first]
+    one_each = [{**row, "demonstration": t} for row, t in zip(first, texts, strict=True)]
+    verdicts = [v for row in demonstration_verdicts(reward, one_each, render) for v in row]
     if all(v.status in (ERROR, TIMEOUT) for v in verdicts):
         what = f"{verdicts[0].status}: {verdicts[0].detail}"
         raise UserError(
@@ -155,7 +168,7 @@ def drop_unreadable_golds(
 
 
 def keep_correct(
-    reward: Callable[..., Any], rows: Dataset, console: Console, phases: Phases
+    reward: Callable[..., Any], rows: Dataset, render: Renderer, console: Console, phases: Phases
 ) -> Dataset:
     """The rows, with only the demonstrations that the reward finds correct."""
     before = after = 0
@@ -167,12 +180,12 @@ def keep_correct(
         part = [
             dict(zip(names, values, strict=True)) for values in zip(*batch.values(), strict=True)
         ]
-        owners = [row for row in part for _ in row["demonstration"]]
-        texts = [text for row in part for text in row["demonstration"]]
-        verdicts = grade_texts(reward, owners, texts) if texts else []
-        right = iter([v.status == CORRECT for v in verdicts])
-        kept = [[t for t in row["demonstration"] if next(right)] for row in part]
-        before, after = before + len(texts), after + sum(map(len, kept))
+        verdicts = demonstration_verdicts(reward, part, render)
+        kept = [
+            [t for t, v in zip(row["demonstration"], of_row, strict=True) if v.status == CORRECT]
+            for row, of_row in zip(part, verdicts, strict=True)
+        ]
+        before, after = before + sum(map(len, verdicts)), after + sum(map(len, kept))
         phases.at(phases.done + len(part))
         return {"demonstration": kept}
 

@@ -116,7 +116,9 @@ def test_check_names_rows_and_fixes(folder: Path, capfd: Capture) -> None:
         "row 7: a demonstration is dropped: longer than the budget (33 tokens). Fix: raise" in out
     )
     assert "row 8: column 'problem': the prompt is missing or empty" in out
-    assert "4 problems: training would waste time" in out
+    assert "row 6: the tokenizer does not know a character of a demonstration" in out
+    assert r"in its place ('\x1b')" in out
+    assert "5 problems: training would waste time" in out
     notes, problems = out.split("problems in data file")
     assert "is dropped" in notes.split("notes on data file")[1]
     assert "is dropped" not in problems

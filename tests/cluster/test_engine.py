@@ -592,6 +592,10 @@ def test_rows_that_fill_the_batch_take_no_part() -> None:
     assert rows.advantage_SN[0][:2].tolist() == pytest.approx([2 / 3, -1 / 3])
 
 
+def texts(rows: list[list[int]]) -> list[str]:
+    return [str(ids) for ids in rows]
+
+
 def test_rollouts_are_written_as_the_trl_engine_writes_them() -> None:
     method = Block("luffy").resolve_method(4, 16)
     data, tags = rollouts()
@@ -601,7 +605,7 @@ def test_rollouts_are_written_as_the_trl_engine_writes_them() -> None:
     data["extra_fields"] = NonTensorStack(*extra)
     data["index"] = NonTensorStack(*[7] * 4, *[3] * 4, 7)
     keys = [f"u_v_{i}_0" if i < 4 else f"w_{7 - i}_0" for i in range(8)] + ["pad_0_0"]
-    lines = rollouts_of(method, data, keys, [i == 8 for i in range(9)], 5, str)
+    lines = rollouts_of(method, data, keys, [i == 8 for i in range(9)], 5, texts)
     # By example, then by place; the second group's rows came in reverse.
     assert [(x["example"], x["group"], x["row"]) for x in lines] == [
         *((3, 0, r) for r in range(4)),

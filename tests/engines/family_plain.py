@@ -28,7 +28,7 @@ from tiny import make_config, make_model, make_rows, make_tokenizer
 gc.collect()
 gc.freeze()
 
-EOS = 1
+PAD, EOS = 0, 1
 CONST = 24.0  # the completion budget of tiny's configuration
 
 # ---- data and rewards ----------------------------------------------------------------------------
@@ -136,7 +136,7 @@ def rows_of(batch: dict[str, Any], source: Any) -> list[Row]:
     for i in range(len(batch["completion_ids"])):
         completion = batch["completion_ids"][i][batch["completion_mask"][i].bool()].tolist()
         example = int(batch["row_example"][i])
-        text = tokenizer.decode(completion, skip_special_tokens=True)
+        text = tokenizer.decode([i for i in completion if i not in (PAD, EOS)])
         graded = reward_of(text, source[example]["demonstration"], source[example]["fate"])
         told = batch["row_reward"][i].item()
         if batch["row_dropped"][i] and completion == [EOS] and math.isnan(told):

@@ -289,7 +289,8 @@ def check_files(folder: Path, watch: Watch) -> None:
             k = line["prefix_length"]
             assert not k or line["completion_ids"][:k] in [d[:k] for d in known]
             assert not line["demonstration"] or line["completion_ids"] in known
-            text = TOKENIZER.decode(last.completions[i], skip_special_tokens=True)
+            ids = [t for t in last.completions[i] if t not in (plain.PAD, plain.EOS)]
+            text = TOKENIZER.decode(ids)
             example = dataset[plan.example]
             reward = plain.reward_of(text, example["demonstration"], example["fate"])
             assert line["reward"] == reward

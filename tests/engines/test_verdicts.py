@@ -36,7 +36,7 @@ def train(
     lines = (folder / "rollouts/step_000000.jsonl").read_text().splitlines()
     rollouts = [json.loads(line) for line in lines]
     for row in rollouts:  # what the graders saw
-        row["text"] = tokenizer.decode(row["completion_ids"], skip_special_tokens=True)
+        row["text"] = tokenizer.decode([i for i in row["completion_ids"] if i > 1])  # pad, EOS
     return rollouts, trainer.state.log_history[0]
 
 

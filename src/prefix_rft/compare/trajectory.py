@@ -144,7 +144,7 @@ def _continued(
         budgets = [budget - len(d) for d in prefixes]
         made = sample(model, prompts, budgets, settings, prefixes, uniforms)
         whole = [[*d, *ids] for d, ids in zip(prefixes, made, strict=True)]
-        texts += tokenizer.batch_decode(whole, skip_special_tokens=True)
+        texts += render.completions(whole)
     return texts
 
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from prefix_rft.data.files import DataError, Row
 from prefix_rft.data.render import Renderer
 from prefix_rft.data.rows import PLACE
-from prefix_rft.data.shapes import demonstration_texts
+from prefix_rft.data.shapes import demonstration_texts, wanted
 
 OURS = "prefix_rft_"
 """How the names of columns begin that reward functions do not see."""
@@ -113,10 +113,11 @@ def tokenize_demonstrations(
                     render.text(prompt)
                 except DataError as error:
                     raise DataError(f"{place}: {error}") from error
-        texts_of = [
-            demonstration_texts(Row("the dataset", index + 1), cell, column)
-            for index, cell in zip(indices, cells, strict=True)
-        ]
+        labels = batch.get("label") if column == "completion" else None
+        texts_of = []
+        for i, (index, cell) in enumerate(zip(indices, cells, strict=True)):
+            row = Row("the dataset", index + 1, {"label": labels[i]} if labels else {})
+            texts_of.append(demonstration_texts(row, cell, column) if wanted(row) else [])
         # One call for all rows: a fast tokenizer works on several texts at once.
         ids = iter(render.demonstrations([t for row in texts_of for t in row], conversation))
         added: dict[str, list[Any]] = {IDS: [], EXAMPLE: indices, FATES: []}

@@ -4,11 +4,14 @@ The assistant's turn is never rendered by the template: its ids are those of the
 text, behind the ids of the prompt, so a template that rewrites or strips that turn changes nothing
 that is trained. What a template can still do is end the prompt inside a think block, and decide
 which token ends a turn; both are read off it once.
+
+The way back, from the ids of a completion to the text that graders see, is here too, so that all
+who grade or show a completion read the same text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -16,6 +19,7 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from prefix_rft.data.dummy_space import ANCHORS, ids_behind, writes_space
 from prefix_rft.data.files import DataError
 
 PLAIN_TEMPLATE = (
@@ -56,6 +60,10 @@ class Renderer:
         opening: what the template writes between the last user message and the completion.
         end: the token that ends a demonstration in a conversation: the one that the template ends
             an assistant's turn with if generation stops there, else the tokenizer's EOS.
+        unread: tokens that are no part of a completion's text: those that end a completion or, in
+            the template, an assistant's turn, padding (unless it is the unknown token) and BOS.
+            All others are, also special ones: think and answer tags, unknown characters.
+        markers: ``unread``, and what else the template writes around messages.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -63,19 +71,36 @@ class Renderer:
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     opening: str = field(init=False, default="")
     end: int = field(init=False, default=-1)
+    unread: frozenset[int] = field(init=False, default=frozenset())
+    markers: frozenset[int] = field(init=False, default=frozenset())
 
     def __post_init__(self) -> None:
         eos_ids = self.eos_ids or end_of_text_ids(self.tokenizer)
         end: Any = self.tokenizer.eos_token_id
-        opening = ""
+        opening, turn, after = "", "", ""
         if self.tokenizer.chat_template is not None:
             opening = self.text(PROBE).removeprefix(self.text(PROBE, opening=False))
             turn = self.text([*PROBE, {"role": "assistant", "content": ANSWER}], opening=False)
             after = turn.rpartition("It is 2.")[2]
             stops = [i for i in self._plain_ids(after) if i in eos_ids]
             end = stops[0] if stops else end
-        for name, value in (("eos_ids", eos_ids), ("opening", opening), ("end", end)):
+        known: Any = self.tokenizer
+        pad = None if known.pad_token_id == known.unk_token_id else known.pad_token_id
+        ends = {*eos_ids, known.eos_token_id, known.bos_token_id, pad} - {None}
+        added = known.added_tokens_decoder
+        unread = frozenset(ends | {i for i in self._added(after) if added[i].special})
+        markers = unread | self._added(turn + opening)
+        own = {"eos_ids": eos_ids, "opening": opening, "end": end}
+        for name, value in {**own, "unread": unread, "markers": markers}.items():
             object.__setattr__(self, name, value)
+
+    def _added(self, text: str) -> set[int]:
+        """The words in a text that are tokens whatever stands around them, without think tags."""
+        names = {i: token.content for i, token in self.tokenizer.added_tokens_decoder.items()}
+        ids = set(self._plain_ids(text)) & names.keys() if text else set()
+        # Some tokenizers have runs of spaces and newlines among them.
+        words = {i for i in ids if any(c.isalnum() for c in names[i])}
+        return {i for i in words if names[i] not in (OPEN, CLOSE)}
 
     @cached_property
     def newline_ids(self) -> frozenset[int]:
@@ -126,7 +151,36 @@ class Renderer:
         if conversation:
             texts = [self.without_doubled_think(t) for t in texts]
         end: Any = self.end if conversation else self.tokenizer.eos_token_id
-        return [ids if ids and ids[-1] in self.eos_ids else [*ids, end] for ids in self._ids(texts)]
+        found = self._behind_prompts(texts, conversation)
+        return [ids if ids and ids[-1] in self.eos_ids else [*ids, end] for ids in found]
+
+    def _behind_prompts(self, texts: list[str], conversation: bool) -> list[list[int]]:
+        """Ids of texts that go on from a prompt."""
+        if not self._writes_space:
+            return self._ids(texts)
+        # All prompts end alike where a template ends them.
+        contexts = [self.text(PROBE), *ANCHORS] if conversation else ANCHORS
+        return ids_behind(self._ids, contexts, texts)
+
+    @cached_property
+    def _writes_space(self) -> bool:
+        return writes_space(self._ids)
+
+    def completions(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        """The texts of completions that graders see: what their ids say, without ``unread``."""
+        kept = [[i for i in ids if i not in self.unread] for ids in rows]
+        return self.spelled(kept)
+
+    def spelled(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        """Ids as texts, each token as it is: nothing is left out or tidied up."""
+        how = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+        decode: Any = self.tokenizer.decode
+        return [decode(list(ids), **how) for ids in rows]
+
+    def names(self, ids: Iterable[int]) -> str:
+        """Tokens by their names, for a message: ``'<s>', '</s>'``."""
+        tokens: Any = self.tokenizer.convert_ids_to_tokens(sorted(ids))
+        return ", ".join(f"'{t}'" for t in tokens)
 
     def without_doubled_think(self, text: str) -> str:
         """A demonstration without the opening think tag that the prompt ends with already."""
@@ -179,8 +233,8 @@ class Renderer:
         """Whether a demonstration holds an end-of-sequence token before its last one."""
         return not set(self.eos_ids).isdisjoint(ids[:-1])
 
-    def _ids(self, texts: list[str]) -> list[list[int]]:
-        ids: Any = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        ids: Any = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
         return ids
 
     def _plain_ids(self, text: str) -> list[int]:

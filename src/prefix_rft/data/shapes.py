@@ -2,6 +2,9 @@
 
 Shapes and their columns: verl's parquet files as LUFFY extends them, TRL's dataset formats, chat
 messages, and the problem/solution/answer of OpenR1-Math and its relatives.
+
+Of data about preferences only what was preferred is a demonstration: ``chosen``, and a
+``completion`` whose ``label`` is true.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefix_rft.data.files import Row
+from prefix_rft.data.stringified import MESSAGES, stringified
 
 RESERVED = (
     *("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric"),
@@ -19,6 +23,8 @@ RESERVED = (
 )
 """What TRL passes to reward functions beside the columns, or takes for pictures and tools."""
 
+DEMONSTRATIONS = ("demonstration", "demonstrations")
+QUESTIONS = ("problem", "question")
 ROLES = ("system", "developer", "user", "assistant", "tool")
 REASONING = ("reasoning_content", "reasoning", "thinking")
 
@@ -74,12 +80,18 @@ def detect(row: Row) -> Shape:
         return Shape(
             "prompt-completion rows", "prompt", "completion", answer, spent=("completion",)
         )
+    if "chosen" in columns and "rejected" in columns and not first(*DEMONSTRATIONS):
+        answer = answer or first("solution")
+        # A conversation holds its prompt itself.
+        asked = None if _is_conversation(columns["chosen"]) else first("prompt", *QUESTIONS)
+        ask = asked in QUESTIONS
+        return Shape("preference rows", asked or "chosen", "chosen", answer, ask, ("chosen",))
     if "prompt" in columns:
-        demonstration = first("demonstration", "demonstrations")
+        demonstration = first(*DEMONSTRATIONS)
         return Shape("prompt rows", "prompt", demonstration, answer, spent=("demonstrations",))
-    question = first("problem", "question")
+    question = first(*QUESTIONS)
     if question:
-        demonstration = first("demonstration", "demonstrations", "generations", "solution")
+        demonstration = first(*DEMONSTRATIONS, "generations", "solution")
         spent = ("demonstrations", "generations")
         return Shape("problem rows", question, demonstration, answer, True, spent)
     if "messages" in columns:
@@ -125,9 +137,12 @@ def canonical(row: Row, shape: Shape, system: str | None = None) -> dict[str, An
     elif shape.demonstration:
         cell = row.values[shape.demonstration]
         demonstrations = demonstration_texts(row, cell, shape.demonstration)
+        if shape.demonstration == "completion" and not wanted(row):
+            demonstrations = []
     if shape.ask:
         if not isinstance(prompt, str | None):
             raise row.error(f"a question is a text, got {kind(prompt)}", shape.prompt)
+        _refuse_stringified(row, prompt, shape.prompt)
         prompt = [{"role": "user", "content": prompt or ""}]
     prompt = _prompt(row, prompt, shape.prompt, system)
     rest = {k: v for k, v in row.values.items() if k not in shape.spent}
@@ -164,12 +179,52 @@ def demonstration_texts(row: Row, value: Any, column: str) -> list[str]:
     return [_demonstration(row, one, column) for one in value]
 
 
+def wanted(row: Row) -> bool:
+    """Whether a completion is to be learned from: not if its ``label`` is false, as KTO has it.
+
+    Raises:
+        DataError: a label that may mean so, and is neither true nor false.
+    """
+    if "label" not in row.values:
+        return True
+    label = row.values["label"]
+    if isinstance(label, bool):
+        return label
+    if label is None or str(label).strip().lower() in UNCLEAR:
+        raise row.error(
+            f"is {label!r}, but says with true or false whether the completion is a good one: "
+            "write that, or rename the column",
+            "label",
+        )
+    return True
+
+
+UNCLEAR = ("0", "1", "0.0", "1.0", "nan", "true", "false", "yes", "no", "")
+"""Labels of another column's kind, or of one whose true and false were written otherwise."""
+
+
+def _is_conversation(value: Any) -> bool:
+    """Whether a cell holds messages that begin before the assistant's."""
+    first = value[0] if isinstance(value, list) and value else None
+    return isinstance(first, dict) and first.get("role") != "assistant"
+
+
+def _refuse_stringified(row: Row, value: Any, column: str) -> None:
+    if stringified(value) == MESSAGES:
+        raise row.error(
+            "holds the text of a list of messages, not the list: read it with json.loads or "
+            "ast.literal_eval, and write the list",
+            column,
+        )
+
+
 def _are_messages(value: list[Any]) -> bool:
     return bool(value) and all(isinstance(m, dict) for m in value)
 
 
 def _demonstration(row: Row, one: Any, column: str) -> str:
     if isinstance(one, str):
+        _refuse_stringified(row, one, column)
         return one
     messages = [one] if isinstance(one, dict) else one
     if not isinstance(messages, list) or not _are_messages(messages):
@@ -194,6 +249,7 @@ def _split(row: Row, messages: Any, column: str) -> tuple[list[Any], list[str]]:
     """A conversation's messages before its last assistant message, and that one's text."""
     if not messages:
         raise row.error("the conversation is missing or empty", column)
+    _refuse_stringified(row, messages, column)
     if not isinstance(messages, list):
         raise row.error(f"a conversation is a list of messages, got {kind(messages)}", column)
     last = _message(row, messages[-1], column)
@@ -203,6 +259,7 @@ def _split(row: Row, messages: Any, column: str) -> tuple[list[Any], list[str]]:
 
 
 def _prompt(row: Row, prompt: Any, column: str, system: str | None) -> Any:
+    _refuse_stringified(row, prompt, column)
     if isinstance(prompt, str) and prompt.strip():
         if system is not None:
             raise row.error("system_prompt needs conversations, but the prompt is a text", column)

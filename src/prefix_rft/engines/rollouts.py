@@ -31,7 +31,7 @@ class Rollout:
         demonstration: a whole demonstration; nothing was sampled.
         attempt: how often its group had been sampled before.
         prompt: as text, special tokens included.
-        text: of the completion, likewise.
+        text: of the completion, likewise; graders see it without the tokens that end it.
         reward: None if it could not be graded.
         verdicts: of each grader, by its name.
         advantage: of the sampled tokens; None where a contrast gives it at the update.

@@ -4,7 +4,14 @@ Nothing here needs torch: a grader's process starts in a fraction of a second.
 """
 
 from prefix_rft.rewards.checked import RewardError, checked
-from prefix_rft.rewards.graded import Graded, close_all, grade, grade_texts, missing_columns
+from prefix_rft.rewards.graded import (
+    Graded,
+    as_completion,
+    close_all,
+    grade,
+    grade_texts,
+    missing_columns,
+)
 from prefix_rft.rewards.pool import GraderPool, Limits
 from prefix_rft.rewards.registry import BUILT_IN, load_rewards, parse_rewards
 from prefix_rft.rewards.verdict import STATUSES, Verdict
@@ -17,6 +24,7 @@ __all__ = [
     "Limits",
     "RewardError",
     "Verdict",
+    "as_completion",
     "checked",
     "close_all",
     "grade",

@@ -9,6 +9,8 @@ from prefix_rft.rewards.graded import grade_texts
 from prefix_rft.rewards.verdict import ERROR, GOLD_UNPARSEABLE, TIMEOUT
 
 BATCH = 512
+UNUSABLE = (GOLD_UNPARSEABLE, TIMEOUT, ERROR)
+"""Verdicts on an empty completion with which a row is dropped before training."""
 
 
 def unreadable_golds(
@@ -28,6 +30,5 @@ def unreadable_golds(
         tick(start)
         part = [dict(r) for r in rows.select(range(start, min(start + BATCH, len(rows))))]
         verdicts = grade_texts(judge, part, [""] * len(part))
-        unusable = (GOLD_UNPARSEABLE, TIMEOUT, ERROR)
-        bad += [start + i for i, v in enumerate(verdicts) if v.status in unusable]
+        bad += [start + i for i, v in enumerate(verdicts) if v.status in UNUSABLE]
     return bad

@@ -173,18 +173,31 @@ def close_all(rewards: Iterable[Callable[..., Any]]) -> None:
             reward.close()
 
 
+def as_completion(prompt: Any, text: str) -> Any:
+    """A text as a grader is given it: itself behind a text, a message behind a conversation."""
+    return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+
+
 def grade_texts(
-    reward: Callable[..., Any], rows: Sequence[Mapping[str, Any]], texts: Sequence[str]
+    reward: Callable[..., Any],
+    rows: Sequence[Mapping[str, Any]],
+    texts: Sequence[str],
+    ids: Sequence[Sequence[int]] | None = None,
 ) -> list[Verdict]:
-    """Verdicts on texts as if they were completions of the rows' prompts."""
-    completions: list[Any] = list(texts)
-    if isinstance(rows[0]["prompt"], list):
-        completions = [[{"role": "assistant", "content": t}] for t in texts]
+    """Verdicts on texts as completions of the rows' prompts, as in training.
+
+    Args:
+        reward: that :func:`checked` or :class:`Graded` has made.
+        rows: the columns of each text.
+        texts: of completions, as ``Renderer.completions`` makes them of ids.
+        ids: of the completions; none by default.
+    """
     hidden = ("prompt", "completion", "completion_ids")
     names = [n for n in rows[0] if n not in hidden and not n.startswith("prefix_rft_")]
     columns = {name: [row.get(name) for row in rows] for name in names}
     columns["prompts"] = [row["prompt"] for row in rows]
-    columns["completion_ids"] = [[] for _ in rows]
+    columns["completion_ids"] = [[] for _ in rows] if ids is None else [list(i) for i in ids]
+    completions = [as_completion(r["prompt"], t) for r, t in zip(rows, texts, strict=True)]
     return grade(reward, completions, columns)
 
 

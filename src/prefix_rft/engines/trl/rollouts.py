@@ -32,7 +32,7 @@ def write_rollouts(
     """
     lines = []
     step, streams = trainer.state.global_step, trainer.method.streams
-    decode = trainer.processing_class.decode
+    spelled = trainer.renderer.spelled
     for i, plan in enumerate(plans):
         if plan.filler:
             continue
@@ -40,6 +40,7 @@ def write_rollouts(
         completion = rows["completion_ids"][i][rows["completion_mask"][i].bool()].tolist()
         reward = rows["row_reward"][i].item()
         stream = stream_of(trainer.method, len(plan.prefix), plan.whole)
+        prompt_text, text = spelled([prompt, completion])
         known = streams[stream].advantage != "sequence"  # which is known at the update only
         rollout = Rollout(
             step=step,
@@ -51,8 +52,8 @@ def write_rollouts(
             prefix_length=len(plan.prefix),
             demonstration=plan.whole,
             attempt=plan.attempt,
-            prompt=decode(prompt),
-            text=decode(completion),
+            prompt=prompt_text,
+            text=text,
             reward=None if reward != reward else reward,
             verdicts={
                 name_of(g): asdict(v[i]) for g, v in zip(trainer.graders, verdicts, strict=True)

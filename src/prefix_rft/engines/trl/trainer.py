@@ -5,7 +5,8 @@ What is overridden, always around ``super()`` or as a whole, never by copying TR
 - ``_generate_and_score_completions`` plans the rows before and attaches their origin afterwards,
   and samples groups again that the method does not take as they are;
 - ``_generate_single_turn`` puts prefix ids behind the prompt, then in front of the completion;
-- ``_calculate_rewards`` keeps the rewards, which TRL turns into advantages of its own;
+- ``_calculate_rewards`` hands the graders our text of a completion, and keeps the rewards, which
+  TRL turns into advantages of its own;
 - ``_prepare_inputs`` sorts the rows of each optimizer step by length;
 - ``_get_per_token_logps_and_entropies`` counts tokens;
 - ``_compute_loss`` hands log-probs and entropies of TRL's forward to ``core.objective``.
@@ -61,7 +62,7 @@ from prefix_rft.engines.trl.verdicts import (
 )
 from prefix_rft.engines.trl.watch import Watched
 from prefix_rft.engines.trl.window import Rows, by_length, join, to_batch, trim
-from prefix_rft.rewards import checked
+from prefix_rft.rewards import as_completion, checked
 
 
 class PrefixRFTTrainer(Watched, EvaluatesPlainRows, ResumesExactly, GRPOTrainer):
@@ -296,11 +297,16 @@ class PrefixRFTTrainer(Watched, EvaluatesPlainRows, ResumesExactly, GRPOTrainer)
             found[i] = ids
         return found
 
-    def _calculate_rewards(self, inputs: list[dict[str, Any]], *args: Any, **kwargs: Any) -> Tensor:
+    def _calculate_rewards(
+        self, inputs: Any, prompts: Any, completions: Any, ids: Any, *args: Any, **kwargs: Any
+    ) -> Tensor:
         self.phases.begin("grading", len(inputs))
         visible = [{k: v for k, v in row.items() if not k.startswith(OURS)} for row in inputs]
+        # TRL's own texts lack all special tokens. In place: what is graded is what TRL logs.
+        completions[:] = map(as_completion, prompts, self.renderer.completions(ids))
+        given = (visible, prompts, completions, ids, *args)
         with rows_unprinted(), telling(self.graders, self.phases):
-            rewards_per_func = super()._calculate_rewards(visible, *args, **kwargs)
+            rewards_per_func = super()._calculate_rewards(*given, **kwargs)
         rewards = (rewards_per_func * self.reward_weights.to(rewards_per_func)).nansum(1)
         # NaN is TRL's mark for "does not apply": the others decide, unless none is left. A row
         # that a grader could not judge has no reward at all, whatever the others say.

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from prefix_rft.data.demonstrations import OURS
 from prefix_rft.engines.plan import RowPlan
 from prefix_rft.phases import Phases
-from prefix_rft.rewards import Graded, grade
+from prefix_rft.rewards import Graded, grade_texts
 from prefix_rft.rewards.checked import name_of
 from prefix_rft.rewards.verdict import CORRECT, STATUSES
 
@@ -87,14 +86,9 @@ def log_prefix_leak(
     leaks = 0
     if hybrid:
         ids = [list(plan.prefix) for _, plan in hybrid]
-        texts: list[Any] = trainer.processing_class.batch_decode(ids, skip_special_tokens=True)
-        if not isinstance(hybrid[0][0]["prompt"], str):
-            texts = [[{"role": "assistant", "content": t}] for t in texts]
-        hidden = ("prompt", "completion", "completion_ids")
-        names = [n for n in hybrid[0][0] if n not in hidden and not n.startswith(OURS)]
-        columns = {name: [row[name] for row, _ in hybrid] for name in names}
-        columns |= {"prompts": [row["prompt"] for row, _ in hybrid], "completion_ids": ids}
-        leaks = sum(v.status == CORRECT for v in grade(trainer.graders[0], texts, columns))
+        texts = trainer.renderer.completions(ids)
+        verdicts = grade_texts(trainer.graders[0], [row for row, _ in hybrid], texts, ids)
+        leaks = sum(v.status == CORRECT for v in verdicts)
     counts = torch.tensor([leaks, len(hybrid)], device=trainer.accelerator.device)
     leaks, rows = trainer.accelerator.reduce(counts, reduction="sum").tolist()
     if rows:

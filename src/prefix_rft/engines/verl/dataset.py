@@ -78,9 +78,7 @@ class Prompts(Dataset):
                 "the tokenizer has no chat template: prompts are plain text with blank lines "
                 "between messages"
             )
-        kwargs: Any = config.get("apply_chat_template_kwargs")
-        template = pinned(tokenizer, kwargs, block.chat_template_date)
-        self.renderer = Renderer(tokenizer, end_ids(tokenizer, config), template)
+        self.renderer = renderer_of(tokenizer, config, block.chat_template_date)
         rows = self._within(rows, int(config.max_prompt_length))
         rows, self.report = tokenize_demonstrations(
             rows, tokenizer, int(config.max_response_length), renderer=self.renderer
@@ -128,6 +126,19 @@ class Prompts(Dataset):
             PROMPT_IDS: row[PROMPT_IDS],
             COLUMNS: json.dumps({"prompt": prompt, **columns}, default=str),
         }
+
+
+def renderer_of(tokenizer: Any, config: DictConfig, date: str | None = None) -> Renderer:
+    """What makes ids of rows, and texts of completions.
+
+    Args:
+        tokenizer: the model's.
+        config: verl's ``data``.
+        date: the moment that the chat template tells, if it tells one.
+    """
+    kwargs: Any = config.get("apply_chat_template_kwargs")
+    template = pinned(tokenizer, kwargs, date)
+    return Renderer(tokenizer, end_ids(tokenizer, config), template)
 
 
 def end_ids(tokenizer: Any, config: DictConfig) -> tuple[int, ...]:

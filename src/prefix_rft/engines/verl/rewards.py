@@ -15,11 +15,11 @@ from omegaconf import OmegaConf
 from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
 
 from prefix_rft.engines.verl.block import KEY, Block
-from prefix_rft.engines.verl.dataset import COLUMNS
+from prefix_rft.engines.verl.dataset import COLUMNS, renderer_of
 from prefix_rft.engines.verl.rollouts import VERDICTS
 from prefix_rft.rewards import load_rewards
 from prefix_rft.rewards.checked import name_of
-from prefix_rft.rewards.graded import grade
+from prefix_rft.rewards.graded import grade_texts
 from prefix_rft.rewards.verdict import CORRECT, Verdict
 
 UNGRADED = "ungraded"
@@ -34,6 +34,7 @@ class Graders(RewardManagerBase):
         cores = max(1, (os.cpu_count() or 1) // int(config.reward.num_workers))
         entries = [{"workers": cores, **_plain(e)} for e in _several(block.reward)]
         self.rewards, self.weights = load_rewards(entries, Path(block.folder))
+        self.renderer = renderer_of(tokenizer, config.data)
         self.one_at_a_time = asyncio.Lock()
 
     async def run_single(self, data: Any) -> dict[str, Any]:
@@ -54,14 +55,8 @@ class Graders(RewardManagerBase):
 
     def verdicts(self, ids: Sequence[int], columns: dict[str, Any]) -> list[Verdict]:
         """Of each grader, on a completion."""
-        tokenizer: Any = self.tokenizer
-        text: Any = tokenizer.decode(ids, skip_special_tokens=True)
-        prompt = columns.pop("prompt")
-        if isinstance(prompt, list):
-            text = [{"role": "assistant", "content": text}]
-        given = {name: [value] for name, value in columns.items()}
-        given |= {"prompts": [prompt], "completion_ids": [list(ids)]}
-        return [grade(f, [text], given)[0] for f in self.rewards]
+        texts = self.renderer.completions([ids])
+        return [grade_texts(f, [columns], texts, [ids])[0] for f in self.rewards]
 
 
 def combined(verdicts: Sequence[Verdict], weights: Sequence[float]) -> float:

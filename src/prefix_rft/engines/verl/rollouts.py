@@ -34,7 +34,7 @@ def rollouts_of(
     keys: Sequence[str],
     fillers: Sequence[bool],
     step: int,
-    decode: Callable[[list[int]], str],
+    spelled: Callable[[list[list[int]]], list[str]],
 ) -> list[dict[str, Any]]:
     """Lines of the rows, by group and place; none for those that only fill the batch.
 
@@ -44,7 +44,7 @@ def rollouts_of(
         keys: verl's, ``UID_ROLLOUT_OUTPUT``.
         fillers: which rows only fill the batch.
         step: verl's steps before this one.
-        decode: from ids to text.
+        spelled: ids of several as texts.
     """
     prompts, responses = (list(data[name].unbind()) for name in ("prompts", "responses"))
     index, extras = (list(data[name]) for name in ("index", "extra_fields"))
@@ -57,6 +57,7 @@ def rollouts_of(
     for i in real:
         prefix, whole = int(data[PREFIX][i]), bool(data[WHOLE][i])
         prompt, completion = prompts[i].tolist(), responses[i].tolist()
+        prompt_text, text = spelled([prompt, completion])
         reward = float(data[REWARD][i])
         graded = extras[i].get("reward_extra_info") or {}
         rollout = Rollout(
@@ -69,8 +70,8 @@ def rollouts_of(
             prefix_length=prefix,
             demonstration=whole,
             attempt=int(data[ATTEMPT][i]),
-            prompt=decode(prompt),
-            text=decode(completion),
+            prompt=prompt_text,
+            text=text,
             reward=None if reward != reward else reward,
             verdicts=json.loads(graded.get(VERDICTS, "{}")),
             advantage=float(advantage_NS[i, stream_of(method, prefix, whole)]),

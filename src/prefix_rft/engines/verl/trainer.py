@@ -285,9 +285,9 @@ class MethodTrainer:
         if folder := self.config.trainer.get("rollout_data_dir"):
             step = self.global_steps - 1
             fillers = [bool(t.get("is_padding", False)) for t in batch.tags]
-            decode: Any = self.train_dataset.renderer.tokenizer.decode
+            spelled = self.train_dataset.renderer.spelled
             data = get(batch, *FIELDS)
-            lines = rollouts_of(self.method, data, batch.keys, fillers, step, decode)
+            lines = rollouts_of(self.method, data, batch.keys, fillers, step, spelled)
             write_generation(Path(folder), step, lines)
         return batch
 
