@@ -12,6 +12,7 @@ import yaml
 from rich.console import Console
 
 from prefix_rft.errors import UserError
+from prefix_rft.resuming import refuse_on_cluster
 from prefix_rft.run_folder import begun, taken
 from prefix_rft.train import remove_empty, train
 from tiny import CHAT_TEMPLATE, make_chat_tokenizer, make_model
@@ -185,3 +186,37 @@ def test_folders_without_a_file_are_free_and_taken_back(tmp_path: Path) -> None:
     remove_empty([tmp_path / "run", tmp_path / "other"])
     assert [p.name for p in tmp_path.iterdir()] == ["other"]
     assert not begun(tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "acts"),
+    [
+        ("learning_rate", 1e-5, False),
+        ("weight_decay", 0.1, False),
+        ("seed", 5, False),
+        ("temperature", 0.5, True),
+        ("max_steps", 9, True),
+        ("save_steps", 3, True),
+    ],
+)
+def test_what_verl_does_not_do_on_going_on_is_refused(
+    tmp_path: Path, key: str, value: Any, acts: bool
+) -> None:
+    """verl restores the optimizer and its schedule as they were."""
+    before = {"reward": "math", "trainer": {"lr_scheduler_type": "constant", "max_steps": 5}}
+    now = {**before, "trainer": {**before["trainer"], key: value}}
+    if acts:
+        refuse_on_cluster(tmp_path, before, now)
+        return
+    with pytest.raises(UserError, match=f"with trainer.{key} .* does not act when verl goes on"):
+        refuse_on_cluster(tmp_path, before, now)
+
+
+@pytest.mark.parametrize("change", [{"reward": "exact"}, {"model": "b"}, {"verl": {"a": 1}}])
+def test_nor_does_verl_go_on_with_another_run(tmp_path: Path, change: dict[str, Any]) -> None:
+    before: dict[str, Any] = {"reward": "math", "model": "a", "trainer": {}}
+    with pytest.raises(UserError, match="which does not act when verl goes on"):
+        refuse_on_cluster(tmp_path, before, {**before, **change})
+    cosine = {"lr_scheduler_type": "cosine", "max_steps": 5}
+    with pytest.raises(UserError, match=r"with trainer.max_steps 5"):
+        refuse_on_cluster(tmp_path, {"trainer": cosine}, {"trainer": {**cosine, "max_steps": 9}})

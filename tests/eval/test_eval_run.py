@@ -1,5 +1,6 @@
 """Samples are functions of seed, problem and sample; an evaluation goes on where it was cut off."""
 
+import datetime
 import hashlib
 import json
 import shutil
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers.utils import chat_template_utils
 
 from prefix_rft import eval_run
 from prefix_rft.errors import UserError
@@ -94,6 +96,51 @@ def test_result_says_which_template_was_used(task: Path, tmp_path: Path) -> None
         "chat_template_sha256": hashlib.sha256(CHAT_TEMPLATE.encode()).hexdigest(),
         "first_prompt": "<|user|>1+1?<|end|><|assistant|>",
     }
+
+
+def test_an_interrupted_evaluation_tells_the_date_of_its_start(
+    task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def clock(year: int) -> None:
+        class Stopped(datetime.datetime):
+            @classmethod
+            def now(cls, tz: Any = None) -> Any:
+                return datetime.datetime(year, 1, 2)
+
+        monkeypatch.setattr(chat_template_utils, "datetime", Stopped)
+
+    tokenizer = make_chat_tokenizer("{{ strftime_now('%Y') }}" + CHAT_TEMPLATE)
+    make_model(tokenizer).save_pretrained(tmp_path / "chat")
+    tokenizer.save_pretrained(tmp_path / "chat")
+    rows = [{"prompt": [{"role": "user", "content": f"{i}+1?"}], "answer": "2"} for i in range(6)]
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    chat = replace(
+        plan(task, sets=[EvalSet("c", str(tmp_path / "c.jsonl"), REWARD, folder=task)]),
+        models={"model": str(tmp_path / "chat")},
+    )
+    clock(2026)
+    run_eval(chat, tmp_path / "whole", nothing)
+    cut = shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    path = cut / "samples/model/c-T1.jsonl"
+    path.with_suffix(".done").unlink()
+    path.write_text(path.read_text().splitlines(keepends=True)[0])
+    clock(2031)
+    found = run_eval(chat, cut, nothing)
+    assert found["prompts"]["model"]["c"]["first_prompt"].startswith("2026<|user|>")
+    assert files(cut / "samples") == files(tmp_path / "whole/samples")
+    run_eval(chat, tmp_path / "later", nothing)
+    assert files(tmp_path / "later/samples") != files(cut / "samples")
+
+
+def test_an_evaluation_goes_on_with_the_reward_it_began_with(
+    task: Path, whole: Path, tmp_path: Path
+) -> None:
+    folder, here = shutil.copytree(whole, tmp_path / "eval"), shutil.copytree(task, tmp_path / "t")
+    (folder / "samples/model/b-T1.done").unlink()
+    (here / "tiny_rewards.py").write_text(CODE.replace("a in c", "a not in c"))
+    sets = [replace(s, folder=here) for s in plan(task).sets]
+    with pytest.raises(UserError, match=r"b-reward.json' is of another evaluation.*'sha256'"):
+        run_eval(plan(task, sets=sets), folder, nothing)
 
 
 def test_samples_do_not_depend_on_the_batch(task: Path, whole: Path) -> None:

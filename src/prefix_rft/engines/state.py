@@ -59,7 +59,11 @@ class MethodState:
         write_text(folder / FILE, json.dumps(data) + "\n")
 
     def load(self, folder: Path) -> None:
-        """Read what :meth:`save` wrote.
+        """Take over what :meth:`save` wrote, see :meth:`read`."""
+        vars(self).update(vars(self.read(folder)))
+
+    def read(self, folder: Path) -> MethodState:
+        """What :meth:`save` wrote, if it is of the same method, mask and rows.
 
         Raises:
             UserError: the checkpoint has none, it is damaged, or of another method, parameter mask
@@ -96,7 +100,7 @@ class MethodState:
                 f"checkpoint '{folder}' was made with other rows: resume with those that the run "
                 "began with, or begin a new run from its model"
             )
-        vars(self).update(vars(read))
+        return read
 
 
 def hash_of_rows(rows: Any) -> str | None:

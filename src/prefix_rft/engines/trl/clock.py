@@ -49,6 +49,15 @@ def template_kwargs(args: Any, tokenizer: Any) -> dict[str, Any]:
     return pinned(tokenizer, given, args.chat_template_date)
 
 
+def refuse_date(folder: Path, before: str | None, args: Any) -> None:
+    """Raise UserError where prompts would tell another moment than those of a checkpoint's run."""
+    if before is not None and args.chat_template_date not in (None, before):
+        raise UserError(
+            f"checkpoint '{folder}' was made with chat_template_date {before}, and this run has "
+            f"{args.chat_template_date}: resume with what the run began with"
+        )
+
+
 def date_in(checkpoint: Path) -> str | None:
     """The moment that the chat template told in the run that a checkpoint is of, if it told one."""
     path = checkpoint / "run_state_0.json"

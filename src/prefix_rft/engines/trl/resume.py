@@ -26,7 +26,7 @@ from prefix_rft.checkpoints import (
     seal,
 )
 from prefix_rft.engines.rollouts import cut_rollouts
-from prefix_rft.engines.trl.clock import date_in
+from prefix_rft.engines.trl.clock import date_in, refuse_date
 from prefix_rft.engines.trl.rates import Rates, inner
 from prefix_rft.engines.trl.run_state import RunState
 from prefix_rft.engines.trl.state import parts
@@ -191,10 +191,11 @@ class ResumesExactly:
         folder = Path(resume_from_checkpoint)
         self._check(folder)
         trainer: Any = self
-        date = None if trainer.date_given or trainer.is_fsdp_enabled else date_in(folder)
-        if date is not None:
+        date = date_in(folder)
+        if date is not None and not trainer.date_given and not trainer.is_fsdp_enabled:
             trainer.tell(date)  # before any row is taken
-        self.run_state.read(folder)  # what is refused is so before anything is loaded
+        refuse_date(folder, date, trainer.args)
+        self._look(folder)  # before anything is loaded
         own = inner(trainer.optimizer, "optimizer") is self._made
         if own and not trainer.is_fsdp_enabled:
             trainer.optimizer = None  # of an earlier call, with the settings of then
@@ -240,6 +241,12 @@ class ResumesExactly:
             UserError: it is damaged, or of other settings.
         """
         self._check(folder)
+        refuse_date(folder, date_in(folder), self.args)
+        self._look(folder)
+
+    def _look(self, folder: Path) -> None:
+        trainer: Any = self
+        trainer.method_state.read(folder)
         self.run_state.read(folder)
 
     def _check(self, folder: Path) -> None:

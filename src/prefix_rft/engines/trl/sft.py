@@ -88,6 +88,7 @@ class DemonstrationTrainer(Watched, ResumesExactly, SFTTrainer):
     model: Any  # pyright: ignore[reportIncompatibleVariableOverride]
     accelerator: Any
     reference: ReferencePolicy | None
+    demonstrations: Any
     method_state: MethodState
     args: DemonstrationConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
