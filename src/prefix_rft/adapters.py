@@ -6,6 +6,7 @@ import json
 import os
 import warnings
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,11 @@ def _folder(source: str) -> Path | None:
     local = Path(source)
     if local.is_dir():
         return local if (local / CONFIG).is_file() else None
+    return _from_hub(source)
+
+
+@cache
+def _from_hub(source: str) -> Path | None:
     quiet: dict[str, Any] = {
         f"_raise_exceptions_for_{what}": False
         for what in ("missing_entries", "connection_errors", "gated_repo")
@@ -98,8 +104,7 @@ def _folder(source: str) -> Path | None:
     try:
         found = cached_file(source, CONFIG, **quiet)
         if found is not None:
-            cached_file(source, WEIGHTS, **quiet)
-            for name in TOKENIZER_FILES:
+            for name in (WEIGHTS, *TOKENIZER_FILES):
                 cached_file(source, name, **quiet)
     except OSError:  # no name of the Hub either: who loads it says so
         return None

@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from tensordict import NonTensorStack, TensorDict
 from verl.trainer.ppo.v1.trainer_base import get_trainer_cls
 from verl.utils import tensordict_utils as tu
-from verl.workers.engine_workers import TrainingWorker
+from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 from verl.workers.rollout.replica import TokenOutput
 
 import prefix_rft.engines.verl as engine
@@ -35,7 +35,7 @@ from prefix_rft.engines.plan import Moment, RowPlan, starting, starts_of
 from prefix_rft.engines.trl.rounds import replanned
 from prefix_rft.engines.verl import columns, require_verl
 from prefix_rft.engines.verl.agent_loop import PrefixAgentLoop
-from prefix_rft.engines.verl.block import Block, unsupported
+from prefix_rft.engines.verl.block import KEY, Block, unsupported
 from prefix_rft.engines.verl.dataset import COLUMNS, PROMPT_IDS, Prompts
 from prefix_rft.engines.verl.graded import Graded, verdict_shares
 from prefix_rft.engines.verl.launch import verify
@@ -656,3 +656,24 @@ def test_means_are_quotients_of_sums() -> None:
     assert not any("max" in k or "min" in k for k in metrics)
     assert means(metrics) == {"a/minimum": 0.75}
     assert metrics == {}
+
+
+@pytest.mark.parametrize("several", [False, True], ids=["one module", "pipeline stages"])
+def test_an_actor_has_no_dropout(
+    several: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(ActorRolloutRefWorker, "init_model", lambda self: None)
+    monkeypatch.setattr("torch.distributed.get_rank", lambda: 0)
+    layers = [torch.nn.Dropout(0.1), torch.nn.Dropout(0.2)]
+    module = layers if several else torch.nn.Sequential(*layers)
+    worker: Any = MethodWorker.__new__(MethodWorker)
+    worker.actor = SimpleNamespace(
+        engine=SimpleNamespace(module=module), set_loss_fn=lambda loss_fn: None
+    )
+    rollout = {"custom": {KEY: {"method": "dr_grpo"}}, "n": 8, "response_length": 16}
+    worker.config = OmegaConf.create({"rollout": rollout})
+    worker.init_model()
+    assert [layer.p for layer in layers] == [0.0, 0.0]
+    assert [r.message.partition(":")[0] for r in caplog.records] == [
+        "dropout is turned off (Dropout.p)"
+    ]

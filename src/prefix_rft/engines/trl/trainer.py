@@ -83,6 +83,7 @@ class PrefixRFTTrainer(Watched, EvaluatesPlainRows, ResumesExactly, GRPOTrainer)
     args: PrefixRFTConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     processing_class: Any  # pyright: ignore[reportIncompatibleVariableOverride]
     model: Any  # pyright: ignore[reportIncompatibleVariableOverride]
+    ref_model: Any
     accelerator: Any
     max_completion_length: int
     num_generations: int

@@ -71,6 +71,7 @@ class Watched:
         self.tripwires: Tripwires = self.args.read_tripwires()
         self.notes: list[str] = []
         trainer.add_callback(LooksAtLines(trainer))
+        trainer.add_callback(TellsNotes(trainer))
 
     def warn(self, words: str) -> None:
         """Tell the user of something that does not stop the run."""
@@ -90,6 +91,19 @@ class Watched:
         return loss
 
 
+class TellsNotes(TrainerCallback):
+    """Tells a trainer's notes once."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Tell them, now that the trainer's way to warn has been settled."""
+        for words in self.trainer.notes:
+            self.trainer.warn(words)
+        self.trainer.notes.clear()
+
+
 class LooksAtLines(TrainerCallback):
     """Shows each line of the log to the tripwires."""
 
@@ -98,11 +112,8 @@ class LooksAtLines(TrainerCallback):
         self.step = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Tell what is to be told; steps count from the last line, also of a resumed run."""
+        """Steps count from the last line, which a resumed run may have in its middle."""
         self.step = self.trainer._globalstep_last_logged
-        for words in self.trainer.notes:
-            self.trainer.warn(words)
-        self.trainer.notes.clear()
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
