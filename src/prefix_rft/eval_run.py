@@ -26,7 +26,7 @@ from prefix_rft.rewards.golds import unreadable_golds
 from prefix_rft.run_folder import describe_machine, write_json
 from prefix_rft.run_reader import read_lines
 from prefix_rft.scores import Problem, Scores, difference, scores, split_by
-from prefix_rft.writing import append_text
+from prefix_rft.writing import append_text, naming
 
 SHORT = 200
 """Longer texts in a column are not worth repeating with the samples."""
@@ -155,7 +155,8 @@ def open_folder(folder: Path, settings: Mapping[str, Any]) -> None:
     elif folder.exists() and any(folder.iterdir()):
         raise UserError(f"'{folder}' holds no evaluation: give another --output")
     else:
-        folder.mkdir(parents=True, exist_ok=True)
+        with naming(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         write_json(path, plain)
 
 

@@ -46,6 +46,7 @@ from prefix_rft.resuming import (
 from prefix_rft.rif import Filter, choose_rows, filter_rows, recorded
 from prefix_rft.run_folder import alone, taken, write_json, write_start
 from prefix_rft.run_reader import RunFolder
+from prefix_rft.writing import check_folder
 
 
 def train(path: str, overrides: Sequence[str], console: Console, resume: bool = False) -> Path:
@@ -116,6 +117,7 @@ def on_cluster(path: str, overrides: Sequence[str], console: Console, resume: bo
         folder = newest_run(Path(recipe.runs), recipe.name) if resume else None
         if folder is None:
             folder, resume = Path(args.output_dir), False
+        check_folder(folder, "the run folder")
         folder.mkdir(parents=True, exist_ok=True)
         with alone(folder):
             if not resume and taken(folder):
@@ -146,6 +148,7 @@ def run(setup: Setup, console: Console, start: Start, command: Command) -> Path:
         command: how it was asked for.
     """
     recipe, method, rewards, args = setup.recipe, setup.method, setup.rewards, setup.args
+    check_folder(Path(args.output_dir), "the run folder")
     rows = load_rows(recipe.train_data, folder=recipe.folder, reading=recipe.reading(args.seed))
     held_out = None
     if recipe.eval_data is not None and rewards:
