@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from prefix_rft.progress import Display
 from prefix_rft.recipe import RECOMPUTE, read_recipe, stage_names
 from prefix_rft.rewards.verdict import STATUSES
 from prefix_rft.untrusted import visible
+from prefix_rft.writing import check_folder
 
 SHOWN = 20
 SCHEDULE_POINTS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -67,6 +69,7 @@ def check_setup(
 ) -> int:
     """Check the data and print the report; the number of problems."""
     recipe = setup.recipe
+    check_folder(Path(setup.args.output_dir), "the run folder")
     source, where = recipe.model_source(), hub(recipe.model_options)
     tokenizer = load_tokenizer(source, recipe.folder, **where)
     config, generation = load_configs(source, recipe.folder, **where)

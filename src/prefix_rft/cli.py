@@ -241,11 +241,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Nothing about a run leaves the machine unless a recipe asks for a tracker or a Hub name.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from prefix_rft.untrusted import show_what_it_can, visible
+
+    for stream in (sys.stdout, sys.stderr):
+        show_what_it_can(stream)
     args = parse(argv)
 
     from prefix_rft import commands
     from prefix_rft.errors import Interrupted, RunError, UserError
-    from prefix_rft.untrusted import visible
 
     try:
         return getattr(commands, args.command)(args) or 0
@@ -253,6 +256,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         line = visible(" ".join(str(error).split("\n")))
         print(f"prefix-rft: error: {line}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
+    except OSError as error:
+        if error.filename is None or error.strerror is None:
+            raise
+        line = visible(f"'{error.filename}' cannot be used: {error.strerror}")
+        print(f"prefix-rft: error: {line}", file=sys.stderr)
+        return 2
     except Interrupted as stopped:
         print(f"prefix-rft: {visible(str(stopped))}", file=sys.stderr)
         return 128 + stopped.signal

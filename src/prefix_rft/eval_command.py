@@ -19,6 +19,7 @@ from prefix_rft.eval_view import show_eval
 from prefix_rft.evaluate import Request
 from prefix_rft.models import quiet
 from prefix_rft.progress import Display, by_job
+from prefix_rft.writing import check_folder
 
 LENGTH = 256
 
@@ -34,6 +35,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
     folder = Path(args.output) if args.output else Path("evals") / name_of_model(args.model)
     if folder.is_file() or (args.output and not folder.parent.is_dir()):
         raise UserError(f"--output '{folder}' is no folder, or the folder it is in does not exist")
+    check_folder(folder, "--output" if args.output else "the folder of results")
     with Display(console) as display:
         display.phases.begin("loading the model")
         result = run_eval(plan, folder, by_job(display))

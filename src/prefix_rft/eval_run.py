@@ -29,7 +29,7 @@ from prefix_rft.rewards.source import decided_by
 from prefix_rft.run_folder import describe_machine, write_json
 from prefix_rft.run_reader import read_lines
 from prefix_rft.scores import Problem, Scores, difference, scores, split_by
-from prefix_rft.writing import append_text
+from prefix_rft.writing import append_text, naming
 
 DATE = "chat_template_date"
 SHORT = 200
@@ -174,7 +174,8 @@ def open_folder(folder: Path, settings: Mapping[str, Any]) -> str:
     elif folder.exists() and any(folder.iterdir()):
         raise UserError(f"'{folder}' holds no evaluation: give another --output")
     else:
-        folder.mkdir(parents=True, exist_ok=True)
+        with naming(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         date = now()
         write_json(path, {**plain, DATE: date})
     return now() if date is None else str(date)

@@ -18,7 +18,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from prefix_rft.errors import UserError
-from prefix_rft.writing import append_text, write_text
+from prefix_rft.writing import append_text, naming, write_text
 
 LOCK = ".lock"
 SUMMARY = "train_runtime"
@@ -41,7 +41,12 @@ def free_run_folder(runs: Path, name: str) -> Path:
 
 
 def taken(folder: Path) -> bool:
-    """Whether anyone has written into a folder; folders without a file in them do not count."""
+    """Whether anyone has written into a folder, or something else stands in its place.
+
+    Folders without a file in them do not count.
+    """
+    if not folder.is_dir():
+        return folder.exists()
     return any(p.name != LOCK and not p.is_dir() for p in folder.rglob("*"))
 
 
@@ -120,7 +125,8 @@ def write_start(
         resumed: of a run that goes on, what there is to say about it; it is added to the list
             ``resumed`` of the environment in which the run began.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with naming(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     path = folder / "environment.json"
     here = {**describe_machine(), "git": git_state()}
     if resumed is not None and path.is_file():

@@ -51,6 +51,7 @@ from prefix_rft.resuming import (
 from prefix_rft.rif import Filter, choose_rows, filter_rows, recorded
 from prefix_rft.run_folder import alone, begun, taken, write_json, write_start
 from prefix_rft.run_reader import RunFolder
+from prefix_rft.writing import check_folder
 
 FILTERING = "sampling every prompt, to leave out those that teach nothing:"
 
@@ -126,6 +127,7 @@ def on_cluster(path: str, overrides: Sequence[str], console: Console, resume: bo
         folder = newest_run(Path(recipe.runs), recipe.name) if resume else None
         if folder is None:
             folder, resume = Path(args.output_dir), False
+        check_folder(folder, "the run folder")
         folder.mkdir(parents=True, exist_ok=True)
         with alone(folder):
             if not resume and taken(folder):
@@ -162,6 +164,7 @@ def run(setup: Setup, display: Display, start: Start, command: Command) -> Path:
     recipe, method, rewards, args = setup.recipe, setup.method, setup.rewards, setup.args
     console, phases = display.console, display.phases
     phases.begin("reading the rows")
+    check_folder(Path(args.output_dir), "the run folder")
     rows = load_rows(recipe.train_data, folder=recipe.folder, reading=recipe.reading(args.seed))
     held_out = None
     if recipe.eval_data is not None and rewards:

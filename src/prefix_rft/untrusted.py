@@ -5,7 +5,9 @@ The one place for it: terminal, log, error line and page show the same text in t
 
 from __future__ import annotations
 
+import io
 import unicodedata
+from typing import Any
 
 KEPT = {"\n", "\t", "\N{ZERO WIDTH JOINER}", "\N{ZERO WIDTH NON-JOINER}"}
 """Shown as they are: lines and tabs, and the two joiners without which scripts and emoji break."""
@@ -37,6 +39,13 @@ def _picture(code: int) -> str:
 
 
 PICTURES = _Pictures()
+
+
+def show_what_it_can(stream: Any) -> None:
+    """Let a terminal that knows few characters show ``?`` for the others, instead of an error."""
+    encoding = str(getattr(stream, "encoding", None) or "utf-8").lower()
+    if isinstance(stream, io.TextIOWrapper) and not encoding.startswith("utf"):
+        stream.reconfigure(errors="replace")
 
 
 def visible(text: str) -> str:

@@ -27,6 +27,24 @@ def naming(path: Path) -> Iterator[None]:
         raise UserError(f"'{path}' cannot be written: {why}") from error
 
 
+def check_folder(folder: Path, what: str) -> None:
+    """Look whether a folder can be made and written, before there is anything to write.
+
+    Args:
+        folder: that need not be there yet.
+        what: it is, for the message.
+
+    Raises:
+        UserError: it cannot; the message names what is in the way.
+    """
+    path = folder.absolute()
+    there = next(p for p in (path, *path.parents) if os.path.lexists(p))
+    if not there.is_dir():
+        raise UserError(f"{what} '{folder}' cannot be made: '{there}' is no folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{what} '{folder}' cannot be written: no right to write in '{there}'")
+
+
 def write_text(path: Path, text: str) -> None:
     """Write or replace a text file as a whole.
 

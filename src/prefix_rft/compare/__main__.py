@@ -3,5 +3,9 @@
 import sys
 
 from prefix_rft.compare.work import main
+from prefix_rft.untrusted import show_what_it_can
+
+for stream in (sys.stdout, sys.stderr):
+    show_what_it_can(stream)
 
 sys.exit(main(sys.argv[1]))

@@ -20,7 +20,7 @@ from prefix_rft.errors import UserError
 from prefix_rft.models import quiet
 from prefix_rft.progress import Display
 from prefix_rft.recipe import STAGES, read_recipe, value_of
-from prefix_rft.writing import write_text
+from prefix_rft.writing import check_folder, write_text
 
 
 def run_compare(
@@ -116,6 +116,7 @@ def board_of(
     folder = Path(output) if output else Path("comparisons") / setup.recipe.name
     if folder.is_file() or (output and not folder.absolute().parent.is_dir()):
         raise UserError(f"--output '{folder}' is a file, or the folder it is in does not exist")
+    check_folder(folder, "the folder of the comparison")
     # What only a comparison reads is not part of what its runs share.
     resolved = replace(setup.recipe, name="")
     board = Board(comparison, str(Path(recipe).resolve()), resolved, shared, folder)

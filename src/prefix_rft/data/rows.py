@@ -236,11 +236,21 @@ _folder: Path | None = None
 
 
 def _scratch() -> Path:
-    """This process's own folder among the datasets on disk; deleted at exit."""
+    """This process's own folder among the datasets on disk; deleted at exit.
+
+    Raises:
+        UserError: the datasets' cache cannot be written.
+    """
     global _folder
     if _folder is None:
         cache = Path(HF_DATASETS_CACHE)
-        cache.mkdir(parents=True, exist_ok=True)
-        _folder = Path(tempfile.mkdtemp(prefix="prefix-rft-", dir=cache))
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            _folder = Path(tempfile.mkdtemp(prefix="prefix-rft-", dir=cache))
+        except OSError as error:
+            raise UserError(
+                f"the cache of datasets '{cache}' cannot be written: {error.strerror}; let "
+                "HF_DATASETS_CACHE (or HF_HOME) name a folder that can"
+            ) from error
         atexit.register(shutil.rmtree, _folder, ignore_errors=True)
     return _folder
