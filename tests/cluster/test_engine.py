@@ -25,6 +25,7 @@ from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 from verl.workers.rollout.replica import TokenOutput
 
 import prefix_rft.engines.verl as engine
+from odd_tokenizers import characters
 from prefix_rft import cluster
 from prefix_rft.cli import main
 from prefix_rft.configure import configure as configure_recipe
@@ -41,7 +42,7 @@ from prefix_rft.engines.verl.graded import Graded, verdict_shares
 from prefix_rft.engines.verl.launch import verify
 from prefix_rft.engines.verl.loss import means, method_loss
 from prefix_rft.engines.verl.plan import Plan
-from prefix_rft.engines.verl.rewards import UNGRADED, combined
+from prefix_rft.engines.verl.rewards import UNGRADED, Graders, combined
 from prefix_rft.engines.verl.rollouts import VERDICTS, rollouts_of
 from prefix_rft.engines.verl.settings import MODES, configure
 from prefix_rft.engines.verl.trainer import TRAINERS, MethodTrainer
@@ -55,6 +56,7 @@ from prefix_rft.engines.verl.worker import (
 )
 from prefix_rft.errors import UserError
 from prefix_rft.methods import load
+from prefix_rft.rewards import close_all
 from prefix_rft.rewards.verdict import Verdict
 
 METHODS = (
@@ -240,6 +242,39 @@ def test_an_item_holds_no_demonstration(task: Path, prompts: Prompts) -> None:
         assert json.loads(item[COLUMNS])["prompt"] == row["prompt"]
         ids = prompts.rows[i]["prefix_rft_demonstration_ids"][0]
         assert prompts.renderer.tokenizer.decode(ids[:-1]) == row["demonstration"]
+
+
+GRADER = """
+def holds(completions, answer, completion_ids, **columns):
+    texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
+    return [float(g in t and len(i) > 0) for t, g, i in zip(texts, answer, completion_ids)]
+"""
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_graders_see_the_text_of_the_ids(chat: bool, task: Path, tmp_path: Path) -> None:
+    """As in the TRL engine: think and answer tokens and the unknown one, no token that ends it."""
+    tokenizer = characters(tags=True, missing="7")
+    (tmp_path / "holding.py").write_text(GRADER)
+    config = settings(
+        f"actor_rollout_ref.model.path={task}/base",
+        f"prefix_rft.folder={tmp_path}",
+        "prefix_rft.reward=holding:holds",
+        "reward.num_workers=1",
+    )
+    configure(config)
+    graders = Graders(config, tokenizer, None)
+    text = "<think>so 7</think><answer>4</answer>"
+    ids = graders.renderer.demonstrations([text], chat)[0]
+    prompt = [{"role": "user", "content": "2+2?"}] if chat else "2+2?"
+    seen = [
+        graders.verdicts(ids, {"prompt": prompt, "answer": answer})[0].status
+        for answer in ("<answer>4</answer>", "<think>so <unk></think>", "<|end|>", "7")
+    ]
+    close_all(graders.rewards)
+    graders.loop.close()  # verl's manager opens one
+    asyncio.set_event_loop(None)
+    assert seen == ["correct", "correct", "wrong", "wrong"]
 
 
 def test_the_ten_minutes_in_docs(task: Path, capsys: pytest.CaptureFixture[str]) -> None:
