@@ -30,6 +30,8 @@ SHORT += ["logging_steps=1", "eval_problems=12", "save_steps=2", "save_strategy=
 METHODS = ("luffy", "adaback", "relift", "dapo", "discriminative", "hpt", "bread")
 DEMONSTRATIONS = ["max_steps=4", "prompts_per_step=8", "micro_batch_size=4", "logging_steps=1"]
 
+STAGES = ["stages.0.max_steps=2", "stages.1.max_steps=2"]
+
 LORA = """
 import torch
 from datasets import load_dataset
@@ -83,7 +85,7 @@ def commands() -> list[tuple[str, list[str]]]:
         ),
         *((m, ["train", recipe(m), f"name={m}", *SHORT]) for m in METHODS),
         ("sft", ["train", recipe("sft"), "name=sft", "eval_problems=12", *DEMONSTRATIONS]),
-        ("stages", ["train", recipe("sft_then_rl"), "eval_problems=12", "max_steps=2"]),
+        ("stages", ["train", recipe("sft_then_rl"), "eval_problems=12", *STAGES]),
         (
             "goes_on",
             [
