@@ -30,7 +30,7 @@ SHORT += ["logging_steps=1", "eval_problems=12", "save_steps=2", "save_strategy=
 METHODS = ("luffy", "adaback", "relift", "dapo", "discriminative", "hpt", "bread")
 DEMONSTRATIONS = ["max_steps=4", "prompts_per_step=8", "micro_batch_size=4", "logging_steps=1"]
 
-STAGES = ["stages.0.max_steps=2", "stages.1.max_steps=2"]
+STAGES = ["stages.1.max_steps=2", "stages.2.max_steps=2"]
 
 LORA = """
 import torch
