@@ -1,0 +1,209 @@
+"""Short runs whose every bit is written down, so that two checkouts can be held against each other.
+
+    python benchmarks/golden.py HEAD~5          # the work tree against a commit; see make golden
+
+Both checkouts do the same commands in folders of the same name, on the same machine. What differs
+between two runs of one checkout is left out: clocks, dates, versions, the state of git. All else is
+compared: weights, metrics, rollouts, resolved recipes, evaluations, the files a run leaves, and
+what a person reads on the terminal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+CLOCKS = re.compile(r"time|_per_second|seconds|runtime|/s$|date|memory", re.IGNORECASE)
+SPOKEN = re.compile(r"\b\d+:\d\d(:\d\d)?\b|\b[\d.]+ ?(s|min|h)\b|\d{4}-\d\d-\d\d[T \d:+.]*")
+SHORT = ["max_steps=4", "prompts_per_step=4", "micro_batch_size=16", "num_generations=4"]
+SHORT += ["logging_steps=1", "eval_problems=12", "save_steps=2", "save_strategy=steps"]
+METHODS = ("luffy", "adaback", "relift", "dapo", "discriminative", "hpt", "bread")
+DEMONSTRATIONS = ["max_steps=4", "prompts_per_step=8", "micro_batch_size=4", "logging_steps=1"]
+
+STAGES = ["stages.1.max_steps=2", "stages.2.max_steps=2"]
+
+LORA = """
+import torch
+from datasets import load_dataset
+from peft import LoraConfig
+from prefix_rft import PrefixRFTConfig, PrefixRFTTrainer
+from prefix_rft.tasks.countdown import reward
+
+torch.manual_seed(0)
+args = PrefixRFTConfig(
+    "runs/lora", max_steps=3, per_device_train_batch_size=16, num_generations=4, logging_steps=1,
+    max_completion_length=12, report_to="none", use_cpu=True, bf16=False, save_strategy="no",
+    learning_rate=1e-3, beta=0.01, disable_tqdm=True,
+)
+trainer = PrefixRFTTrainer(
+    "data/base", reward, args, peft_config=LoraConfig(r=4, target_modules="all-linear"),
+    train_dataset=load_dataset("json", data_files="data/train.jsonl", split="train"),
+)
+trainer.train()
+trainer.save_model("runs/lora/model")
+logs = [{k: v for k, v in x.items() if "time" not in k} for x in trainer.state.log_history]
+print(logs)
+"""
+"""Adapters come through Python: a recipe has no key for them yet."""
+
+COMPARE = """
+name: golden
+model: ../base
+train_data: ../train.jsonl
+eval_data: ../test.jsonl
+reward: prefix_rft.tasks.countdown:reward
+num_generations: 4
+prompts_per_step: 4
+micro_batch_size: 16
+max_steps: 2
+max_completion_length: 12
+compare:
+  seeds: 2
+  samples: 2
+  arms: {dr_grpo: {method: dr_grpo}, prefix_rft: {method: prefix_rft}}
+"""
+
+
+def commands() -> list[tuple[str, list[str]]]:
+    """Name and arguments of every command, in the order in which they run."""
+    recipe = "data/recipes/{}.yaml".format
+    return [
+        ("prefix_rft", ["train", recipe("prefix_rft"), "name=prefix_rft", *SHORT]),
+        (
+            "two_updates",
+            ["train", recipe("prefix_rft"), "name=two_updates", "num_iterations=2", *SHORT],
+        ),
+        *((m, ["train", recipe(m), f"name={m}", *SHORT]) for m in METHODS),
+        ("sft", ["train", recipe("sft"), "name=sft", "eval_problems=12", *DEMONSTRATIONS]),
+        ("stages", ["train", recipe("sft_then_rl"), "eval_problems=12", *STAGES]),
+        (
+            "goes_on",
+            [
+                "train",
+                recipe("prefix_rft"),
+                "name=prefix_rft",
+                *SHORT,
+                "resume_from_checkpoint=runs/prefix_rft/checkpoint-2",
+            ],
+        ),
+        (
+            "eval",
+            ["eval", "runs/prefix_rft/model", "--recipe", recipe("prefix_rft"), "--samples", "2"],
+        ),
+        ("compare", ["compare", "data/compare/golden.yaml"]),
+        ("check", ["check", recipe("prefix_rft")]),
+        ("check_sft", ["check", recipe("sft")]),
+        ("inspect", ["inspect", recipe("prefix_rft"), "--row", "3", "--model", "data/base"]),
+        ("show", ["show", "runs/prefix_rft"]),
+        ("report", ["report", "runs/prefix_rft"]),
+        ("methods", ["methods", "prefix_rft"]),
+    ]
+
+
+def plain(value: Any) -> Any:
+    """JSON data without what a clock says."""
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items() if not CLOCKS.search(str(k))}
+    return [plain(v) for v in value] if isinstance(value, list) else value
+
+
+def content(path: Path) -> str:
+    """A digest of what a file holds that must not change."""
+    if path.name in ("environment.json", ".lock"):
+        return "there"  # versions and dates
+    if path.name == "report.html" or path.suffix in (".html", ".pt", ".pth", ".bin"):
+        return "there"
+    if path.suffix == ".json":
+        text = json.dumps(plain(json.loads(path.read_text())))
+    elif path.suffix == ".jsonl":
+        text = json.dumps([plain(json.loads(x)) for x in path.read_text().splitlines()])
+    else:
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def golden(source: Path, folder: Path) -> dict[str, Any]:
+    """Run every command with the package in ``source`` and digest what is left in ``folder``."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    env = {**os.environ, "PYTHONPATH": str(source / "src"), "OMP_NUM_THREADS": "1"}
+    env |= {"HF_HUB_OFFLINE": "1", "COLUMNS": "100", "HF_DATASETS_CACHE": str(folder / ".hf")}
+
+    def call(args: list[str]) -> str:
+        done = subprocess.run(
+            [sys.executable, *args],
+            cwd=folder,
+            env=env,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        said = SPOKEN.sub("TIME", done.stdout).replace(str(folder), "FOLDER")
+        error = f"\n{done.stderr[-2000:]}" if done.returncode else ""
+        return f"exit {done.returncode}\n{said}{error}"
+
+    told = {"task": call(["-m", "prefix_rft", "task", "countdown", "data"])}
+    (folder / "data" / "compare" / "golden.yaml").write_text(COMPARE)
+    for name, args in commands():
+        print(f"{source.name}: {name}", flush=True)
+        told[name] = call(["-m", "prefix_rft", *args])
+    told["lora"] = call(["-c", LORA])
+    files = {
+        str(p.relative_to(folder)): content(p)
+        for root in ("runs", "comparisons", "evals")
+        for p in sorted((folder / root).rglob("*"))
+        if p.is_file()
+    }
+    return {"said": told, "files": files}
+
+
+def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """A sentence for everything that is not the same."""
+    found = []
+    for kind in ("said", "files"):
+        old, new = before[kind], after[kind]
+        for name in sorted(old.keys() | new.keys()):
+            if old.get(name) != new.get(name):
+                found.append(f"{kind} {name}:\n--- {old.get(name)}\n+++ {new.get(name)}")
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description="Hold this work tree against a commit, bit for bit."
+    )
+    parser.add_argument("commit", help="what to compare with, such as HEAD~3")
+    commit = parser.parse_args().commit
+    with tempfile.TemporaryDirectory() as scratch:
+        old = Path(scratch) / "before"
+        subprocess.run(["git", "worktree", "add", "--detach", old, commit], cwd=ROOT, check=True)
+        try:
+            before = golden(old, Path(scratch) / "golden")
+            failed = [n for n, said in before["said"].items() if not said.startswith("exit 0")]
+            if failed:
+                sys.exit(
+                    "\n".join(
+                        ["a command fails before the change:", *(before["said"][n] for n in failed)]
+                    )
+                )
+            after = golden(ROOT, Path(scratch) / "golden")
+        finally:
+            subprocess.run(["git", "worktree", "remove", "--force", old], cwd=ROOT, check=True)
+    found = differences(before, after)
+    print("\n".join(found))
+    print(f"{len(before['said'])} commands, {len(before['files'])} files: {len(found)} differences")
+    sys.exit(bool(found))
+
+
+if __name__ == "__main__":
+    main()
