@@ -77,8 +77,8 @@ def tokenize_dataset(trainer: Any) -> None:
             trainer.renderer,
         )
     if isinstance(trainer.train_dataset, Dataset):
-        prompts = trainer.train_dataset.select_columns(["prompt"])
-        fit(trainer, (len(trainer.renderer.prompt(row["prompt"])) for row in prompts))
+        asked: Any = trainer.train_dataset.select_columns(["prompt"])
+        fit(trainer, (len(trainer.renderer.prompt(row["prompt"])) for row in asked))
     report = trainer.demonstrations
     prompts = args.generation_batch_size // trainer.num_generations
     if report is not None and report.rows < prompts:

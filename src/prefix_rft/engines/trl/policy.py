@@ -64,8 +64,9 @@ def trainable(model: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
     """The weights that training can change: those of adapters that are not in use are none."""
     idle: set[str] = set()
     if hasattr(model, "peft_config"):
-        active: Any = model.active_adapters
-        idle = set(model.peft_config) - set(active() if callable(active) else active)
+        named: Any = model.active_adapters  # peft has it as a property, transformers as a method
+        active: Any = named() if callable(named) else named
+        idle = set(model.peft_config) - set(active)
     for name, p in model.named_parameters():
         if p.requires_grad and not any(f".{one}." in f"{name}." for one in idle):
             yield name, p
