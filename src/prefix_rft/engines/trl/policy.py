@@ -65,7 +65,8 @@ def trainable(model: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
     idle: set[str] = set()
     if hasattr(model, "peft_config"):
         active: Any = model.active_adapters
-        idle = set(model.peft_config) - set(active() if callable(active) else active)
+        names: Any = active() if callable(active) else active  # a method in transformers' own
+        idle = set(model.peft_config) - set(names)
     for name, p in model.named_parameters():
         if p.requires_grad and not any(f".{one}." in f"{name}." for one in idle):
             yield name, p
