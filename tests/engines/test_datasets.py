@@ -96,7 +96,7 @@ def test_datasets_to_evaluate_on(tmp_path: Any, kind: str) -> None:
     make = MAKE[kind]
     few = rows().select([1, 2])
     wanted = make(tmp_path, rows(), few).evaluate()
-    forms = {"a": few.with_format("numpy"), "b": few.with_format("torch")}
+    forms: dict[Any, Any] = {"a": few.with_format("numpy"), "b": few.with_format("torch")}
     for given in (forms, DatasetDict(forms)):
         found = make(tmp_path, rows(), given).evaluate()
         assert {"eval_a_loss", "eval_b_loss"} <= set(found)

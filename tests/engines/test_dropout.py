@@ -157,7 +157,11 @@ def test_imitation_keeps_its_dropout_unless_it_compares_with_a_reference(tmp_pat
 
 def test_a_model_that_routes_at_random_is_refused() -> None:
     """Its jitter decides the routing in evaluation too: without it, it would be another model."""
-    sizes = {"intermediate_size": 32, "num_local_experts": 2, "num_key_value_heads": 2}
+    sizes: dict[str, Any] = {
+        "intermediate_size": 32,
+        "num_local_experts": 2,
+        "num_key_value_heads": 2,
+    }
     config = transformers.PhimoeConfig(**IDS, **HEADS, **sizes)
     model: Any = transformers.AutoModelForCausalLM.from_config(config)
     before = logits(model.eval(), 1)

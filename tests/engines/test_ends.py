@@ -94,9 +94,10 @@ def recipe(folder: Path, method: str, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def ends(trainer: Any) -> set[int]:
     """The last ids of the demonstrations that a trainer trains on."""
+    rows: Any = trainer.train_dataset
     if isinstance(trainer, DemonstrationTrainer):
-        return {row["labels"][-1] for row in trainer.train_dataset}
-    return {ids[-1] for row in trainer.train_dataset for ids in row[IDS]}
+        return {row["labels"][-1] for row in rows}
+    return {ids[-1] for row in rows for ids in row[IDS]}
 
 
 CASES = [
