@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from datasets import Dataset
@@ -32,7 +32,8 @@ def tokenize_dataset(trainer: Any) -> None:
         )
     if isinstance(trainer.train_dataset, Dataset):
         prompts = trainer.train_dataset.select_columns(["prompt"])
-        fit(trainer, (len(trainer.renderer.prompt(row["prompt"])) for row in prompts))
+        rows: Iterator[Any] = iter(prompts)
+        fit(trainer, (len(trainer.renderer.prompt(row["prompt"])) for row in rows))
     report = trainer.demonstrations
     prompts = args.generation_batch_size // trainer.num_generations
     if report is not None and report.rows < prompts:
