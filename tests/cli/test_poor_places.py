@@ -40,7 +40,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "eval_samples: 1\n",
         encoding="utf-8",
     )
-    (tmp_path / "afile").write_text("")
+    (tmp_path / "barrier").write_text("")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     return tmp_path
@@ -94,20 +94,20 @@ def test_a_comparison_writes_to_a_terminal_of_ascii(
 
 NOWHERE = {
     "runs that are a file": (
-        ["train", "recipe.yaml", "runs=afile"],
-        "the run folder 'afile/tiny' cannot be made: '",
+        ["train", "recipe.yaml", "runs=barrier"],
+        "the run folder 'barrier/tiny' cannot be made: '",
     ),
-    "runs below a file": (["check", "recipe.yaml", "runs=afile/a/b"], "afile' is no folder"),
+    "runs below a file": (["check", "recipe.yaml", "runs=barrier/a/b"], "barrier' is no folder"),
     "results below a file": (
-        ["eval", "base", "--recipe", "recipe.yaml", "--output", "afile/x"],
+        ["eval", "base", "--recipe", "recipe.yaml", "--output", "barrier/x"],
         "or the folder it is in does not exist",
     ),
     "a comparison below a file": (
-        ["compare", "recipe.yaml", "--output", "afile/x"],
+        ["compare", "recipe.yaml", "--output", "barrier/x"],
         "or the folder it is in does not exist",
     ),
-    "a task below a file": (["task", "countdown", "afile/x"], "afile"),
-    "a report below a file": (["report", "run", "--output", "afile/x.html"], "error: "),
+    "a task below a file": (["task", "countdown", "barrier/x"], "barrier"),
+    "a report below a file": (["report", "run", "--output", "barrier/x.html"], "error: "),
 }
 
 
@@ -148,7 +148,7 @@ def test_a_folder_without_the_right_to_write(
 
 
 @pytest.mark.parametrize("command", [["train", "recipe.yaml"], ["eval", "base"]])
-@pytest.mark.parametrize("place", ["afile/x", "/proc/nowhere"])
+@pytest.mark.parametrize("place", ["barrier/x", "/proc/nowhere"])
 def test_a_cache_that_cannot_be_written(
     command: list[str],
     place: str,

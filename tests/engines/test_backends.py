@@ -70,7 +70,8 @@ def vllm_trainer(tmp_path: Path, semantics: str, **overrides: Any) -> Any:
 def test_vllm_rows_keep_their_context_and_their_prefix(
     tmp_path: Path, semantics: str, mode: str
 ) -> None:
-    trainer = vllm_trainer(tmp_path, semantics, vllm_importance_sampling_mode=mode)
+    trainer = vllm_trainer(tmp_path, semantics)
+    trainer.vllm_importance_sampling_mode = mode  # its config would need use_vllm, and so vLLM
     seen: list[dict[str, Any]] = []
     windows: list[Any] = []
     original, opened = trainer._generate_and_score_completions, trainer._open_window
