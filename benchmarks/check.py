@@ -122,7 +122,7 @@ def watch(process: psutil.Process, peak: dict[str, float], done: threading.Event
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rows", type=int, default=50_000)
     parser.add_argument("--tokens", type=int, nargs="+", default=[500, 2000])
     parser.add_argument("--output", type=Path)

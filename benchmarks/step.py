@@ -57,7 +57,7 @@ def rows() -> Dataset:
     )
 
 
-def reward(completions: list[str], **kwargs: Any) -> list[float]:
+def reward(completions: list[str], **kwargs: Any) -> list[float | None]:
     """Something that varies: the share of digits."""
     return [sum(ch.isdigit() for ch in c) / max(1, len(c)) for c in completions]
 
@@ -125,7 +125,7 @@ def run(variant: str, steps: int, seed: int) -> tuple[list[float], float]:
 
 def main() -> None:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("step.json"))

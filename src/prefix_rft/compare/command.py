@@ -97,10 +97,33 @@ def board_of(
     learning_rates: Sequence[float] | None,
     output: str | None,
 ) -> Board:
-    """The board of a comparison; nothing is run or written.
+    """The board of a comparison whose arms can all be used; nothing is run or written.
 
     Raises:
         UserError: a recipe or an arm that cannot be used.
+    """
+    board = read_board(recipe, overrides, methods, seeds, learning_rates, output)
+    for arm in board.comparison.arms:  # a fault in the last arm costs no time
+        keys = {**board.shared, **arm.keys, **{k: v[0] for k, v in arm.sweep.items()}}
+        try:
+            configure(recipe, overrides_of(keys)).close()
+        except UserError as error:
+            raise UserError(f"arm '{arm.name}': {error}") from error
+    return board
+
+
+def read_board(
+    recipe: str,
+    overrides: Sequence[str],
+    methods: Sequence[str] | None,
+    seeds: int | None,
+    learning_rates: Sequence[float] | None,
+    output: str | None,
+) -> Board:
+    """The board of a comparison, without a look at each arm: enough for its tables.
+
+    Raises:
+        UserError: a recipe that cannot be used.
     """
     data = read_recipe(recipe, overrides)
     if STAGES in data:
@@ -119,14 +142,7 @@ def board_of(
     check_folder(folder, "the folder of the comparison")
     # What only a comparison reads is not part of what its runs share.
     resolved = replace(setup.recipe, name="")
-    board = Board(comparison, str(Path(recipe).resolve()), resolved, shared, folder)
-    for arm in comparison.arms:  # a fault in the last arm costs no time
-        keys = {**shared, **arm.keys, **{k: v[0] for k, v in arm.sweep.items()}}
-        try:
-            configure(recipe, overrides_of(keys)).close()
-        except UserError as error:
-            raise UserError(f"arm '{arm.name}': {error}") from error
-    return board
+    return Board(comparison, str(Path(recipe).resolve()), resolved, shared, folder)
 
 
 def _shared(overrides: Sequence[str]) -> dict[str, Any]:
