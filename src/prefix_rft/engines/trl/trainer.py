@@ -62,6 +62,7 @@ from prefix_rft.engines.trl.verdicts import (
 )
 from prefix_rft.engines.trl.watch import Watched
 from prefix_rft.engines.trl.window import Rows, by_length, join, to_batch, trim
+from prefix_rft.phases import Phases
 from prefix_rft.rewards import as_completion, checked
 
 
@@ -99,6 +100,7 @@ class PrefixRFTTrainer(Watched, EvaluatesPlainRows, ResumesExactly, GRPOTrainer)
         reward_funcs: Any = None,
         args: PrefixRFTConfig | None = None,
         *positional: Any,
+        phases: Phases | None = None,
         **kwargs: Any,
     ) -> None:
         if not isinstance(args, PrefixRFTConfig):
@@ -121,7 +123,7 @@ class PrefixRFTTrainer(Watched, EvaluatesPlainRows, ResumesExactly, GRPOTrainer)
         self._targets: Targets | None = None
         self._window: Any = None
         given = signature(GRPOTrainer).bind(model, reward_funcs, args, *positional, **kwargs)
-        super().__init__(**prepared(given.arguments, args))
+        super().__init__(**prepared(given.arguments, args), phases=phases)
         self.notes += turn_off_dropout(self.model, self.ref_model)
         self.graders: list[Any] = [f for f in self.reward_funcs if hasattr(f, "verdicts")]
         if args.log_prefix_leak and not self.graders:
