@@ -78,7 +78,8 @@ def test_a_step_equals_the_librarys(
     for number, record in enumerate(records):
         assert sum(r.prefix > 0 for r in record.rows) == 4
         loss, gradient = step_of_page(page, record, records[number - number % 2])
-        assert record.loss == pytest.approx(loss, rel=1e-6, abs=1e-12)
+        # Advantages add up to nothing, so the loss is small beside its terms: these are about 0.1.
+        assert record.loss == pytest.approx(loss, rel=1e-6, abs=1e-8)
         assert plain.relative_error(record.gradient, gradient) < 1e-6
 
 
