@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 from datasets import Dataset
@@ -31,8 +31,7 @@ def tokenize_dataset(trainer: Any) -> None:
             trainer.renderer,
         )
     if isinstance(trainer.train_dataset, Dataset):
-        prompts = trainer.train_dataset.select_columns(["prompt"])
-        rows: Iterator[Any] = iter(prompts)
+        rows: Any = trainer.train_dataset.select_columns(["prompt"])
         fit(trainer, (len(trainer.renderer.prompt(row["prompt"])) for row in rows))
     report = trainer.demonstrations
     prompts = args.generation_batch_size // trainer.num_generations
