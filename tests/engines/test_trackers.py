@@ -102,7 +102,7 @@ def test_metrics_without_a_tracker(task: Path, here: Path) -> None:
         ("flyte", "pip install flytekit"),
         ("mlflow", "pip install mlflow"),
         ("tensorboard,wandb", "must be a list for several trackers: [tensorboard,wandb]"),
-        ("3", "unknown tracker in report_to 3: known: azure_ml"),
+        ("3", "recipe key 'report_to' must be a text or a list, got 3"),
         ("tensorbord", "unknown tracker in report_to 'tensorbord': did you mean 'tensorboard'?"),
     ],
 )
