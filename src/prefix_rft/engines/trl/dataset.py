@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
 from collections.abc import Iterable, Mapping
-=======
-from collections.abc import Iterable
->>>>>>> part-d
 from typing import Any
 
 from datasets import Dataset, IterableDataset
@@ -81,13 +77,8 @@ def tokenize_dataset(trainer: Any) -> None:
             trainer.renderer,
         )
     if isinstance(trainer.train_dataset, Dataset):
-<<<<<<< HEAD
         asked: Any = trainer.train_dataset.select_columns(["prompt"])
         fit(trainer, (len(trainer.renderer.prompt(row["prompt"])) for row in asked))
-=======
-        rows: Any = trainer.train_dataset.select_columns(["prompt"])
-        fit(trainer, (len(trainer.renderer.prompt(row["prompt"])) for row in rows))
->>>>>>> part-d
     report = trainer.demonstrations
     prompts = args.generation_batch_size // trainer.num_generations
     if report is not None and report.rows < prompts:
