@@ -350,6 +350,12 @@ def works(spoil: Spoil, demonstrations: int = 4) -> Case:
     return Case(spoil, 0, 0, (said,), (f"{demonstrations} demonstrations in", "ready:"))
 
 
+def unknown(spoil: Spoil) -> Case:
+    """It works, but the test's tokenizer does not know the characters."""
+    words = "does not know a character of a demonstration"
+    return Case(spoil, 0, 1, ("4 demonstrations in 4 of 4 rows", words), (words,), row=3)
+
+
 def rejected(spoil: Spoil, status: str, row: int = 3) -> Case:
     """Kept, but its own grader gives it nothing: both commands say so."""
     says = f"a demonstration is '{status}' to its own grader"
@@ -1086,8 +1092,8 @@ FINE = {
             .set_column(1, "demonstration", pa.array(map(worked, range(1, 5)), pa.large_string()))
         )
     ),
-    "separators of lines in a text": works(row_3(demonstration="\u2028\u0085\x0b\\boxed{4}")),
-    "terminal codes in texts": works(row_3(demonstration="\x1b[31m\x07\0\\boxed{4}")),
+    "separators of lines in a text": unknown(row_3(demonstration="\u2028\u0085\x0b\\boxed{4}")),
+    "terminal codes in texts": unknown(row_3(demonstration="\x1b[31m\x07\0\\boxed{4}")),
 }
 
 CASES: dict[str, Case] = (

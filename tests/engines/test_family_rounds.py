@@ -430,7 +430,7 @@ def test_prefix_tokens_of_dropped_groups_are_not_ranked(tmp_path: Path, scope: s
         plain.make_fates(["right", "mixed", "right", "mixed"] * 2),
         options={"all_right": "drop", "num_hybrid": 2, "entropy_scope": scope},
         max_steps=2,
-        seed=4,
+        seed=5,
         logging_steps=100,
     )
     told = watch.logged["prefix/kept"]
