@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup quickstart test test-slow test-verl lint format bench clean
+.PHONY: setup quickstart test test-slow test-verl nightly lint format bench clean
 
 setup: $(STAMP)
 
@@ -25,8 +25,13 @@ quickstart: setup
 test: setup
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 
+# SLOW names files, where not all of them are wanted.
+SLOW := tests
 test-slow: setup
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow $(SLOW)
+
+# All that takes too long for every change; run by hand before a piece of work is called done.
+nightly: test-slow test-verl
 
 # verl wants an older transformers than we do: an environment of its own. VERL_MARK=slow runs what
 # takes longest, VERL_TESTS=tests/cluster/test_engine.py what needs no Ray.
