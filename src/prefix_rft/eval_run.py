@@ -15,10 +15,18 @@ from datasets import Dataset
 
 from prefix_rft.adapters import find_adapter
 from prefix_rft.data import load_rows
-from prefix_rft.data.moment import now, pinned
+from prefix_rft.data.moment import pinned
 from prefix_rft.data.render import Renderer
 from prefix_rft.data.rows import PLACE
 from prefix_rft.errors import UserError, choose
+from prefix_rft.eval_folder import (
+    done_file,
+    is_done,
+    note,
+    open_folder,
+    rendering_file,
+    samples_file,
+)
 from prefix_rft.eval_sets import EvalSet
 from prefix_rft.evaluate import Request, sample_and_grade
 from prefix_rft.models import give_template, load_model
@@ -29,9 +37,8 @@ from prefix_rft.rewards.source import decided_by
 from prefix_rft.run_folder import describe_machine, write_json
 from prefix_rft.run_reader import read_lines
 from prefix_rft.scores import Problem, Scores, difference, scores, split_by
-from prefix_rft.writing import append_text, naming
+from prefix_rft.writing import append_text
 
-DATE = "chat_template_date"
 SHORT = 200
 """Longer texts in a column are not worth repeating with the samples."""
 GREEDY = 0.0
@@ -113,14 +120,14 @@ def run_eval(plan: Plan, folder: Path, progress: Any) -> dict[str, Any]:
         UserError: a model, data or reward that cannot be used, or the folder holds an evaluation
             with other settings.
     """
-    if any(not _is_done(folder, *job) for job in plan.jobs()):
+    if any(not is_done(folder, *job) for job in plan.jobs()):
         for one in plan.sets:
             look_at_golds(one)
     date = open_folder(folder, plan.settings())
     for role, source in plan.models.items():
         loaded = None
         for one in plan.sets:
-            todo = [t for t in plan.temperatures if not _is_done(folder, role, one, t)]
+            todo = [t for t in plan.temperatures if not is_done(folder, role, one, t)]
             if not todo:
                 continue
             loaded = loaded or _load(source)
@@ -147,51 +154,6 @@ def look_at_golds(one: EvalSet) -> None:
                     f"set '{one.name}': '{name_of(rewards[0])}' can read no gold answer of its "
                     f"{len(rows)} problems: check the column, or use another reward"
                 )
-
-
-def open_folder(folder: Path, settings: Mapping[str, Any]) -> str:
-    """Make the folder, or see that it belongs to an evaluation with these settings.
-
-    Returns:
-        The moment at which the evaluation began, which chat templates tell that ask for the date.
-
-    Raises:
-        UserError: it does not.
-    """
-    path = folder / "settings.json"
-    plain = json.loads(json.dumps(settings, default=str))
-    if path.is_file():
-        try:
-            known = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"'{path}' is damaged: give another --output") from error
-        other = [k for k in plain if known.get(k) != plain[k]]
-        date = known.get(DATE)
-        if other:
-            raise UserError(
-                f"'{folder}' holds an evaluation with another '{other[0]}': give another --output"
-            )
-    elif folder.exists() and any(folder.iterdir()):
-        raise UserError(f"'{folder}' holds no evaluation: give another --output")
-    else:
-        with naming(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        date = now()
-        write_json(path, {**plain, DATE: date})
-    return now() if date is None else str(date)
-
-
-def samples_file(folder: Path, role: str, one: EvalSet, temperature: float) -> Path:
-    """Where the samples of one job are."""
-    return folder / "samples" / role / f"{one.name}-T{temperature:g}.jsonl"
-
-
-def _done_file(folder: Path, role: str, one: EvalSet, temperature: float) -> Path:
-    return samples_file(folder, role, one, temperature).with_suffix(".done")
-
-
-def _is_done(folder: Path, role: str, one: EvalSet, temperature: float) -> bool:
-    return _done_file(folder, role, one, temperature).is_file()
 
 
 def _load(source: str) -> tuple[Any, Any]:
@@ -223,8 +185,8 @@ def _sample_set(
         raise UserError(f"set '{one.name}' has no reward to grade with")
     with closing(_Closing(rewards)):
         text = json.dumps(decided_by(rewards[0]), sort_keys=True)
-        note = {"name": name_of(rewards[0]), "sha256": hashlib.sha256(text.encode()).hexdigest()}
-        _note(_rendering_file(folder, role, one).with_name(f"{one.name}-reward.json"), note)
+        grader = {"name": name_of(rewards[0]), "sha256": hashlib.sha256(text.encode()).hexdigest()}
+        note(rendering_file(folder, role, one).with_name(f"{one.name}-reward.json"), grader)
         for temperature in temperatures:
             path = samples_file(folder, role, one, temperature)
             name = f"{role} on {one.name} at T={temperature:g}"
@@ -235,11 +197,7 @@ def _sample_set(
 
             for done in draw(path, rows, model, tokenizer, rewards[0], request, tick):
                 tick(done)
-            _done_file(folder, role, one, temperature).touch()
-
-
-def _rendering_file(folder: Path, role: str, one: EvalSet) -> Path:
-    return folder / "samples" / role / f"{one.name}-prompt.json"
+            done_file(folder, role, one, temperature).touch()
 
 
 def _write_rendering(
@@ -253,34 +211,13 @@ def _write_rendering(
     """Note how prompts of a set reach a model: its template, and the first one as text."""
     ids = Renderer(tokenizer, (), kwargs).prompt(prompt)
     template = None if isinstance(prompt, str) else str(tokenizer.chat_template)
-    _note(
-        _rendering_file(folder, role, one),
+    note(
+        rendering_file(folder, role, one),
         {
             "chat_template_sha256": template and hashlib.sha256(template.encode()).hexdigest(),
             "first_prompt": tokenizer.decode(ids),
         },
     )
-
-
-def _note(path: Path, found: Mapping[str, Any]) -> None:
-    """Write what decides samples or grades, or see that it is what it was when they were begun.
-
-    Raises:
-        UserError: it is not.
-    """
-    if path.is_file():
-        try:
-            known = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"'{path}' is damaged: give another --output") from error
-        other = next((k for k in found if known.get(k) != found[k]), None)
-        if other is not None:
-            raise UserError(
-                f"'{path}' is of another evaluation, with another '{other}': give another --output"
-            )
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, found)
 
 
 class _Closing:
@@ -392,7 +329,7 @@ def summarise(plan: Plan, folder: Path) -> dict[str, Any]:
         "engine": "transformers",
         "prompts": {
             role: {
-                one.name: json.loads(_rendering_file(folder, role, one).read_text(encoding="utf-8"))
+                one.name: json.loads(rendering_file(folder, role, one).read_text(encoding="utf-8"))
                 for one in plan.sets
             }
             for role in plan.models

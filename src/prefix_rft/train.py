@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 import json
 import os
-import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import gather_object
 from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
 from transformers import PrinterCallback, TrainerCallback
 
 from prefix_rft import cluster
+from prefix_rft.agreement import agree, agree_to_start, hears_others
 from prefix_rft.configure import Setup, configure, is_checkpoint
 from prefix_rft.data import DataError, load_rows
 from prefix_rft.data.moment import now, tells_time
-from prefix_rft.data.rows import PLACE
 from prefix_rft.engines.trl import DemonstrationTrainer, PrefixRFTTrainer
 from prefix_rft.engines.trl.clock import stop_clock, template_kwargs
 from prefix_rft.engines.trl.interrupt import StopOnSignal
 from prefix_rft.engines.trl.watch import LooksAtLines
-from prefix_rft.errors import Interrupted, RunError, UserError
+from prefix_rft.errors import Interrupted, UserError
 from prefix_rft.eval_view import few_of
 from prefix_rft.evaluate import Evaluation, Request, evaluate
 from prefix_rft.models import load_model, one_line, quiet
@@ -321,66 +318,11 @@ def work(
     return folder
 
 
-def agree(rows: Dataset) -> None:
-    """Make sure that all processes train on the same rows, whatever their graders said.
-
-    Raises:
-        UserError: they do not.
-    """
-    kept = [(row[PLACE], len(row["demonstration"])) for row in _cells(rows)]
-    own = hashlib.sha256(repr(kept).encode()).hexdigest()
-    if len(set(gather_object([own]))) > 1:
-        raise UserError(
-            "processes disagree on which rows and demonstrations can be graded: "
-            "let the grader give the same verdict each time"
-        )
-
-
-def _cells(rows: Dataset) -> Iterator[Any]:
-    yield from rows.select_columns([PLACE, "demonstration"])
-
-
-def agree_to_start(refused: str | None, start: Start) -> None:
-    """Make sure that no process waits for one that has been refused, or goes on from elsewhere.
-
-    Raises:
-        UserError: the main process was refused, or not all have found the same checkpoint.
-    """
-    found = gather_object([(refused, start.step)])
-    if words := next((w for w, _ in found if w is not None), None):
-        raise UserError(words)
-    if len({step for _, step in found}) > 1:
-        raise UserError(
-            "processes have found different checkpoints: the run was still going on; start again"
-        )
-
-
 def remove_empty(folders: Sequence[Path]) -> None:
     """Take back new folders that no file was written to, the inner one first."""
     for folder in folders:
         if folder.is_dir() and all(p.is_dir() for p in folder.rglob("*")):
             shutil.rmtree(folder)
-
-
-@contextmanager
-def hears_others(trainer: Any, go_on: Callable[[], str]) -> Iterator[None]:
-    """Say in a sentence that a run of several processes has lost one.
-
-    Raises:
-        RunError: another process has ended.
-    """
-    try:
-        yield
-    except RunError:
-        raise
-    except RuntimeError as error:
-        alone = trainer.accelerator.num_processes == 1
-        if alone or not re.search(r"gloo|nccl|connection", str(error), re.IGNORECASE):
-            raise
-        raise RunError(
-            "another process of the run has ended or does not answer (its own output says why); go "
-            f"on with: {go_on()}. {one_line(error)}"
-        ) from error
 
 
 def evaluate_model(

@@ -29,7 +29,7 @@ from prefix_rft.data.demonstrations import OURS, DemonstrationReport
 from prefix_rft.data.render import Renderer
 from prefix_rft.engines.dropout import turn_off_dropout
 from prefix_rft.engines.plan import RowPlan
-from prefix_rft.engines.sampling import SamplingSettings, no_law_of_its_own, sample, supported
+from prefix_rft.engines.sampling import SamplingSettings, no_law_of_its_own, supported
 from prefix_rft.engines.state import MethodState
 from prefix_rft.engines.trl.attach import attach
 from prefix_rft.engines.trl.clock import stop_clock
@@ -49,6 +49,12 @@ from prefix_rft.engines.trl.reference import ReferencePolicy
 from prefix_rft.engines.trl.resume import ResumesExactly
 from prefix_rft.engines.trl.rollouts import write_rollouts
 from prefix_rft.engines.trl.rounds import generate
+from prefix_rft.engines.trl.sampler import (
+    assembled,
+    contexts_of,
+    continuations,
+    one_generation_each,
+)
 from prefix_rft.engines.trl.scores import contrasted
 from prefix_rft.engines.trl.state import keep_state
 from prefix_rft.engines.trl.stats import StepStats
@@ -57,6 +63,7 @@ from prefix_rft.engines.trl.verdicts import (
     excluded,
     log_prefix_leak,
     log_verdicts,
+    pooled,
     rows_unprinted,
     telling,
 )
@@ -207,15 +214,11 @@ class PrefixRFTTrainer(Watched, EvaluatesPlainRows, ResumesExactly, GRPOTrainer)
         if own:
             sampled, logps = self._sample(prompt_ids, plans), None
         else:
-            # A row that needs no sampling is sent too: engines want as many from every process.
-            contexts = [
-                [*ids, *(() if plan.done else plan.prefix)]
-                for ids, plan in zip(prompt_ids, plans, strict=True)
-            ]
+            contexts = contexts_of(prompt_ids, plans)
             if training and self.method.branches:
                 # Rows of a group differ: each one must be sent, not one for the whole group. All
                 # processes must ask for the same, also one that holds no hybrid row.
-                args, kwargs = _one_generation_each(args, kwargs)
+                args, kwargs = one_generation_each(args, kwargs)
             with no_law_of_its_own(self.accelerator.unwrap_model(self.model)):
                 sampled, logps = super()._generate_single_turn(
                     contexts, images, fields, *args, **kwargs
@@ -223,20 +226,7 @@ class PrefixRFTTrainer(Watched, EvaluatesPlainRows, ResumesExactly, GRPOTrainer)
         self.phases.begin("scoring")
         if training:
             self.tokens.draw(prompt_ids, plans, sampled, all_sent=not own)
-        budget = self.max_completion_length
-        completions = [
-            [*plan.known, *(() if plan.done else ids)][:budget]
-            for plan, ids in zip(plans, sampled, strict=True)
-        ]
-        if logps is not None:
-            # None becomes NaN and then an importance ratio of exactly 1; 0 would be a lie.
-            logps = [
-                [*(plan.kept_logps or [None] * len(plan.known)), *(() if plan.done else row)][
-                    :budget
-                ]
-                for plan, row in zip(plans, logps, strict=True)
-            ]
-        return completions, logps
+        return assembled(plans, sampled, logps, self.max_completion_length)
 
     @property
     def metrics(self) -> Any:
@@ -272,10 +262,6 @@ class PrefixRFTTrainer(Watched, EvaluatesPlainRows, ResumesExactly, GRPOTrainer)
 
     def _sample(self, prompts: list[list[int]], plans: Sequence[RowPlan]) -> list[list[int]]:
         """Continuations of the rows that are not done; nothing for the others."""
-        open_rows = [i for i, plan in enumerate(plans) if not plan.done]
-        found: list[list[int]] = [[] for _ in plans]
-        if not open_rows:
-            return found
         model = self.accelerator.unwrap_model(self.model)
         settings = SamplingSettings(
             eos_token_ids=tuple(self.eos_token_ids),
@@ -285,20 +271,12 @@ class PrefixRFTTrainer(Watched, EvaluatesPlainRows, ResumesExactly, GRPOTrainer)
             top_p=self.top_p,
             min_p=self.min_p,
         )
-        prefixes = [plans[i].prefix for i in open_rows]
-        contexts = [prompts[i] for i in open_rows]
-        budgets = [self.max_completion_length - len(p) for p in prefixes]
-        was_training = model.training
-        frozen = self.reference if self.method.sampler == "reference" and was_training else None
-        model.eval()
-        try:
-            with self.accelerator.autocast(), frozen.swapped() if frozen else nullcontext():
-                made = sample(model, contexts, budgets, settings, prefixes, tick=self.phases.at)
-        finally:
-            model.train(was_training)
-        for i, ids in zip(open_rows, made, strict=True):
-            found[i] = ids
-        return found
+        own = self.method.sampler == "reference" and model.training
+        frozen = self.reference if own else None
+        with self.accelerator.autocast(), frozen.swapped() if frozen else nullcontext():
+            return continuations(
+                model, prompts, plans, settings, self.max_completion_length, self.phases.at
+            )
 
     def _calculate_rewards(
         self, inputs: Any, prompts: Any, completions: Any, ids: Any, *args: Any, **kwargs: Any
@@ -307,18 +285,15 @@ class PrefixRFTTrainer(Watched, EvaluatesPlainRows, ResumesExactly, GRPOTrainer)
         visible = [{k: v for k, v in row.items() if not k.startswith(OURS)} for row in inputs]
         # TRL's own texts lack all special tokens. In place: what is graded is what TRL logs.
         completions[:] = map(as_completion, prompts, self.renderer.completions(ids))
-        given = (visible, prompts, completions, ids, *args)
         with rows_unprinted(), telling(self.graders, self.phases):
-            rewards_per_func = super()._calculate_rewards(*given, **kwargs)
-        rewards = (rewards_per_func * self.reward_weights.to(rewards_per_func)).nansum(1)
-        # NaN is TRL's mark for "does not apply": the others decide, unless none is left. A row
-        # that a grader could not judge has no reward at all, whatever the others say.
-        ungraded = rewards_per_func.isnan().all(1) | excluded(self, len(inputs))
-        rewards[ungraded] = torch.nan
+            reward_NF = super()._calculate_rewards(
+                visible, prompts, completions, ids, *args, **kwargs
+            )
+        rewards, ungraded = pooled(reward_NF, self.reward_weights, excluded(self, len(inputs)))
         self._row_rewards = rewards
         log_verdicts(self, ungraded)
         # TRL leaves rows without any reward out of what it logs.
-        return rewards_per_func.masked_fill(ungraded[:, None], torch.nan)
+        return reward_NF.masked_fill(ungraded[:, None], torch.nan)
 
     # ---- loss ----------------------------------------------------------------------------------
 
@@ -424,10 +399,3 @@ class PrefixRFTTrainer(Watched, EvaluatesPlainRows, ResumesExactly, GRPOTrainer)
     def gather_list(self, values: list[Any]) -> list[Any]:
         """The values of all processes, in process order."""
         return gather_object(values)
-
-
-def _one_generation_each(args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    """The arguments of ``_generate_single_turn`` with ``num_generations`` (its fourth) set to 1."""
-    if args:
-        return (1, *args[1:]), kwargs
-    return args, {**kwargs, "num_generations": 1}

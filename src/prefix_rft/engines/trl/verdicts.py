@@ -58,6 +58,26 @@ def telling(graders: Sequence[Any], phases: Phases) -> Iterator[None]:
             grader.tick = before
 
 
+def pooled(reward_NF: Tensor, weight_F: Tensor, excluded_N: Tensor) -> tuple[Tensor, Tensor]:
+    """The reward of each row from those of several functions, and which rows have none.
+
+    NaN is TRL's mark for "does not apply": the others decide, unless none is left. A row that a
+    grader could not judge has no reward at all, whatever the others say.
+
+    Args:
+        reward_NF: rewards by row and function.
+        weight_F: of the functions.
+        excluded_N: bool, rows that a grader could not judge.
+
+    Returns:
+        Rewards, shape (N,), NaN where there is none; and these rows as a bool mask.
+    """
+    reward_N = (reward_NF * weight_F.to(reward_NF)).nansum(1)
+    ungraded_N = reward_NF.isnan().all(1) | excluded_N
+    reward_N[ungraded_N] = torch.nan
+    return reward_N, ungraded_N
+
+
 def excluded(trainer: PrefixRFTTrainer, rows: int) -> Tensor:
     """Rows of all processes that some grader could not judge; ``rows`` are this process's own."""
     own = torch.zeros(rows, dtype=torch.bool, device=trainer.accelerator.device)
