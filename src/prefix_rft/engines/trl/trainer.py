@@ -279,12 +279,12 @@ class PrefixRFTTrainer(Watched, EvaluatesPlainRows, ResumesExactly, GRPOTrainer)
             )
 
     def _calculate_rewards(
-        self, inputs: Any, prompts: Any, completions: Any, ids: Any, *args: Any, **kwargs: Any
+        self, inputs: Any, prompts: Any, texts: Any, ids: Any, *args: Any, **kwargs: Any
     ) -> Tensor:
         self.phases.begin("grading", len(inputs))
         visible = [{k: v for k, v in row.items() if not k.startswith(OURS)} for row in inputs]
         # TRL's own texts lack all special tokens. In place: what is graded is what TRL logs.
-        completions[:] = map(as_completion, prompts, self.renderer.completions(ids))
+        texts[:] = map(as_completion, prompts, self.renderer.completions(ids))
         with rows_unprinted(), telling(self.graders, self.phases):
             reward_NF = super()._calculate_rewards(
                 visible, prompts, completions, ids, *args, **kwargs
