@@ -286,9 +286,7 @@ class PrefixRFTTrainer(Watched, EvaluatesPlainRows, ResumesExactly, GRPOTrainer)
         # TRL's own texts lack all special tokens. In place: what is graded is what TRL logs.
         texts[:] = map(as_completion, prompts, self.renderer.completions(ids))
         with rows_unprinted(), telling(self.graders, self.phases):
-            reward_NF = super()._calculate_rewards(
-                visible, prompts, completions, ids, *args, **kwargs
-            )
+            reward_NF = super()._calculate_rewards(visible, prompts, texts, ids, *args, **kwargs)
         rewards, ungraded = pooled(reward_NF, self.reward_weights, excluded(self, len(inputs)))
         self._row_rewards = rewards
         log_verdicts(self, ungraded)
