@@ -202,7 +202,10 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list
     return {
         key: [old.get(key), new.get(key)]
         for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and key not in (*PLACES, *TWICE) and not _free(key)
+        if old.get(key) != new.get(key)
+        and key not in PLACES
+        and not key.startswith(TWICE)
+        and not _free(key)
     }
 
 

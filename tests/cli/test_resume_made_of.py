@@ -83,7 +83,7 @@ CHANGES: dict[str, tuple[Any, str]] = {
     "reward": (rewritten("spread.py", "[:20]", "[:10]"), r"another reward 'shaped' \(its source"),
     "beside it": (rewritten("scale.py", "0.01", "0.02"), r"another reward 'shaped' \(its source"),
     "option": (lambda folder: ["reward.bonus=0.5"], r"another reward 'shaped' \(its source or its"),
-    "no answer": (lambda folder: ["reward.no_answer=wrong"], "another reward 'shaped'"),
+    "no answer": (lambda folder: ["reward.no_answer=exclude"], "another reward 'shaped'"),
     "one more": (
         lambda folder: ["reward=[{name: spread:shaped, workers: 1}, format]"],
         "another reward|reward_weights",

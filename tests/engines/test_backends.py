@@ -137,12 +137,12 @@ def test_trained_ids_are_prompt_demonstration_and_sampled_ids(
     data = make_rows(64)
     calls: list[tuple[list[list[int]], list[list[int]]]] = []
 
-    def spy(model: Any, prompts: Any, budgets: Any, settings: Any, prefixes: Any) -> Any:
-        ids = sample(model, prompts, budgets, settings, prefixes)
+    def spy(model: Any, prompts: Any, budgets: Any, settings: Any, prefixes: Any, **kw: Any) -> Any:
+        ids = sample(model, prompts, budgets, settings, prefixes, **kw)
         calls.append(([[*p, *x] for p, x in zip(prompts, prefixes, strict=True)], ids))
         return ids
 
-    monkeypatch.setattr("prefix_rft.engines.trl.trainer.sample", spy)
+    monkeypatch.setattr("prefix_rft.engines.trl.sampler.sample", spy)
     trainer = PrefixRFTTrainer(
         make_model(tokenizer),
         shaped_reward,

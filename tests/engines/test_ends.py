@@ -137,15 +137,10 @@ def test_the_same_end_in_a_recipe(
     assert ends(recipe(folder, method, monkeypatch)) == {END}
 
 
-def test_the_end_that_the_arguments_name(folder: Path) -> None:
-    """``eos_token`` of TRL's ``SFTConfig`` acts before the rows are made, not behind them."""
-    set_eos(folder, [EOS], "generation_config")
-    for kind in ("folder", "model"):
-        trainer = imitation(folder, given(folder, kind), eos_token="<|end|>")
-        assert ends(trainer) == {END}
-        assert END in trainer.model.generation_config.eos_token_id
-    with pytest.raises(ValueError, match="eos_token"):
-        imitation(folder, given(folder, "folder"), eos_token="<|nowhere|>")
+def test_an_end_that_would_come_too_late_is_refused(folder: Path) -> None:
+    """TRL sets ``eos_token`` of its ``SFTConfig`` when the rows have been made."""
+    with pytest.raises(ValueError, match=r"eos_token='<\|end\|>' has no effect here"):
+        imitation(folder, given(folder, "folder"), eos_token="<|end|>")
 
 
 def test_a_template_that_would_come_too_late_is_refused(folder: Path) -> None:

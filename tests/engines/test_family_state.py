@@ -228,7 +228,7 @@ def test_the_reference_is_renewed_where_a_stage_begins(
     stages: list[int],
 ) -> None:
     """It is what samples, and what log-probs are compared with."""
-    import prefix_rft.engines.trl.trainer as module
+    import prefix_rft.engines.trl.sampler as module
 
     trainer, recorder = plain.start(
         PrefixRFTTrainer,
@@ -245,9 +245,9 @@ def test_the_reference_is_renewed_where_a_stage_begins(
     seen: list[dict[str, Any]] = []
     original, generate = module.sample, trainer._generate_and_score_completions
 
-    def listen(model: Any, *args: Any) -> Any:
+    def listen(model: Any, *args: Any, **kwargs: Any) -> Any:
         sampled.append({k: v.clone() for k, v in model.state_dict().items()})
-        return original(model, *args)
+        return original(model, *args, **kwargs)
 
     monkeypatch.setattr(module, "sample", listen)
     trainer._generate_and_score_completions = lambda x: (seen.append(generate(x)), seen[-1])[1]
@@ -276,7 +276,7 @@ def test_the_reference_is_renewed_where_a_stage_begins(
 def test_what_is_evaluated_is_the_policy_and_not_its_reference(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, options: dict
 ) -> None:
-    import prefix_rft.engines.trl.trainer as module
+    import prefix_rft.engines.trl.sampler as module
 
     trainer, _ = plain.start(
         PrefixRFTTrainer,
@@ -294,9 +294,9 @@ def test_what_is_evaluated_is_the_policy_and_not_its_reference(
     sampled: list[dict[str, torch.Tensor]] = []
     original = module.sample
 
-    def listen(model: Any, *args: Any) -> Any:
+    def listen(model: Any, *args: Any, **kwargs: Any) -> Any:
         sampled.append({k: v.clone() for k, v in model.state_dict().items()})
-        return original(model, *args)
+        return original(model, *args, **kwargs)
 
     monkeypatch.setattr(module, "sample", listen)
     trainer.evaluate()

@@ -203,7 +203,6 @@ def test_a_trainer_that_is_used_again_does_not_keep_the_rate_of_then(tmp_path: P
         (sft, {"optim": "sgd"}, r"optim adamw_\w+, and this run has sgd"),
         (sft, {"seed": 5}, "seed 42, and this run has 5"),
         (sft, {"per_device_train_batch_size": 1}, "per_device_train_batch_size 2, and this run"),
-        (sft, {"average_tokens_across_devices": False}, "average_tokens_across_devices True"),
         (sft, {"neftune_noise_alpha": 5.0}, "neftune_noise_alpha None, and this run has 5.0"),
         (sft, {"method": "dft"}, "method"),
         (
