@@ -58,6 +58,7 @@ from prefix_rft.errors import UserError
 from prefix_rft.methods import load
 from prefix_rft.rewards import close_all
 from prefix_rft.rewards.verdict import Verdict
+from tiny import CHAT_TEMPLATE, make_chat_tokenizer
 
 METHODS = (
     *("prefix_rft", "dr_grpo", "luffy", "uft", "srft", "hpt", "chord", "grpo", "gspo"),
@@ -231,6 +232,19 @@ def prompts(task: Path) -> Prompts:
     config = settings(f"actor_rollout_ref.model.path={task}/base")
     configure(config)
     return Prompts(f"{task}/train.jsonl", AutoTokenizer.from_pretrained(task / "base"), config.data)
+
+
+def test_prompts_tell_the_date_that_the_run_began(tmp_path: Path) -> None:
+    tokenizer = make_chat_tokenizer("{{ strftime_now('%d %b %Y') }}" + CHAT_TEMPLATE)
+    row = {"prompt": [{"role": "user", "content": "1+1?"}], "demonstration": "2", "answer": "2"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    data = {
+        "max_prompt_length": 64,
+        "max_response_length": 16,
+        "prefix_rft": {"folder": str(tmp_path), "chat_template_date": "2026-07-26"},
+    }
+    rows = Prompts(str(tmp_path / "rows.jsonl"), tokenizer, OmegaConf.create(data))
+    assert tokenizer.decode(rows[0][PROMPT_IDS]).startswith("26 Jul 2026<|user|>")
 
 
 def test_an_item_holds_no_demonstration(task: Path, prompts: Prompts) -> None:
