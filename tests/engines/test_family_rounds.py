@@ -15,7 +15,7 @@ import pytest
 import torch
 from test_backends import FakeVLLM
 
-import prefix_rft.engines.trl.trainer as module
+import prefix_rft.engines.trl.sampler as module
 from prefix_rft import PrefixRFTTrainer
 from prefix_rft.engines.plan import RowPlan
 from prefix_rft.errors import UserError
