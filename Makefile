@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup quickstart test test-slow test-verl nightly lint format bench clean
+.PHONY: setup quickstart test test-slow test-verl nightly lint format golden bench clean
 
 setup: $(STAMP)
 
@@ -59,6 +59,11 @@ lint: setup
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# What the commit BASE and the work tree compute, bit for bit: to be the same when code only moves.
+BASE := HEAD
+golden: setup
+	$(BIN)/python benchmarks/golden.py $(BASE)
 
 bench: setup
 	$(BIN)/python benchmarks/step.py

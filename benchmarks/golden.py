@@ -1,11 +1,12 @@
 """Short runs whose every bit is written down, so that two checkouts can be held against each other.
 
-    python benchmarks/golden.py HEAD~5          # the work tree against a commit; see make golden
+    make golden BASE=HEAD~5                     # the work tree against a commit
 
-Both checkouts do the same commands in folders of the same name, on the same machine. What differs
-between two runs of one checkout is left out: clocks, dates, versions, the state of git. All else is
-compared: weights, metrics, rollouts, resolved recipes, evaluations, the files a run leaves, and
-what a person reads on the terminal.
+What a commit gives is kept in .golden/, for the next comparison with it on this machine. Both
+checkouts do the same commands in folders of the same name. What differs between two runs of one
+checkout is left out: clocks, dates, versions, the state of git. All else is compared: weights,
+metrics, rollouts, resolved recipes, evaluations, the files a run leaves, and what a person reads
+on the terminal.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +76,13 @@ compare:
 """
 
 
+def recipe(method: str) -> str:
+    """The path of a recipe of the task."""
+    return f"data/recipes/{method}.yaml"
+
+
 def commands() -> list[tuple[str, list[str]]]:
     """Name and arguments of every command, in the order in which they run."""
-    recipe = "data/recipes/{}.yaml".format
     return [
         ("prefix_rft", ["train", recipe("prefix_rft"), "name=prefix_rft", *SHORT]),
         (
@@ -132,6 +138,16 @@ def content(path: Path) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def kill(args: list[str], sign: Path, folder: Path, env: dict[str, str]) -> None:
+    """Start a run and kill it as soon as a file is there."""
+    run = subprocess.Popen([sys.executable, *args], cwd=folder, env=env, stdout=subprocess.DEVNULL)
+    while not sign.exists() and run.poll() is None:
+        time.sleep(0.01)
+    run.kill()
+    if run.wait() >= 0:
+        sys.exit(f"the run that was to be killed ended before: {' '.join(args)}")
+
+
 def golden(source: Path, folder: Path) -> dict[str, Any]:
     """Run every command with the package in ``source`` and digest what is left in ``folder``."""
     shutil.rmtree(folder, ignore_errors=True)
@@ -158,6 +174,9 @@ def golden(source: Path, folder: Path) -> dict[str, Any]:
         print(f"{source.name}: {name}", flush=True)
         told[name] = call(["-m", "prefix_rft", *args])
     told["lora"] = call(["-c", LORA])
+    killed = ["-m", "prefix_rft", "train", recipe("prefix_rft"), "name=killed", *SHORT]
+    kill(killed, folder / "runs/killed/checkpoint-2/manifest.json", folder, env)
+    told["killed"] = call([*killed, "--resume"])
     files = {
         str(p.relative_to(folder)): content(p)
         for root in ("runs", "comparisons", "evals")
@@ -165,6 +184,27 @@ def golden(source: Path, folder: Path) -> dict[str, Any]:
         if p.is_file()
     }
     return {"said": told, "files": files}
+
+
+def of_commit(commit: str, scratch: Path) -> dict[str, Any]:
+    """What a commit gives: kept from the last time, or run in a work tree of its own."""
+    named = ["git", "rev-parse", "--verify", f"{commit}^{{commit}}"]
+    sha = subprocess.run(named, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+    kept = ROOT / ".golden" / f"{sha}.json"
+    if kept.exists():
+        return json.loads(kept.read_text())
+    tree = scratch / "before"
+    subprocess.run(["git", "worktree", "add", "--detach", tree, sha], cwd=ROOT, check=True)
+    try:
+        result = golden(tree, scratch / "golden")
+    finally:
+        subprocess.run(["git", "worktree", "remove", "--force", tree], cwd=ROOT, check=True)
+    failed = [said for said in result["said"].values() if not said.startswith("exit 0")]
+    if failed:
+        sys.exit("\n".join(["a command fails before the change:", *failed]))
+    kept.parent.mkdir(exist_ok=True)
+    kept.write_text(json.dumps(result, indent=1))
+    return result
 
 
 def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
@@ -185,20 +225,8 @@ def main() -> None:
     parser.add_argument("commit", help="what to compare with, such as HEAD~3")
     commit = parser.parse_args().commit
     with tempfile.TemporaryDirectory() as scratch:
-        old = Path(scratch) / "before"
-        subprocess.run(["git", "worktree", "add", "--detach", old, commit], cwd=ROOT, check=True)
-        try:
-            before = golden(old, Path(scratch) / "golden")
-            failed = [n for n, said in before["said"].items() if not said.startswith("exit 0")]
-            if failed:
-                sys.exit(
-                    "\n".join(
-                        ["a command fails before the change:", *(before["said"][n] for n in failed)]
-                    )
-                )
-            after = golden(ROOT, Path(scratch) / "golden")
-        finally:
-            subprocess.run(["git", "worktree", "remove", "--force", old], cwd=ROOT, check=True)
+        before = of_commit(commit, Path(scratch))
+        after = golden(ROOT, Path(scratch) / "golden")
     found = differences(before, after)
     print("\n".join(found))
     print(f"{len(before['said'])} commands, {len(before['files'])} files: {len(found)} differences")
