@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
-from prefix_rft.estimates import bootstrap
-from prefix_rft.run_folder import write_json
+from prefix_rft.evaluation.estimates import bootstrap
+from prefix_rft.support.writing import write_json
 
 HERE = Path(__file__).parent
 METHODS = ("prefix_rft", "dr_grpo")

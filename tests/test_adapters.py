@@ -11,10 +11,10 @@ from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 
 from prefix_rft import PrefixRFTTrainer, adapters
 from prefix_rft.cli import main
+from prefix_rft.engines.models import load_configs, load_model, load_tokenizer
 from prefix_rft.engines.sampling import SamplingSettings, generate, supported
-from prefix_rft.errors import UserError
-from prefix_rft.eval_run import fingerprint
-from prefix_rft.models import load_configs, load_model, load_tokenizer
+from prefix_rft.evaluation.run import fingerprint
+from prefix_rft.support.errors import UserError
 from tiny import make_config, make_model, make_rows, make_tokenizer, shaped_reward
 
 TOKENIZER = make_tokenizer()

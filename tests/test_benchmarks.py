@@ -20,8 +20,8 @@ from prefix_rft.compare.command import run_compare
 from prefix_rft.compare.jobs import Board, same_inputs
 from prefix_rft.compare.results import lines
 from prefix_rft.compare.view import as_csv, as_markdown
-from prefix_rft.errors import UserError
-from prefix_rft.recipe import Recipe
+from prefix_rft.recipe.recipe import Recipe
+from prefix_rft.support.errors import UserError
 from prefix_rft.tasks.countdown import write
 
 ROOT = Path(__file__).parents[1]

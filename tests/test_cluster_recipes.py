@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from prefix_rft import cluster
 from prefix_rft.cli import main
-from prefix_rft.configure import configure
-from prefix_rft.errors import UserError
+from prefix_rft.engines.setup import configure
+from prefix_rft.engines.verl import from_recipe as cluster
+from prefix_rft.support.errors import UserError
 from tiny import make_model, make_tokenizer
 
 EXAMPLES = Path(__file__).parents[1] / "examples/cluster"
@@ -140,7 +140,7 @@ def test_without_verl_a_sentence_says_how_to_get_it(
 def test_check_looks_at_them_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("prefix_rft.cluster.find_spec", lambda name: None)
+    monkeypatch.setattr("prefix_rft.engines.verl.from_recipe.find_spec", lambda name: None)
     make_model(make_tokenizer()).save_pretrained(tmp_path / "model")
     make_tokenizer().save_pretrained(tmp_path / "model")
     more = {"model": "model", "num_generations": 4, "max_completion_length": 24}

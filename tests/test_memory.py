@@ -8,8 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MixtralConfig, Qwen3Config
 from trl.trainer.utils import add_fused_lm_head
 
-from prefix_rft.errors import UserError
-from prefix_rft.memory import Memory, count_parameters, estimate
+from prefix_rft.checks.device_memory import Memory, count_parameters, estimate
+from prefix_rft.support.errors import UserError
 
 RUN: dict[str, Any] = {
     "parameters": 7088,

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models
 from prefix_rft import show
 from prefix_rft.cli import main
 from prefix_rft.rewards import STATUSES
-from prefix_rft.run_reader import RunFolder
+from prefix_rft.runs.reader import RunFolder
 from prefix_rft.show import run_show
 from prefix_rft.show.groups import Filters, find, load, read_range
 from prefix_rft.show.view import KEPT, PREFIX, SAMPLED, UNMARKED, marked

@@ -2,7 +2,7 @@
 
 import pytest
 
-from prefix_rft.untrusted import visible
+from prefix_rft.support.untrusted import visible
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from prefix_rft.errors import UserError
-from prefix_rft.writing import append_text, write_text
+from prefix_rft.support.errors import UserError
+from prefix_rft.support.writing import append_text, write_text
 
 
 def fails(number: int) -> Callable[..., None]:

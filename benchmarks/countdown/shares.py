@@ -16,9 +16,10 @@ from statistics import mean
 
 from rich.console import Console
 
-from prefix_rft.run_folder import describe_machine, git_state, write_json
-from prefix_rft.run_reader import RunFolder
-from prefix_rft.train import train
+from prefix_rft.runs.machine import describe_machine, git_state
+from prefix_rft.runs.reader import RunFolder
+from prefix_rft.support.writing import write_json
+from prefix_rft.training.train import train
 
 SEEDS, EVERY, STEPS, PARTS = 3, 10, 400, 4
 RATES = {"ordinary": 3e-4, "hard": 1e-4}

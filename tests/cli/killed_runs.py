@@ -27,7 +27,7 @@ from transformers import PreTrainedTokenizerFast
 
 import prefix_rft.engines.trl.tensors
 from prefix_rft import PrefixRFTTrainer
-from prefix_rft.train import train
+from prefix_rft.training.train import train
 from tiny import make_model, make_rows, make_tokenizer
 
 PHASES = ("generation", "grading", "update", "checkpoint", "record")

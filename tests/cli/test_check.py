@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from prefix_rft.check_view import quantile
+from prefix_rft.checks.report import quantile
 from prefix_rft.cli import main
 from tiny import make_chat_tokenizer, make_model
 
@@ -201,9 +201,9 @@ def test_inspect_shows_the_prefix_that_training_uses(
 
 def test_inspect_with_a_model_marks_the_selection(folder: Path, capfd: Capture) -> None:
     """20 % of the prefix, rounded up, and it is the part of highest entropy."""
-    from prefix_rft.configure import configure
-    from prefix_rft.inspect import chosen
-    from prefix_rft.models import load_model
+    from prefix_rft.checks.inspect import chosen
+    from prefix_rft.engines.models import load_model
+    from prefix_rft.engines.setup import configure
 
     assert main(["inspect", "recipe.yaml", "--row", "2", "--model", "base"]) == 0
     out = capfd.readouterr().out

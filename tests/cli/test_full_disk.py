@@ -7,7 +7,7 @@ from pathlib import Path
 import killed_runs as killed
 import pytest
 
-from prefix_rft.checkpoints import checkpoints, fault
+from prefix_rft.runs.checkpoints import checkpoints, fault
 
 # Saves after 2, 4 and 6 steps; from the second generation on a checkpoint holds rollouts, too.
 OVERRIDES = ["max_steps=6", "num_iterations=2", "steps_per_generation=4"]
@@ -34,7 +34,7 @@ def refuse(whole: Path, runs: Path, kind: str, number: int) -> None:
     status = killed.run(recipe, runs, OVERRIDES, killed.Writes(kind, number))
     said = runs.with_suffix(".error.txt").read_text().splitlines()[-1]
     assert status == 1, name
-    assert said.startswith("prefix_rft.errors.UserError: "), said
+    assert said.startswith("prefix_rft.support.errors.UserError: "), said
     assert name.removesuffix(".part") in said
     assert "cannot be written" in said
     left = checkpoints(runs / "run")

@@ -10,7 +10,7 @@ from typing import Any
 import killed_runs as killed
 import pytest
 
-from prefix_rft.checkpoints import checkpoints
+from prefix_rft.runs.checkpoints import checkpoints
 
 LIMIT_SECONDS = 120
 # 8 rows, 4 of them in a generation: 2 generations an epoch.

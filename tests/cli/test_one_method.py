@@ -12,20 +12,20 @@ import yaml
 from rich.console import Console
 
 from prefix_rft import PrefixRFTTrainer, cluster
-from prefix_rft.check_view import show_memory
+from prefix_rft.checks.report import show_memory
 from prefix_rft.cli import main
 from prefix_rft.compare.command import board_of
-from prefix_rft.configure import configure
+from prefix_rft.engines.models import load_configs
 from prefix_rft.engines.options import SHARED, with_const
+from prefix_rft.engines.setup import configure
 from prefix_rft.engines.trl import DemonstrationConfig
 from prefix_rft.engines.verl.block import Block
-from prefix_rft.errors import UserError
 from prefix_rft.methods import load
-from prefix_rft.models import load_configs
-from prefix_rft.resolved import resolved
-from prefix_rft.resuming import changes
-from prefix_rft.run_reader import RunFolder
-from prefix_rft.train import train
+from prefix_rft.recipe.resolved import resolved
+from prefix_rft.runs.reader import RunFolder
+from prefix_rft.support.errors import UserError
+from prefix_rft.training.resume import changes
+from prefix_rft.training.train import train
 from tiny import make_config, make_model, make_rows, make_tokenizer
 
 VALUES = {"epsilon": 0.11, "epsilon_high": 0.33, "delta": 3.0, "beta": 0.07, "entropy_coef": 0.02}
@@ -34,7 +34,7 @@ METHOD = '''
 from dataclasses import replace
 
 from prefix_rft.methods import load
-from prefix_rft.models import load_configs
+from prefix_rft.engines.models import load_configs
 
 calls = []
 

@@ -9,9 +9,9 @@ import yaml
 from datasets import Dataset
 
 from odd_tokenizers import LOWER, STRIP, characters, metaspace
-from prefix_rft import evaluate
 from prefix_rft.cli import main
 from prefix_rft.data import Renderer
+from prefix_rft.evaluation import samples as evaluate
 from prefix_rft.rewards import Graded
 from tiny import CHAT_TEMPLATE, make_model
 

@@ -10,9 +10,9 @@ import pytest
 
 from prefix_rft.cli import main
 from prefix_rft.data import rows as rows_module
-from prefix_rft.errors import UserError
-from prefix_rft.run_folder import free_run_folder
-from prefix_rft.writing import check_folder
+from prefix_rft.runs.folder import free_run_folder
+from prefix_rft.support.errors import UserError
+from prefix_rft.support.writing import check_folder
 from tiny import make_model, make_rows, make_tokenizer
 
 WORDS = "Größe → 数 “x” 🙂 "

@@ -12,13 +12,13 @@ import yaml
 from filelock import FileLock
 from rich.console import Console
 
-from prefix_rft.agreement import agree_to_start
-from prefix_rft.checkpoints import checkpoints
 from prefix_rft.cli import main
-from prefix_rft.errors import UserError
-from prefix_rft.resolved import resolved_value
-from prefix_rft.resuming import Start, changes, find, go_on_with, newest_run
-from prefix_rft.train import train
+from prefix_rft.recipe.resolved import resolved_value
+from prefix_rft.runs.checkpoints import checkpoints
+from prefix_rft.support.errors import UserError
+from prefix_rft.training.agreement import agree_to_start
+from prefix_rft.training.resume import Start, changes, find, go_on_with, newest_run
+from prefix_rft.training.train import train
 
 OVERRIDES = ["max_steps=4", "save_steps=2"]
 
@@ -160,7 +160,7 @@ def test_a_damaged_record_costs_nothing(
 
 def test_processes_start_together(monkeypatch: pytest.MonkeyPatch) -> None:
     others: list[Any] = []
-    monkeypatch.setattr("prefix_rft.agreement.gather_object", lambda own: [*own, *others])
+    monkeypatch.setattr("prefix_rft.training.agreement.gather_object", lambda own: [*own, *others])
     agree_to_start(None, Start())
     others.append((None, 3))
     with pytest.raises(UserError, match="processes have found different checkpoints"):

@@ -9,11 +9,11 @@ from pathlib import Path
 import killed_runs as killed
 import pytest
 
-from prefix_rft.checkpoints import checkpoints, fault
 from prefix_rft.engines.tripwires import WIRES, Wire
 from prefix_rft.engines.trl.interrupt import StopOnSignal
-from prefix_rft.errors import Interrupted, RunError
-from prefix_rft.train import train
+from prefix_rft.runs.checkpoints import checkpoints, fault
+from prefix_rft.support.errors import Interrupted, RunError
+from prefix_rft.training.train import train
 
 OVERRIDES = ["max_steps=9", "save_steps=100", "logging_steps=3", "num_iterations=2"]
 
@@ -100,7 +100,7 @@ def test_the_command_says_how_to_go_on(
     def stopped(*args: object, **kwargs: object) -> None:
         raise Interrupted("stopped; go on with: x --resume", signal.SIGTERM)
 
-    monkeypatch.setattr("prefix_rft.train.train", stopped)
+    monkeypatch.setattr("prefix_rft.training.train.train", stopped)
     assert cli.main(["train", str(recipe)]) == 128 + signal.SIGTERM
     assert capsys.readouterr().err == "prefix-rft: stopped; go on with: x --resume\n"
 
@@ -140,7 +140,7 @@ def test_a_reader_that_has_left_stops_nothing() -> None:
     """``prefix-rft train ... | tee log`` and Ctrl-C: tee is gone first."""
     code = (
         "import sys, time\n"
-        "from prefix_rft.progress import Steadfast\n"
+        "from prefix_rft.training.progress import Steadfast\n"
         "console = Steadfast()\n"
         "console.print('first')\n"
         "sys.stdin.readline()\n"

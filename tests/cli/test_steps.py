@@ -13,9 +13,9 @@ from torch.utils.data import BatchSampler
 
 from prefix_rft import DemonstrationTrainer, PrefixRFTTrainer
 from prefix_rft.cli import main
-from prefix_rft.configure import configure
 from prefix_rft.data import load_rows
-from prefix_rft.recipe import plan_batches
+from prefix_rft.engines.setup import configure
+from prefix_rft.recipe.batches import plan_batches
 from tiny import make_chat_tokenizer, make_model
 
 Capture = pytest.CaptureFixture[str]

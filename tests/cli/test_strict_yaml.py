@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from prefix_rft.cluster import dotted
 from prefix_rft.compare.command import _shared
-from prefix_rft.errors import UserError
-from prefix_rft.eval_sets import read_suite
-from prefix_rft.recipe import read_recipe
+from prefix_rft.engines.verl.from_recipe import dotted
+from prefix_rft.evaluation.sets import read_suite
+from prefix_rft.recipe.mapping import read_recipe
+from prefix_rft.support.errors import UserError
 
 TWICE = {
     "at the top": ("seed: 1\nmodel: x\nseed: 2\n", 3, "seed", 1),

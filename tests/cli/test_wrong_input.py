@@ -327,7 +327,7 @@ def test_secrets_and_pickles_stay_out_of_the_run_folder(folder: Path) -> None:
 def test_weights_are_trained_in_single_precision(folder: Path) -> None:
     tokenizer = make_tokenizer()
     make_model(tokenizer).bfloat16().save_pretrained(folder / "base")
-    from prefix_rft.models import load_model
+    from prefix_rft.engines.models import load_model
 
     assert load_model("base")[0].dtype is torch.float32
     assert load_model("base", dtype="auto")[0].dtype is torch.bfloat16

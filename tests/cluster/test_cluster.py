@@ -16,7 +16,7 @@ import verl_runs as cluster
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prefix_rft.cli import main
-from prefix_rft.run_reader import RunFolder
+from prefix_rft.runs.reader import RunFolder
 
 PREFIX = "prefix_rft_prefix_length"
 OF_RECIPES = {

@@ -26,15 +26,15 @@ from verl.workers.rollout.replica import TokenOutput
 
 import prefix_rft.engines.verl as engine
 from odd_tokenizers import characters
-from prefix_rft import cluster
 from prefix_rft.cli import main
-from prefix_rft.configure import configure as configure_recipe
 from prefix_rft.core import Batch, loss, prepare
 from prefix_rft.core.planner import Group, Start
 from prefix_rft.data.demonstrations import EXAMPLE, IDS
 from prefix_rft.engines.plan import Moment, RowPlan, starting, starts_of
+from prefix_rft.engines.setup import configure as configure_recipe
 from prefix_rft.engines.trl.rounds import replanned
 from prefix_rft.engines.verl import columns, require_verl
+from prefix_rft.engines.verl import from_recipe as cluster
 from prefix_rft.engines.verl.agent_loop import PrefixAgentLoop
 from prefix_rft.engines.verl.block import KEY, Block, unsupported
 from prefix_rft.engines.verl.dataset import COLUMNS, PROMPT_IDS, Prompts
@@ -54,10 +54,10 @@ from prefix_rft.engines.verl.worker import (
     MethodActor,
     MethodWorker,
 )
-from prefix_rft.errors import UserError
 from prefix_rft.methods import load
 from prefix_rft.rewards import close_all
 from prefix_rft.rewards.verdict import Verdict
+from prefix_rft.support.errors import UserError
 from tiny import CHAT_TEMPLATE, make_chat_tokenizer
 
 METHODS = (

@@ -8,7 +8,7 @@ from typing import Any
 from prefix_rft.compare.arms import read_comparison
 from prefix_rft.compare.jobs import Board, Job
 from prefix_rft.compare.work import DONE, sets_of
-from prefix_rft.recipe import load_recipe
+from prefix_rft.recipe.recipe import load_recipe
 
 RECIPE = """
 model: base

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from prefix_rft.compare.arms import METHODS, Arm, overrides_of, read_comparison
-from prefix_rft.errors import UserError
+from prefix_rft.support.errors import UserError
 
 RECIPE: dict[str, Any] = {
     "learning_rate": 2e-6,

@@ -8,7 +8,7 @@ from compare_records import finish, make_board
 
 from prefix_rft.compare.jobs import Board
 from prefix_rft.compare.work import DONE
-from prefix_rft.errors import UserError
+from prefix_rft.support.errors import UserError
 
 ARMS = {
     "arms": {

@@ -14,7 +14,7 @@ from prefix_rft.compare.jobs import Board
 from prefix_rft.compare.page import verdict, write_page
 from prefix_rft.compare.results import lines, mean_path
 from prefix_rft.compare.work import DONE
-from prefix_rft.estimates import Estimate
+from prefix_rft.evaluation.estimates import Estimate
 
 HOSTILE = "<script>console.error(1)</script>\x1b[31m\u202e|"
 ARMS = {

@@ -15,9 +15,9 @@ from prefix_rft.compare.results import lines
 from prefix_rft.compare.tables import number
 from prefix_rft.compare.view import as_csv, as_markdown, show
 from prefix_rft.compare.work import compact, expand
-from prefix_rft.evaluate import Sample
+from prefix_rft.evaluation.samples import Sample
+from prefix_rft.evaluation.scores import Problem
 from prefix_rft.rewards.verdict import CORRECT, TIMEOUT, WRONG, Verdict
-from prefix_rft.scores import Problem
 
 ARMS = {
     "arms": {
@@ -68,7 +68,7 @@ def test_means_and_differences_by_hand(board: Board) -> None:
 
 
 def test_the_interval_is_over_seeds_and_problems(board: Board) -> None:
-    from prefix_rft.estimates import over_seeds, paired
+    from prefix_rft.evaluation.estimates import over_seeds, paired
 
     rl = lines(board)[2].cells["held-out"][1.0]
     assert rl.avg == over_seeds([[0.25, 1], [0.5, 1]])

@@ -10,7 +10,7 @@ from prefix_rft.compare import tables
 from prefix_rft.compare.results import lines
 from prefix_rft.compare.view import as_csv
 from prefix_rft.compare.work import DONE
-from prefix_rft.estimates import over_graded, seed_spread
+from prefix_rft.evaluation.estimates import over_graded, seed_spread
 
 
 def test_a_comparison_with_ungraded_parts_and_sets(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from prefix_rft.core.objective import ratio
 from prefix_rft.core.outcome import all_right, all_wrong, overlong_penalty, solve_rate, solved
 from prefix_rft.core.schedules import linear
 from prefix_rft.core.weights import Scores, Weight, probability
-from prefix_rft.errors import UserError
 from prefix_rft.methods import load
+from prefix_rft.support.errors import UserError
 
 NAN, INF = float("nan"), float("inf")
 t = torch.tensor

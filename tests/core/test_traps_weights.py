@@ -16,7 +16,7 @@ from prefix_rft.core.weights import (
     top_entropy,
     uncertainty,
 )
-from prefix_rft.errors import UserError
+from prefix_rft.support.errors import UserError
 
 t = torch.tensor
 

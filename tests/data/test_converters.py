@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from prefix_rft.data.converters import CONVERTERS, convert, last_boxed
-from prefix_rft.errors import UserError
+from prefix_rft.support.errors import UserError
 
 Rows = list[dict[str, Any]]
 

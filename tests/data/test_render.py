@@ -10,7 +10,7 @@ from prefix_rft import PrefixRFTTrainer
 from prefix_rft.data import DataError, Renderer, tokenize_demonstrations
 from prefix_rft.data.demonstrations import IDS, imitation_rows
 from prefix_rft.data.render import end_of_text_ids
-from prefix_rft.models import give_template
+from prefix_rft.engines.models import give_template
 from tiny import (
     CHAT_TEMPLATE,
     make_chat_tokenizer,

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from prefix_rft import DemonstrationTrainer, PrefixRFTTrainer
 from prefix_rft.data.moment import now, pinned
 from prefix_rft.engines.trl.sft import DemonstrationConfig
-from prefix_rft.errors import UserError
-from prefix_rft.train import train
+from prefix_rft.support.errors import UserError
+from prefix_rft.training.train import train
 from tiny import CHAT_TEMPLATE, make_chat_tokenizer, make_config, make_model, make_rows
 
 DATED = "{{ strftime_now('%d %b %Y') }}" + CHAT_TEMPLATE

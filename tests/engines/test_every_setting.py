@@ -10,13 +10,13 @@ from transformers import TrainingArguments
 from trl import GRPOConfig, SFTConfig
 
 from prefix_rft import PrefixRFTConfig
-from prefix_rft.decided import DERIVED
 from prefix_rft.engines.options import SHARED
 from prefix_rft.engines.trl import DemonstrationConfig
 from prefix_rft.engines.trl.ranges import RANGES
 from prefix_rft.engines.trl.settings import HARMFUL, RL, SFT, SWITCHES
-from prefix_rft.errors import UserError
-from prefix_rft.recipe import load_recipe
+from prefix_rft.recipe.derived import DERIVED
+from prefix_rft.recipe.recipe import load_recipe
+from prefix_rft.support.errors import UserError
 from tiny import make_config
 
 # What the loop, the optimizer, the devices, the log and the checkpoints of transformers read.

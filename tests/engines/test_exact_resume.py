@@ -16,10 +16,10 @@ from transformers import TrainerCallback
 from trl.trainer.utils import RepeatSampler
 
 from prefix_rft import DemonstrationTrainer, PrefixRFTTrainer
-from prefix_rft.checkpoints import checkpoints, fault, newest_whole, rotate
 from prefix_rft.engines.trl.interrupt import StopOnSignal
 from prefix_rft.engines.trl.sft import DemonstrationConfig
-from prefix_rft.errors import UserError
+from prefix_rft.runs.checkpoints import checkpoints, fault, newest_whole, rotate
+from prefix_rft.support.errors import UserError
 from tiny import make_config, make_model, make_rows, make_tokenizer, shaped_reward
 
 CLOCKS = ("time", "_per_second")

@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 from prefix_rft import DemonstrationTrainer, PrefixRFTTrainer
 from prefix_rft.engines.trl.parameter_mask import MaskOptions
 from prefix_rft.engines.trl.sft import DemonstrationConfig
-from prefix_rft.errors import UserError
+from prefix_rft.support.errors import UserError
 from tiny import make_rows, make_tokenizer
 
 DECAY = {"weight_decay": 0.1, "optim": "adamw_torch", "learning_rate": 1e-2}

@@ -18,7 +18,7 @@ from test_backends import FakeVLLM
 import prefix_rft.engines.trl.sampler as module
 from prefix_rft import PrefixRFTTrainer
 from prefix_rft.engines.plan import RowPlan
-from prefix_rft.errors import UserError
+from prefix_rft.support.errors import UserError
 from tiny import make_tokenizer
 
 TOKENIZER = make_tokenizer()

@@ -17,7 +17,7 @@ from prefix_rft.core.planner import Group
 from prefix_rft.engines.trl.parameter_mask import MaskOptions, ParameterMask
 from prefix_rft.engines.trl.reference import ReferencePolicy
 from prefix_rft.engines.trl.sft import DemonstrationConfig
-from prefix_rft.errors import UserError
+from prefix_rft.support.errors import UserError
 from tiny import make_tokenizer
 
 TOKENIZER = make_tokenizer()

@@ -7,7 +7,7 @@ import pytest
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 
 from prefix_rft import DemonstrationConfig, DemonstrationTrainer, PrefixRFTTrainer
-from prefix_rft.errors import UserError
+from prefix_rft.support.errors import UserError
 from tiny import make_config, make_model, make_rows, make_tokenizer, shaped_reward
 
 TOKENIZER = make_tokenizer()

@@ -11,13 +11,13 @@ import torch
 from transformers import TrainerCallback
 
 from prefix_rft import DemonstrationTrainer, PrefixRFTTrainer
-from prefix_rft.checkpoints import checkpoints, fault
 from prefix_rft.engines.nonfinite import first_bad
 from prefix_rft.engines.tripwires import WIRES, Tripwires
 from prefix_rft.engines.trl.finite import Finite
 from prefix_rft.engines.trl.sft import DemonstrationConfig
 from prefix_rft.engines.trl.watch import LooksAtLines
-from prefix_rft.errors import RunError, UserError
+from prefix_rft.runs.checkpoints import checkpoints, fault
+from prefix_rft.support.errors import RunError, UserError
 from tiny import make_config, make_model, make_rows, make_tokenizer, shaped_reward
 
 NAME = "model.layers.1.mlp.up_proj.weight"

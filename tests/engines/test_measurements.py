@@ -22,7 +22,7 @@ from prefix_rft.engines.trl.gradients import GradientShares, sources_of, vectors
 from prefix_rft.engines.trl.sft import DemonstrationConfig
 from prefix_rft.engines.trl.stats import StepStats
 from prefix_rft.methods import load
-from prefix_rft.run_reader import RunFolder
+from prefix_rft.runs.reader import RunFolder
 from tiny import make_config, make_model, make_rows, make_tokenizer, shaped_reward
 
 HERE = Path(__file__).parent

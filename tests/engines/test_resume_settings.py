@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 from prefix_rft import DemonstrationTrainer, PrefixRFTConfig, PrefixRFTTrainer
 from prefix_rft.engines.trl.changes import AT_ONCE, NOTHING, WITH_ROLLOUTS, among
 from prefix_rft.engines.trl.sft import DemonstrationConfig
-from prefix_rft.errors import UserError
+from prefix_rft.support.errors import UserError
 from tiny import make_config, make_model, make_rows, make_tokenizer, shaped_reward
 
 SAVING: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1, "logging_steps": 1}

@@ -16,10 +16,10 @@ from transformers import (
 )
 
 from prefix_rft import PrefixRFTTrainer
+from prefix_rft.checks.inspect import continuation
 from prefix_rft.data.render import Renderer
 from prefix_rft.engines.sampling import SamplingSettings, generate, sample, supported
-from prefix_rft.evaluate import Request, sample_and_grade
-from prefix_rft.inspect import continuation
+from prefix_rft.evaluation.samples import Request, sample_and_grade
 from prefix_rft.rewards import checked
 from tiny import make_config, make_rows, make_tokenizer, shaped_reward
 

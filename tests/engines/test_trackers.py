@@ -14,9 +14,9 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from prefix_rft.cli import main
-from prefix_rft.configure import check_trackers, configure
+from prefix_rft.engines.setup import check_trackers, configure
 from prefix_rft.tasks.countdown import write
-from prefix_rft.train import train
+from prefix_rft.training.train import train
 
 HIDDEN = "hf_thisIsNoSecretButLooksLikeOne"
 SMALL = ("max_steps=2", "prompts_per_step=4", "micro_batch_size=null", "eval_data=null", "runs=out")
@@ -117,10 +117,10 @@ def test_a_tracker_that_is_not_there(
 ) -> None:
     """Also where these trackers happen to be installed."""
     monkeypatch.setattr(
-        "prefix_rft.configure.get_available_reporting_integrations", lambda: ["tensorboard"]
+        "prefix_rft.engines.setup.get_available_reporting_integrations", lambda: ["tensorboard"]
     )
     monkeypatch.setattr(
-        "prefix_rft.configure.UNLISTED", {"azure_ml": lambda: False, "flyte": lambda: False}
+        "prefix_rft.engines.setup.UNLISTED", {"azure_ml": lambda: False, "flyte": lambda: False}
     )
     assert main([command, str(task / "recipe.yaml"), *SMALL, f"report_to={tracker}"]) == 2
     err = capsys.readouterr().err
@@ -134,8 +134,8 @@ def test_a_tracker_that_transformers_does_not_list(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It leaves Azure ML out beside MLflow, and Flyte always."""
-    monkeypatch.setattr("prefix_rft.configure.get_available_reporting_integrations", list)
-    monkeypatch.setattr("prefix_rft.configure.UNLISTED", {name: lambda: True})
+    monkeypatch.setattr("prefix_rft.engines.setup.get_available_reporting_integrations", list)
+    monkeypatch.setattr("prefix_rft.engines.setup.UNLISTED", {name: lambda: True})
     check_trackers([name])
 
 

@@ -6,8 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from prefix_rft.errors import UserError
-from prefix_rft.estimates import (
+from prefix_rft.evaluation.estimates import (
     bootstrap,
     maj_at_k,
     majority,
@@ -16,6 +15,7 @@ from prefix_rft.estimates import (
     pass_at_k,
     seed_spread,
 )
+from prefix_rft.support.errors import UserError
 
 # ---- pass@k -------------------------------------------------------------------------------------
 
@@ -108,7 +108,7 @@ def test_bootstrap_equals_the_closed_form() -> None:
 
 def test_bootstrap_does_not_depend_on_how_it_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = bootstrap([0.0, 1.0, 0.5])
-    monkeypatch.setattr("prefix_rft.estimates.CHUNK", 7)
+    monkeypatch.setattr("prefix_rft.evaluation.estimates.CHUNK", 7)
     assert bootstrap([0.0, 1.0, 0.5]) == whole
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from prefix_rft.cli import main
-from prefix_rft.eval_command import name_of_model
+from prefix_rft.cli.eval import name_of_model
 from tiny import make_model, make_rows, make_tokenizer
 
 CODE = """

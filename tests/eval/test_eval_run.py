@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from transformers.utils import chat_template_utils
 
-from prefix_rft import eval_run
-from prefix_rft.errors import UserError
-from prefix_rft.eval_run import Plan, read_problems, run_eval
-from prefix_rft.eval_sets import EvalSet
-from prefix_rft.evaluate import Request
+from prefix_rft.evaluation import run as eval_run
+from prefix_rft.evaluation.run import Plan, read_problems, run_eval
+from prefix_rft.evaluation.samples import Request
+from prefix_rft.evaluation.sets import EvalSet
+from prefix_rft.support.errors import UserError
 from tiny import CHAT_TEMPLATE, make_chat_tokenizer, make_model, make_rows, make_tokenizer
 
 REWARD = "tiny_rewards:holds"

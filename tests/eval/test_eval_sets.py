@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from prefix_rft.errors import UserError
-from prefix_rft.eval_sets import EvalSet, distinct, named_set, read_suite
+from prefix_rft.evaluation.sets import EvalSet, distinct, named_set, read_suite
+from prefix_rft.support.errors import UserError
 
 
 def test_names() -> None:

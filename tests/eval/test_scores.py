@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 import pytest
 
-from prefix_rft.errors import UserError
-from prefix_rft.evaluate import Sample
+from prefix_rft.evaluation.samples import Sample
+from prefix_rft.evaluation.scores import Problem, difference, powers, scores, split_by
 from prefix_rft.rewards.verdict import CORRECT, NO_ANSWER, TIMEOUT, WRONG, Verdict
-from prefix_rft.scores import Problem, difference, powers, scores, split_by
+from prefix_rft.support.errors import UserError
 
 
 def samples(word: str, tokens: int = 4) -> list[Sample]:

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from prefix_rft import eval_run
-from prefix_rft.errors import UserError
-from prefix_rft.eval_run import Plan, run_eval, samples_file
-from prefix_rft.eval_sets import EvalSet
-from prefix_rft.eval_view import few_of, show_eval
-from prefix_rft.evaluate import Request
+from prefix_rft.evaluation import run as eval_run
+from prefix_rft.evaluation.run import Plan, run_eval, samples_file
+from prefix_rft.evaluation.samples import Request
+from prefix_rft.evaluation.sets import EvalSet
+from prefix_rft.evaluation.table import few_of, show_eval
+from prefix_rft.support.errors import UserError
 from tiny import make_model, make_rows, make_tokenizer
 
 SUBJECTS = ["number"] * 3 + ["algebra"] * 2

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 from report_runs import metrics_of, row, write_run
 
-from prefix_rft.errors import UserError
 from prefix_rft.report.chart import Line
 from prefix_rft.report.collect import EXTREMES, collect
 from prefix_rft.report.curves import OTHER, SCHEDULE, SPLIT, TRAINING, place, plots, series_of
@@ -14,7 +13,8 @@ from prefix_rft.report.groups import SHORTEST, text_limit
 from prefix_rft.report.samples import LONGEST, MOST_ROWS, group_of, mean_reward
 from prefix_rft.report.settings import side_by_side
 from prefix_rft.report.view import context
-from prefix_rft.run_reader import RunFolder, flatten
+from prefix_rft.runs.reader import RunFolder, flatten
+from prefix_rft.support.errors import UserError
 
 
 def test_only_on_policy_rows_that_were_graded_rank_a_group() -> None:

@@ -19,9 +19,9 @@ from report_runs import (
     write_run,
 )
 
-from prefix_rft.errors import UserError
 from prefix_rft.report import write_report
 from prefix_rft.report.write import render
+from prefix_rft.support.errors import UserError
 
 VOID = {"meta", "link", "path", "circle"}
 

@@ -6,8 +6,8 @@ from report_runs import HOSTILE, byte_level, row, words
 from prefix_rft.report.marks import cut_segments, segments
 from prefix_rft.report.samples import group_of
 from prefix_rft.report.text import COST, cost, cut, more, number, signed
-from prefix_rft.tokens import pieces, split
-from prefix_rft.untrusted import visible
+from prefix_rft.runs.token_texts import pieces, split
+from prefix_rft.support.untrusted import visible
 
 
 def test_a_long_text_is_cut_and_says_how_much() -> None:

@@ -18,9 +18,9 @@ import pytest
 import torch
 
 from faults import SLEEP
-from prefix_rft.errors import UserError
 from prefix_rft.rewards import Graded, GraderPool, Limits, Verdict, checked, parse_rewards
 from prefix_rft.rewards.worker import grade
+from prefix_rft.support.errors import UserError
 
 ITEMS = ["good", "bad", "good", "good", "bad", "good", "good"]
 RIGHT = Verdict("correct", 1.0)

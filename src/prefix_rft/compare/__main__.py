@@ -3,7 +3,7 @@
 import sys
 
 from prefix_rft.compare.work import main
-from prefix_rft.untrusted import show_what_it_can
+from prefix_rft.support.untrusted import show_what_it_can
 
 for stream in (sys.stdout, sys.stderr):
     show_what_it_can(stream)

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from prefix_rft.engines.trl import DemonstrationConfig, PrefixRFTConfig
-from prefix_rft.errors import UserError, check_types, choose, refuse_unknown
-from prefix_rft.eval_run import TEMPERATURES
+from prefix_rft.evaluation.run import TEMPERATURES
 from prefix_rft.methods import load
+from prefix_rft.support.errors import UserError, check_types, choose, refuse_unknown
 
 METHODS = ("sft", "sft+dr_grpo", "dr_grpo", "prefix_rft", "sft+prefix_rft")
 """Compared by default: what an honest table about Prefix-RFT needs."""

@@ -15,12 +15,13 @@ from prefix_rft.compare.page import write_page
 from prefix_rft.compare.results import lines
 from prefix_rft.compare.runner import check_at_once, run_all
 from prefix_rft.compare.view import as_csv, show
-from prefix_rft.configure import configure
-from prefix_rft.errors import UserError
-from prefix_rft.models import quiet
-from prefix_rft.progress import Display
-from prefix_rft.recipe import STAGES, read_recipe, value_of
-from prefix_rft.writing import check_folder, write_text
+from prefix_rft.engines.models import quiet
+from prefix_rft.engines.setup import configure
+from prefix_rft.recipe.mapping import read_recipe, value_of
+from prefix_rft.recipe.stages import STAGES
+from prefix_rft.support.display import Display
+from prefix_rft.support.errors import UserError
+from prefix_rft.support.writing import check_folder, write_text
 
 
 def run_compare(

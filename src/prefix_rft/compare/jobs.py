@@ -13,10 +13,10 @@ from typing import Any
 from prefix_rft.compare.arms import Arm, Comparison
 from prefix_rft.compare.costs import Costs
 from prefix_rft.compare.work import DONE, HELD_OUT, VALIDATION, expand, sets_of
-from prefix_rft.errors import UserError
-from prefix_rft.eval_run import fingerprint
-from prefix_rft.eval_sets import EvalSet
-from prefix_rft.recipe import Recipe
+from prefix_rft.evaluation.run import fingerprint
+from prefix_rft.evaluation.sets import EvalSet
+from prefix_rft.recipe.recipe import Recipe
+from prefix_rft.support.errors import UserError
 
 BASE = "base"
 HASHED = (

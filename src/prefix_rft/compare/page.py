@@ -15,13 +15,13 @@ from prefix_rft.compare.results import Line, mean_path
 from prefix_rft.compare.tables import Block, at
 from prefix_rft.compare.view import as_markdown
 from prefix_rft.compare.work import HELD_OUT
-from prefix_rft.estimates import Estimate
+from prefix_rft.evaluation.estimates import Estimate
 from prefix_rft.report.chart import Chart, draw
 from prefix_rft.report.chart import Line as Curve
 from prefix_rft.report.evaluation import draw_interval
 from prefix_rft.report.text import MINUS
 from prefix_rft.report.write import MOST_RUNS, render
-from prefix_rft.writing import write_text
+from prefix_rft.support.writing import write_text
 
 CHECKPOINTS = 1000
 """Points of a curve; all of them."""

@@ -14,8 +14,8 @@ from prefix_rft.compare.arms import Arm
 from prefix_rft.compare.costs import Costs
 from prefix_rft.compare.jobs import BASE, Board, Job, written
 from prefix_rft.compare.work import HELD_OUT
-from prefix_rft.estimates import Estimate, over_graded, pass_at_k, seed_spread
-from prefix_rft.scores import Problem, powers, split_by
+from prefix_rft.evaluation.estimates import Estimate, over_graded, pass_at_k, seed_spread
+from prefix_rft.evaluation.scores import Problem, powers, split_by
 
 Values = NDArray[np.float64]
 

@@ -17,8 +17,8 @@ from typing import IO
 import torch
 
 from prefix_rft.compare.jobs import Board, Job
-from prefix_rft.errors import UserError
-from prefix_rft.writing import write_text
+from prefix_rft.support.errors import UserError
+from prefix_rft.support.writing import write_text
 
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 20.0

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from prefix_rft.compare.jobs import BASE, Board
 from prefix_rft.compare.results import Cell, Line, mean_path
 from prefix_rft.compare.work import HELD_OUT
-from prefix_rft.estimates import Estimate
-from prefix_rft.eval_view import few_of, percent
+from prefix_rft.evaluation.estimates import Estimate
+from prefix_rft.evaluation.table import few_of, percent
 
 
 @dataclass(frozen=True)

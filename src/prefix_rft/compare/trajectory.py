@@ -14,17 +14,17 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
-from prefix_rft.checkpoints import checkpoints
-from prefix_rft.configure import configure
 from prefix_rft.data import Renderer, load_rows
 from prefix_rft.data.render import end_of_text_ids
+from prefix_rft.engines.models import give_template, load_model
 from prefix_rft.engines.sampling import SamplingSettings, sample, supported, uniforms_of
+from prefix_rft.engines.setup import configure
 from prefix_rft.engines.trl.clock import template_kwargs
-from prefix_rft.errors import UserError
-from prefix_rft.evaluate import reward_of
-from prefix_rft.models import give_template, load_model
+from prefix_rft.evaluation.samples import reward_of
 from prefix_rft.rewards import grade_texts
 from prefix_rft.rewards.verdict import Verdict
+from prefix_rft.runs.checkpoints import checkpoints
+from prefix_rft.support.errors import UserError
 
 GIVEN = (0.0, 0.5)
 """Shares of a demonstration that the model continues."""

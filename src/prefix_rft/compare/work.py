@@ -19,24 +19,24 @@ from typing import Any
 from filelock import FileLock
 from rich.console import Console
 
-from prefix_rft.checkpoints import newest_whole
 from prefix_rft.compare.arms import overrides_of
 from prefix_rft.compare.costs import Costs, computing_parameters, costs_of
 from prefix_rft.compare.trajectory import measures, trajectory
-from prefix_rft.configure import configure
-from prefix_rft.errors import Interrupted, RunError, UserError
-from prefix_rft.eval_run import Plan, read_problems, run_eval, samples_file
-from prefix_rft.eval_sets import EvalSet, distinct, read_suite
-from prefix_rft.evaluate import Request
-from prefix_rft.models import quiet
-from prefix_rft.progress import Display, by_job
-from prefix_rft.recipe import Recipe
+from prefix_rft.engines.models import quiet
+from prefix_rft.engines.setup import configure
+from prefix_rft.evaluation.run import Plan, read_problems, run_eval, samples_file
+from prefix_rft.evaluation.samples import Request
+from prefix_rft.evaluation.scores import Problem
+from prefix_rft.evaluation.sets import EvalSet, distinct, read_suite
+from prefix_rft.recipe.recipe import Recipe
 from prefix_rft.rewards.verdict import NO_ANSWER
-from prefix_rft.run_folder import describe_machine, git_state, write_json
-from prefix_rft.run_reader import RunFolder, read_lines
-from prefix_rft.scores import Problem
-from prefix_rft.train import train
-from prefix_rft.writing import write_text
+from prefix_rft.runs.checkpoints import newest_whole
+from prefix_rft.runs.machine import describe_machine, git_state
+from prefix_rft.runs.reader import RunFolder, read_lines
+from prefix_rft.support.display import Display, by_job
+from prefix_rft.support.errors import Interrupted, RunError, UserError
+from prefix_rft.support.writing import write_json, write_text
+from prefix_rft.training.train import train
 
 DONE = "done.json"
 HELD_OUT = "held-out"

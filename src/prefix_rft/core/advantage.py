@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from prefix_rft.errors import UserError, choose
+from prefix_rft.support.errors import UserError, choose
 
 BASELINES = ("mean", "mean_std", "leave_one_out")
 

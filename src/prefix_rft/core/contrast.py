@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from prefix_rft.core.planner import Record
-from prefix_rft.errors import UserError
+from prefix_rft.support.errors import UserError
 
 LOG_LIMIT = 20.0
 """An exponent beyond it (a factor of 5e8) is held."""

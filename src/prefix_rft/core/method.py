@@ -22,7 +22,7 @@ from prefix_rft.core.prefix import PrefixSampler
 from prefix_rft.core.schedules import Schedule, constant
 from prefix_rft.core.select import MODES, SCOPES
 from prefix_rft.core.weights import Shape, Weight
-from prefix_rft.errors import UserError, choose
+from prefix_rft.support.errors import UserError, choose
 
 ORIGINS = ("policy", "prefix", "continuation", "demonstration")
 """Where a token comes from: an on-policy row; the demonstration part of a hybrid row; the sampled

@@ -21,7 +21,7 @@ from prefix_rft.core.credit import advantages
 from prefix_rft.core.method import DEFAULT_CONST, REGULARISERS, Method, Stream
 from prefix_rft.core.select import keep_fraction
 from prefix_rft.core.weights import Scores
-from prefix_rft.errors import UserError
+from prefix_rft.support.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from prefix_rft.errors import UserError
+from prefix_rft.support.errors import UserError
 
 
 def solved(reward_B: Tensor, solved_above: float) -> Tensor:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from prefix_rft.core.schedules import Schedule, constant, cosine
-from prefix_rft.errors import UserError
+from prefix_rft.support.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from prefix_rft.errors import UserError, choose
+from prefix_rft.support.errors import UserError, choose
 
 SCORES = ("gradient", "magnitude", "snip", "fisher", "random")
 SCOPES = ("global", "local")

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from prefix_rft.errors import UserError, check_types, choose, refuse_unknown
+from prefix_rft.support.errors import UserError, check_types, choose, refuse_unknown
 
 KINDS = ("constant", "linear", "cosine")
 

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from prefix_rft.errors import UserError, choose
+from prefix_rft.support.errors import UserError, choose
 
 MODES = ("high", "low", "random")
 SCOPES = ("step", "minibatch", "row")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from prefix_rft.core.select import keep_fraction
-from prefix_rft.errors import UserError, choose
+from prefix_rft.support.errors import UserError, choose
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from prefix_rft.errors import UserError, choose
+from prefix_rft.support.errors import UserError, choose
 
 Row = dict[str, Any]
 

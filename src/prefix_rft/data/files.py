@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, load_dataset
 
-from prefix_rft.errors import UserError, check_types, refuse_unknown
+from prefix_rft.support.errors import UserError, check_types, refuse_unknown
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
 SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval")

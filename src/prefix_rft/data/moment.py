@@ -16,7 +16,7 @@ from typing import Any
 
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from prefix_rft.errors import UserError
+from prefix_rft.support.errors import UserError
 
 CLOCK = "strftime_now"
 FLAGGED = re.compile(r"%([-_0^#EO:][A-Za-z])")

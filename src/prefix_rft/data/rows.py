@@ -19,7 +19,7 @@ from datasets.config import HF_DATASETS_CACHE
 
 from prefix_rft.data.files import DataError, Row, Source, find_source
 from prefix_rft.data.shapes import Shape, canonical, detect, kind, rename
-from prefix_rft.errors import UserError
+from prefix_rft.support.errors import UserError
 
 BATCH = 256
 PLACE = "prefix_rft_place"

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from prefix_rft.errors import UserError
+from prefix_rft.support.errors import UserError
 
 NOISE = re.compile("drop|jitter")
 """In the names of what holds a rate: ``attention_dropout``, ``layerdrop``, ``resid_pdrop``,

@@ -8,9 +8,9 @@ from dataclasses import replace
 from typing import Any, Self
 
 from prefix_rft.core import Method
-from prefix_rft.errors import UserError
 from prefix_rft.methods import load
 from prefix_rft.methods.registry import COMMON, find, own_options
+from prefix_rft.support.errors import UserError
 
 SHARED = ("epsilon", "epsilon_high", "delta", "beta", "entropy_coef")
 """Options of methods that are keys of their own too, with TRL's names."""

@@ -9,7 +9,7 @@ from typing import Any
 from prefix_rft.core import Method
 from prefix_rft.core.planner import Group, Record, Start, Starts
 from prefix_rft.data.demonstrations import EXAMPLE, IDS
-from prefix_rft.errors import UserError
+from prefix_rft.support.errors import UserError
 
 
 @dataclass(frozen=True)

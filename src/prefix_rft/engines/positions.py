@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from prefix_rft.errors import UserError
+from prefix_rft.support.errors import UserError
 
 LEARNED = re.compile(r"^wpe$|pos(ition)?s?_?(emb|enc)|embed_positions")
 TABLES = ("embed_positions", "pos_encoding")

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from prefix_rft.core import Method
-from prefix_rft.errors import UserError
-from prefix_rft.writing import write_text
+from prefix_rft.support.errors import UserError
+from prefix_rft.support.writing import write_text
 
 WRITTEN = re.compile(r"(step|kept)_([0-9]{6,})\.jsonl")
 

@@ -30,7 +30,7 @@ from transformers.generation.logits_process import (
 )
 
 from prefix_rft.engines.nonfinite import first_bad, weights
-from prefix_rft.errors import RunError
+from prefix_rft.support.errors import RunError
 
 
 @dataclass(frozen=True)

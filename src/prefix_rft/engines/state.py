@@ -14,8 +14,8 @@ from datasets import Dataset
 
 from prefix_rft.core.planner import Group, Planner, Record, Starts
 from prefix_rft.data.demonstrations import IDS
-from prefix_rft.errors import UserError
-from prefix_rft.writing import write_text
+from prefix_rft.support.errors import UserError
+from prefix_rft.support.writing import write_text
 
 FILE = "method_state.json"
 

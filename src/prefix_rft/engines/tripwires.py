@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from prefix_rft.errors import check_types, choose, refuse_unknown
+from prefix_rft.support.errors import check_types, choose, refuse_unknown
 
 Line = Mapping[str, Any]
 ACTIONS = ("warn", "stop", "off")

@@ -7,7 +7,7 @@ from typing import Any
 from prefix_rft.core.method import SAMPLED, Method, Stream, regularisers
 from prefix_rft.core.schedules import Schedule, cosine, parse
 from prefix_rft.core.weights import uncertainty
-from prefix_rft.errors import check_range
+from prefix_rft.support.errors import check_range
 
 
 def chord(

@@ -6,7 +6,7 @@ import math
 
 from prefix_rft.core.method import Method, Stream
 from prefix_rft.core.weights import f_divergence
-from prefix_rft.errors import check_range
+from prefix_rft.support.errors import check_range
 
 
 def fdiv_sft(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prefix_rft.core.method import Method, Stream
 from prefix_rft.core.weights import sequence_importance
-from prefix_rft.errors import check_range
+from prefix_rft.support.errors import check_range
 
 
 def iw_sft(

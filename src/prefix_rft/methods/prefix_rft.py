@@ -7,7 +7,7 @@ from typing import Any
 from prefix_rft.core.method import ROLLOUT, Method, Selection, Stream, regularisers
 from prefix_rft.core.prefix import PrefixSampler
 from prefix_rft.core.schedules import cosine, parse
-from prefix_rft.errors import choose
+from prefix_rft.support.errors import choose
 
 # advantage switch -> (of on-policy tokens, of continuations, of prefixes)
 GROUPINGS = {

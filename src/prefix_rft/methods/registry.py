@@ -9,7 +9,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from prefix_rft.core.method import Method, fallback
-from prefix_rft.errors import UserError, check_types, choose, refuse_unknown
+from prefix_rft.support.errors import UserError, check_types, choose, refuse_unknown
 
 BUILT_IN = (
     # demonstrations and rewards in one loss

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from prefix_rft.core.method import ROLLOUT, SAMPLED, Method, Stream, regularisers
-from prefix_rft.errors import choose
+from prefix_rft.support.errors import choose
 
 RATIOS = {"none": "logp", "old": "ratio"}
 

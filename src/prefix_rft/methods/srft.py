@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prefix_rft.core.method import EVERYONE, Method, Stream, regularisers
 from prefix_rft.core.weights import exp_entropy, saturating
-from prefix_rft.errors import choose
+from prefix_rft.support.errors import choose
 
 
 def srft(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from prefix_rft.core.method import SAMPLED, Method, Stream, regularisers
 from prefix_rft.core.planner import Group, Planner, Starts
 from prefix_rft.core.schedules import Schedule, constant, cosine
-from prefix_rft.errors import check_range
+from prefix_rft.support.errors import check_range
 
 
 @dataclass(frozen=True)

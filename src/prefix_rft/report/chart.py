@@ -10,7 +10,7 @@ from markupsafe import Markup
 from prefix_rft.report.axis import limits, tick_label, ticks
 from prefix_rft.report.points import Point, bucket_means, smoothed
 from prefix_rft.report.text import number
-from prefix_rft.untrusted import visible
+from prefix_rft.support.untrusted import visible
 
 WIDTH, HEIGHT = 380, 214
 TOP, BOTTOM, RIGHT = 10, 26, 12

@@ -10,7 +10,7 @@ from typing import Any
 
 from prefix_rft.report.points import Point
 from prefix_rft.report.samples import Group, damaged, group_of, mean_reward
-from prefix_rft.run_reader import DEMONSTRATION, HYBRID, POLICY, RunFolder, origin
+from prefix_rft.runs.reader import DEMONSTRATION, HYBRID, POLICY, RunFolder, origin
 
 EXTREMES = 10
 """Worst and best groups to show."""

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefix_rft.errors import UserError
 from prefix_rft.report.collect import BROKEN, Collected, collect
 from prefix_rft.report.curves import Run, series_of
 from prefix_rft.report.evaluation import Evaluation, evaluations_of
-from prefix_rft.run_reader import RunFolder
+from prefix_rft.runs.reader import RunFolder
+from prefix_rft.support.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from tokenizers import Tokenizer
 
 from prefix_rft.report.samples import Sample
 from prefix_rft.report.text import cut
-from prefix_rft.run_reader import DEMONSTRATION
-from prefix_rft.tokens import split
+from prefix_rft.runs.reader import DEMONSTRATION
+from prefix_rft.runs.token_texts import split
 
 Segment = tuple[str, str]
 """A state (``prefix``, ``kept``, or empty for what was sampled) and a text."""

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prefix_rft.errors import UserError
-from prefix_rft.run_reader import HYBRID, POLICY, origin
+from prefix_rft.runs.reader import HYBRID, POLICY, origin
+from prefix_rft.support.errors import UserError
 
 LONGEST = 2000
 """Characters of a text, and tokens of a completion, that are kept for the page."""

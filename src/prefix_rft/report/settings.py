@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prefix_rft.run_reader import flatten
+from prefix_rft.runs.reader import flatten
 
 LONGEST_VALUE = 300
 

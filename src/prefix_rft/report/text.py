@@ -6,7 +6,7 @@ import math
 
 from markupsafe import escape
 
-from prefix_rft.untrusted import visible
+from prefix_rft.support.untrusted import visible
 
 MINUS = "\N{MINUS SIGN}"
 NOTHING = "\N{EN DASH}"

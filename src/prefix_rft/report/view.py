@@ -14,8 +14,8 @@ from prefix_rft.report.load import Read, labels, read
 from prefix_rft.report.points import window_of
 from prefix_rft.report.settings import side_by_side
 from prefix_rft.report.text import number
-from prefix_rft.run_reader import RunFolder
-from prefix_rft.tokens import run_tokenizer
+from prefix_rft.runs.reader import RunFolder
+from prefix_rft.runs.token_texts import run_tokenizer
 
 POINTS, MOST_POINTS, FEWEST_POINTS = 40_000, 300, 20
 """Of all curves together; of one curve at most and at least."""

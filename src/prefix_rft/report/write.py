@@ -10,10 +10,10 @@ from typing import Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from prefix_rft.errors import UserError
 from prefix_rft.report.view import context
-from prefix_rft.untrusted import visible
-from prefix_rft.writing import write_text
+from prefix_rft.support.errors import UserError
+from prefix_rft.support.untrusted import visible
+from prefix_rft.support.writing import write_text
 
 MOST_RUNS = 8
 """Runs that colours can tell apart."""

@@ -7,8 +7,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from prefix_rft.errors import UserError, choose
 from prefix_rft.rewards.verdict import NO_ANSWER_IS, Verdict, settled, values_of, verdict_of
+from prefix_rft.support.errors import UserError, choose
 
 
 class RewardError(UserError):

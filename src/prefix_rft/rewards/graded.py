@@ -10,10 +10,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from prefix_rft.errors import UserError, choose
 from prefix_rft.rewards.checked import RewardError, is_async
 from prefix_rft.rewards.pool import GraderPool, Limits
 from prefix_rft.rewards.verdict import NO_ANSWER_IS, Verdict, settled
+from prefix_rft.support.errors import UserError, choose
 
 logger = logging.getLogger("prefix_rft")
 

@@ -21,9 +21,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prefix_rft.errors import UserError
 from prefix_rft.rewards.process import DisturbedError, Worker
 from prefix_rft.rewards.verdict import ERROR, TIMEOUT, Verdict
+from prefix_rft.support.errors import UserError
 
 START_SECONDS = 120.0
 SLEEP_FACTOR = 2

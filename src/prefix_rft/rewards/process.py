@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from prefix_rft.errors import UserError
+from prefix_rft.support.errors import UserError
 
 BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from prefix_rft.errors import UserError, check_types, choose, nearest
-from prefix_rft.imports import load_function
 from prefix_rft.rewards.checked import checked
 from prefix_rft.rewards.graded import Graded
 from prefix_rft.rewards.pool import Limits
 from prefix_rft.rewards.verdict import NO_ANSWER_IS
+from prefix_rft.support.errors import UserError, check_types, choose, nearest
+from prefix_rft.support.imports import load_function
 
 BUILT_IN = {
     "math": "prefix_rft.rewards.math:math",

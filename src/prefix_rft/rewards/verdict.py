@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from prefix_rft.errors import UserError, choose
+from prefix_rft.support.errors import UserError, choose
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 

@@ -21,10 +21,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from prefix_rft.errors import UserError
-from prefix_rft.imports import load_function
 from prefix_rft.rewards.source import hash_of_source
 from prefix_rft.rewards.verdict import ERROR, Verdict, values_of, verdict_of
+from prefix_rft.support.errors import UserError
+from prefix_rft.support.imports import load_function
 
 PR_SET_PDEATHSIG = 1
 

@@ -12,12 +12,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from prefix_rft.errors import UserError, choose
 from prefix_rft.rewards.verdict import STATUSES
-from prefix_rft.run_reader import RunFolder
+from prefix_rft.runs.reader import RunFolder
 from prefix_rft.show.groups import Filters, Place, find, read_range
 from prefix_rft.show.view import View, count
-from prefix_rft.untrusted import visible
+from prefix_rft.support.errors import UserError, choose
+from prefix_rft.support.untrusted import visible
 
 PLAIN_GROUPS = 20
 MARKS = "┃ ends the prefix, « » hold its tokens that keep their advantage, where known"

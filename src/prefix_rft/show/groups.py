@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from prefix_rft.errors import UserError
 from prefix_rft.rewards.verdict import CORRECT, FULL_REWARD, LARGEST, SKIPPED
-from prefix_rft.run_reader import HYBRID, POLICY, Rollout, RunFolder, origin
+from prefix_rft.runs.reader import HYBRID, POLICY, Rollout, RunFolder, origin
+from prefix_rft.support.errors import UserError
 
 NOTHING = type(None)
 FIELDS: dict[str, tuple[type, ...]] = {

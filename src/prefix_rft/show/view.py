@@ -15,12 +15,12 @@ from rich.console import Console
 from rich.text import Text
 from tokenizers import Tokenizer
 
-from prefix_rft.errors import UserError
 from prefix_rft.rewards.verdict import CORRECT, WRONG
-from prefix_rft.run_reader import DEMONSTRATION, HYBRID, POLICY, Rollout, RunFolder, origin
+from prefix_rft.runs.reader import DEMONSTRATION, HYBRID, POLICY, Rollout, RunFolder, origin
+from prefix_rft.runs.token_texts import LONGEST_CHARACTER, run_tokenizer, split
 from prefix_rft.show.groups import Place, load, solved, statuses
-from prefix_rft.tokens import LONGEST_CHARACTER, run_tokenizer, split
-from prefix_rft.untrusted import visible
+from prefix_rft.support.errors import UserError
+from prefix_rft.support.untrusted import visible
 
 Piece = tuple[str, str]
 """Words of others as they were read, and a style."""

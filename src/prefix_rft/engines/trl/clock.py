@@ -9,7 +9,7 @@ from typing import Any
 from accelerate.utils import gather_object
 
 from prefix_rft.data.moment import now, pinned, read_moment, tells_time
-from prefix_rft.errors import UserError
+from prefix_rft.support.errors import UserError
 
 HELP = (
     "The moment that a chat template tells which asks for the date (strftime_now), as 2026-07-26 "

@@ -10,7 +10,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from prefix_rft.engines.nonfinite import first_bad, gradients, optimizer_states, weights
-from prefix_rft.errors import RunError, UserError
+from prefix_rft.support.errors import RunError, UserError
 
 POLICIES = ("stop", "skip")
 HELP = "A lower learning_rate or max_grad_norm, or on_nonfinite: skip, may help"

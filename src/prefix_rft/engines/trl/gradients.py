@@ -17,7 +17,7 @@ from torch import Tensor
 
 from prefix_rft.core import Batch, Method, Targets, token_losses
 from prefix_rft.core.method import REGULARISERS
-from prefix_rft.errors import UserError
+from prefix_rft.support.errors import UserError
 
 
 @dataclass(frozen=True)

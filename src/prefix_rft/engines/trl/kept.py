@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from prefix_rft.engines.trl.window import Rows
-from prefix_rft.writing import append_text
+from prefix_rft.support.writing import append_text
 
 if TYPE_CHECKING:
     from prefix_rft.engines.trl.trainer import PrefixRFTTrainer

@@ -15,10 +15,10 @@ from datasets import Dataset
 from prefix_rft.data.demonstrations import OURS
 from prefix_rft.data.moment import template_of
 from prefix_rft.engines.state import hash_of_columns
-from prefix_rft.errors import UserError
 from prefix_rft.rewards.checked import name_of
 from prefix_rft.rewards.graded import Graded
 from prefix_rft.rewards.source import decided_by
+from prefix_rft.support.errors import UserError
 
 FEW = 64
 """Numbers of each weight that are looked at."""

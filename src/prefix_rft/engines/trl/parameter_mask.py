@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 from prefix_rft.core.saliency import SCOPES, SCORES, keep_most_salient, salience
 from prefix_rft.engines.trl.retain import retain_gradients
 from prefix_rft.engines.trl.tensors import read_tensors, write_tensors
-from prefix_rft.errors import UserError, check_types, choose, refuse_unknown
+from prefix_rft.support.errors import UserError, check_types, choose, refuse_unknown
 
 FILE = "parameter_mask.safetensors"
 KINDS = ("speft", "mifo", "retain")

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from prefix_rft.adapters import find_adapter
+from prefix_rft.engines.adapters import find_adapter
+from prefix_rft.engines.models import hub, load_configs, load_model, load_tokenizer
 from prefix_rft.engines.trl.dataset import plain_rows
-from prefix_rft.errors import UserError
-from prefix_rft.models import hub, load_configs, load_model, load_tokenizer
+from prefix_rft.support.errors import UserError
 
 
 def open_adapter(model: Any, args: Any) -> tuple[Any, Any]:

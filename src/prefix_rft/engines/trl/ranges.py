@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from prefix_rft.errors import UserError
+from prefix_rft.support.errors import UserError
 
 
 @dataclass(frozen=True)

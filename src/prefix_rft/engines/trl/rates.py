@@ -10,7 +10,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Adafactor
 
-from prefix_rft.errors import UserError
+from prefix_rft.support.errors import UserError
 
 
 class Rates:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from prefix_rft.engines.trl.tensors import read_tensors, write_tensors
-from prefix_rft.errors import UserError
-from prefix_rft.writing import write_text
+from prefix_rft.support.errors import UserError
+from prefix_rft.support.writing import write_text
 
 WEIGHTS = "reference.safetensors"
 FINGERPRINT = "reference.sha256"

@@ -15,7 +15,12 @@ from safetensors import SafetensorError
 from transformers import TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from prefix_rft.checkpoints import (
+from prefix_rft.engines.rollouts import cut_rollouts
+from prefix_rft.engines.trl.clock import date_in, refuse_date
+from prefix_rft.engines.trl.rates import Rates, inner
+from prefix_rft.engines.trl.run_state import RunState
+from prefix_rft.engines.trl.state import parts
+from prefix_rft.runs.checkpoints import (
     WRITING,
     broken,
     fault,
@@ -25,13 +30,8 @@ from prefix_rft.checkpoints import (
     rotate,
     seal,
 )
-from prefix_rft.engines.rollouts import cut_rollouts
-from prefix_rft.engines.trl.clock import date_in, refuse_date
-from prefix_rft.engines.trl.rates import Rates, inner
-from prefix_rft.engines.trl.run_state import RunState
-from prefix_rft.engines.trl.state import parts
-from prefix_rft.errors import UserError
-from prefix_rft.phases import Phases
+from prefix_rft.support.errors import UserError
+from prefix_rft.support.phases import Phases
 
 PICKLE = "training_args.bin"
 """The arguments as transformers saves them: nothing reads it, and nobody should."""

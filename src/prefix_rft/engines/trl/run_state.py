@@ -18,8 +18,8 @@ import torch
 from prefix_rft.engines.trl.changes import refuse_changes, settings_of
 from prefix_rft.engines.trl.made_of import refuse_others
 from prefix_rft.engines.trl.tensors import read_tensors, write_tensors
-from prefix_rft.errors import UserError
-from prefix_rft.writing import write_text
+from prefix_rft.support.errors import UserError
+from prefix_rft.support.writing import write_text
 
 
 class RunState:

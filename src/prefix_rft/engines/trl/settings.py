@@ -8,7 +8,7 @@ from typing import Any
 from transformers import GenerationConfig
 from transformers.generation.configuration_utils import ALL_CACHE_IMPLEMENTATIONS
 
-from prefix_rft.errors import UserError, choose, refuse_unknown
+from prefix_rft.support.errors import UserError, choose, refuse_unknown
 
 ROWS = "rows are rendered by our own code, before TRL sees them"
 REWARDS = "an evaluation here has rewards, no metrics of predictions"

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from prefix_rft.errors import UserError
+from prefix_rft.support.errors import UserError
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -69,8 +69,8 @@ from prefix_rft.engines.trl.verdicts import (
 )
 from prefix_rft.engines.trl.watch import Watched
 from prefix_rft.engines.trl.window import Rows, by_length, join, to_batch, trim
-from prefix_rft.phases import Phases
 from prefix_rft.rewards import as_completion, checked
+from prefix_rft.support.phases import Phases
 
 
 class PrefixRFTTrainer(Watched, EvaluatesPlainRows, ResumesExactly, GRPOTrainer):

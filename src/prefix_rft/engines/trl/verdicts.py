@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from prefix_rft.engines.plan import RowPlan
-from prefix_rft.phases import Phases
 from prefix_rft.rewards import Graded, grade_texts
 from prefix_rft.rewards.checked import name_of
 from prefix_rft.rewards.verdict import CORRECT, STATUSES
+from prefix_rft.support.phases import Phases
 
 if TYPE_CHECKING:
     from prefix_rft.engines.trl.trainer import PrefixRFTTrainer

@@ -11,8 +11,8 @@ from transformers import TrainerCallback
 
 from prefix_rft.engines.tripwires import Tripwires
 from prefix_rft.engines.trl.finite import POLICIES, Finite
-from prefix_rft.errors import RunError, check_range, choose
-from prefix_rft.phases import Phases
+from prefix_rft.support.errors import RunError, check_range, choose
+from prefix_rft.support.phases import Phases
 
 logger = logging.getLogger("prefix_rft")
 

@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from packaging.specifiers import SpecifierSet
 
-from prefix_rft.errors import UserError
+from prefix_rft.support.errors import UserError
 
 SUPPORTED = ">=0.9.1,<0.10"
 

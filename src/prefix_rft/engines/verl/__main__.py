@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from prefix_rft.engines.verl import require_verl
-from prefix_rft.errors import RunError, UserError
-from prefix_rft.untrusted import visible
+from prefix_rft.support.errors import RunError, UserError
+from prefix_rft.support.untrusted import visible
 
 
 @contextmanager

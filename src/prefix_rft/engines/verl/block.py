@@ -10,8 +10,8 @@ from typing import Any
 from prefix_rft.core import Method
 from prefix_rft.data import Reading
 from prefix_rft.engines.options import SHARED, check_rows, parse_options, resolve, with_const
-from prefix_rft.errors import UserError, check_range, check_types, refuse_unknown
-from prefix_rft.imports import load_function
+from prefix_rft.support.errors import UserError, check_range, check_types, refuse_unknown
+from prefix_rft.support.imports import load_function
 
 KEY = "prefix_rft"
 

@@ -24,9 +24,9 @@ from prefix_rft.data.demonstrations import OURS
 from prefix_rft.data.moment import pinned
 from prefix_rft.data.render import end_of_text_ids
 from prefix_rft.data.rows import PLACE
+from prefix_rft.engines.models import give_template, load_configs
 from prefix_rft.engines.verl.block import KEY, Block
 from prefix_rft.engines.verl.settings import MODEL
-from prefix_rft.models import give_template, load_configs
 
 logger = logging.getLogger("prefix_rft")
 

@@ -19,9 +19,9 @@ from verl.utils.device import auto_set_device
 
 from prefix_rft.engines.verl.block import KEY, Block
 from prefix_rft.engines.verl.settings import configure
-from prefix_rft.errors import RunError, UserError
 from prefix_rft.rewards import load_rewards
 from prefix_rft.rewards.graded import close_all
+from prefix_rft.support.errors import RunError, UserError
 
 
 class MethodRunner(TaskRunnerV1.__ray_metadata__.modified_class):  # pyright: ignore[reportAttributeAccessIssue]

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from prefix_rft.core import Method
 from prefix_rft.engines.verl.block import KEY, Block
-from prefix_rft.errors import UserError, choose
+from prefix_rft.support.errors import UserError, choose
 
 MODEL = "prefix_rft_model"
 """Key of ``data`` with the model's path, whose generation config says what ends a completion."""

@@ -56,7 +56,7 @@ from prefix_rft.engines.verl.plan import Plan
 from prefix_rft.engines.verl.rollouts import FIELDS, rollouts_of
 from prefix_rft.engines.verl.settings import MODES, configure
 from prefix_rft.engines.verl.worker import MOVED, STEP, TOTAL, DetachMethodWorker, MethodWorker
-from prefix_rft.errors import RunError
+from prefix_rft.support.errors import RunError
 
 TRAINERS = {
     "sync": PPOTrainerSync,

@@ -1,0 +1,87 @@
+"""What a check found: alike findings in one line, with the rows they are about."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from prefix_rft.support.untrusted import visible
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+ROWS_NAMED = 5
+
+
+@dataclass
+class Finding:
+    """Something about the data, and the rows it is true of.
+
+    Attributes:
+        what: a sentence.
+        fix: what to do about it.
+        serious: training as the data stands would waste time.
+        rows: the first ones, by number and, where there are several files, by file.
+        count: of all rows; 0 for something that is not about rows.
+        example: the first row's own words.
+    """
+
+    what: str
+    fix: str = ""
+    serious: bool = True
+    rows: list[str] = field(default_factory=list)
+    count: int = 0
+    example: str = ""
+
+    def __str__(self) -> str:
+        where = ""
+        if self.rows:
+            several = "rows" if self.count > 1 else "row"
+            where = f"{several} {named(self.rows, self.count)}: "
+        example = f" ({self.example})" if self.example else ""
+        return f"{where}{self.what}{example}" + (f". Fix: {self.fix}" if self.fix else "")
+
+
+class Findings:
+    """Findings by what they say, in the order in which they came up."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, Finding] = {}
+
+    def add(
+        self,
+        what: str,
+        fix: str = "",
+        row: str | None = None,
+        example: str = "",
+        serious: bool = True,
+    ) -> None:
+        """One more row of which ``what`` is true, or a finding about no row."""
+        one = self.found.setdefault(what, Finding(what, fix, serious, example=example))
+        if row is not None:
+            one.count += 1
+            if len(one.rows) < ROWS_NAMED:
+                one.rows.append(row)
+
+    @property
+    def problems(self) -> list[Finding]:
+        """Those that make training a waste of time."""
+        return [f for f in self.found.values() if f.serious]
+
+    @property
+    def notes(self) -> list[Finding]:
+        """The others."""
+        return [f for f in self.found.values() if not f.serious]
+
+
+def named(rows: Sequence[object], count: int | None = None) -> str:
+    """``3, 8, 9 and 14 more``."""
+    count = len(rows) if count is None else count
+    shown = ", ".join(map(str, rows[:ROWS_NAMED]))
+    return shown + (f" and {count - ROWS_NAMED} more" if count > ROWS_NAMED else "")
+
+
+def say(console: Console, text: str) -> None:
+    """Print a plain line; nothing in it is markup, and nothing steers the terminal."""
+    console.print(visible(text), markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,260 @@
+"""``prefix-rft inspect``: one row of a group, token by token, coloured by what becomes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import groupby, islice
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.text import Text
+from torch import Tensor
+
+from prefix_rft.checks.findings import say
+from prefix_rft.core import select_prefix
+from prefix_rft.data import DataError, Renderer, find_source, read_rows
+from prefix_rft.data.demonstrations import EXAMPLE, IDS, KEPT, fate_of
+from prefix_rft.data.render import end_of_text_ids
+from prefix_rft.engines.models import (
+    give_template,
+    hub,
+    load_configs,
+    load_model,
+    load_tokenizer,
+    quiet,
+)
+from prefix_rft.engines.plan import Moment, plan_rows
+from prefix_rft.engines.sampling import SamplingSettings, generate, sample, supported
+from prefix_rft.engines.setup import Setup, configure
+from prefix_rft.engines.trl.clock import template_kwargs
+from prefix_rft.rewards import grade_texts
+from prefix_rft.rewards.checked import name_of
+from prefix_rft.support.errors import UserError
+from prefix_rft.support.untrusted import visible
+
+PROMPT, PREFIX, CHOSEN = "prompt", "prefix", "prefix, of highest entropy"
+CONTEXT, TRAINED, WHOLE = "prefix, as context", "prefix, all of it", "demonstration"
+SAMPLED, END, REST = "continuation", "EOS", "rest of the demonstration"
+STYLES = {
+    PROMPT: "blue",
+    PREFIX: "green",
+    CHOSEN: "bold black on green",
+    CONTEXT: "bright_black",
+    TRAINED: "green",
+    WHOLE: "green",
+    SAMPLED: "yellow",
+    END: "bold white on red",
+    REST: "bright_black",
+}
+
+
+@dataclass(frozen=True)
+class Token:
+    """An id and its role."""
+
+    id: int
+    role: str
+
+
+def run_inspect(
+    path: str,
+    overrides: Sequence[str],
+    console: Console,
+    number: int = 1,
+    step: int = 0,
+    model: str | None = None,
+    ids: bool = False,
+) -> None:
+    """Show the ``number``-th row of the training data as the first row of its group at ``step``.
+
+    Args:
+        path: the recipe.
+        overrides: ``key=value`` strings.
+        console: to print on.
+        number: counts from 1.
+        step: optimizer step, which decides the prefix.
+        model: folder or Hub name; with it, prefix tokens are selected and a continuation sampled.
+        ids: print token ids too.
+
+    Raises:
+        UserError: there is no such row or step, or the recipe cannot be resolved.
+    """
+    quiet()
+    with closing(configure(path, overrides)) as setup:
+        show_row(setup, console, number, step, model, ids)
+
+
+def show_row(
+    setup: Setup, console: Console, number: int, step: int, model: str | None, ids: bool
+) -> None:
+    """Show one row of a resolved recipe."""
+    source = model or setup.recipe.model_source()
+    net: Any = None
+    if model is not None:
+        net, tokenizer = load_model(source)
+        generation = net.generation_config
+    else:
+        where, beside = hub(setup.recipe.model_options), setup.recipe.folder
+        tokenizer, generation = (
+            load_tokenizer(source, beside, **where),
+            load_configs(source, **where)[1],
+        )
+    values, rows = _row(setup, number)
+    give_template(tokenizer, values["prompt"])
+    template = template_kwargs(setup.args, tokenizer)
+    render = Renderer(tokenizer, end_of_text_ids(tokenizer, generation), template)
+    steps = setup.total_steps(rows)
+    if not 0 <= step < max(1, steps):
+        raise UserError(f"--step must be from 0 to {max(0, steps - 1)}, got {step}")
+
+    prompt = render.prompt(values["prompt"])
+    texts = values["demonstration"]
+    ids_of = render.demonstrations(texts, not isinstance(values["prompt"], str))
+    demonstrations = [
+        i
+        for i, t in zip(ids_of, texts, strict=True)
+        if fate_of(i, t, render, setup.args.max_completion_length) == KEPT
+    ]
+    tokens = [Token(i, PROMPT) for i in prompt]
+    if setup.method.samples:
+        tokens += hybrid_row(setup, render, prompt, demonstrations, number, step, steps, net)
+    elif demonstrations:
+        tokens += ended(demonstrations[0], WHOLE, render)
+    show(console, tokens, render, ids)
+    for reward in setup.rewards:
+        read = render.completions(ids_of)
+        for index, (text, own) in enumerate(zip(read, ids_of, strict=True), 1):
+            verdict = grade_texts(reward, [values], [text], [own])[0]
+            words = f": {verdict.detail}" if verdict.detail else ""
+            line = f"demonstration {index} is '{verdict.status}' to '{name_of(reward)}'{words}"
+            say(console, line)
+
+
+def _row(setup: Setup, number: int) -> tuple[dict[str, Any], int]:
+    """The row with that number, and how many there are."""
+    if number < 1:
+        raise UserError(f"--row counts from 1, got {number}")
+    source = find_source(setup.recipe.train_data, setup.recipe.folder)
+    rows = read_rows(source, setup.recipe.reading(setup.args.seed))
+    found = next(islice(rows, number - 1, None), None)
+    if found is None:
+        raise DataError(f"{source.name} has no row {number}")
+    return found[1], number + sum(1 for _ in rows)
+
+
+def hybrid_row(
+    setup: Setup,
+    render: Renderer,
+    prompt: list[int],
+    demonstrations: list[list[int]],
+    number: int,
+    step: int,
+    steps: int,
+    net: Any,
+) -> list[Token]:
+    """The completion of the group's first row: the prefix that training draws, and what follows."""
+    plan = plan_rows(
+        setup.method,
+        [{IDS: demonstrations, EXAMPLE: number - 1}],
+        Moment(
+            setup.plan.generations,
+            setup.args.seed,
+            step,
+            steps,
+            setup.args.max_completion_length,
+            render.newline_ids if setup.method.law.needs_boundaries else frozenset(),
+        ),
+    )[0]
+    prefix, method = list(plan.prefix), setup.method
+    if plan.whole:
+        return ended(prefix, WHOLE, render)
+    role = CONTEXT
+    if method.trains("prefix"):
+        role = PREFIX if method.selection is not None else TRAINED
+    row = [Token(i, role) for i in prefix]
+    if net is None:
+        rest = next((d[len(prefix) :] for d in demonstrations if d[: len(prefix)] == prefix), [])
+        return row + (ended(rest, REST, render) if prefix else [])
+    if role == PREFIX:
+        kept = chosen(setup, net, prompt, prefix)
+        row = [Token(i, CHOSEN if k else PREFIX) for i, k in zip(prefix, kept, strict=True)]
+    return row + ended(continuation(setup, net, render, prompt, prefix), SAMPLED, render)
+
+
+def ended(ids: list[int], role: str, render: Renderer) -> list[Token]:
+    """Tokens of one role, with the end of the sequence marked."""
+    return [Token(i, END if i in render.eos_ids else role) for i in ids]
+
+
+@torch.no_grad()
+def chosen(setup: Setup, net: Any, prompt: list[int], prefix: list[int]) -> list[bool]:
+    """Which prefix tokens keep their advantage if this row's prefix were ranked alone."""
+    if not prefix:
+        return []
+    ids = torch.tensor([[*prompt, *prefix]], device=net.device)
+    logits: Tensor = net(ids).logits[:, len(prompt) - 1 : -1].float() / setup.args.temperature
+    logp = logits.log_softmax(-1)
+    entropy = -(logp.exp() * logp).sum(-1)
+    every = torch.ones_like(entropy, dtype=torch.bool)
+    return select_prefix(setup.method, every, entropy, setup.args.seed)[0].tolist()
+
+
+def continuation(
+    setup: Setup, net: Any, render: Renderer, prompt: list[int], prefix: list[int]
+) -> list[int]:
+    """One sample of the policy behind prompt and prefix, within the completion budget."""
+    args = setup.args
+    pad: Any = render.tokenizer.pad_token_id
+    settings = SamplingSettings(
+        render.eos_ids, pad, args.temperature, args.top_k, args.top_p, args.min_p
+    )
+    budget = args.max_completion_length - len(prefix)
+    asked = dict(args.generation_kwargs or {})
+    if args.repetition_penalty != 1.0:
+        asked = {"repetition_penalty": args.repetition_penalty, **asked}
+    net.eval()
+    with torch.random.fork_rng():
+        torch.manual_seed(args.seed)
+        if supported(net) and not asked:
+            return sample(net, [prompt], [budget], settings, [prefix])[0]
+        return generate(net, [[*prompt, *prefix]], budget, settings, asked)[0]
+
+
+def show(console: Console, tokens: list[Token], render: Renderer, ids: bool) -> None:
+    """The legend with counts, then the row; the selection is marked « » for lack of colours."""
+    fates = {
+        PROMPT: "not trained",
+        PREFIX: "not trained",
+        CHOSEN: "trained with the row's advantage",
+        CONTEXT: "not trained",
+        TRAINED: "trained",
+        WHOLE: "trained",
+        SAMPLED: "sampled and trained",
+        END: "trained where the row has it",
+        REST: "not in the row: the policy goes on from the prefix",
+    }
+    roles = [t.role for t in tokens]
+    if CHOSEN not in roles:
+        fates[PREFIX] = "its tokens of highest entropy are trained; give --model to see them"
+    for role, fate in fates.items():
+        if n := roles.count(role):
+            count = f" {n} token{'s' if n > 1 else ''}, {fate}"
+            line = Text.assemble((f" {role} ", STYLES[role]), count)
+            console.print(line, soft_wrap=True)
+    console.print()
+    text, done, before = Text(), 0, ""
+    for role, run in groupby(tokens, key=lambda t: t.role):
+        own = [t.id for t in run]
+        done += len(own)
+        # What this run adds to the text: alone, it could lose spaces or half a character.
+        after: Any = render.tokenizer.decode([t.id for t in tokens[:done]])
+        words = visible(after.removeprefix(before)).replace("\n", "↵\n")
+        text.append(f"«{words}»" if role == CHOSEN else words, style=STYLES[role])
+        if ids:
+            text.append(f"{own}", style="dim")
+        before = after
+    console.print(text, soft_wrap=True)
+    console.print()

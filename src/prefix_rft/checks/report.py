@@ -1,0 +1,282 @@
+"""The report of ``prefix-rft check``: what was found, and what the run would cost."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from prefix_rft.checks.device_memory import count_parameters, estimate
+from prefix_rft.checks.findings import Finding, say
+from prefix_rft.checks.rows import Checked, Scope, check_data
+from prefix_rft.data.demonstrations import KEPT
+from prefix_rft.data.render import end_of_text_ids
+from prefix_rft.engines.adapters import find_adapter
+from prefix_rft.engines.models import hub, load_configs, load_tokenizer, quiet
+from prefix_rft.engines.setup import Setup, configure
+from prefix_rft.engines.verl import from_recipe as cluster
+from prefix_rft.recipe.mapping import read_recipe
+from prefix_rft.recipe.recipe import RECOMPUTE
+from prefix_rft.recipe.stages import stage_names
+from prefix_rft.rewards.verdict import STATUSES
+from prefix_rft.support.display import Display
+from prefix_rft.support.errors import UserError
+from prefix_rft.support.untrusted import visible
+from prefix_rft.support.writing import check_folder
+
+SHOWN = 20
+SCHEDULE_POINTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+def run_check(
+    path: str, overrides: Sequence[str], console: Console, limit: int | None = None
+) -> bool:
+    """Check a recipe and its data; whether nothing would waste time.
+
+    Raises:
+        UserError: a recipe that cannot be resolved.
+    """
+    quiet()
+    names, found = stage_names(read_recipe(path, overrides)), 0
+    for stage, name in enumerate(names):
+        if len(names) > 1:
+            say(console, f"stage {stage + 1} of {len(names)}: {name}")
+        with (
+            closing(configure(path, overrides, stage)) as setup,
+            ThreadPoolExecutor(1) as graders,
+        ):
+            if setup.recipe.engine == "verl":
+                say(console, cluster.look(setup.recipe, setup.args))
+            found += check_setup(setup, console, graders, limit)
+    if found:
+        several = "problems" if found > 1 else "problem"
+        console.print(f"[bold red]{found} {several}:[/] training would waste time")
+    else:
+        ready = Text.assemble(("ready:", "bold green"), f" prefix-rft train {visible(path)}")
+        console.print(ready, soft_wrap=True)
+    return not found
+
+
+def check_setup(
+    setup: Setup, console: Console, graders: ThreadPoolExecutor, limit: int | None
+) -> int:
+    """Check the data and print the report; the number of problems."""
+    recipe = setup.recipe
+    check_folder(Path(setup.args.output_dir), "the run folder")
+    source, where = recipe.model_source(), hub(recipe.model_options)
+    tokenizer = load_tokenizer(source, recipe.folder, **where)
+    config, generation = load_configs(source, recipe.folder, **where)
+    eos_ids = end_of_text_ids(tokenizer, generation)
+    positions = getattr(config, "max_position_embeddings", None)
+
+    say(console, f"{setup.method.name}: {setup.method.summary}")
+    parts = []
+    for data in [recipe.train_data, *([recipe.eval_data] if recipe.eval_data else [])]:
+        with Display(console) as display:
+            display.phases.begin("checking rows:")
+            found = check_data(
+                setup,
+                data,
+                tokenizer,
+                eos_ids,
+                positions,
+                graders,
+                Scope(limit, training=not parts),
+                display.phases.at,
+            )
+        parts.append(found)
+        show_data(console, found)
+    train = parts[0]
+    if len(parts) > 1 and (both := len(train.prompts & parts[1].prompts)):
+        parts[1].findings.add(
+            f"{both} of its prompts are also in train_data: the evaluation will look too good",
+            "drop them from one of the two",
+            serious=False,
+        )
+    show_batches(console, setup, train)
+    show_schedule(console, setup, train)
+    show_memory(console, setup, train, config)
+    for found in parts:
+        show_findings(console, f"notes on {found.name}", found.findings.notes, "yellow")
+    for found in parts:
+        show_findings(console, f"problems in {found.name}", found.findings.problems, "red")
+    return sum(len(found.findings.problems) for found in parts)
+
+
+def show_data(console: Console, found: Checked) -> None:
+    """Rows, lengths, and what the rewards say of the demonstrations."""
+    shape = f" read as {found.shape}" if found.shape else ""
+    say(console, f"\n{found.name}: {found.rows} rows{shape}")
+    kept = found.fates[KEPT]
+    text = f"{kept} demonstrations in {found.with_demonstration} rows"
+    for why, n in found.fates.items():
+        text += f"; {n} dropped: {why}" if why != KEPT else ""
+    say(console, text)
+    if not found.rows:
+        return
+    table = numbers("tokens", "median", "90 %", "longest")
+    for name, lengths in (
+        ("prompt", found.prompt_lengths),
+        ("demonstration with EOS", found.demonstration_lengths),
+    ):
+        if lengths:
+            table.add_row(name, *(str(quantile(lengths, q)) for q in (0.5, 0.9, 1.0)))
+    console.print(table)
+    if any(found.verdicts.values()):
+        seen = [s for s in STATUSES if any(v[s] for v in found.verdicts.values())]
+        table = numbers("demonstrations to", *seen)
+        for name, counts in found.verdicts.items():
+            table.add_row(name, *(str(counts[s]) for s in seen))
+        console.print(table)
+
+
+def numbers(first: str, *others: str, title: str | None = None) -> Table:
+    """A table of numbers under these headings."""
+    table = Table(first, *others, title=title)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    return table
+
+
+def quantile(values: Sequence[int], q: float) -> int:
+    """The smallest value that at least a share ``q`` of the values does not exceed."""
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(q * len(ordered)) - 1)]
+
+
+def show_batches(console: Console, setup: Setup, train: Checked) -> None:
+    """The batch arithmetic in words."""
+    plan, method = setup.plan, setup.method
+    kept = train.kept
+    rows = kept.rows if method.samples else kept.demonstrations
+    steps = setup.total_steps(rows)
+    on_verl = setup.recipe.engine == "verl"  # which counts no iterations
+    iterations = 1 if on_verl else getattr(setup.args, "num_iterations", 1)
+    say(console, f"\n{plan}")
+    share = kept.with_demonstration / kept.rows if kept.rows else 0.0
+    for number, what in (
+        (method.num_hybrid, "start from a demonstration"),
+        (method.num_demonstrations, "are whole demonstrations"),
+    ):
+        if method.samples and number and train.rows and method.planner is None:
+            say(
+                console,
+                f"about {plan.prompts * number * share:.1f} of the {plan.rows} rows of a step "
+                f"{what} ({number} of {plan.generations} in a group that has one)",
+            )
+    if method.samples and (lost := train.rows - kept.rows):
+        say(console, f"{kept.rows} rows are trained on; {lost} dropped: unreadable gold answer")
+    found = train.fates[KEPT]
+    if setup.recipe.only_correct_demonstrations and found > kept.demonstrations:
+        lost = found - kept.demonstrations
+        say(console, f"{kept.demonstrations} demonstrations are used; {lost} dropped: not correct")
+    text = f"{steps} optimizer steps"
+    if method.samples:
+        updates = setup.args.steps_per_generation // setup.args.gradient_accumulation_steps
+        text += f", {updates * iterations} for each generation of rollouts"
+        epochs = steps * plan.prompts / iterations / rows if rows else 0.0
+    else:
+        epochs = steps / setup.steps_of_epoch(rows) if rows else 0.0
+    say(console, f"{text}; {epochs:.2f} passes over the data{proviso(setup, train)}")
+
+
+def proviso(setup: Setup, train: Checked) -> str:
+    """What the number of steps hangs on, where it is not known."""
+    if setup.args.max_steps > 0:
+        return ""
+    parts = [f"; of these {train.rows} rows alone"] if not train.whole else []
+    parts += ["; at most: rif leaves out prompts before"] if setup.recipe.rif is not None else []
+    return "".join(parts)
+
+
+def show_schedule(console: Console, setup: Setup, train: Checked) -> None:
+    """The law of the prefix length along the run."""
+    sampler = setup.method.prefix
+    steps = setup.total_steps(train.kept.rows)
+    if (
+        sampler is None
+        or not setup.method.num_hybrid
+        or not train.demonstration_lengths
+        or not steps
+    ):
+        return
+    mean_length = sum(train.demonstration_lengths) / len(train.demonstration_lengths)
+    headings = ("step", "shortest", "longest", "mean", "mean tokens")
+    table = numbers(*headings, title="prefix of a demonstration")
+    table.columns[0].justify = "right"
+    for step in dict.fromkeys(round(point * (steps - 1)) for point in SCHEDULE_POINTS):
+        low, high = sampler.interval(step, steps)
+        mean = low + (high - low) * sampler.alpha / (sampler.alpha + sampler.beta)
+        table.add_row(
+            str(step), f"{low:.0%}", f"{high:.0%}", f"{mean:.0%}", f"{mean * mean_length:.0f}"
+        )
+    console.print(table)
+
+
+def show_memory(console: Console, setup: Setup, train: Checked, config: Any) -> None:
+    """The estimated peak, part by part."""
+    args, method = setup.args, setup.method
+    dtype = str(setup.recipe.model_options.get("dtype", "float32"))
+    weight_bytes = 2 if "16" in dtype else 4
+    mixed = bool(args.bf16 or args.fp16)
+    samples = method.samples and not getattr(args, "use_vllm", False)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    rows = args.generation_batch_size // processes if samples else 0
+    try:
+        if find_adapter(setup.recipe.model_source()) is not None:
+            raise UserError("the model is an adapter on a base, only full weights are counted")
+        parameters = count_parameters(config)
+        memory = estimate(
+            config,
+            parameters=parameters,
+            micro_batch_size=setup.plan.micro_batch_size,
+            generation_rows=rows,
+            prompt_length=max(train.prompt_lengths, default=0),
+            completion_length=args.max_completion_length,
+            weight_bytes=weight_bytes,
+            compute_bytes=2 if mixed else weight_bytes,
+            activation_checkpointing=any(getattr(args, k, False) for k in RECOMPUTE),
+            reference_model=method.needs_reference,
+            samples=samples,
+            triton=torch.cuda.is_available(),
+        )
+    except UserError as error:
+        say(console, f"memory: not estimated, {error}")
+        return
+    table = numbers("memory of one process", "MiB", title=f"{parameters:,} parameters")
+    for name, size in memory.parts.items():
+        table.add_row(name, f"{size / 2**20:,.0f}")
+    for name in ("training", "sampling") if samples else ("training",):
+        table.add_row(
+            f"together while {name}", f"{getattr(memory, name) / 2**20:,.0f}", style="bold"
+        )
+    console.print(table)
+    if torch.cuda.is_available():
+        there = torch.cuda.get_device_properties(0).total_memory
+        if memory.peak > there:
+            train.findings.add(
+                f"about {memory.peak / 2**30:.0f} GiB are needed at the peak, the device has "
+                f"{there / 2**30:.0f}",
+                "lower micro_batch_size, or set activation_checkpointing: true",
+            )
+
+
+def show_findings(console: Console, title: str, found: list[Finding], colour: str) -> None:
+    """One line for each finding."""
+    if not found:
+        return
+    console.print()
+    console.print(Text(visible(title), style=f"bold {colour}"), soft_wrap=True)
+    for one in found[:SHOWN]:
+        say(console, f"- {one}")
+    if len(found) > SHOWN:
+        say(console, f"- and {len(found) - SHOWN} more")

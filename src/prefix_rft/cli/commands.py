@@ -1,0 +1,170 @@
+"""What each command does. Functions here have the commands' names."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+from rich.console import Console
+
+from prefix_rft.support.errors import UserError
+
+
+def train(args: argparse.Namespace) -> None:
+    """``prefix-rft train``."""
+    from accelerate import PartialState
+
+    from prefix_rft.report import write_report
+    from prefix_rft.support.display import Steadfast
+    from prefix_rft.training.train import train as run
+
+    console = Steadfast()
+    folder = run(args.recipe, args.overrides, console, args.resume)
+    if PartialState().is_main_process:
+        console.print(f"report: {write_report([str(folder)])}", highlight=False, soft_wrap=True)
+
+
+def check(args: argparse.Namespace) -> int:
+    """``prefix-rft check``."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"  # nothing forks here
+    from prefix_rft.checks.report import run_check
+
+    if args.limit is not None and args.limit < 1:
+        raise UserError(f"--limit must be at least 1, got {args.limit}")
+    return 0 if run_check(args.recipe, args.overrides, Console(), args.limit) else 1
+
+
+def inspect(args: argparse.Namespace) -> None:
+    """``prefix-rft inspect``."""
+    from prefix_rft.checks.inspect import run_inspect
+
+    run_inspect(args.recipe, args.overrides, Console(), args.row, args.step, args.model, args.ids)
+
+
+def convert(args: argparse.Namespace) -> None:
+    """``prefix-rft convert``."""
+    from prefix_rft.data.converters import convert as rows_of
+    from prefix_rft.data.files import find_source, raw_rows
+
+    output = Path(args.output)
+    if output.suffix != ".jsonl":
+        raise UserError(f"the output '{output}' must end in .jsonl")
+    if output.exists():
+        raise UserError(f"'{output}' exists already: give another name")
+    if not output.parent.is_dir():
+        raise UserError(f"the folder of '{output}' does not exist")
+    given = {"path": args.source, "name": args.subset, "split": args.split}
+    chosen = {k: v for k, v in given.items() if v is not None}
+    source = find_source(chosen if len(chosen) > 1 else args.source, Path())
+    partial, count = output.with_suffix(".part"), 0
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            for row in rows_of(args.name, raw_rows(source), source.name):
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                count += 1
+        partial.rename(output)
+    finally:
+        partial.unlink(missing_ok=True)
+    say = f"wrote {count} rows to {output}; read it with train_data: {output}"
+    Console().print(say, highlight=False, soft_wrap=True)
+
+
+def eval(args: argparse.Namespace) -> None:
+    """``prefix-rft eval``."""
+    from prefix_rft.cli.eval import run
+
+    run(args, Console())
+
+
+def compare(args: argparse.Namespace) -> int:
+    """``prefix-rft compare``."""
+    from prefix_rft.compare import run_compare
+
+    try:
+        rates = [float(x) for x in (args.sft_learning_rates or "").split(",") if x]
+    except ValueError:
+        given = args.sft_learning_rates
+        raise UserError(f"--sft-learning-rates takes numbers and commas, got '{given}'") from None
+    failed = run_compare(
+        Console(),
+        args.recipe,
+        args.overrides,
+        args.methods.split(",") if args.methods else None,
+        args.seeds,
+        rates or None,
+        args.jobs,
+        args.output,
+        args.only_table,
+    )
+    return 1 if failed else 0
+
+
+def report(args: argparse.Namespace) -> None:
+    """``prefix-rft report``."""
+    from prefix_rft.report import write_report
+
+    path = write_report(args.runs, args.output)
+    Console().print(f"wrote {path}", highlight=False, soft_wrap=True)
+
+
+def show(args: argparse.Namespace) -> None:
+    """``prefix-rft show``."""
+    from prefix_rft.show import run_show
+
+    run_show(
+        Console(),
+        args.run,
+        step=args.step,
+        verdict=args.verdict,
+        prefix=args.prefix,
+        best=args.best,
+        limit=args.limit,
+        full=args.full,
+    )
+
+
+def methods(args: argparse.Namespace) -> None:
+    """``prefix-rft methods``."""
+    from prefix_rft.cli.methods import show_method, show_methods
+    from prefix_rft.methods import load
+
+    if args.name:
+        show_method(Console(), load(args.name))
+    else:
+        show_methods(Console())
+
+
+def task(args: argparse.Namespace) -> None:
+    """``prefix-rft task``."""
+    from prefix_rft.tasks.countdown import write
+
+    folder = Path(args.folder)
+    if args.train_rows < 1 or args.test_rows < 1 or args.valid_rows < 1:
+        raise UserError("--train-rows, --valid-rows and --test-rows must be at least 1")
+    if args.operands and not all(2 <= n <= 6 for n in args.operands):
+        raise UserError(f"--operands must be between 2 and 6, got {args.operands}")
+    if not 0 <= args.solver_accuracy <= 1:
+        raise UserError(f"--solver-accuracy must be in [0, 1], got {args.solver_accuracy}")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"'{folder}' is a file, not a folder")
+    try:
+        write(
+            folder,
+            args.train_rows,
+            args.test_rows,
+            args.seed,
+            args.valid_rows,
+            args.operands,
+            args.solver_accuracy,
+        )
+    except ValueError as error:
+        raise UserError(f"task '{args.name}': {error}") from error
+    Console().print(
+        f"wrote rows, base/, recipe.yaml, recipes/ and compare/ to {folder}\n"
+        f"next: prefix-rft train {folder / 'recipe.yaml'}\n"
+        f"  or: prefix-rft compare {folder / 'compare/quick.yaml'} --jobs 2",
+        highlight=False,
+        soft_wrap=True,
+    )

@@ -1,0 +1,234 @@
+"""The command line of ``prefix-rft``: every command and option, as one list."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from prefix_rft import __version__
+
+EXAMPLES = """examples:
+  prefix-rft task countdown data/countdown      write a task: rows, base model, recipe
+  prefix-rft check data/countdown/recipe.yaml   every row against its template, grader and lengths
+  prefix-rft train data/countdown/recipe.yaml   train, evaluate, leave runs/countdown behind
+  prefix-rft train RECIPE.yaml method=dr_grpo learning_rate=2e-4 method.epsilon_high=0.28
+  prefix-rft eval runs/countdown/model --recipe data/countdown/recipe.yaml --samples 8
+  prefix-rft compare data/countdown/compare/quick.yaml   several methods, seeds, intervals
+  prefix-rft report runs/countdown              one HTML file: curves, groups, prefixes, settings
+  prefix-rft methods prefix_rft                 one method's streams, rows and defaults
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(
+        prog="prefix-rft",
+        description="Post-train language models on demonstrations and verifiable rewards.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument("--version", action="version", version=f"prefix-rft {__version__}")
+    commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    train = commands.add_parser(
+        "train",
+        help="train as a recipe says",
+        description="Train as a recipe says, then evaluate base and trained model on eval_data.",
+        epilog="examples: prefix-rft train recipe.yaml max_steps=100 method.entropy_keep=0.5; "
+        "prefix-rft train recipe.yaml --resume",
+    )
+    train.add_argument("recipe", metavar="RECIPE.yaml")
+    train.add_argument("overrides", nargs="*", metavar="key=value", help="override recipe keys")
+    train.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the newest run of the recipe's name from its newest whole checkpoint; "
+        "where there is none, begin",
+    )
+
+    check = commands.add_parser(
+        "check",
+        help="say what is wrong with a recipe and its data before any training",
+        description="Every row, gold answer and demonstration against its own grader, template "
+        "and lengths; batch arithmetic, prefix schedule, estimated memory. Exit code 1 if "
+        "training would waste time.",
+        epilog="example: prefix-rft check recipe.yaml max_completion_length=2048 --limit 1000",
+    )
+    check.add_argument("recipe", metavar="RECIPE.yaml")
+    check.add_argument("overrides", nargs="*", metavar="key=value", help="override recipe keys")
+    check.add_argument("--limit", type=int, metavar="ROWS", help="look at the first rows only")
+
+    inspect = commands.add_parser(
+        "inspect",
+        help="show one example token by token, coloured by role",
+        description="One row of a group: prompt, prefix, continuation, EOS, and what of it is "
+        "trained. With --model, the prefix tokens of highest entropy and a sampled continuation.",
+        epilog="example: prefix-rft inspect recipe.yaml --row 3 --step 100 --model runs/x/model",
+    )
+    inspect.add_argument("recipe", metavar="RECIPE.yaml")
+    inspect.add_argument("overrides", nargs="*", metavar="key=value", help="override recipe keys")
+    inspect.add_argument("--row", type=int, default=1, help="of train_data, from 1 (default: 1)")
+    inspect.add_argument("--step", type=int, default=0, help="decides the prefix (default: 0)")
+    inspect.add_argument("--model", metavar="MODEL", help="a model folder or a Hub name")
+    inspect.add_argument("--ids", action="store_true", help="print token ids too")
+
+    convert = commands.add_parser(
+        "convert",
+        help="write a public dataset as rows of this library",
+        description="Write a public dataset as jsonl with prompt, demonstration and answer.",
+        epilog="example: prefix-rft convert gsm8k openai/gsm8k gsm8k.jsonl --subset main",
+    )
+    convert.add_argument("name", help="gsm8k, math, openr1-math-46k or openr1-math-220k")
+    convert.add_argument("source", metavar="SOURCE", help="file, folder or dataset name")
+    convert.add_argument("output", metavar="OUTPUT.jsonl")
+    convert.add_argument("--subset", help="of a dataset on the Hub")
+    convert.add_argument("--split", help="of a dataset on the Hub (default: train)")
+
+    evaluate = commands.add_parser(
+        "eval",
+        help="avg@k, pass@k and maj@k of a model on held-out problems",
+        description="Sample k answers to each problem, never from a prefix, grade and store them. "
+        "The same command goes on where it was interrupted.",
+        epilog="examples:\n"
+        "  prefix-rft eval runs/countdown/model --recipe data/countdown/recipe.yaml\n"
+        "  prefix-rft eval Qwen/Qwen3-0.6B-Base --data test.jsonl --data aime=aime24.jsonl \\\n"
+        "      --reward math --samples 32 --by level\n"
+        "  prefix-rft eval runs/countdown/model --base data/countdown/base \\\n"
+        "      --forgetting data/countdown/forgetting.yaml",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    evaluate.add_argument("model", metavar="MODEL", help="a model folder or a Hub name")
+    evaluate.add_argument(
+        "--recipe", metavar="RECIPE.yaml", help="take eval_data, reward, columns, ... from there"
+    )
+    evaluate.add_argument(
+        "--data", action="append", metavar="[NAME=]FILE", help="problems; may be given repeatedly"
+    )
+    evaluate.add_argument("--reward", help="math, exact, format, or module:function")
+    evaluate.add_argument(
+        "--columns", action="append", metavar="NAME=COLUMN", help="as in a recipe"
+    )
+    evaluate.add_argument("--system-prompt", metavar="TEXT", help="as in a recipe")
+    evaluate.add_argument("--limit", type=int, metavar="N", help="the first N problems only")
+    evaluate.add_argument("--base", metavar="MODEL", help="a model to compare with, paired")
+    evaluate.add_argument(
+        "--forgetting", metavar="SUITE.yaml", help="tasks it was not trained on, against --base"
+    )
+    evaluate.add_argument("--samples", type=int, default=4, help="k (default: 4)")
+    evaluate.add_argument(
+        "--temperature",
+        type=float,
+        nargs="+",
+        metavar="T",
+        help="one or several; 0 is greedy, with one sample (default: 1.0 0.6 0)",
+    )
+    evaluate.add_argument(
+        "--by", action="append", metavar="COLUMN", help="split the numbers by a column"
+    )
+    evaluate.add_argument("--max-completion-length", type=int, metavar="TOKENS")
+    evaluate.add_argument("--batch-size", type=int, default=64, metavar="ROWS")
+    evaluate.add_argument("--seed", type=int, default=0)
+    evaluate.add_argument("--output", metavar="FOLDER", help="default: evals/NAME")
+
+    compare = commands.add_parser(
+        "compare",
+        help="train several methods alike and say whether they differ",
+        description="The same base, rows, budget and evaluator for every arm; several seeds; "
+        "intervals over seeds and problems, and paired differences. The same command goes on "
+        "where it was interrupted.",
+        epilog="examples:\n"
+        "  prefix-rft compare data/countdown/recipe.yaml --jobs 2\n"
+        "  prefix-rft compare recipe.yaml --methods sft,sft+dr_grpo,dr_grpo,prefix_rft --seeds 5\n"
+        "A+B is B from the model that A has left, at the compute of B alone. A recipe can have\n"
+        "arms of its own under the key 'compare'.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    compare.add_argument("recipe", metavar="RECIPE.yaml")
+    compare.add_argument("overrides", nargs="*", metavar="key=value", help="override recipe keys")
+    compare.add_argument("--methods", metavar="A,B,...", help="arms or methods, in this order")
+    compare.add_argument("--seeds", type=int, metavar="N", help="runs of each arm (default: 3)")
+    compare.add_argument(
+        "--sft-learning-rates", metavar="X,Y,...", help="of imitation methods, to choose from"
+    )
+    compare.add_argument("--jobs", type=int, default=1, help="runs at once (default: 1)")
+    compare.add_argument("--output", metavar="FOLDER", help="default: comparisons/NAME")
+    compare.add_argument("--only-table", action="store_true", help="run nothing more")
+
+    report = commands.add_parser(
+        "report",
+        help="write one HTML file about one or several runs",
+        description="Curves, schedule, samples, settings and environment of runs, in one HTML "
+        "file that needs no network.",
+        epilog="example: prefix-rft report runs/countdown runs/countdown-2 --output both.html",
+    )
+    report.add_argument("runs", nargs="+", metavar="RUN", help="run folders; several are overlaid")
+    report.add_argument(
+        "--output", metavar="FILE.html", help="default: report.html in the first run folder"
+    )
+
+    show = commands.add_parser(
+        "show",
+        help="page through the groups of a run in the terminal, worst first",
+        description="Groups of rollouts with their verdicts, prefixes marked, worst first.",
+        epilog="example: prefix-rft show runs/countdown --step 100-200 --verdict wrong --prefix 1-",
+    )
+    show.add_argument("run", metavar="RUN", help="a run folder")
+    show.add_argument("--step", metavar="N or A-B", help="generations of these steps only")
+    show.add_argument(
+        "--verdict",
+        help="groups with a row of this verdict, and those rows first: correct, wrong, "
+        "'no answer', 'gold unparseable', timeout, error or skipped",
+    )
+    show.add_argument(
+        "--prefix",
+        metavar="N or A-B",
+        help="groups with a prefix of so many tokens (1-: any, 0: none)",
+    )
+    show.add_argument("--best", action="store_true", help="best groups first")
+    show.add_argument(
+        "--limit",
+        type=int,
+        metavar="GROUPS",
+        help="show the first groups only (default: all in a terminal, 20 elsewhere)",
+    )
+    show.add_argument("--full", action="store_true", help="do not cut long texts")
+
+    methods = commands.add_parser("methods", help="list the methods, or show one")
+    methods.add_argument("name", nargs="?", metavar="NAME")
+
+    task = commands.add_parser(
+        "task",
+        help="write a bundled task: rows, base model and recipe",
+        epilog="example: prefix-rft task countdown data/countdown",
+    )
+    task.add_argument("name", choices=["countdown"])
+    task.add_argument("folder", metavar="FOLDER")
+    task.add_argument("--train-rows", type=int, default=3000)
+    task.add_argument("--valid-rows", type=int, default=200, help="to choose settings on")
+    task.add_argument("--test-rows", type=int, default=400)
+    task.add_argument(
+        "--operands", type=int, nargs="+", metavar="N", help="numbers of a puzzle (default: 2 3)"
+    )
+    task.add_argument(
+        "--solver-accuracy", type=float, default=1.0, help="of the demonstrations (default: 1)"
+    )
+    task.add_argument("--seed", type=int, default=0)
+    return p
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments; ``key=value`` may stand before or behind options, which argparse forbids."""
+    p = parser()
+    args, rest = p.parse_known_args(argv)
+    unknown = [
+        r
+        for r in rest
+        if r.startswith("-")
+        or not ("=" in r or r.startswith("~"))
+        or not hasattr(args, "overrides")
+    ]
+    if unknown:
+        p.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if rest:
+        args.overrides = [*args.overrides, *rest]
+    return args

@@ -1,0 +1,301 @@
+"""``engine: verl``: a recipe as settings of verl's, and its run."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+from contextlib import redirect_stdout
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from prefix_rft.core import Method
+from prefix_rft.engines.adapters import find_adapter
+from prefix_rft.engines.options import SHARED
+from prefix_rft.engines.rollouts import cut_rollouts
+from prefix_rft.engines.verl.block import KEY, unsupported
+from prefix_rft.recipe.recipe import RECOMPUTE, Recipe
+from prefix_rft.runs.metrics import append_metrics
+from prefix_rft.support.errors import UserError, nearest
+
+ACTOR, ROLLOUT, MODEL = (f"actor_rollout_ref.{x}" for x in ("actor", "rollout", "model"))
+
+KEYS = {
+    "num_generations": [f"{ROLLOUT}.n"],
+    "max_completion_length": ["data.max_response_length"],
+    "temperature": [f"{ROLLOUT}.temperature"],
+    "top_p": [f"{ROLLOUT}.top_p"],
+    "num_iterations": [f"{ACTOR}.ppo_epochs"],
+    "learning_rate": [f"{ACTOR}.optim.lr"],
+    "weight_decay": [f"{ACTOR}.optim.weight_decay"],
+    "seed": ["data.seed", f"{ACTOR}.data_loader_seed", f"{ROLLOUT}.seed", f"{KEY}.seed"],
+}
+"""TRL's keys, and verl's with the same meaning."""
+
+SPECIAL = (
+    *SHARED,
+    *("top_k", "max_steps", "num_train_epochs", "save_steps"),
+    *("save_strategy", "save_total_limit", "lr_scheduler_type", "warmup_steps", "report_to"),
+    *RECOMPUTE,
+    *("log_rollouts", "adam_beta1", "adam_beta2", "chat_template_kwargs", "chat_template_date"),
+    "max_grad_norm",
+)
+"""TRL's keys that are taken over in another form, or need not be."""
+
+NO_LIMIT = 1e9
+"""For the norm of the gradient; 0, TRL's word for it, would take the gradient away on verl."""
+
+SCHEDULES = ("constant", "cosine")
+
+
+NEWEST = "latest_checkpointed_iteration.txt"
+"""In the folder of verl's checkpoints, once there is one."""
+
+
+def refuse(recipe: Recipe, method: Method) -> None:
+    """Refuse what a recipe says and this engine cannot do.
+
+    Raises:
+        UserError: a key that has no counterpart on verl, or a method that does not run there.
+    """
+    if why := unsupported(method):
+        raise UserError(f"method '{method.name}' does not run on verl: {why}; use engine: trl")
+    source = recipe.model_source()
+    if Path(source).is_dir() and find_adapter(source) is not None:
+        raise UserError(
+            f"model '{recipe.model}' is an adapter, which verl does not load: merge it into its "
+            "base, or use engine: trl"
+        )
+    for name in ("rif", "only_correct_demonstrations"):
+        if getattr(recipe, name) not in (None, False):
+            raise UserError(
+                f"recipe key '{name}' is not there with engine: verl: prepare the rows beforehand"
+            )
+    for key in recipe.trainer:
+        if key not in KEYS and key not in SPECIAL:
+            raise UserError(
+                f"recipe key '{key}' has no counterpart on verl ({nearest(key, [*KEYS, *SPECIAL])})"
+                ": leave it out, or set verl's own key under 'verl:'"
+            )
+    if isinstance(recipe.train_data, Mapping) or isinstance(recipe.eval_data, Mapping):
+        raise UserError("with engine: verl, train_data and eval_data are a file, folder or name")
+    schedule = str(recipe.trainer.get("lr_scheduler_type", "constant"))
+    if schedule not in SCHEDULES:
+        raise UserError(f"verl has the schedules {', '.join(SCHEDULES)}, not '{schedule}'")
+
+
+def settings(recipe: Recipe, args: Any, folder: Path, resume: bool) -> dict[str, Any]:
+    """The recipe as settings of verl's, with dots in their keys.
+
+    Args:
+        recipe: as it stands.
+        args: TRL's configuration of it, which has the defaults.
+        folder: of the run.
+        resume: go on from the newest checkpoint in it.
+    """
+    found: dict[str, Any] = {}
+    for key, theirs in KEYS.items():
+        value = getattr(args, key)
+        found |= dict.fromkeys(theirs, value)
+    schedule = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
+    here = os.path.abspath(recipe.folder)
+    steps = args.max_steps if args.max_steps > 0 else None
+    warmup = args.warmup_steps or 0
+    if 0 < warmup < 1 and steps is None:
+        raise UserError("with engine: verl, warmup_steps is a number of steps, or give max_steps")
+    if steps is None and args.num_train_epochs != int(args.num_train_epochs):
+        raise UserError("with engine: verl, num_train_epochs is a whole number, or give max_steps")
+    if steps is not None and 0 < warmup < 1:
+        warmup = math.ceil(warmup * steps)
+    recompute = [recipe.trainer[k] for k in RECOMPUTE if k in recipe.trainer]
+    found |= {
+        f"{KEY}.method": recipe.method_name,
+        f"{KEY}.method_options": args.method_options or None,
+        f"{KEY}.reward": recipe.reward,
+        f"{KEY}.columns": dict(recipe.columns),
+        f"{KEY}.system_prompt": recipe.system_prompt,
+        f"{KEY}.max_demonstrations": recipe.max_demonstrations,
+        f"{KEY}.demonstration_fraction": recipe.demonstration_fraction,
+        f"{KEY}.folder": here,
+        f"{KEY}.chat_template_date": args.chat_template_date,
+        # Not TRL's own default, which asks for the machine that starts the run.
+        f"{MODEL}.enable_gradient_checkpointing": bool(recompute[0]) if recompute else True,
+        f"{MODEL}.path": absolute(recipe.model_source()),
+        "data.train_files": recipe.train_data,
+        "data.val_files": recipe.eval_data or recipe.train_data,
+        "data.val_max_samples": recipe.eval_problems or -1,
+        "data.train_batch_size": recipe.prompts_per_step,
+        "data.apply_chat_template_kwargs": dict(args.chat_template_kwargs or {}),
+        f"{ACTOR}.ppo_mini_batch_size": recipe.prompts_per_step,
+        f"{ACTOR}.optim.betas": [args.adam_beta1, args.adam_beta2],
+        f"{ACTOR}.optim.lr_scheduler_type": str(schedule),
+        f"{ACTOR}.optim.lr_warmup_steps": int(warmup),
+        f"{ACTOR}.optim.clip_grad": args.max_grad_norm or NO_LIMIT,
+        f"{ROLLOUT}.top_k": args.top_k or -1,  # TRL's 0 is all
+        f"{ROLLOUT}.val_kwargs.n": recipe.eval_samples,
+        f"{ROLLOUT}.val_kwargs.temperature": recipe.eval_temperature,
+        f"{ROLLOUT}.val_kwargs.do_sample": recipe.eval_temperature > 0,
+        # verl ends at whichever comes first.
+        "trainer.total_epochs": 10**6 if steps else int(args.num_train_epochs),
+        "trainer.total_training_steps": steps,
+        "trainer.save_freq": save_freq(args),
+        "trainer.max_actor_ckpt_to_keep": args.save_total_limit,
+        "trainer.default_local_dir": str(folder.resolve() / "checkpoints"),
+        "trainer.resume_mode": "auto" if resume else "disable",
+        "trainer.project_name": "prefix-rft",
+        "trainer.experiment_name": folder.name,
+        "trainer.logger": ["console", "file", *args.report_to],
+        "trainer.rollout_data_dir": str(folder.resolve() / "rollouts")
+        if args.log_rollouts
+        else None,
+        "trainer.val_before_train": recipe.eval_data is not None,
+        "trainer.test_freq": -1 if recipe.eval_data is None else 10**9,  # at the end
+        # A resumed run begins a file of its own.
+        "+ray_kwargs.ray_init.runtime_env.env_vars.VERL_FILE_LOGGER_PATH": str(
+            folder.resolve() / f"verl-{len(list(folder.glob('verl-*.jsonl'))) + 1:03d}.jsonl"
+        ),
+    }
+    if recipe.micro_batch_size is None:
+        found[f"{ACTOR}.use_dynamic_bsz"] = True  # as many rows as verl's token budget holds
+    else:
+        found[f"{ACTOR}.ppo_micro_batch_size_per_gpu"] = recipe.micro_batch_size
+        for part in (ROLLOUT, "actor_rollout_ref.ref"):
+            found[f"{part}.log_prob_micro_batch_size_per_gpu"] = recipe.micro_batch_size
+    return found | dotted(recipe.verl)
+
+
+def save_freq(args: Any) -> int:
+    """Every how many steps a checkpoint is written; -1 is never."""
+    if str(getattr(args.save_strategy, "value", args.save_strategy)) == "no":
+        return -1
+    if args.save_steps >= 1:
+        return int(args.save_steps)
+    if args.max_steps <= 0:
+        raise UserError(
+            "with engine: verl, a save_steps below 1 is a share of max_steps: give max_steps, or "
+            "save_steps as a number of steps"
+        )
+    return max(1, round(args.save_steps * args.max_steps))
+
+
+def absolute(model: str) -> str:
+    """A folder's whole path, for processes elsewhere; a Hub name as it stands."""
+    return os.path.abspath(model) if os.path.isdir(model) else model
+
+
+def dotted(given: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dots in its keys.
+
+    Raises:
+        UserError: one of verl's settings is given in two ways.
+    """
+    found: dict[str, Any] = {}
+    for key, value in given.items():
+        nested = isinstance(value, Mapping)
+        part = dotted(value, f"{above}{key}.") if nested else {above + str(key): value}
+        if twice := next((name for name in part if name in found), None):
+            raise UserError(f"recipe key 'verl' has '{twice}' twice: leave one")
+        found |= part
+    return found
+
+
+def look(recipe: Recipe, args: Any) -> str:
+    """Look whether verl takes the recipe's settings; what was looked at.
+
+    Raises:
+        UserError: it does not.
+    """
+    found = settings(recipe, args, Path(args.output_dir), resume=False)
+    if find_spec("verl") is None:
+        return "engine verl: verl is not installed here, so its own settings were not looked at"
+    from prefix_rft.engines.verl import require_verl
+
+    require_verl()
+    from prefix_rft.engines.verl.launch import composed, verify
+
+    with redirect_stdout(sys.stderr):  # verl prints there
+        verify(composed(found))
+    return "engine verl: its settings are taken"
+
+
+RENAMED = {
+    "actor/loss": "loss",
+    "actor/grad_norm": "grad_norm",
+    "actor/lr": "learning_rate",
+}
+"""Metrics of verl's, and what the TRL engine calls them."""
+
+
+def take_metrics(folder: Path) -> None:
+    """Write ``metrics.jsonl`` as other runs have it, from verl's own files, one of each part.
+
+    A part that goes on from a checkpoint does the steps behind it anew.
+    """
+    lines: dict[int, dict[str, Any]] = {}
+    for path in sorted(folder.glob("verl-*.jsonl")):
+        text = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        found = [json.loads(x) for x in text if x.endswith("\n")]  # the last may be cut off
+        trained = [int(x["step"]) for x in found if "actor/loss" in x["data"]]
+        for step in [s for s in lines if trained and s >= min(trained)]:
+            del lines[step]
+        for line in found:
+            lines.setdefault(int(line["step"]), {}).update(line["data"])
+    (folder / "metrics.jsonl").unlink(missing_ok=True)
+    for step in sorted(lines):
+        append_metrics(folder, step, {RENAMED.get(k, k): v for k, v in lines[step].items()})
+
+
+def run(recipe: Recipe, args: Any, folder: Path, console: Console, resume: bool) -> None:
+    """Run on verl, to the end.
+
+    Raises:
+        UserError: verl is not installed, or a setting that cannot be used.
+    """
+    from prefix_rft.engines.verl import require_verl
+
+    require_verl()
+    from prefix_rft.engines.verl.launch import composed, launch
+
+    config = composed(settings(recipe, args, folder, resume))
+    # Where they are: a recipe's ``verl:`` may say otherwise.
+    saved, written = (config.trainer[k] for k in ("default_local_dir", "rollout_data_dir"))
+    if resume and written and not (Path(saved) / NEWEST).is_file():
+        cut_rollouts(Path(written), 0)  # it begins anew
+    console.print(f"verl's own output follows; the run folder is {folder}", highlight=False)
+    try:
+        launch(config)
+    finally:
+        take_metrics(folder)
+    words = to_merge(folder, Path(saved), str(config.actor_rollout_ref.actor.strategy))
+    console.print(words, markup=False, highlight=False, soft_wrap=True)
+
+
+MERGED = {"fsdp": "fsdp", "fsdp2": "fsdp", "megatron": "megatron"}
+"""verl's strategies, and the backend of its merger for each."""
+
+
+def to_merge(folder: Path, saved: Path, strategy: str) -> str:
+    """How the trained model comes out of the newest checkpoint, in words.
+
+    Args:
+        folder: of the run.
+        saved: where its checkpoints are.
+        strategy: verl's, of the actor.
+    """
+    newest = saved / NEWEST
+    if not newest.is_file():
+        return f"there is no checkpoint in {saved}, and so no trained model"
+    part = saved / f"global_step_{newest.read_text(encoding='utf-8').strip()}" / "actor"
+    if strategy not in MERGED:
+        return f"the trained model is in parts in {part}, in the form of verl's '{strategy}'"
+    return (
+        f"the trained model is in parts; to have it whole, in bf16, in {folder}/model:\n"
+        f"python -m verl.model_merger merge --backend {MERGED[strategy]} "
+        f"--local_dir {shlex.quote(str(part))} --target_dir {shlex.quote(str(folder / 'model'))}"
+    )

@@ -1,0 +1,264 @@
+"""Sample k answers to each held-out problem and say how often they are right. Never a prefix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from datasets import Dataset
+
+from prefix_rft.data.demonstrations import OURS
+from prefix_rft.data.render import Renderer, end_of_text_ids
+from prefix_rft.engines.positions import refuse_too_long
+from prefix_rft.engines.sampling import (
+    SamplingSettings,
+    generate,
+    sample,
+    supported,
+    uniforms_of,
+)
+from prefix_rft.evaluation.estimates import bootstrap
+from prefix_rft.rewards import checked, grade_texts
+from prefix_rft.rewards.checked import name_of
+from prefix_rft.rewards.verdict import CORRECT, NO_ANSWER, Verdict
+from prefix_rft.support.errors import UserError
+
+
+def reward_of(verdict: Verdict) -> float | None:
+    """Without an answer a problem is not solved: 0. None where it could not be graded."""
+    return 0.0 if verdict.status == NO_ANSWER else verdict.reward
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sampled answer and what the grader said.
+
+    Attributes:
+        text: as it was graded.
+        tokens: sampled, EOS included.
+        truncated: it ran into the length limit.
+        verdict: on it.
+    """
+
+    text: str
+    tokens: int
+    truncated: bool
+    verdict: Verdict
+
+    @property
+    def correct(self) -> bool:
+        """Whether the problem is solved by it."""
+        return self.verdict.status == CORRECT
+
+    @property
+    def reward(self) -> float | None:
+        """See :func:`reward_of`."""
+        return reward_of(self.verdict)
+
+
+@dataclass(frozen=True)
+class Request:
+    """How to sample.
+
+    Attributes:
+        samples: k of each problem.
+        temperature: 0 is greedy.
+        max_completion_length: in tokens.
+        seed: of the samples. A sample is a function of the seed, the problem's number and its own;
+            not of the batch, as far as the model's arithmetic is not (models without a cache whose
+            rows can be selected are sampled batch by batch).
+        batch_size: rows sampled at once.
+        template_kwargs: for the chat template, such as ``enable_thinking``.
+    """
+
+    samples: int = 4
+    temperature: float = 1.0
+    max_completion_length: int = 256
+    seed: int = 0
+    batch_size: int = 64
+    template_kwargs: Mapping[str, Any] | None = None
+
+
+def sample_and_grade(
+    model: Any,
+    tokenizer: Any,
+    rows: Dataset,
+    reward: Callable[..., Any],
+    request: Request,
+    numbers: Sequence[int] | None = None,
+    tick: Callable[[int], None] = lambda done: None,
+) -> Iterator[list[list[Sample]]]:
+    """Sampled and graded answers to the rows' prompts, some problems at a time, in their order.
+
+    Args:
+        model: causal language model; its mode and the global random state are left as they were.
+        tokenizer: its tokenizer.
+        rows: dataset with ``prompt`` and the columns that the reward wants.
+        reward: function with TRL's signature.
+        request: how to sample.
+        numbers: of the rows, which decide their samples; by default 0, 1, 2, ...
+        tick: called now and then with how many problems are sampled, in samples of their number.
+
+    Yields:
+        for each of the next problems its k samples.
+
+    Raises:
+        UserError: there is no row, or one that is too long for the model.
+    """
+    if not len(rows):
+        raise UserError("there is no problem to evaluate on")
+    reward = checked(reward)
+    render = Renderer(
+        tokenizer,
+        end_of_text_ids(tokenizer, model.generation_config),
+        request.template_kwargs or {},
+    )
+    lengths = (len(render.prompt(prompt)) for prompt in _prompts(rows))
+    refuse_too_long(model, lengths, request.max_completion_length)
+    k = request.samples
+    numbers = range(len(rows)) if numbers is None else numbers
+    together = max(1, request.batch_size // k)
+    for start in range(0, len(rows), together):
+        part = rows.select(range(start, min(start + together, len(rows))))
+        ids = [render.prompt(p) for p in part["prompt"] for _ in range(k)]
+        keys = [
+            f"{request.seed}:{number}:{i}"
+            for number in numbers[start : start + together]
+            for i in range(k)
+        ]
+        sampled: list[list[int]] = []
+        for at in range(0, len(ids), request.batch_size):
+            rows_at_once = slice(at, at + request.batch_size)
+            sampled += _draw(
+                model,
+                render,
+                ids[rows_at_once],
+                keys[rows_at_once],
+                request,
+                lambda ended, before=start * k + at: tick((before + ended) // k),
+            )
+        tick(start + len(part))
+        graded = _grade(render, part, reward, sampled, k)
+        yield [graded[i : i + k] for i in range(0, len(graded), k)]
+
+
+def _prompts(rows: Dataset) -> Iterator[Any]:
+    """The prompts, read one by one."""
+    row: Any
+    for row in rows.select_columns(["prompt"]):
+        yield row["prompt"]
+
+
+@torch.no_grad()
+def _draw(
+    model: Any,
+    render: Renderer,
+    ids: Sequence[Sequence[int]],
+    keys: Sequence[str],
+    request: Request,
+    tick: Callable[[int], None],
+) -> list[list[int]]:
+    """The sampled ids of some rows."""
+    pad: Any = render.tokenizer.pad_token_id
+    settings = SamplingSettings(render.eos_ids, pad, request.temperature)
+    budget = request.max_completion_length
+    was_training = model.training
+    model.eval()
+    try:
+        if supported(model):
+            uniforms = uniforms_of(keys, budget) if request.temperature > 0 else None
+            budgets = [budget] * len(ids)
+            return sample(model, ids, budgets, settings, uniforms=uniforms, tick=tick)
+        with torch.random.fork_rng():
+            torch.manual_seed(int(uniforms_of(keys[:1], 1).item() * 2**24))
+            return generate(model, ids, budget, settings)
+    finally:
+        model.train(was_training)
+
+
+def _grade(
+    render: Renderer,
+    rows: Dataset,
+    reward: Callable[..., Any],
+    sampled: list[list[int]],
+    k: int,
+) -> list[Sample]:
+    texts = render.completions(sampled)
+    columns = [n for n in rows.column_names if not n.startswith(OURS)]
+    repeated = [dict(row) for row in rows.select_columns(columns) for _ in range(k)]
+    verdicts = grade_texts(reward, repeated, texts, sampled)
+    return [
+        Sample(text, len(ids), ids[-1] not in render.eos_ids, verdict)
+        for text, ids, verdict in zip(texts, sampled, verdicts, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """avg@k with a 95 % interval over problems.
+
+    Attributes:
+        problems: number of problems that could be graded.
+        samples: k, samples of each.
+        mean: mean reward over all samples, avg@k.
+        low: lower end of the interval.
+        high: upper end.
+        truncated: share of samples that ran into the length limit.
+        no_answer: share of samples in which the grader found no answer; they count as 0.
+        ungraded: samples that could not be graded (timeout, error, ...); they do not count.
+        per_problem: mean reward of each of these problems.
+    """
+
+    problems: int
+    samples: int
+    mean: float
+    low: float
+    high: float
+    truncated: float
+    no_answer: float
+    ungraded: int
+    per_problem: list[float]
+
+    def __str__(self) -> str:
+        return f"{self.mean:.1%} [{self.low:.1%}, {self.high:.1%}]"
+
+
+def mean_reward(samples: Sequence[Sample]) -> float | None:
+    """Mean reward of a problem's graded samples; None where none could be graded."""
+    rewards = [s.reward for s in samples if s.reward is not None]
+    return sum(rewards) / len(rewards) if rewards else None
+
+
+def evaluate(
+    model: Any,
+    tokenizer: Any,
+    rows: Dataset,
+    reward: Callable[..., Any],
+    request: Request,
+    tick: Callable[[int], None] = lambda done: None,
+) -> Evaluation:
+    """avg@k of a model on held-out problems; arguments as in :func:`sample_and_grade`.
+
+    Raises:
+        UserError: there is no row, or none of the completions could be graded.
+    """
+    parts = sample_and_grade(model, tokenizer, rows, reward, request, None, tick)
+    problems = [p for part in parts for p in part]
+    flat = [s for p in problems for s in p]
+    means = [m for m in map(mean_reward, problems) if m is not None]
+    if not means:
+        raise UserError(f"reward function '{name_of(reward)}' could grade none of the completions")
+    estimate = bootstrap(means)
+    return Evaluation(
+        problems=len(means),
+        samples=request.samples,
+        mean=estimate.mean,
+        low=estimate.low,
+        high=estimate.high,
+        truncated=sum(s.truncated for s in flat) / len(flat),
+        no_answer=sum(s.verdict.status == NO_ANSWER for s in flat) / len(flat),
+        ungraded=sum(s.reward is None for s in flat),
+        per_problem=means,
+    )

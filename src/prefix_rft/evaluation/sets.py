@@ -1,0 +1,121 @@
+"""Which held-out problems are evaluated, with which grader."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from prefix_rft.data import Reading
+from prefix_rft.recipe.strict_yaml import load
+from prefix_rft.support.errors import UserError, check_types, refuse_unknown
+
+
+@dataclass(frozen=True)
+class EvalSet:
+    """Held-out problems and their grader.
+
+    Attributes:
+        name: in tables and files.
+        data: as a recipe's ``eval_data``.
+        reward: as a recipe's ``reward``; the first one grades.
+        columns: as a recipe's.
+        system_prompt: as a recipe's.
+        max_completion_length: in tokens; None takes that of the whole evaluation.
+        limit: the first N problems only.
+        folder: what paths are relative to.
+    """
+
+    name: str
+    data: str | Mapping[str, Any]
+    reward: Any
+    columns: Mapping[str, str] = field(default_factory=dict)
+    system_prompt: str | None = None
+    max_completion_length: int | None = None
+    limit: int | None = None
+    folder: Path = Path()
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[\w.-]+", self.name) or self.name.startswith("."):
+            raise UserError(
+                f"'{self.name}' cannot name a set of problems: give letters, digits, - and _"
+            )
+
+    @property
+    def reading(self) -> Reading:
+        """How its rows are read."""
+        return Reading(self.columns, self.system_prompt)
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that decides its samples and grades, as plain data."""
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "folder"}
+        path = self.data if isinstance(self.data, str) else self.data.get("path")
+        return {**own, "sha256": _digest(self.folder / str(path))}
+
+
+def _digest(path: Path) -> str | None:
+    """A hash of a local file, or of the files in a local folder; None for what is elsewhere."""
+    if not path.exists():
+        return None
+    digest = hashlib.sha256()
+    for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
+        with file.open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()
+
+
+def named_set(text: str, **rest: Any) -> EvalSet:
+    """The set behind ``PATH`` or ``NAME=PATH``, as a command line gives it."""
+    name, equals, path = text.partition("=")
+    if not equals:
+        name, path = re.sub(r"[^\w.-]+", "-", Path(text).stem).strip("-.") or "data", text
+    return EvalSet(name, path, **rest)
+
+
+def distinct(sets: Sequence[EvalSet]) -> list[EvalSet]:
+    """The sets, if their names differ.
+
+    Raises:
+        UserError: two have one name.
+    """
+    names = [s.name for s in sets]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"two sets of problems are named '{name}': give NAME=PATH")
+    return list(sets)
+
+
+def read_suite(path: str) -> list[EvalSet]:
+    """The sets of a suite file: ``sets:``, a list of mappings with ``name``, ``data``, ``reward``.
+
+    Raises:
+        UserError: there is no such file, or it is no suite.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"suite '{path}' does not exist")
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"suite '{path}' is not valid YAML: it is not UTF-8") from error
+    data = load(text, f"suite '{path}'")
+    found = data.get("sets") if isinstance(data, dict) else None
+    if not isinstance(found, list) or not found:
+        raise UserError(f"suite '{path}' needs 'sets': a list of mappings with name, data, reward")
+    refuse_unknown(f"key of suite '{path}'", data, ["sets"])
+    kinds = {f.name: str(f.type) for f in fields(EvalSet) if f.name != "folder"}
+    sets = []
+    for number, one in enumerate(found, 1):
+        what = f"key of set {number} in suite '{path}'"
+        if not isinstance(one, dict):
+            raise UserError(f"set {number} in suite '{path}' must be a mapping, got {one!r}")
+        refuse_unknown(what, one, kinds)
+        check_types(what, one, kinds)
+        missing = [key for key in ("name", "data", "reward") if key not in one]
+        if missing:
+            raise UserError(f"set {number} in suite '{path}' needs '{missing[0]}'")
+        sets.append(EvalSet(**one, folder=file.parent))
+    return distinct(sets)

@@ -1,0 +1,1 @@
+"""YAML in, a recipe out: what to train, on what, how."""

@@ -1,0 +1,1 @@
+"""Runs: load, train, evaluate, save, and go on."""

@@ -1,0 +1,290 @@
+"""Where a run goes on: what ``prefix-rft train RECIPE --resume`` finds on disk."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prefix_rft.engines.options import SHARED
+from prefix_rft.engines.rollouts import cut_rollouts
+from prefix_rft.engines.trl.changes import (
+    AT_ONCE,
+    LENGTH,
+    NOTHING,
+    OPTIMIZER,
+    SCHEDULE,
+    WITH_ROLLOUTS,
+    among,
+)
+from prefix_rft.runs.checkpoints import WRITING, checkpoints, go_back, newest_whole, step_of
+from prefix_rft.runs.folder import read_environment
+from prefix_rft.runs.metrics import cut_metrics
+from prefix_rft.runs.reader import RunFolder, flatten
+from prefix_rft.support.errors import UserError
+
+PLACES = ("runs", "name")
+BEGINNING = ("model", "model_init_kwargs", "engine")
+"""Keys of a recipe that are no settings of the trainer, and decide what a run begins with."""
+TWICE = ("trainer.method_options",)
+"""Settings that stand elsewhere too: told once."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where training begins.
+
+    Attributes:
+        stage: index of the stage.
+        model: that the stage starts from, if not the recipe's.
+        folder: of a run to go on with; None for a new one.
+        checkpoint: in that folder; None to begin the run again.
+        finished: nothing is left to do.
+        seen: steps of the checkpoints from which this one was chosen as the newest; None where it
+            was named.
+    """
+
+    stage: int = 0
+    model: str | None = None
+    folder: Path | None = None
+    checkpoint: Path | None = None
+    finished: bool = False
+    seen: tuple[int, ...] | None = None
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps that need not be done again."""
+        return 0 if self.checkpoint is None else step_of(self.checkpoint)
+
+    def date(self) -> str | None:
+        """The moment that the chat template has told in the run that goes on, if it told one."""
+        if self.folder is None or self.checkpoint is None:
+            return None
+        date = (RunFolder(self.folder).recipe().get("trainer") or {}).get("chat_template_date")
+        return None if date is None else str(date)
+
+    def look(self) -> None:
+        """Look at the folder again, now that no other process can change it.
+
+        Raises:
+            UserError: another process has, or a file that is to be shortened is damaged.
+        """
+        if self.folder is None:
+            return
+        there = tuple(checkpoints(self.folder))
+        gone = self.checkpoint is not None and not self.checkpoint.is_dir()
+        if gone or (self.seen is not None and self.seen != there):
+            raise UserError(
+                f"another process has gone on with the run '{self.folder}' meanwhile: look at it, "
+                "then start again"
+            )
+        cut_metrics(self.folder, self.step, look=True)
+        cut_rollouts(self.folder / "rollouts", self.step, look=True)
+        if (self.folder / "environment.json").is_file():
+            read_environment(self.folder)
+
+
+def from_checkpoint(checkpoint: Path, names: Sequence[str]) -> Start:
+    """Go on from a checkpoint that was named.
+
+    Raises:
+        UserError: it belongs to none of the stages, or to no run of this command's.
+    """
+    folder = checkpoint.resolve().parent
+    recipe = RunFolder(folder).recipe()
+    for stage, name in enumerate(names):
+        if len(names) == 1 or re.fullmatch(rf"{re.escape(name)}(-\d+)?", folder.name):
+            model = None if stage == 0 else str(recipe["model"])
+            return Start(stage, model, folder, checkpoint)
+    raise UserError(
+        f"resume_from_checkpoint '{checkpoint}' is of none of the stages {', '.join(names)}"
+    )
+
+
+def find(runs: Path, names: Sequence[str], say: Callable[[str], None]) -> Start:
+    """Go on with the newest run of these names, from its newest whole checkpoint.
+
+    Args:
+        runs: where run folders are.
+        names: of the runs of the recipe's stages.
+        say: hears what was found.
+
+    Raises:
+        UserError: it has checkpoints, but none is whole.
+    """
+    for stage, name in reversed(list(enumerate(names))):
+        folder = newest_run(runs, name)
+        if folder is None:
+            continue
+        before = newest_run(runs, names[stage - 1]) if stage else None
+        if before is not None and RunFolder(folder).recipe()["model"] != _model_of(before):
+            continue  # of an older pass through the stages
+        there = checkpoints(folder)
+        if finished(folder):
+            if stage == len(names) - 1:
+                words = f"the run '{folder}' is finished; leave out --resume for a new one"
+                if there:
+                    words += f", or resume_from_checkpoint={there[max(there)]} to train it longer"
+                say(words)
+                return Start(stage, folder=folder, finished=True)
+            return Start(stage + 1, _model_of(folder))
+        recipe = RunFolder(folder).recipe()
+        model = None if stage == 0 else str(recipe["model"])
+        if recipe.get("trainer", {}).get("save_only_model"):
+            say(
+                f"the run '{folder}' has saved weights alone (save_only_model), from which no run "
+                "goes on: a new one begins"
+            )
+            return Start(stage, model)
+        checkpoint = newest_whole(folder, say)
+        if checkpoint is not None:
+            say(f"going on with '{folder}' from step {step_of(checkpoint)}")
+        elif there:
+            raise UserError(
+                f"no checkpoint in '{folder}' is whole, so there is none to go on from: repair "
+                "one, or leave out --resume for a new run"
+            )
+        else:
+            say(f"the run '{folder}' has no checkpoint to go on from: it begins again")
+        return Start(stage, model, folder, checkpoint, seen=tuple(there))
+    say(f"no run of the name '{names[0]}' in '{runs}' to go on with: a new one begins")
+    return Start()
+
+
+def newest_run(runs: Path, name: str) -> Path | None:
+    """The newest run of this name: in ``name``, or in ``name-N`` with the highest number."""
+    found = {}
+    for path in runs.iterdir() if runs.is_dir() else ():
+        match = re.fullmatch(rf"{re.escape(name)}(?:-(\d+))?", path.name)
+        # A recipe may be called what another one's second run is.
+        if match and (path / "recipe.yaml").is_file() and _name_of(path) == name:
+            found[int(match[1] or 1)] = path
+    return found[max(found)] if found else None
+
+
+def _name_of(folder: Path) -> Any:
+    return RunFolder(folder).recipe().get("name")
+
+
+def _model_of(folder: Path) -> str:
+    return str((folder / "model").resolve())
+
+
+def finished(folder: Path) -> bool:
+    """Whether a run has left all it should: the model, and its evaluation if one was asked for."""
+    if not (folder / "model").is_dir():
+        return False
+    run = RunFolder(folder)
+    recipe = run.recipe()
+    return not (recipe.get("eval_data") and recipe.get("reward")) or "trained" in run.evaluations()
+
+
+def clear(start: Start) -> None:
+    """Take away what a run has written behind the point from which it goes on.
+
+    Call it when that point has been reached: when its checkpoint has been loaded.
+    """
+    if start.folder is None:
+        return
+    cut_metrics(start.folder, start.step)
+    cut_rollouts(start.folder / "rollouts", start.step)
+    go_back(start.folder, start.step)
+    shutil.rmtree(start.folder / WRITING, ignore_errors=True)
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[str | None]]:
+    """The settings in which a resolved recipe differs from one before, each with both values."""
+    old, new = as_trained(before), as_trained(now)
+    return {
+        key: [old.get(key), new.get(key)]
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+        and key not in PLACES
+        and not key.startswith(TWICE)
+        and not _free(key)
+    }
+
+
+def _free(key: str) -> bool:
+    """Whether it is a setting of the trainer that changes nothing of what is trained."""
+    group, _, name = key.partition(".")
+    return group == "trainer" and among(name.partition(".")[0], NOTHING)
+
+
+def refuse_another_model(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse a run that goes on from another beginning.
+
+    Args:
+        folder: of the run.
+        before: its resolved recipe.
+        now: the one that it is to go on with.
+
+    Raises:
+        UserError: the model, or how it is loaded, is another.
+    """
+    for key, (was, has) in changes(before, now).items():
+        if key.partition(".")[0] in BEGINNING:
+            raise UserError(
+                f"the run '{folder}' began with {key} {was}, and this recipe has {has}: resume "
+                "with what the run began with"
+            )
+
+
+ON_CLUSTER = ("eval_*", "micro_batch_size", "verl.trainer*", "verl.ray_kwargs*")
+"""Keys of a recipe that may change while verl trains, beside settings of the trainer."""
+
+
+def refuse_on_cluster(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse what verl would not do on going on: it restores the optimizer and its schedule.
+
+    Args:
+        folder: of the run.
+        before: its resolved recipe.
+        now: the one that it is to go on with.
+
+    Raises:
+        UserError: something else than what acts at once has changed.
+    """
+    constant = (now.get("trainer") or {}).get("lr_scheduler_type") == "constant"
+    for key, (was, has) in changes(before, now).items():
+        group, _, name = key.partition(".")
+        acts = among(key, ON_CLUSTER)
+        if group == "trainer" and not among(name, (*SCHEDULE, *OPTIMIZER)):
+            acts = among(name, LENGTH) and constant
+            acts |= among(name, tuple(n for n in (*AT_ONCE, *WITH_ROLLOUTS) if n not in LENGTH))
+        if not acts:
+            raise UserError(
+                f"the run '{folder}' was made with {key} {was}, and this recipe has {has}, which "
+                "does not act when verl goes on: resume with what the run began with"
+            )
+
+
+def as_trained(recipe: Mapping[str, Any]) -> dict[str, str]:
+    """A resolved recipe as flat keys, the options that a method shares with TRL under ``method``.
+
+    Older runs have the method's default there if such a key was given by itself; the value
+    under ``trainer`` is the one that trained, then as now.
+    """
+    flat = flatten(recipe)
+    for key in SHARED:
+        if f"method.{key}" in flat and f"trainer.{key}" in flat:
+            flat[f"method.{key}"] = flat.pop(f"trainer.{key}")
+    return flat
+
+
+def go_on_with(recipe: str, overrides: Sequence[str], start: Start, folder: Path) -> str:
+    """The command that goes on with a run that began at ``start``, from its newest checkpoint."""
+    given = [x for x in overrides if not x.startswith("resume_from_checkpoint=")]
+    there = checkpoints(folder)
+    if start.checkpoint is not None and start.seen is None and there:
+        given.append(f"resume_from_checkpoint={there[max(there)]}")
+    else:
+        given.append("--resume")
+    command = shlex.join(["prefix-rft", "train", recipe, *given])
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    return command if processes == 1 else f"(as {processes} processes again) {command}"

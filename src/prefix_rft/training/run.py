@@ -1,0 +1,277 @@
+"""One run: load, train, evaluate and save, in a run folder."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from rich.console import Console
+from rich.table import Table
+from transformers import PrinterCallback, TrainerCallback
+
+from prefix_rft.checks.preflight import preflight
+from prefix_rft.data import DataError, load_rows
+from prefix_rft.data.moment import tells_time
+from prefix_rft.engines.models import load_model
+from prefix_rft.engines.setup import Setup
+from prefix_rft.engines.trl import DemonstrationTrainer, PrefixRFTTrainer
+from prefix_rft.engines.trl.clock import stop_clock, template_kwargs
+from prefix_rft.engines.trl.interrupt import StopOnSignal
+from prefix_rft.engines.trl.watch import LooksAtLines
+from prefix_rft.evaluation.samples import Evaluation, Request, evaluate
+from prefix_rft.evaluation.table import few_of
+from prefix_rft.recipe.resolved import resolved
+from prefix_rft.recipe.rif_options import Filter
+from prefix_rft.runs.folder import alone, begun, taken, write_start
+from prefix_rft.runs.reader import RunFolder
+from prefix_rft.support.display import Display
+from prefix_rft.support.errors import Interrupted, UserError, one_line
+from prefix_rft.support.writing import check_folder, write_json
+from prefix_rft.training.agreement import agree, agree_to_start, hears_others
+from prefix_rft.training.progress import Progress
+from prefix_rft.training.resume import (
+    Start,
+    changes,
+    clear,
+    go_on_with,
+    refuse_another_model,
+)
+from prefix_rft.training.rif import choose_rows, filter_rows, recorded
+
+FILTERING = "sampling every prompt, to leave out those that teach nothing:"
+
+
+@dataclass(frozen=True)
+class Command:
+    """How the run was asked for."""
+
+    recipe: str
+    overrides: tuple[str, ...]
+
+    def to_go_on(self, start: Start, folder: Path) -> str:
+        """The command that goes on with it."""
+        return go_on_with(self.recipe, self.overrides, start, folder)
+
+
+def say(console: Console, words: str, style: str | None = None) -> None:
+    """Print a sentence as it stands."""
+    console.print(words, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def run(setup: Setup, display: Display, start: Start, command: Command) -> Path:
+    """Load, train, evaluate and save; returns the run folder.
+
+    Args:
+        setup: the resolved recipe.
+        display: to report to.
+        start: where the run goes on.
+        command: how it was asked for.
+    """
+    recipe, method, rewards, args = setup.recipe, setup.method, setup.rewards, setup.args
+    console, phases = display.console, display.phases
+    phases.begin("reading the rows")
+    check_folder(Path(args.output_dir), "the run folder")
+    rows = load_rows(recipe.train_data, folder=recipe.folder, reading=recipe.reading(args.seed))
+    held_out = None
+    if recipe.eval_data is not None and rewards:
+        held_out = load_rows(
+            recipe.eval_data,
+            folder=recipe.folder,
+            reading=recipe.reading(args.seed),
+            limit=recipe.eval_problems,
+        )
+    phases.begin("loading the model")
+    model, tokenizer = load_model(
+        recipe.model_source(), recipe.folder, trainable=True, **recipe.model_options
+    )
+
+    if args.chat_template_date is None and tells_time(tokenizer):
+        args.chat_template_date = start.date()
+    stop_clock(args, tokenizer)
+    rows, held_out = preflight(setup, model, tokenizer, rows, held_out, console, phases)
+    folder = Path(args.output_dir)
+    filtered = None
+    if recipe.rif is not None:
+        rule, record = Filter.read(recipe.rif), folder / "rif.json"
+        if args.resume_from_checkpoint and record.is_file():
+            rows, filtered = choose_rows(rule, rows, recorded(rule, rows, record), console)
+        else:
+            display.soon()
+            phases.begin(FILTERING, len(rows))
+            rows, filtered = filter_rows(
+                rule, model, tokenizer, rows, rewards[0], args, console, phases.at
+            )
+    agree(rows)
+    new = [f for f in (folder, folder.parent) if not f.exists()]
+    # Looked at before the trainer is made, which writes what TRL and trackers want there.
+    others = start.folder is None and taken(folder)
+    phases.begin("making the trainer")
+    shared: dict[str, Any] = {
+        "train_dataset": rows,
+        "processing_class": tokenizer,
+        "phases": phases,
+    }
+    try:
+        if method.samples:
+            trainer: Any = PrefixRFTTrainer(model, rewards, args, **shared)
+        else:
+            trainer = DemonstrationTrainer(model, args, **shared)
+    except DataError as error:
+        remove_empty(new)
+        raise UserError(f"data '{recipe.train_data}': {error}") from error
+    except UserError:
+        remove_empty(new)
+        raise
+    except (ValueError, ImportError) as error:
+        remove_empty(new)
+        raise UserError(f"the trainer cannot be made: {one_line(error)}") from error
+    main = trainer.accelerator.is_main_process
+    with ExitStack() as stack:
+        refused = None
+        if main:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(alone(folder))
+                start.look()
+                if start.checkpoint is not None:
+                    before = RunFolder(folder).recipe()
+                    refuse_another_model(folder, before, resolved(recipe, method, args))
+                if others or (start.folder is None and begun(folder)):
+                    raise UserError(f"another run has taken the folder '{folder}': start again")
+            except UserError as error:
+                refused = str(error)
+        agree_to_start(refused, start)
+        if start.checkpoint is not None:
+            trainer.look_at_checkpoint(start.checkpoint)
+        elif main:
+            begin(setup, start, console)
+        if main and filtered is not None:
+            write_json(folder / "rif.json", filtered)
+        trainer.add_callback(Loaded(lambda: begin(setup, start, console), start))
+        with hears_others(trainer, lambda: command.to_go_on(start, folder)):
+            return work(setup, display, trainer, held_out, lambda: command.to_go_on(start, folder))
+
+
+class Loaded(TrainerCallback):
+    """A run that goes on changes its folder once its checkpoint has been loaded, not before."""
+
+    def __init__(self, begin: Callable[[], None], start: Start) -> None:
+        self.begin, self.waits = begin, start.checkpoint is not None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Write what the run is now."""
+        if self.waits and state.is_world_process_zero:
+            self.begin()
+
+
+def begin(setup: Setup, start: Start, console: Console) -> None:
+    """Write what the run is, and clear what an earlier part of it left behind its checkpoint."""
+    folder = Path(setup.args.output_dir)
+    recipe = resolved(setup.recipe, setup.method, setup.args)
+    if start.folder is None:
+        write_start(folder, recipe)
+        return
+    changed = changes(RunFolder(folder).recipe(), recipe)
+    clear(start)
+    for key, (before, after) in changed.items():
+        say(console, f"changed since the run began: {key}: {before} -> {after}")
+    write_start(folder, recipe, {"step": start.step, "changed": changed})
+
+
+def work(
+    setup: Setup,
+    display: Display,
+    trainer: Any,
+    held_out: Dataset | None,
+    go_on: Callable[[], str],
+) -> Path:
+    """Train, evaluate before and after, save."""
+    args, folder = setup.args, Path(setup.args.output_dir)
+    console, phases = display.console, display.phases
+    main = trainer.accelerator.is_main_process
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(Progress(display, folder))
+    trainer.add_callback(trainer.pop_callback(LooksAtLines))  # what it stops is written first
+    trainer.warn = lambda words: say(console, f"warning: {words}", style="yellow")
+    if main:
+        console.print(f"{setup.method.name}: {setup.method.summary}", highlight=False)
+        console.print(str(trainer.demonstrations), highlight=False)
+        console.print(str(setup.plan), highlight=False)
+
+    # Every process evaluates, with the same samples: a sharded model needs them all.
+    evaluations: dict[str, Evaluation] = {}
+
+    def look(name: str) -> None:
+        if held_out is None:
+            return
+        display.soon()
+        phases.begin(f"evaluating the {name} model", len(held_out))
+        evaluations[name] = evaluate_model(setup, trainer, held_out, phases.at)
+        if main:
+            write_json(folder / "eval.json", {k: asdict(v) for k, v in evaluations.items()})
+
+    look("base")
+    with StopOnSignal(trainer, lambda words: say(console, words)) as stop:
+        trainer.add_callback(stop)
+        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    if stop.stopped and stop.caught is not None:
+        saved = f"stopped after step {trainer.state.global_step}, which is saved"
+        if args.save_only_model:
+            raise Interrupted(f"{saved} as weights alone (save_only_model)", stop.caught)
+        raise Interrupted(f"{saved}; go on with: {go_on()}", stop.caught)
+    trainer.save_whole_model(folder / "model")
+    look("trained")
+    if main:
+        summarise(console, folder, evaluations)
+    trainer.accelerator.wait_for_everyone()  # the next stage reads what one process has written
+    return folder
+
+
+def remove_empty(folders: Sequence[Path]) -> None:
+    """Take back new folders that no file was written to, the inner one first."""
+    for folder in folders:
+        if folder.is_dir() and all(p.is_dir() for p in folder.rglob("*")):
+            shutil.rmtree(folder)
+
+
+def evaluate_model(
+    setup: Setup, trainer: Any, rows: Dataset, tick: Callable[[int], None] = lambda done: None
+) -> Evaluation:
+    """Held-out avg@k of the first reward function, of the model as it is.
+
+    ``tick`` is called with how many problems are sampled.
+    """
+    recipe, args = setup.recipe, setup.args
+    request = Request(
+        samples=recipe.eval_samples,
+        temperature=recipe.eval_temperature,
+        max_completion_length=args.max_completion_length,
+        seed=args.seed,
+        batch_size=args.per_device_train_batch_size,
+        template_kwargs=template_kwargs(args, trainer.processing_class),
+    )
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    return evaluate(model, trainer.processing_class, rows, setup.rewards[0], request, tick)
+
+
+def summarise(console: Console, folder: Path, evaluations: dict[str, Evaluation]) -> None:
+    """The table at the end, and where the files are."""
+    if evaluations:
+        first = next(iter(evaluations.values()))
+        most = max(e.problems for e in evaluations.values())
+        table = Table(title=f"{most} held-out problems")
+        for column in ("model", f"avg@{first.samples}", "95 % interval", "truncated", "no answer"):
+            table.add_column(column, justify="left" if column == "model" else "right")
+        for name, e in evaluations.items():
+            few = few_of(e.problems, most)
+            interval = f"{e.low:.1%} to {e.high:.1%}{' ' * bool(few)}{few}"
+            table.add_row(
+                name, f"{e.mean:.1%}", interval, f"{e.truncated:.1%}", f"{e.no_answer:.1%}"
+            )
+        console.print(table)
+    console.print(f"model, metrics and rollouts: {folder}", highlight=False, soft_wrap=True)
