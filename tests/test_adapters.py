@@ -9,8 +9,9 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 
-from prefix_rft import PrefixRFTTrainer, adapters
+from prefix_rft import PrefixRFTTrainer
 from prefix_rft.cli import main
+from prefix_rft.engines import adapters
 from prefix_rft.engines.models import load_configs, load_model, load_tokenizer
 from prefix_rft.engines.sampling import SamplingSettings, generate, supported
 from prefix_rft.evaluation.run import fingerprint

@@ -11,16 +11,18 @@ import pytest
 import yaml
 from rich.console import Console
 
-from prefix_rft import PrefixRFTTrainer, cluster
+from prefix_rft import PrefixRFTTrainer
 from prefix_rft.checks.report import show_memory
 from prefix_rft.cli import main
 from prefix_rft.compare.command import board_of
 from prefix_rft.engines.models import load_configs
 from prefix_rft.engines.options import SHARED, with_const
-from prefix_rft.engines.setup import configure
+from prefix_rft.engines.setup import configure, set_up
 from prefix_rft.engines.trl import DemonstrationConfig
+from prefix_rft.engines.verl import from_recipe as cluster
 from prefix_rft.engines.verl.block import Block
 from prefix_rft.methods import load
+from prefix_rft.recipe.recipe import RecipeFile
 from prefix_rft.recipe.resolved import resolved
 from prefix_rft.runs.reader import RunFolder
 from prefix_rft.support.errors import UserError
@@ -233,7 +235,7 @@ def test_stages_and_arms_have_their_own(folder: Path, tmp_path: Path) -> None:
         + "stages: [{method: grpo, beta: 0.1}, {method: r3, beta: 0.0}, {method: r3}]\n"
     )
     for stage, (beta, needed) in enumerate([(0.1, True), (0.0, False), (0.05, True)]):
-        setup = configure(str(recipe), [], stage)
+        setup = set_up(RecipeFile.read(recipe), stage)
         setup.close()
         assert (setup.method.options["beta"], setup.method.needs_reference) == (beta, needed)
         assert setup.args.beta == beta

@@ -239,6 +239,7 @@ def test_a_checkpoint_goes_on_as_it_began(task: Path, tmp_path: Path) -> None:
         (STAGED, "max_steps=3", "stage 1 sets 'max_steps'; give stages.1.max_steps=3"),
         (STAGED, "stages.3.max_steps=3", "numbered from 1 to 2"),
         (STAGED, "stages.2.model=x", "cannot have a 'model' of its own"),
+        (STAGED, "stages.2.engine=verl", "cannot have a 'engine' of its own"),
         (STAGED, "stages.2.method=grop", "did you mean 'grpo'"),
         (STAGED, "stages.2.resume_from_checkpoint=x", "cannot have a 'resume_from_checkpoint'"),
         ("grpo", "resume_from_checkpoint=nowhere", "is no checkpoint"),

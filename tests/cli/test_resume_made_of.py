@@ -11,9 +11,10 @@ import pytest
 import yaml
 from rich.console import Console
 
+from prefix_rft.engines.verl import from_recipe
 from prefix_rft.runs.folder import begun, taken
 from prefix_rft.support.errors import UserError
-from prefix_rft.training.resume import refuse_on_cluster
+from prefix_rft.training.resume import changes
 from prefix_rft.training.run import remove_empty
 from prefix_rft.training.train import train
 from tiny import CHAT_TEMPLATE, make_chat_tokenizer, make_model
@@ -189,6 +190,11 @@ def test_folders_without_a_file_are_free_and_taken_back(tmp_path: Path) -> None:
     assert not begun(tmp_path / "other")
 
 
+def refused(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """What verl refuses of a run that began as ``before`` and is to go on as ``now``."""
+    from_recipe.refuse_changes(folder, changes(before, now), now)
+
+
 @pytest.mark.parametrize(
     ("key", "value", "acts"),
     [
@@ -207,17 +213,17 @@ def test_what_verl_does_not_do_on_going_on_is_refused(
     before = {"reward": "math", "trainer": {"lr_scheduler_type": "constant", "max_steps": 5}}
     now = {**before, "trainer": {**before["trainer"], key: value}}
     if acts:
-        refuse_on_cluster(tmp_path, before, now)
+        refused(tmp_path, before, now)
         return
     with pytest.raises(UserError, match=f"with trainer.{key} .* does not act when verl goes on"):
-        refuse_on_cluster(tmp_path, before, now)
+        refused(tmp_path, before, now)
 
 
 @pytest.mark.parametrize("change", [{"reward": "exact"}, {"model": "b"}, {"verl": {"a": 1}}])
 def test_nor_does_verl_go_on_with_another_run(tmp_path: Path, change: dict[str, Any]) -> None:
     before: dict[str, Any] = {"reward": "math", "model": "a", "trainer": {}}
     with pytest.raises(UserError, match="which does not act when verl goes on"):
-        refuse_on_cluster(tmp_path, before, {**before, **change})
+        refused(tmp_path, before, {**before, **change})
     cosine = {"lr_scheduler_type": "cosine", "max_steps": 5}
     with pytest.raises(UserError, match=r"with trainer.max_steps 5"):
-        refuse_on_cluster(tmp_path, {"trainer": cosine}, {"trainer": {**cosine, "max_steps": 9}})
+        refused(tmp_path, {"trainer": cosine}, {"trainer": {**cosine, "max_steps": 9}})

@@ -208,10 +208,13 @@ def test_methods_that_run(name: str) -> None:
 def test_verl_takes_the_recipes_in_docs(nodes: int) -> None:
     path = Path(__file__).parents[2] / f"examples/cluster/qwen2.5-math-7b-{nodes}x8.yaml"
     with closing(configure_recipe(str(path), [])) as setup:
-        assert cluster.look(setup.recipe, setup.args) == "engine verl: its settings are taken"
+        assert (
+            cluster.verify_settings(setup.recipe, setup.args)
+            == "engine verl: its settings are taken"
+        )
         wrong = replace(setup.recipe, verl={"trainer.nodes": 2})
         with pytest.raises(UserError, match=r"does not take 'trainer\.nodes'"):
-            cluster.look(wrong, setup.args)
+            cluster.verify_settings(wrong, setup.args)
 
 
 # ---- rows and rollouts -------------------------------------------------------------------------

@@ -168,7 +168,7 @@ class Grading:
         if self.setup.recipe.only_correct_demonstrations and self.setup.rewards:
             of_row = correct
         # Only then does a run judge golds before it starts.
-        drops = self.setup.method.samples and self.setup.recipe.engine == "trl"
+        drops = self.setup.method.samples and self.setup.engine.DROPS_UNREADABLE
         usable = [id(r) for r in rows if not (drops and id(r) in unreadable)]
         self.kept.rows += len(usable)
         self.kept.demonstrations += sum(of_row[r] for r in usable)

@@ -22,11 +22,8 @@ from prefix_rft.data.demonstrations import KEPT
 from prefix_rft.data.render import end_of_text_ids
 from prefix_rft.engines.adapters import find_adapter
 from prefix_rft.engines.models import hub, load_configs, load_tokenizer, quiet
-from prefix_rft.engines.setup import Setup, configure
-from prefix_rft.engines.verl import from_recipe as cluster
-from prefix_rft.recipe.mapping import read_recipe
-from prefix_rft.recipe.recipe import RECOMPUTE
-from prefix_rft.recipe.stages import stage_names
+from prefix_rft.engines.setup import Setup, set_up
+from prefix_rft.recipe.recipe import RECOMPUTE, RecipeFile
 from prefix_rft.rewards.verdict import STATUSES
 from prefix_rft.support.display import Display
 from prefix_rft.support.errors import UserError
@@ -46,16 +43,17 @@ def run_check(
         UserError: a recipe that cannot be resolved.
     """
     quiet()
-    names, found = stage_names(read_recipe(path, overrides)), 0
+    file, found = RecipeFile.read(path, overrides), 0
+    names = file.stages
     for stage, name in enumerate(names):
         if len(names) > 1:
             say(console, f"stage {stage + 1} of {len(names)}: {name}")
         with (
-            closing(configure(path, overrides, stage)) as setup,
+            closing(set_up(file, stage)) as setup,
             ThreadPoolExecutor(1) as graders,
         ):
-            if setup.recipe.engine == "verl":
-                say(console, cluster.look(setup.recipe, setup.args))
+            if words := setup.engine.verify_settings(setup.recipe, setup.args):
+                say(console, words)
             found += check_setup(setup, console, graders, limit)
     if found:
         several = "problems" if found > 1 else "problem"
@@ -159,8 +157,7 @@ def show_batches(console: Console, setup: Setup, train: Checked) -> None:
     kept = train.kept
     rows = kept.rows if method.samples else kept.demonstrations
     steps = setup.total_steps(rows)
-    on_verl = setup.recipe.engine == "verl"  # which counts no iterations
-    iterations = 1 if on_verl else getattr(setup.args, "num_iterations", 1)
+    iterations = setup.engine.iterations(setup.args)
     say(console, f"\n{plan}")
     share = kept.with_demonstration / kept.rows if kept.rows else 0.0
     for number, what in (

@@ -6,7 +6,7 @@ and goes to the trainer's configuration unchanged.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,12 @@ from prefix_rft.recipe.stages import DEFAULT_METHOD, STAGES, stage_names, stages
 from prefix_rft.support.errors import UserError, check_types, choose, refuse_unknown
 
 INIT = "model_init_kwargs"
-ENGINES = ("trl", "verl")
+ENGINES = {
+    "trl": "prefix_rft.engines.trl.from_recipe",
+    "verl": "prefix_rft.engines.verl.from_recipe",
+}
+"""The table of engines: name, and the module that has what ``engines.setup.Engine`` says."""
+DEFAULT_ENGINE = "trl"
 RECOMPUTE = ("activation_checkpointing", "gradient_checkpointing")
 """What trades time for the memory of activations: its name since transformers 5.23, and before."""
 
@@ -121,62 +126,107 @@ class Recipe:
         return look_for(self.model, self.folder)
 
 
-def load_recipe(
-    path: str | Path,
-    overrides: Sequence[str] = (),
-    trainer_keys: Sequence[str] | None = None,
-    stage: int = 0,
-    model: str | None = None,
-) -> Recipe:
-    """The recipe in a file, or one stage of it.
+@dataclass(frozen=True)
+class RecipeFile:
+    """A recipe's file as it was read, once for all that a command does with it.
 
-    Args:
-        path: YAML file.
-        overrides: ``key=value`` strings.
-        trainer_keys: keys that the trainer's configuration knows; None accepts any.
-        stage: index of the stage.
-        model: in place of the recipe's, as a later stage has it.
+    Attributes:
+        path: of the file.
+        overrides: ``key=value`` strings, which are in ``data`` already.
+        data: its mapping.
+    """
+
+    path: Path
+    overrides: tuple[str, ...]
+    data: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, path: str | Path, overrides: Sequence[str] = ()) -> RecipeFile:
+        """Read the file.
+
+        Raises:
+            UserError: see :func:`read_recipe`.
+        """
+        return cls(Path(path), tuple(overrides), read_recipe(path, overrides))
+
+    @property
+    def engine(self) -> str:
+        """Name of the engine."""
+        return str(self.data.get("engine", DEFAULT_ENGINE))
+
+    @property
+    def stages(self) -> list[str]:
+        """The name of each stage's run.
+
+        Raises:
+            UserError: see :func:`stages_of`.
+        """
+        return stage_names(self.data)
+
+    def recipe(self, stage: int = 0, **settings: Any) -> Recipe:
+        """The recipe, or one stage of it.
+
+        Args:
+            stage: index of the stage.
+            settings: keys in place of the recipe's own, such as the model of a later stage.
+
+        Raises:
+            UserError: a missing key, or a value of wrong type.
+        """
+        own_keys = stages_of(self.data)[stage]
+        for override in self.overrides:
+            key = override.removeprefix("~").partition("=")[0].partition(".")[0]
+            if key in own_keys:
+                raise UserError(
+                    f"'{override}' has no effect: stage {stage + 1} sets '{key}'; give "
+                    f"stages.{stage + 1}.{override}"
+                )
+        shared = {k: v for k, v in self.data.items() if k not in (STAGES, COMPARE)}
+        data = {**shared, **own_keys, "name": self.stages[stage], **settings}
+        for key, instead in DERIVED.items():
+            if key in data:
+                raise UserError(f"recipe key '{key}' cannot be set: {instead}")
+        mine = {k: v for k, v in data.items() if k in OWN}
+        rest = {k: v for k, v in data.items() if k not in OWN}
+        if INIT in rest:
+            rest[INIT] = model_options(rest[INIT])
+        for key in ("model", "train_data"):
+            if key not in mine:
+                raise UserError(f"recipe '{self.path}' needs the key '{key}' (a path)")
+        check_types("recipe key", mine, {f.name: str(f.type) for f in fields(Recipe)})
+        check_values(mine)
+        return Recipe(**mine, trainer=rest, folder=self.path.parent)
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in a file, of several stages the first one.
 
     Raises:
-        UserError: see :func:`read_recipe`; also a missing or unknown key, or a value of wrong type.
+        UserError: see :meth:`RecipeFile.recipe`.
     """
-    data = read_recipe(path, overrides)
-    name = stage_names(data)[stage]
-    own_keys = stages_of(data)[stage]
-    for override in overrides:
-        key = override.removeprefix("~").partition("=")[0].partition(".")[0]
-        if key in own_keys:
-            raise UserError(
-                f"'{override}' has no effect: stage {stage + 1} sets '{key}'; give "
-                f"stages.{stage + 1}.{override}"
-            )
-    shared = {k: v for k, v in data.items() if k not in (STAGES, COMPARE)}
-    data = {**shared, **own_keys, "name": name}
-    if model is not None:
-        data["model"] = model
-    own = [f.name for f in fields(Recipe) if f.name not in ("trainer", "folder")]
-    for key, instead in DERIVED.items():
-        if key in data:
-            raise UserError(f"recipe key '{key}' cannot be set: {instead}")
-    mine = {k: v for k, v in data.items() if k in own}
-    rest = {k: v for k, v in data.items() if k not in own}
-    if trainer_keys is not None:
-        refuse_unknown("recipe key", rest, [*own, STAGES, *trainer_keys])
-    if INIT in rest:
-        rest[INIT] = model_options(rest[INIT])
-    for key in ("model", "train_data"):
-        if key not in mine:
-            raise UserError(f"recipe '{path}' needs the key '{key}' (a path)")
-    check_types("recipe key", mine, {f.name: str(f.type) for f in fields(Recipe)})
-    if "/" in mine.get("name", "") or mine.get("name") in ("", ".", ".."):
-        raise UserError(f"recipe key 'name' is the name of a folder, not a path: {mine['name']!r}")
-    choose("engine", mine.get("engine", "trl"), ENGINES)
-    if mine.get("verl") and mine.get("engine", "trl") != "verl":
+    return RecipeFile.read(path, overrides).recipe()
+
+
+OWN = tuple(f.name for f in fields(Recipe) if f.name not in ("trainer", "folder"))
+"""Keys that are a recipe's own; the others are the trainer's."""
+
+
+def refuse_unknown_keys(recipe: Recipe, trainer_keys: Iterable[str]) -> None:
+    """Raise UserError for a key that is neither a recipe's own nor one of the trainer's."""
+    refuse_unknown("recipe key", recipe.trainer, [*OWN, STAGES, *trainer_keys])
+
+
+def check_values(given: Mapping[str, Any]) -> None:
+    """Raise UserError for a value of a recipe's own keys that is out of its range."""
+    name = given.get("name", "run")
+    if "/" in name or name in ("", ".", ".."):
+        raise UserError(f"recipe key 'name' is the name of a folder, not a path: {name!r}")
+    choose("engine", given.get("engine", DEFAULT_ENGINE), ENGINES)
+    if given.get("verl") and given.get("engine", DEFAULT_ENGINE) != "verl":
         raise UserError("recipe key 'verl' has no effect without engine: verl")
-    if mine.get("eval_temperature", 1.0) < 0:
+    if given.get("eval_temperature", 1.0) < 0:
         raise UserError("recipe key 'eval_temperature' must be at least 0")
     for key in ("prompts_per_step", "micro_batch_size", "eval_samples", "eval_problems"):
-        value = mine.get(key, 1)
+        value = given.get(key, 1)
         if value is not None and value < 1:
             raise UserError(f"recipe key '{key}' must be at least 1, got {value}")
-    return Recipe(**mine, trainer=rest, folder=Path(path).parent)

@@ -23,7 +23,7 @@ def stages_of(data: Mapping[str, Any]) -> list[dict[str, Any]]:
     for number, stage in enumerate(stages, 1):
         if not isinstance(stage, dict):
             raise UserError(f"stage {number} of the recipe must be a mapping, got {stage!r}")
-        for key in (STAGES, "model", "runs", "resume_from_checkpoint"):
+        for key in (STAGES, "model", "runs", "engine", "resume_from_checkpoint"):
             if key in stage:
                 raise UserError(f"stage {number} of the recipe cannot have a '{key}' of its own")
     return stages

@@ -11,17 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefix_rft.engines.options import SHARED
-from prefix_rft.engines.rollouts import cut_rollouts
-from prefix_rft.engines.trl.changes import (
-    AT_ONCE,
-    LENGTH,
+from prefix_rft.engines.changes import (
     NOTHING,
-    OPTIMIZER,
-    SCHEDULE,
-    WITH_ROLLOUTS,
     among,
 )
+from prefix_rft.engines.options import SHARED
+from prefix_rft.engines.rollouts import cut_rollouts
 from prefix_rft.runs.checkpoints import WRITING, checkpoints, go_back, newest_whole, step_of
 from prefix_rft.runs.folder import read_environment
 from prefix_rft.runs.metrics import cut_metrics
@@ -60,6 +55,10 @@ class Start:
     def step(self) -> int:
         """Optimizer steps that need not be done again."""
         return 0 if self.checkpoint is None else step_of(self.checkpoint)
+
+    def settings(self) -> dict[str, Any]:
+        """Keys of the recipe that are others here than in the recipe's file."""
+        return {} if self.model is None else {"model": self.model}
 
     def date(self) -> str | None:
         """The moment that the chat template has told in the run that goes on, if it told one."""
@@ -232,35 +231,6 @@ def refuse_another_model(folder: Path, before: Mapping[str, Any], now: Mapping[s
             raise UserError(
                 f"the run '{folder}' began with {key} {was}, and this recipe has {has}: resume "
                 "with what the run began with"
-            )
-
-
-ON_CLUSTER = ("eval_*", "micro_batch_size", "verl.trainer*", "verl.ray_kwargs*")
-"""Keys of a recipe that may change while verl trains, beside settings of the trainer."""
-
-
-def refuse_on_cluster(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuse what verl would not do on going on: it restores the optimizer and its schedule.
-
-    Args:
-        folder: of the run.
-        before: its resolved recipe.
-        now: the one that it is to go on with.
-
-    Raises:
-        UserError: something else than what acts at once has changed.
-    """
-    constant = (now.get("trainer") or {}).get("lr_scheduler_type") == "constant"
-    for key, (was, has) in changes(before, now).items():
-        group, _, name = key.partition(".")
-        acts = among(key, ON_CLUSTER)
-        if group == "trainer" and not among(name, (*SCHEDULE, *OPTIMIZER)):
-            acts = among(name, LENGTH) and constant
-            acts |= among(name, tuple(n for n in (*AT_ONCE, *WITH_ROLLOUTS) if n not in LENGTH))
-        if not acts:
-            raise UserError(
-                f"the run '{folder}' was made with {key} {was}, and this recipe has {has}, which "
-                "does not act when verl goes on: resume with what the run began with"
             )
 
 

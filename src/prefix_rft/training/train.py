@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import os
 from collections.abc import Sequence
 from contextlib import closing
@@ -12,13 +11,11 @@ from pathlib import Path
 from rich.console import Console
 
 from prefix_rft.data.moment import now
+from prefix_rft.engines.arguments import is_checkpoint
 from prefix_rft.engines.models import quiet
-from prefix_rft.engines.setup import configure, is_checkpoint
-from prefix_rft.engines.verl import from_recipe as cluster
-from prefix_rft.recipe.mapping import read_recipe
-from prefix_rft.recipe.recipe import load_recipe
+from prefix_rft.engines.setup import engine_of, set_up
+from prefix_rft.recipe.recipe import ENGINES, RecipeFile
 from prefix_rft.recipe.resolved import resolved
-from prefix_rft.recipe.stages import stage_names
 from prefix_rft.runs.folder import alone, taken, write_start
 from prefix_rft.runs.reader import RunFolder
 from prefix_rft.support.display import Display
@@ -26,10 +23,10 @@ from prefix_rft.support.errors import UserError
 from prefix_rft.support.writing import check_folder
 from prefix_rft.training.resume import (
     Start,
+    changes,
     find,
     from_checkpoint,
     newest_run,
-    refuse_on_cluster,
 )
 from prefix_rft.training.run import Command, run, say
 
@@ -50,32 +47,32 @@ def train(path: str, overrides: Sequence[str], console: Console, resume: bool = 
     quiet()
     if int(os.environ.get("RANK", "0")):
         console = Console(quiet=True)  # one process speaks for all
-    data = read_recipe(path, overrides)
-    names = stage_names(data)
-    if data.get("engine") == "verl":
-        return on_cluster(path, overrides, console, resume)
+    file = RecipeFile.read(path, overrides)
+    names = file.stages
+    if file.engine in ENGINES and engine_of(file.engine).RUNS_ITSELF:
+        return by_itself(file, console, resume)
     start = Start()
-    if checkpoint := data.get("resume_from_checkpoint"):
+    if checkpoint := file.data.get("resume_from_checkpoint"):
         if resume:
             raise UserError("give --resume or resume_from_checkpoint, not both")
         is_checkpoint(checkpoint)
         start = from_checkpoint(Path(str(checkpoint)), names)
     elif resume:
         # The recipe is read as a whole before anything is made of what it names.
-        runs = load_recipe(path, overrides).runs
-        start = find(Path(runs), names, lambda words: say(console, words))
+        start = find(Path(file.recipe().runs), names, lambda words: say(console, words))
     if start.finished and start.folder is not None:
         return start.folder
     # All stages are resolved before the first one runs: a fault in the last costs no time.
     for stage in range(start.stage, len(names)) if len(names) > 1 else ():
-        configure(path, overrides, stage, start.model).close()
+        set_up(file, stage, **start.settings()).close()
     folder = Path()
     for stage in range(start.stage, len(names)):
         if len(names) > 1:
             console.print(f"stage {stage + 1} of {len(names)}: {names[stage]}", highlight=False)
-        of_stage = with_checkpoint(overrides, start.checkpoint)
+        checkpoint = start.checkpoint and str(start.checkpoint)
+        of_stage = {**start.settings(), "resume_from_checkpoint": checkpoint}
         with (
-            closing(configure(path, of_stage, stage, start.model, start.folder)) as setup,
+            closing(set_up(file, stage, start.folder, **of_stage)) as setup,
             Display(console) as display,
         ):
             folder = run(setup, display, start, Command(path, tuple(overrides)))
@@ -84,12 +81,14 @@ def train(path: str, overrides: Sequence[str], console: Console, resume: bool = 
     return folder
 
 
-def on_cluster(path: str, overrides: Sequence[str], console: Console, resume: bool) -> Path:
-    """Train with ``engine: verl``; returns the run folder."""
-    if len(stage_names(read_recipe(path, overrides))) > 1:
-        raise UserError("engine: verl runs one stage: give each stage a recipe of its own")
-    with closing(configure(path, overrides)) as setup:
-        recipe, args = setup.recipe, setup.args
+def by_itself(file: RecipeFile, console: Console, resume: bool) -> Path:
+    """Train with an engine that runs by itself; returns the run folder."""
+    if len(file.stages) > 1:
+        raise UserError(
+            f"engine: {file.engine} runs one stage: give each stage a recipe of its own"
+        )
+    with closing(set_up(file)) as setup:
+        recipe, args, engine = setup.recipe, setup.args, setup.engine
         folder = newest_run(Path(recipe.runs), recipe.name) if resume else None
         if folder is None:
             folder, resume = Path(args.output_dir), False
@@ -102,12 +101,7 @@ def on_cluster(path: str, overrides: Sequence[str], console: Console, resume: bo
             args.chat_template_date = args.chat_template_date or start.date() or now()
             told = resolved(recipe, setup.method, args)
             if resume:
-                refuse_on_cluster(folder, RunFolder(folder).recipe(), told)
-            write_start(folder, told, {"engine": "verl"} if resume else None)
-            cluster.run(recipe, args, folder, console, resume)
+                engine.refuse_changes(folder, changes(RunFolder(folder).recipe(), told), told)
+            write_start(folder, told, {"engine": recipe.engine} if resume else None)
+            engine.run(recipe, args, folder, console, resume)
     return folder
-
-
-def with_checkpoint(overrides: Sequence[str], checkpoint: Path | None) -> list[str]:
-    """The overrides for a stage that goes on from a checkpoint, or begins."""
-    return [*overrides, f"resume_from_checkpoint={json.dumps(checkpoint and str(checkpoint))}"]

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from prefix_rft.engines.trl.changes import refuse_changes, settings_of
+from prefix_rft.engines.changes import refuse_changes, settings_of
 from prefix_rft.engines.trl.made_of import refuse_others
 from prefix_rft.engines.trl.tensors import read_tensors, write_tensors
 from prefix_rft.support.errors import UserError

@@ -17,12 +17,24 @@ from rich.console import Console
 
 from prefix_rft.core import Method
 from prefix_rft.engines.adapters import find_adapter
+from prefix_rft.engines.changes import (
+    AT_ONCE,
+    LENGTH,
+    OPTIMIZER,
+    SCHEDULE,
+    WITH_ROLLOUTS,
+    among,
+)
 from prefix_rft.engines.options import SHARED
 from prefix_rft.engines.rollouts import cut_rollouts
 from prefix_rft.engines.verl.block import KEY, unsupported
+from prefix_rft.recipe.batches import BatchPlan
 from prefix_rft.recipe.recipe import RECOMPUTE, Recipe
 from prefix_rft.runs.metrics import append_metrics
 from prefix_rft.support.errors import UserError, nearest
+
+RUNS_ITSELF = True
+DROPS_UNREADABLE = False
 
 ACTOR, ROLLOUT, MODEL = (f"actor_rollout_ref.{x}" for x in ("actor", "rollout", "model"))
 
@@ -205,7 +217,7 @@ def dotted(given: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     return found
 
 
-def look(recipe: Recipe, args: Any) -> str:
+def verify_settings(recipe: Recipe, args: Any) -> str:
     """Look whether verl takes the recipe's settings; what was looked at.
 
     Raises:
@@ -222,6 +234,53 @@ def look(recipe: Recipe, args: Any) -> str:
     with redirect_stdout(sys.stderr):  # verl prints there
         verify(composed(found))
     return "engine verl: its settings are taken"
+
+
+def prompts_per_generation(plan: BatchPlan, args: Any) -> int:
+    """Prompts that are sampled from together; rows that do not fill one are left out."""
+    return plan.prompts
+
+
+def steps_of_epoch(plan: BatchPlan, args: Any, method: Method, rows: int) -> int:
+    """Optimizer steps of one pass: a batch is one step, however often it is used."""
+    return rows // plan.prompts
+
+
+def iterations(args: Any) -> int:
+    """How often the prompts of a step are counted for one generation: verl counts them once."""
+    return 1
+
+
+MAY_CHANGE = ("eval_*", "micro_batch_size", "verl.trainer*", "verl.ray_kwargs*")
+"""Keys of a recipe that may change while verl trains, beside settings of the trainer."""
+
+
+def refuse_changes(
+    folder: Path, changed: dict[str, list[str | None]], recipe: dict[str, Any]
+) -> None:
+    """Refuse what verl would not do on going on: it restores the optimizer and its schedule.
+
+    Args:
+        folder: of the run.
+        changed: settings in which the resolved recipe differs from that of the run's beginning,
+            each with both values.
+        recipe: the resolved recipe with which it is to go on.
+
+    Raises:
+        UserError: something else than what acts at once has changed.
+    """
+    constant = (recipe.get("trainer") or {}).get("lr_scheduler_type") == "constant"
+    for key, (was, has) in changed.items():
+        group, _, name = key.partition(".")
+        acts = among(key, MAY_CHANGE)
+        if group == "trainer" and not among(name, (*SCHEDULE, *OPTIMIZER)):
+            acts = among(name, LENGTH) and constant
+            acts |= among(name, tuple(n for n in (*AT_ONCE, *WITH_ROLLOUTS) if n not in LENGTH))
+        if not acts:
+            raise UserError(
+                f"the run '{folder}' was made with {key} {was}, and this recipe has {has}, which "
+                "does not act when verl goes on: resume with what the run began with"
+            )
 
 
 RENAMED = {
