@@ -4,9 +4,9 @@
 
 What a commit gives is kept in .golden/, for the next comparison with it on this machine. Both
 checkouts do the same commands in folders of the same name. What differs between two runs of one
-checkout is left out: clocks, dates, versions, the state of git. All else is compared: weights,
-metrics, rollouts, resolved recipes, evaluations, the files a run leaves, and what a person reads
-on the terminal.
+checkout is left out: clocks, dates, versions, the state of git, lines that come by the clock. All
+else is compared: weights, metrics, rollouts, resolved recipes, evaluations, the files a run leaves,
+and what a person reads on the terminal.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 CLOCKS = re.compile(r"time|_per_second|seconds|runtime|/s$|date|memory", re.IGNORECASE)
 SPOKEN = re.compile(r"\b\d+:\d\d(:\d\d)?\b|\b[\d.]+ ?(s|min|h)\b|\d{4}-\d\d-\d\d[T \d:+.]*")
+TIMED = ("environment.json", ".lock", "manifest.json", "README.md")
+TIMED += ("comparison.csv", "comparison.md")
+"""Files with dates, versions and durations in them, of which it is enough that they are there."""
 SHORT = ["max_steps=4", "prompts_per_step=4", "micro_batch_size=16", "num_generations=4"]
 SHORT += ["logging_steps=1", "eval_problems=12", "save_steps=2", "save_strategy=steps"]
 METHODS = ("luffy", "adaback", "relift", "dapo", "discriminative", "hpt", "bread")
@@ -38,6 +41,7 @@ LORA = """
 import torch
 from datasets import load_dataset
 from peft import LoraConfig
+from transformers import PrinterCallback
 from prefix_rft import PrefixRFTConfig, PrefixRFTTrainer
 from prefix_rft.tasks.countdown import reward
 
@@ -51,6 +55,7 @@ trainer = PrefixRFTTrainer(
     "data/base", reward, args, peft_config=LoraConfig(r=4, target_modules="all-linear"),
     train_dataset=load_dataset("json", data_files="data/train.jsonl", split="train"),
 )
+trainer.remove_callback(PrinterCallback)
 trainer.train()
 trainer.save_model("runs/lora/model")
 logs = [{k: v for k, v in x.items() if "time" not in k} for x in trainer.state.log_history]
@@ -120,14 +125,15 @@ def plain(value: Any) -> Any:
     """JSON data without what a clock says."""
     if isinstance(value, dict):
         return {k: plain(v) for k, v in value.items() if not CLOCKS.search(str(k))}
-    return [plain(v) for v in value] if isinstance(value, list) else value
+    if not isinstance(value, list):
+        return value
+    # PEFT writes a set of modules in the order of the day.
+    return [plain(v) for v in (sorted(value) if all(isinstance(v, str) for v in value) else value)]
 
 
 def content(path: Path) -> str:
     """A digest of what a file holds that must not change."""
-    if path.name in ("environment.json", ".lock"):
-        return "there"  # versions and dates
-    if path.name == "report.html" or path.suffix in (".html", ".pt", ".pth", ".bin"):
+    if path.name in TIMED or path.suffix in (".html", ".pt", ".pth", ".bin", ".log"):
         return "there"
     if path.suffix == ".json":
         text = json.dumps(plain(json.loads(path.read_text())))
@@ -165,6 +171,7 @@ def golden(source: Path, folder: Path) -> dict[str, Any]:
             check=False,
         )
         said = SPOKEN.sub("TIME", done.stdout).replace(str(folder), "FOLDER")
+        said = "\n".join(x for x in said.splitlines() if not x.startswith("TIME spent"))
         error = f"\n{done.stderr[-2000:]}" if done.returncode else ""
         return f"exit {done.returncode}\n{said}{error}"
 
