@@ -17,6 +17,7 @@ from prefix_rft.evaluation.run import TEMPERATURES, Plan, run_eval
 from prefix_rft.evaluation.samples import Request
 from prefix_rft.evaluation.sets import EvalSet, distinct, named_set, read_suite
 from prefix_rft.evaluation.table import show_eval
+from prefix_rft.rewards import BUILT_IN
 from prefix_rft.support.display import Display, by_job
 from prefix_rft.support.errors import UserError
 from prefix_rft.support.writing import check_folder
@@ -97,7 +98,7 @@ def _sets(args: argparse.Namespace, given: dict[str, Any]) -> list[EvalSet]:
         return read_suite(args.forgetting)
     reward = args.reward or given.get("reward")
     if not reward:
-        raise UserError("give --reward (math, exact, format or module:function), or --recipe")
+        raise UserError(f"give --reward ({', '.join(BUILT_IN)} or module:function), or --recipe")
     rest: dict[str, Any] = {
         "columns": {**given.get("columns", {}), **_columns(args.columns or [])},
         "system_prompt": args.system_prompt or given.get("system_prompt"),

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from prefix_rft import __version__
+from prefix_rft.rewards.registry import BUILT_IN
 
 EXAMPLES = """examples:
   prefix-rft task countdown data/countdown      write a task: rows, base model, recipe
@@ -104,7 +105,7 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--data", action="append", metavar="[NAME=]FILE", help="problems; may be given repeatedly"
     )
-    evaluate.add_argument("--reward", help="math, exact, format, or module:function")
+    evaluate.add_argument("--reward", help=f"{', '.join(BUILT_IN)}, or module:function")
     evaluate.add_argument(
         "--columns", action="append", metavar="NAME=COLUMN", help="as in a recipe"
     )
