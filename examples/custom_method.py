@@ -16,9 +16,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from prefix_rft.core.method import ROLLOUT, SAMPLED, Method, Stream
+from prefix_rft.core.method import Method
+from prefix_rft.core.parts import About, Clip, Normaliser
 from prefix_rft.core.planner import Group, Planner, Record, Starts
 from prefix_rft.core.schedules import constant
+from prefix_rft.core.stream import ROLLOUT, SAMPLED, Stream
 from prefix_rft.core.weights import Weight
 
 
@@ -76,11 +78,15 @@ def as_needed(
     )
     return Method(
         name="as_needed",
-        summary="GRPO with prefixes as long as an example needs, and imitation of what surprises",
-        source="an example",
         streams=(Stream("policy", SAMPLED, "clip", "group", ROLLOUT), imitation),
-        planner=AsNeeded(rows),
+        rows=AsNeeded(rows),
         baseline="mean_std",
-        aggregation="token_mean",
-        epsilon=epsilon,
+        normaliser=Normaliser("token_mean"),
+        clip=Clip(low=epsilon),
+        about=About(
+            summary=(
+                "GRPO with prefixes as long as an example needs, and imitation of what surprises"
+            ),
+            source="an example",
+        ),
     )

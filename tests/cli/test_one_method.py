@@ -77,7 +77,7 @@ def test_every_place_has_the_same_method(key: str, how: str, folder: Path, tmp_p
     named = ["method={name: prefix_rft}", f"runs={tmp_path}", *asked]
     setup = configure(str(folder / "recipe.yaml"), named)
     setup.close()
-    assert setup.method.options[key] == value
+    assert setup.method.about.options[key] == value
     wanted = with_const(load("prefix_rft", **{key: value}), 24)
     assert setup.method == wanted != with_const(load("prefix_rft"), 24)
     assert setup.args.resolve_method() is setup.method  # it is the trainer's
@@ -115,10 +115,10 @@ def test_trls_default_is_a_value_when_it_is_given(
     method: str, key: str, value: Any, folder: Path
 ) -> None:
     """These methods have another default: what the recipe says was ignored."""
-    assert load(method).options[key] != value
+    assert load(method).about.options[key] != value
     setup = configure(str(folder / "recipe.yaml"), [f"method={method}", *given(key, value, "flat")])
     setup.close()
-    assert setup.method.options[key] == value
+    assert setup.method.about.options[key] == value
     assert setup.method == with_const(load(method, **{key: value}), 24)
     assert setup.args.resolve_method() is setup.method
     assert getattr(setup.args, key) == value
@@ -213,7 +213,7 @@ def test_arguments_that_change_have_another_method(tmp_path: Path) -> None:
     config.beta = 0.1
     assert config.resolve_method() == with_const(load("prefix_rft", beta=0.1), 24)
     config.max_completion_length = 12
-    assert config.resolve_method().const == 12
+    assert config.resolve_method().normaliser.const == 12
     config.method_options = {"entropy_keep": 0.5}
     selection = config.resolve_method().selection
     assert selection is not None
@@ -237,7 +237,7 @@ def test_stages_and_arms_have_their_own(folder: Path, tmp_path: Path) -> None:
     for stage, (beta, needed) in enumerate([(0.1, True), (0.0, False), (0.05, True)]):
         setup = set_up(RecipeFile.read(recipe), stage)
         setup.close()
-        assert (setup.method.options["beta"], setup.method.needs_reference) == (beta, needed)
+        assert (setup.method.about.options["beta"], setup.method.needs_reference) == (beta, needed)
         assert setup.args.beta == beta
     compared = folder / "compared.yaml"
     compared.write_text(

@@ -51,7 +51,7 @@ def test_every_method_has_a_recipe_and_a_page() -> None:
         assert all(h in page for h in (*headings, "## Metrics to watch", "arXiv")), name
         # What could not be verified is said on the page, not only in the code.
         said = " ".join(page.partition("## Not verified")[2].split())
-        assert said.lower().startswith(load(name).unverified.lower()), name
+        assert said.lower().startswith(load(name).about.unverified.lower()), name
 
 
 @pytest.mark.parametrize("page", sorted(PAGES.glob("*.md")), ids=lambda p: p.stem)
@@ -85,7 +85,7 @@ def test_a_recipe_trains_and_resumes(task: Path, tmp_path: Path, name: str) -> N
     method = load(load_recipe(RECIPES / f"{name}.yaml").method_name)
     seen = {k for x in lines for k in x}
     for origin in ("policy", "prefix", "demonstration"):
-        if method.trains(origin) and method.interleave is None and name != "all_wrong":
+        if method.trains(origin) and method.groups.interleave is None and name != "all_wrong":
             # All rows of a group may start from a prefix: then none is on-policy.
             either = {f"{origin}/logp"} | ({"continuation/logp"} if method.planner else set())
             assert either & seen, origin

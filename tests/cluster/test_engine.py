@@ -87,7 +87,11 @@ def settings(*more: str) -> Any:
 def test_verl_is_set_up_for_the_method() -> None:
     config = settings("prefix_rft.method_options={entropy_keep: 0.5}")
     block, method = configure(config)
-    assert (block.method, method.const, method.selection.fraction) == ("prefix_rft", 16.0, 0.5)
+    assert (block.method, method.normaliser.const, method.selection.fraction) == (
+        "prefix_rft",
+        16.0,
+        0.5,
+    )
     assert config.actor_rollout_ref.actor.calculate_entropy
     assert not config.actor_rollout_ref.actor.use_kl_loss
     assert config.actor_rollout_ref.rollout.agent.default_agent_loop == "prefix_rft"

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from prefix_rft.core import Method, Stream
-from prefix_rft.core.method import regularisers
+from prefix_rft.core.stream import regularisers
 from prefix_rft.methods import BUILT_IN, load, options_of
 
 
@@ -20,38 +20,42 @@ def not_a_method() -> int:
 
 def test_the_papers_defaults() -> None:
     method = load("prefix_rft")
-    assert method.num_hybrid == 1
+    assert method.rows.num_hybrid == 1
     assert method.baseline == "mean"
-    assert (method.epsilon, method.epsilon_high, method.delta) == (0.2, None, None)
-    assert method.prefix is not None
+    assert (method.clip.low, method.clip.high, method.clip.delta) == (0.2, None, None)
+    assert method.rows.prefix is not None
     assert method.selection is not None
-    assert method.prefix.interval(0, 500) == pytest.approx((0.95, 0.95))
-    assert method.prefix.interval(500, 500) == pytest.approx((0.05, 0.95))
-    assert (method.prefix.alpha, method.prefix.beta, method.prefix.min_length) == (1.0, 1.0, 0)
+    assert method.rows.prefix.interval(0, 500) == pytest.approx((0.95, 0.95))
+    assert method.rows.prefix.interval(500, 500) == pytest.approx((0.05, 0.95))
+    assert (method.rows.prefix.alpha, method.rows.prefix.beta, method.rows.prefix.min_length) == (
+        1.0,
+        1.0,
+        0,
+    )
     chosen = method.selection
     assert (chosen.fraction, chosen.mode) == (0.2, "high")
     assert (chosen.scope, chosen.source) == ("minibatch", "current")
     assert {s.surrogate for s in method.streams} == {"clip"}
     assert {s.advantage for s in method.streams} == {"group"}
-    assert method.truncated == "keep"
+    assert method.groups.truncated == "keep"
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_every_method_says_what_and_whence(name: str) -> None:
     method = load(name)
     assert method.name == name
-    assert method.summary
-    assert method.source
-    assert dict(method.options) == options_of(name)
+    assert method.about.summary
+    assert method.about.source
+    assert dict(method.about.options) == options_of(name)
     with pytest.raises(dataclasses.FrozenInstanceError):
         method.name = "other"  # type: ignore[misc]
 
 
 def test_someone_elses_method() -> None:
-    assert load("test_methods:reinforce", scale=2.0).options["scale"] == 2.0
+    assert load("test_methods:reinforce", scale=2.0).about.options["scale"] == 2.0
     # What every method has, it has too; what would have no effect in it, it has not.
-    assert load("test_methods:reinforce", all_wrong="drop").all_wrong == "drop"
-    assert load("test_methods:reinforce", aggregation="sum", const=2.0).const == 2.0
+    assert load("test_methods:reinforce", all_wrong="drop").groups.all_wrong == "drop"
+    assert load("test_methods:reinforce", aggregation="sum", const=2.0).normaliser.const == 2.0
     with pytest.raises(ValueError, match="'epsilon' has no effect in method 'test_methods:"):
         load("test_methods:reinforce", epsilon=0.1)
     assert load("test_methods.reinforce").name == "reinforce"

@@ -235,7 +235,7 @@ def test_without_hybrid_rows_it_is_dr_grpo_bit_for_bit(aggregation: str) -> None
         ]
         assert torch.equal(*out)
         assert torch.equal(gradients(out[0], logp)[0], gradients(out[1], logp)[0])
-    assert load("prefix_rft").aggregation == load("dr_grpo").aggregation
+    assert load("prefix_rft").normaliser.aggregation == load("dr_grpo").normaliser.aggregation
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)

@@ -364,7 +364,14 @@ def test_masks_must_not_contradict() -> None:
 
 def test_data_is_frozen() -> None:
     method = load("prefix_rft")
-    for thing in (method, method.streams[0], method.selection, method.prefix, small(), constant(1)):
+    for thing in (
+        method,
+        method.streams[0],
+        method.selection,
+        method.rows.prefix,
+        small(),
+        constant(1),
+    ):
         name = dataclasses.fields(thing)[0].name
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(thing, name, None)

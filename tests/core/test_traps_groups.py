@@ -375,7 +375,7 @@ def lengthens(name: str) -> bool:
 def test_a_group_that_branched_as_a_whole_is_trained(name: str) -> None:
     """``all_wrong: lengthen`` turns all rows but whole demonstrations into hybrid ones."""
     method = load(name, all_wrong="lengthen")
-    demos = method.num_demonstrations
+    demos = method.rows.num_demonstrations
     rewards, group, _, demo = group_of([1.0, 0.0, 0.0, *[1.0] * demos], demos=demos)
     got = advantages(method, rewards, group, ~demo, demo)
     sampled = [s for s, stream in enumerate(method.streams) if "continuation" in stream.tokens]

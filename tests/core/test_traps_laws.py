@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 from test_traps_planners import group, lengths_of
 
-from prefix_rft.core.method import Selection, Stream
 from prefix_rft.core.planner import Group, Lengthening, Planner, RandomPrefix, Start, Starts
 from prefix_rft.core.prefix import PrefixSampler
 from prefix_rft.core.schedules import constant
+from prefix_rft.core.stream import Selection, Stream
 from prefix_rft.methods import BUILT_IN, load
 
 
@@ -25,7 +25,7 @@ def test_a_prefix_that_failed_covers_half_of_what_was_left() -> None:
     law = Lengthening(RandomPrefix(1, 0, PrefixSampler(constant(0.2), constant(0.2))))
     starts = [law.starts(group(attempt=k))[0] for k in (0, 1, 2, 12)]
     assert [s.length for s in starts if s] == [20, 60, 80, 99]
-    sampler = load("prefix_rft").prefix
+    sampler = load("prefix_rft").rows.prefix
     assert sampler is not None
     own = [
         Lengthening(RandomPrefix(2, 0, sampler)).starts(group(attempt=k, step=50)) for k in (0, 1)
@@ -39,12 +39,14 @@ def test_a_prefix_that_failed_covers_half_of_what_was_left() -> None:
 
 
 def test_the_law_of_a_method() -> None:
-    assert load("grpo").law == RandomPrefix(0, 0, None)
-    assert load("grpo").law.starts(group()) == (None,) * 4
-    assert load("grpo", all_wrong="lengthen").law == Lengthening(RandomPrefix())
-    assert load("bread").law == Lengthening()
-    assert load("prefix_rft", all_wrong="lengthen").law == Lengthening(load("prefix_rft").law)
-    assert load("luffy", all_wrong="lengthen").law == Lengthening(RandomPrefix(0, 1))
+    assert load("grpo").planner == RandomPrefix(0, 0, None)
+    assert load("grpo").planner.starts(group()) == (None,) * 4
+    assert load("grpo", all_wrong="lengthen").planner == Lengthening(RandomPrefix())
+    assert load("bread").planner == Lengthening()
+    assert load("prefix_rft", all_wrong="lengthen").planner == Lengthening(
+        load("prefix_rft").planner
+    )
+    assert load("luffy", all_wrong="lengthen").planner == Lengthening(RandomPrefix(0, 1))
     assert lengths_of("luffy", group()) == [100, None, None, None]
     assert lengths_of("luffy", group(), num_demonstrations=2) == [100, 100, None, None]
 
@@ -58,7 +60,7 @@ def test_what_a_method_needs() -> None:
     assert not load("discriminative", averaged=True, negatives="policy").needs_reference
     assert load("grpo", beta=0.1).needs_reference
     assert {n for n in BUILT_IN if not load(n).samples} == {"sft", "dft", "iw_sft", "fdiv_sft"}
-    again = {n for n in BUILT_IN if load(n).samples_again}
+    again = {n for n in BUILT_IN if load(n).groups.sampled_again}
     assert again == {"bread", "dapo"}
 
 
@@ -120,7 +122,7 @@ def test_lengthening_keeps_the_whole_demonstrations(name: str) -> None:
 @pytest.mark.parametrize("name", ["uft", "adaback", "pope", "r3", "questa"])
 def test_planners_of_their_own_lengthen_too(name: str) -> None:
     """Sampled again, what is left of the demonstration is halved; plain rows stay plain."""
-    law = load(name, all_wrong="lengthen").law
+    law = load(name, all_wrong="lengthen").planner
     for step in range(20):
         before, after = (law.starts(group(attempt=k, step=step, attempts=3)) for k in (0, 1))
         if not any(s and s.length for s in before):
@@ -131,8 +133,8 @@ def test_planners_of_their_own_lengthen_too(name: str) -> None:
             if b and a:
                 assert a.index == b.index
                 assert a.length in (99, 100 - math.ceil((100 - b.length) / 2))
-    assert law.learn(group(), law.starts(group()), [0.0] * 4) == load(name).law.learn(
+    assert law.learn(group(), law.starts(group()), [0.0] * 4) == load(name).planner.learn(
         group(), law.starts(group()), [0.0] * 4
     )
-    assert law.remembers == load(name).law.remembers == (name in ("adaback", "pope"))
+    assert law.remembers == load(name).planner.remembers == (name in ("adaback", "pope"))
     assert law.needs_boundaries == (name == "r3")

@@ -150,7 +150,7 @@ def test_a_planner_remembers_each_of_its_groups(tmp_path: Path, method: str, opt
         per_device_train_batch_size=16,
         max_steps=6,
     )
-    law, memory, shared = trainer.method.law, {}, {}
+    law, memory, shared = trainer.method.planner, {}, {}
     finished: list[tuple[Any, list[float]]] = []
     score = trainer.score
 
@@ -181,7 +181,7 @@ def test_a_planner_remembers_each_of_its_groups(tmp_path: Path, method: str, opt
                 step=trainer.state.global_step,
                 total_steps=6,
                 max_length=24,
-                attempts=trainer.method.attempts,
+                attempts=trainer.method.groups.attempts,
                 own=known.get(plans[i].example, {}),
                 shared=average,
             )

@@ -310,8 +310,8 @@ def test_imitation_like_any_sft_trainer(tmp_path: Path) -> None:
 
 def test_an_open_constant_is_the_completion_budget_in_both_trainers(tmp_path: Path) -> None:
     options = {"aggregation": "sum_over_const"}
-    assert sft_config(tmp_path, method_options=options).resolve_method().const == 256
-    assert make_config(tmp_path, method_options=options).resolve_method().const == 24
+    assert sft_config(tmp_path, method_options=options).resolve_method().normaliser.const == 256
+    assert make_config(tmp_path, method_options=options).resolve_method().normaliser.const == 24
 
 
 def test_too_few_rows_for_a_generation_are_refused(tmp_path: Path) -> None:
@@ -389,9 +389,9 @@ def test_settings_that_would_be_ignored_are_refused(
 def test_shared_options_meet(tmp_path: Path) -> None:
     config = make_config(tmp_path, epsilon=0.1, epsilon_high=0.3, beta=0.05)
     method = config.resolve_method()
-    assert (method.epsilon, method.epsilon_high, config.beta) == (0.1, 0.3, 0.05)
+    assert (method.clip.low, method.clip.high, config.beta) == (0.1, 0.3, 0.05)
     assert method.needs_reference
-    assert method.const == 24
+    assert method.normaliser.const == 24
     config = make_config(tmp_path, method_options='{"beta": 0.2, "entropy_keep": 0.5}')
     assert config.beta == 0.2
     assert config.resolve_method().selection.fraction == 0.5

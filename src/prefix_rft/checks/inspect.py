@@ -165,7 +165,7 @@ def hybrid_row(
             step,
             steps,
             setup.args.max_completion_length,
-            render.newline_ids if setup.method.law.needs_boundaries else frozenset(),
+            render.newline_ids if setup.method.planner.needs_boundaries else frozenset(),
         ),
     )[0]
     prefix, method = list(plan.prefix), setup.method

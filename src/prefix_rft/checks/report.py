@@ -76,7 +76,7 @@ def check_setup(
     eos_ids = end_of_text_ids(tokenizer, generation)
     positions = getattr(config, "max_position_embeddings", None)
 
-    say(console, f"{setup.method.name}: {setup.method.summary}")
+    say(console, f"{setup.method.name}: {setup.method.about.summary}")
     parts = []
     for data in [recipe.train_data, *([recipe.eval_data] if recipe.eval_data else [])]:
         with Display(console) as display:
@@ -161,10 +161,10 @@ def show_batches(console: Console, setup: Setup, train: Checked) -> None:
     say(console, f"\n{plan}")
     share = kept.with_demonstration / kept.rows if kept.rows else 0.0
     for number, what in (
-        (method.num_hybrid, "start from a demonstration"),
-        (method.num_demonstrations, "are whole demonstrations"),
+        (method.rows.num_hybrid, "start from a demonstration"),
+        (method.rows.num_demonstrations, "are whole demonstrations"),
     ):
-        if method.samples and number and train.rows and method.planner is None:
+        if method.samples and number and train.rows and method.rows.fixed:
             say(
                 console,
                 f"about {plan.prompts * number * share:.1f} of the {plan.rows} rows of a step "
@@ -197,11 +197,11 @@ def proviso(setup: Setup, train: Checked) -> str:
 
 def show_schedule(console: Console, setup: Setup, train: Checked) -> None:
     """The law of the prefix length along the run."""
-    sampler = setup.method.prefix
+    sampler = setup.method.rows.prefix
     steps = setup.total_steps(train.kept.rows)
     if (
         sampler is None
-        or not setup.method.num_hybrid
+        or not setup.method.rows.num_hybrid
         or not train.demonstration_lengths
         or not steps
     ):

@@ -19,7 +19,7 @@ def kind(method: Method) -> str:
         return "demonstrations"
     if method.trains("prefix") or method.trains("demonstration"):
         return "both"
-    if method.planner is not None or method.num_hybrid:
+    if not method.rows.fixed or method.rows.num_hybrid:
         return "prefix as context"
     return "rewards"
 
@@ -31,8 +31,8 @@ def show_methods(console: Console) -> None:
         table.add_column(column, no_wrap=column == "method", overflow="fold")
     methods = [load(name) for name in BUILT_IN]
     for m in methods:
-        name = f"{m.name} *" if m.unverified else m.name
-        table.add_row(name, kind(m), m.summary, m.source)
+        name = f"{m.name} *" if m.about.unverified else m.name
+        table.add_row(name, kind(m), m.about.summary, m.about.source)
     console.print(table)
     say(console, "* something could not be verified: prefix-rft methods NAME says what")
     say(console, "one of your own: method: {name: my_module:my_method}, see examples/")
@@ -40,10 +40,10 @@ def show_methods(console: Console) -> None:
 
 def show_method(console: Console, method: Method) -> None:
     """One method's source, rows, streams and options."""
-    say(console, f"{method.name}: {method.summary}")
-    say(console, f"source: {method.source}")
-    if method.unverified:
-        say(console, f"not verified: {method.unverified}")
+    say(console, f"{method.name}: {method.about.summary}")
+    say(console, f"source: {method.about.source}")
+    if method.about.unverified:
+        say(console, f"not verified: {method.about.unverified}")
     for line in rows_of(method):
         say(console, line)
     streams = Table(title="streams")
@@ -62,7 +62,7 @@ def show_method(console: Console, method: Method) -> None:
     options = Table(title="options")
     options.add_column("option")
     options.add_column("default")
-    for name, value in method.options.items():
+    for name, value in method.about.options.items():
         options.add_row(name, describe(value))
     console.print(options)
 
@@ -72,21 +72,21 @@ def rows_of(method: Method) -> list[str]:
     if not method.samples:
         return ["rows: whole demonstrations, nothing is sampled"]
     counts = [
-        (method.num_hybrid, "from a demonstration prefix"),
-        (method.num_demonstrations, "a whole demonstration"),
+        (method.rows.num_hybrid, "from a demonstration prefix"),
+        (method.rows.num_demonstrations, "a whole demonstration"),
     ]
     special = ", ".join(f"{n} {what}" for n, what in counts if n)
-    if method.planner is not None:
+    if not method.rows.fixed:
         special = f"as {describe(method.planner)} plans them"
     lines = [f"rows of a group: {special or 'all on-policy'}"]
-    if special and method.planner is None:
+    if special and method.rows.fixed:
         lines[0] += ", the rest on-policy"
-    if method.sampler == "reference":
-        lines.append(f"sampled from: the reference policy, set {method.reference_stages} time(s)")
-    if method.interleave is not None:
+    if method.reference.sampler == "reference":
+        lines.append(f"sampled from: the reference policy, set {method.reference.stages} time(s)")
+    if method.groups.interleave is not None:
         lines.append(
             "between them: generations of whole demonstrations, of prompts solved at a rate of "
-            f"{method.interleave:g} or less"
+            f"{method.groups.interleave.unsolved_at:g} or less"
         )
     if method.contrast is not None:
         lines.append(f"sequence advantages from: {describe(method.contrast)}")
@@ -122,7 +122,7 @@ def gate(stream: Stream) -> str:
 
 def normaliser(method: Method, stream: Stream) -> str:
     """What the stream's sum is divided by."""
-    aggregation = stream.aggregation or method.aggregation
+    aggregation = stream.aggregation or method.normaliser.aggregation
     everyone = ("policy", "prefix", "continuation", "demonstration")
     counted = "all" if set(stream.counted) == set(everyone) else ", ".join(stream.counted)
     trained = " trained" if stream.counts == "trained" else ""

@@ -3,7 +3,7 @@
 from prefix_rft.core.advantage import group_advantage
 from prefix_rft.core.batch import Batch
 from prefix_rft.core.credit import advantages, dropped, step_credit, with_sequence
-from prefix_rft.core.method import Method, Selection, Stream
+from prefix_rft.core.method import Method
 from prefix_rft.core.objective import (
     LossOutput,
     Targets,
@@ -17,6 +17,7 @@ from prefix_rft.core.planner import Group, Planner, Start
 from prefix_rft.core.prefix import PrefixSampler, draw_prefix, prefix_length
 from prefix_rft.core.schedules import Schedule
 from prefix_rft.core.select import keep_fraction
+from prefix_rft.core.stream import Selection, Stream
 
 __all__ = [
     "Batch",

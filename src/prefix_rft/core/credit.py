@@ -10,7 +10,8 @@ from torch import Tensor
 
 from prefix_rft.core import outcome
 from prefix_rft.core.advantage import group_advantage
-from prefix_rft.core.method import REGULARISERS, Method
+from prefix_rft.core.method import Method
+from prefix_rft.core.stream import REGULARISERS
 
 
 def advantages(
@@ -25,11 +26,11 @@ def advantages(
     Takes whole groups: call it where all rows of a group are known. Whole demonstrations enter a
     group's baseline only for methods that plan such rows.
     """
-    everyone = torch.ones_like(hybrid_B) if method.num_demonstrations else ~demo_B
+    everyone = torch.ones_like(hybrid_B) if method.rows.num_demonstrations else ~demo_B
     policy_B = ~hybrid_B & ~demo_B
     reward_B = reward_B if reward_B.device.type == "mps" else reward_B.double()
     graded = torch.nan_to_num(reward_B, nan=0.0)
-    right = outcome.solved(reward_B, method.solved_above)
+    right = outcome.solved(reward_B, method.groups.solved_above)
     known = {
         "reward": graded,
         "solved": right.to(graded),
@@ -46,7 +47,7 @@ def advantages(
     ):
         if any(s.advantage == kind for s in method.streams):
             known[kind] = group_advantage(reward_B, groups, include, method.baseline)
-    rate_B = outcome.solve_rate(reward_B, group_B, policy_B, method.solved_above)
+    rate_B = outcome.solve_rate(reward_B, group_B, policy_B, method.groups.solved_above)
     rows = []
     for s in method.streams:
         of = 1.0 if s.surrogate in REGULARISERS else s.advantage
@@ -66,12 +67,12 @@ def with_sequence(method: Method, advantage_SB: Tensor, sequence_B: Tensor) -> T
 
 def dropped(method: Method, reward_B: Tensor, group_B: Tensor, demo_B: Tensor) -> Tensor:
     """Rows of the flat groups that the method drops, shape (B,)."""
-    rate_B = outcome.solve_rate(reward_B, group_B, ~demo_B, method.solved_above)
+    rate_B = outcome.solve_rate(reward_B, group_B, ~demo_B, method.groups.solved_above)
     wrong, right = outcome.all_wrong(rate_B), outcome.all_right(rate_B)
     drop = torch.zeros_like(wrong)
-    if method.all_wrong in ("drop", "resample"):
+    if method.groups.all_wrong in ("drop", "resample"):
         drop |= wrong
-    if method.all_right in ("drop", "resample"):
+    if method.groups.all_right in ("drop", "resample"):
         drop |= right
     return drop
 
@@ -97,9 +98,10 @@ def step_credit(
         budget: the most that there may be.
     """
     priced_N = reward_N
-    if method.overlong_buffer:
-        buffer = max(1, round(method.overlong_buffer * budget))
-        price = outcome.overlong_penalty(length_N, budget, buffer, method.overlong_penalty)
+    overlong = method.groups.overlong
+    if overlong is not None and overlong.buffer:
+        buffer = max(1, round(overlong.buffer * budget))
+        price = outcome.overlong_penalty(length_N, budget, buffer, overlong.penalty)
         priced_N = reward_N + price.to(reward_N).where(~demo_N, 0.0)
     advantage_SN = advantages(method, priced_N, group_N, hybrid_N, demo_N)
     return advantage_SN, dropped(method, reward_N, group_N, demo_N)

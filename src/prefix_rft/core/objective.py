@@ -18,8 +18,10 @@ from torch import Tensor
 
 from prefix_rft.core.batch import Batch
 from prefix_rft.core.credit import advantages
-from prefix_rft.core.method import DEFAULT_CONST, REGULARISERS, Method, Stream
+from prefix_rft.core.method import Method
+from prefix_rft.core.parts import DEFAULT_CONST
 from prefix_rft.core.select import keep_fraction
+from prefix_rft.core.stream import REGULARISERS, Stream
 from prefix_rft.core.weights import Scores
 from prefix_rft.support.errors import UserError
 
@@ -129,10 +131,10 @@ def prepare(
     )
     counts = [_count(method, s, batch, a) for s, a in zip(method.streams, acts_SBT, strict=True)]
     Z_S = all_sum(torch.stack([n for n, _ in counts])).tolist()
-    const = DEFAULT_CONST if method.const is None else method.const
+    const = DEFAULT_CONST if method.normaliser.const is None else method.normaliser.const
     scales = []
     for stream, n in zip(method.streams, Z_S, strict=True):
-        aggregation = stream.aggregation or method.aggregation
+        aggregation = stream.aggregation or method.normaliser.aggregation
         Z = const if aggregation == "sum" else n * const if aggregation == "sum_over_const" else n
         scales.append(stream.coefficient.over(total_steps)(step) / Z if Z else 0.0)
     row_count_SB = torch.stack([m for _, m in counts])
@@ -141,7 +143,7 @@ def prepare(
 
 def _count(method: Method, stream: Stream, batch: Batch, acts_BT: Tensor) -> tuple[Tensor, Tensor]:
     """What the stream's normaliser counts here (tokens or rows), and the tokens of each row."""
-    aggregation = stream.aggregation or method.aggregation
+    aggregation = stream.aggregation or method.normaliser.aggregation
     if stream.counts == "trained":
         counted_BT, rows_B = acts_BT, acts_BT.any(1)
     else:
@@ -163,7 +165,7 @@ def _trained(
         open_B = torch.ones_like(advantage_B, dtype=torch.bool)
         return tokens & (open_B if stream.gate is None else advantage_B != 0)[:, None]
     tokens = tokens & (keep_BT | ~batch.prefix_mask_BT) & (advantage_B != 0)[:, None]
-    if method.truncated == "mask":
+    if method.groups.truncated == "mask":
         if batch.truncated_B is None:
             raise UserError(f"method '{method.name}' masks truncated rows, so it needs truncated_B")
         sampled = ~batch.prefix_mask_BT & ~batch.demo_mask_BT
@@ -282,14 +284,14 @@ def _surrogate(
         return advantage_B1 * (likelihood if stream.shape is None else stream.shape.of(likelihood))
     rho = ratio(batch, logp, acts_BT, stream.level)
     if stream.surrogate == "cispo":
-        held = rho.detach().clamp(1.0 - method.epsilon, 1.0 + method.clip_high)
+        held = rho.detach().clamp(1.0 - method.clip.low, 1.0 + method.clip.upper)
         value = held * advantage_B1 * logp
         return value if batch.weight_BT is None else value * batch.weight_BT.where(acts_BT, 0.0)
-    bounded = rho if method.delta is None else rho.clamp(max=method.delta)
+    bounded = rho if method.clip.delta is None else rho.clamp(max=method.clip.delta)
     value = bounded * advantage_B1
     if stream.surrogate == "clip":
         value = torch.minimum(
-            value, rho.clamp(1.0 - method.epsilon, 1.0 + method.clip_high) * advantage_B1
+            value, rho.clamp(1.0 - method.clip.low, 1.0 + method.clip.upper) * advantage_B1
         )
     return value if batch.weight_BT is None else value * batch.weight_BT.where(acts_BT, 0.0)
 
@@ -376,10 +378,10 @@ def _count_clipped(
     """Add the tokens that the clip acts on to ``clip_ratio/region_mean``: those whose gradient it
     removes, or, for ``cispo``, whose weight it holds."""
     rho = ratio(batch, logp_BT, acts_BT, stream.level)
-    clipped = (rho < 1.0 - method.epsilon) & (advantage_B1 < 0)
-    clipped = (clipped | ((rho > 1.0 + method.clip_high) & (advantage_B1 > 0))) & acts_BT
+    clipped = (rho < 1.0 - method.clip.low) & (advantage_B1 < 0)
+    clipped = (clipped | ((rho > 1.0 + method.clip.upper) & (advantage_B1 > 0))) & acts_BT
     if stream.surrogate == "cispo":
-        clipped = ((rho < 1.0 - method.epsilon) | (rho > 1.0 + method.clip_high)) & acts_BT
+        clipped = ((rho < 1.0 - method.clip.low) | (rho > 1.0 + method.clip.upper)) & acts_BT
     name = "clip_ratio/region_mean"
     s, n = stats.get(name, (clipped.new_zeros((), dtype=torch.int64),) * 2)
     stats[name] = (s + clipped.sum(), n + acts_BT.sum())

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from prefix_rft.core.prefix import PrefixSampler, draw_prefix, generator, is_hybrid, prefix_length
+from prefix_rft.support.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -82,10 +83,19 @@ class Group:
 class Planner:
     """Decides where rows start. Derive a frozen dataclass from it and give it ``starts``.
 
-    ``needs_boundaries`` says that the planner reads the group's boundaries.
+    Attributes:
+        needs_boundaries: it reads the group's boundaries.
+        fixed: every group has as many hybrid rows and whole demonstrations as the two numbers say.
+        num_hybrid: rows of each group that start from a demonstration prefix.
+        num_demonstrations: rows of each group that are a whole demonstration.
+        prefix: the law of the prefix length, where it is one for all groups.
     """
 
     needs_boundaries = False
+    fixed = False
+    num_hybrid: int = 0
+    num_demonstrations: int = 0
+    prefix: PrefixSampler | None = None
 
     @property
     def remembers(self) -> bool:
@@ -111,11 +121,24 @@ class Planner:
 
 @dataclass(frozen=True)
 class RandomPrefix(Planner):
-    """Prefix-RFT's law: the first rows draw a prefix each, the next are whole demonstrations."""
+    """Prefix-RFT's rows: the first ones draw a prefix each, the next are whole demonstrations.
+
+    Attributes:
+        num_hybrid: rows of each group that start from a demonstration prefix.
+        num_demonstrations: rows of each group that are a whole demonstration.
+        prefix: the law of the prefix length; needed when ``num_hybrid`` is positive.
+    """
 
     num_hybrid: int = 0
     num_demonstrations: int = 0
     prefix: PrefixSampler | None = None
+    fixed = True
+
+    def __post_init__(self) -> None:
+        if self.num_hybrid < 0 or self.num_demonstrations < 0:
+            raise UserError("numbers of hybrid and demonstration rows must be at least 0")
+        if self.num_hybrid and self.prefix is None:
+            raise UserError("hybrid rows need a prefix sampler, which draws their length")
 
     def starts(self, group: Group) -> Starts:
         """Prefixes first, whole demonstrations next, then on-policy rows."""
@@ -138,6 +161,10 @@ class RandomPrefix(Planner):
             index = group.random(row).randrange(len(group.lengths))
             return Start(index, group.lengths[index], 1.0)
         return None
+
+
+class OnPolicy(RandomPrefix):
+    """Every row starts at the prompt."""
 
 
 @dataclass(frozen=True)

@@ -133,7 +133,7 @@ def _why_not(
         return ", but a schedule that is no function of the step cannot change"
     if among(name, OPTIMIZER) and str(now.get("optim")) not in KEEPS_SETTINGS:
         return f", but optimizer {now.get('optim')} keeps its state among its settings"
-    if among(name, LENGTH) and method.reference_stages > 1:
+    if among(name, LENGTH) and method.reference.stages > 1:
         return f", but method '{method.name}' has renewed its reference by the former length"
     return None
 

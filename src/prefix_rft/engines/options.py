@@ -111,7 +111,10 @@ class KeepsMethod:
 
 def with_const(method: Method, max_completion_length: Any) -> Method:
     """The method with ``const`` of its sums at the completion budget, if it is open."""
-    return replace(method, const=float(max_completion_length)) if method.const is None else method
+    if method.normaliser.const is not None:
+        return method
+    const = float(max_completion_length)
+    return replace(method, normaliser=replace(method.normaliser, const=const))
 
 
 def check_rows(method: Method, name: str, generations: int) -> None:
@@ -122,15 +125,15 @@ def check_rows(method: Method, name: str, generations: int) -> None:
         name: as it was asked for.
         generations: rows of a group.
     """
-    planned = method.num_hybrid + method.num_demonstrations
-    if planned > generations or method.num_demonstrations >= generations:
+    planned = method.rows.num_hybrid + method.rows.num_demonstrations
+    if planned > generations or method.rows.num_demonstrations >= generations:
         raise ValueError(
-            f"method '{name}' wants {method.num_hybrid} hybrid and "
-            f"{method.num_demonstrations} demonstration rows in groups of "
+            f"method '{name}' wants {method.rows.num_hybrid} hybrid and "
+            f"{method.rows.num_demonstrations} demonstration rows in groups of "
             f"num_generations={generations}"
         )
     compared = any(s.advantage == "policy_group" for s in method.streams)
-    if compared and method.planner is None and generations - planned < 2:
+    if compared and method.rows.fixed and generations - planned < 2:
         raise ValueError(
             f"method '{name}' compares on-policy rows with one another, but a group of "
             f"num_generations={generations} has fewer than two"

@@ -89,7 +89,7 @@ class Moment:
         index = int(example[EXAMPLE])
         demonstrations = example[IDS]
         boundaries: tuple[tuple[int, ...], ...] = ()
-        if method.law.needs_boundaries:
+        if method.planner.needs_boundaries:
             boundaries = tuple(
                 tuple(i + 1 for i, t in enumerate(d) if t in self.newlines) for d in demonstrations
             )
@@ -102,11 +102,11 @@ class Moment:
             total_steps=self.total_steps,
             max_length=self.max_completion_length,
             attempt=attempt,
-            attempts=method.attempts,
+            attempts=method.groups.attempts,
             own=(self.examples or {}).get(index, {}),
             shared=self.shared or {},
             boundaries=boundaries,
-            solved_above=method.solved_above,
+            solved_above=method.groups.solved_above,
         )
 
 
@@ -141,7 +141,7 @@ def starts_of(method: Method, group: Group) -> Starts:
     """
     if not group.lengths:
         return group.everyone(None)
-    starts = tuple(method.law.starts(group))
+    starts = tuple(method.planner.starts(group))
     if len(starts) != group.rows:
         raise UserError(
             f"the planner of method '{method.name}' gave {len(starts)} starts for {group.rows} rows"

@@ -6,8 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from prefix_rft.core.method import SAMPLED, Method, Stream, regularisers
+from prefix_rft.core.method import Method
+from prefix_rft.core.parts import About, Normaliser
 from prefix_rft.core.planner import Group, Planner, Record, Starts
+from prefix_rft.core.stream import SAMPLED, Stream, regularisers
 from prefix_rft.support.errors import check_range
 
 
@@ -82,14 +84,16 @@ def adaback(
     check_range("plain", plain, 0.0, 1.0)
     return Method(
         name="adaback",
-        summary="GRPO from a prefix (context) whose length each example finds for itself",
-        source="arXiv 2506.18110",
         streams=(
             Stream("policy", SAMPLED, "clip", "group"),
             *regularisers(beta, entropy_coef, SAMPLED),
         ),
-        planner=Interval(threshold, ema, plain),
+        rows=Interval(threshold, ema, plain),
         baseline="mean_std",
-        aggregation="seq_mean_token_mean",
-        unverified="no code was found; threshold, average, plain groups and reopening are ours",
+        normaliser=Normaliser("seq_mean_token_mean"),
+        about=About(
+            summary="GRPO from a prefix (context) whose length each example finds for itself",
+            source="arXiv 2506.18110",
+            unverified="no code was found; threshold, average, plain groups and reopening are ours",
+        ),
     )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from prefix_rft.core.method import SAMPLED, Method, Stream, regularisers
+from prefix_rft.core.method import Method
+from prefix_rft.core.parts import About, Groups, Normaliser
 from prefix_rft.core.planner import Lengthening
+from prefix_rft.core.stream import SAMPLED, Stream, regularisers
 
 
 def bread(
@@ -22,15 +24,19 @@ def bread(
     """
     return Method(
         name="bread",
-        summary="GRPO; a group that fails branches from a demonstration prefix, which is context",
-        source="arXiv 2506.17211",
         streams=(
             Stream("policy", SAMPLED, "clip", "group"),
             *regularisers(beta, entropy_coef, SAMPLED),
         ),
-        planner=Lengthening(),
-        all_wrong="lengthen",
+        rows=Lengthening(),
         baseline="mean_std",
-        aggregation="seq_mean_token_mean",
-        unverified="no code was found; the search for the prefix length is ours",
+        normaliser=Normaliser("seq_mean_token_mean"),
+        groups=Groups(all_wrong="lengthen"),
+        about=About(
+            summary=(
+                "GRPO; a group that fails branches from a demonstration prefix, which is context"
+            ),
+            source="arXiv 2506.17211",
+            unverified="no code was found; the search for the prefix length is ours",
+        ),
     )

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from prefix_rft.core.method import SAMPLED, Method, Stream, regularisers
+from prefix_rft.core.method import Method
+from prefix_rft.core.parts import About
+from prefix_rft.core.planner import RandomPrefix
 from prefix_rft.core.schedules import Schedule, cosine, parse
+from prefix_rft.core.stream import SAMPLED, Stream, regularisers
 from prefix_rft.core.weights import uncertainty
 from prefix_rft.support.errors import check_range
 
@@ -41,8 +44,6 @@ def chord(
     weight = uncertainty() if phi else None
     return Method(
         name="chord",
-        summary="GRPO and SFT in one loss, with a fading share (mu) or token weights p(1-p) (phi)",
-        source="arXiv 2508.11408 and Trinity-RFT's chord_policy_loss",
         streams=(
             Stream("policy", SAMPLED, "clip", "sampled_group", coefficient=rest),
             Stream(
@@ -50,6 +51,12 @@ def chord(
             ),
             *regularisers(beta, entropy_coef, SAMPLED),
         ),
-        num_demonstrations=num_demonstrations,
+        rows=RandomPrefix(num_demonstrations=num_demonstrations),
         baseline="mean_std",
+        about=About(
+            summary=(
+                "GRPO and SFT in one loss, with a fading share (mu) or token weights p(1-p) (phi)"
+            ),
+            source="arXiv 2508.11408 and Trinity-RFT's chord_policy_loss",
+        ),
     )

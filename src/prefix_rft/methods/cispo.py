@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from prefix_rft.core.method import ROLLOUT, SAMPLED, Method, Stream, regularisers
+from prefix_rft.core.method import Method
+from prefix_rft.core.parts import About, Clip
+from prefix_rft.core.stream import ROLLOUT, SAMPLED, Stream, regularisers
 
 
 def cispo(
@@ -21,13 +23,14 @@ def cispo(
     """
     return Method(
         name="cispo",
-        summary="REINFORCE with the clipped importance ratio as a weight",
-        source="arXiv 2506.13585",
         streams=(
             Stream("policy", SAMPLED, "cispo", "group", ROLLOUT),
             *regularisers(beta, entropy_coef, ROLLOUT),
         ),
         baseline="mean_std",
-        epsilon=1.0,
-        epsilon_high=4.0,
+        clip=Clip(low=1.0, high=4.0),
+        about=About(
+            summary="REINFORCE with the clipped importance ratio as a weight",
+            source="arXiv 2506.13585",
+        ),
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from prefix_rft.core.method import ROLLOUT, SAMPLED, Method, Stream, regularisers
+from prefix_rft.core.method import Method
+from prefix_rft.core.parts import About, Clip, Groups, Overlong
+from prefix_rft.core.stream import ROLLOUT, SAMPLED, Stream, regularisers
 
 
 def dapo(
@@ -26,16 +28,19 @@ def dapo(
     """
     return Method(
         name="dapo",
-        summary="GRPO with clip-higher, a token mean, no flat groups, a price on long rows",
-        source="arXiv 2503.14476, section 3",
         streams=(
             Stream("policy", SAMPLED, "clip", "group", ROLLOUT),
             *regularisers(beta, entropy_coef, ROLLOUT),
         ),
         baseline="mean_std",
-        epsilon_high=0.28,
-        all_wrong="resample",
-        all_right="resample",
-        overlong_buffer=overlong_buffer,
-        overlong_penalty=overlong_penalty,
+        clip=Clip(high=0.28),
+        groups=Groups(
+            all_wrong="resample",
+            all_right="resample",
+            overlong=Overlong(overlong_buffer, overlong_penalty),
+        ),
+        about=About(
+            summary="GRPO with clip-higher, a token mean, no flat groups, a price on long rows",
+            source="arXiv 2503.14476, section 3",
+        ),
     )

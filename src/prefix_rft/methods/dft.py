@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from prefix_rft.core.method import Method, Stream
+from prefix_rft.core.method import Method
+from prefix_rft.core.parts import About
+from prefix_rft.core.planner import RandomPrefix
+from prefix_rft.core.stream import Stream
 from prefix_rft.core.weights import probability
 
 
@@ -13,8 +16,10 @@ def dft() -> Method:
     """
     return Method(
         name="dft",
-        summary="SFT with each token weighted by its own probability, no rollouts",
-        source="arXiv 2508.05629 and the authors' fsdp_dft_trainer",
         streams=(Stream("demonstration", ("demonstration",), "logp", 1.0, weight=probability()),),
-        num_demonstrations=1,
+        rows=RandomPrefix(num_demonstrations=1),
+        about=About(
+            summary="SFT with each token weighted by its own probability, no rollouts",
+            source="arXiv 2508.05629 and the authors' fsdp_dft_trainer",
+        ),
     )

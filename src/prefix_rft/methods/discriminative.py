@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from prefix_rft.core.contrast import Discriminative
-from prefix_rft.core.method import Method, Stream
+from prefix_rft.core.method import Method
+from prefix_rft.core.parts import About, Normaliser, Reference
+from prefix_rft.core.planner import RandomPrefix
+from prefix_rft.core.stream import Stream
 
 
 def discriminative(
@@ -30,16 +33,17 @@ def discriminative(
     demonstration = ("demonstration",)
     return Method(
         name="discriminative",
-        summary="a demonstration's likelihood against that of sampled negatives, no reward",
-        source="arXiv 2502.18679 and the authors' dft_trainer",
         streams=(
             Stream("demonstration", demonstration, "logp", "sequence"),
             Stream("negatives", ("policy",), "logp", "sequence", demonstration),
         ),
-        num_demonstrations=1,
+        rows=RandomPrefix(num_demonstrations=1),
+        normaliser=Normaliser("seq_mean_token_mean" if averaged else "sum_over_const", const=1.0),
         contrast=Discriminative(tau, gamma, averaged),
-        sampler=negatives,
-        aggregation="seq_mean_token_mean" if averaged else "sum_over_const",
-        const=1.0,
-        unverified="a variant: the paper's negatives answer another system prompt, at T 0.7",
+        reference=Reference(sampler=negatives),
+        about=About(
+            summary="a demonstration's likelihood against that of sampled negatives, no reward",
+            source="arXiv 2502.18679 and the authors' dft_trainer",
+            unverified="a variant: the paper's negatives answer another system prompt, at T 0.7",
+        ),
     )

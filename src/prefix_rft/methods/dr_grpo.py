@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from prefix_rft.core.method import ROLLOUT, SAMPLED, Method, Stream, regularisers
+from prefix_rft.core.method import Method
+from prefix_rft.core.parts import About, Normaliser
+from prefix_rft.core.stream import ROLLOUT, SAMPLED, Stream, regularisers
 
 
 def dr_grpo(
@@ -18,12 +20,14 @@ def dr_grpo(
     """
     return Method(
         name="dr_grpo",
-        summary="GRPO without the two biases: no division by the std, none by the row's length",
-        source="arXiv 2503.20783, section 3.2",
         streams=(
             Stream("policy", SAMPLED, "clip", "group", ROLLOUT),
             *regularisers(beta, entropy_coef, ROLLOUT),
         ),
         baseline="mean",
-        aggregation="sum_over_const",
+        normaliser=Normaliser("sum_over_const"),
+        about=About(
+            summary="GRPO without the two biases: no division by the std, none by the row's length",
+            source="arXiv 2503.20783, section 3.2",
+        ),
     )

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 
-from prefix_rft.core.method import Method, Stream
+from prefix_rft.core.method import Method
+from prefix_rft.core.parts import About
+from prefix_rft.core.planner import RandomPrefix
+from prefix_rft.core.stream import Stream
 from prefix_rft.core.weights import f_divergence
 from prefix_rft.support.errors import check_range
 
@@ -28,9 +31,13 @@ def fdiv_sft(
     check_range("floor", floor, -math.inf, cap)
     return Method(
         name="fdiv_sft",
-        summary="experimental: SFT with weights derived from an f-divergence to the initial model",
-        source="derived here from the idea of arXiv 2507.00018",
         streams=(Stream("demonstration", ("demonstration",), "logp", 1.0, weight=weight),),
-        num_demonstrations=1,
-        unverified="the paper's losses: this form is derived, not theirs",
+        rows=RandomPrefix(num_demonstrations=1),
+        about=About(
+            summary=(
+                "experimental: SFT with weights derived from an f-divergence to the initial model"
+            ),
+            source="derived here from the idea of arXiv 2507.00018",
+            unverified="the paper's losses: this form is derived, not theirs",
+        ),
     )

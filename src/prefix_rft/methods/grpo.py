@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from prefix_rft.core.method import ROLLOUT, SAMPLED, Method, Stream, regularisers
+from prefix_rft.core.method import Method
+from prefix_rft.core.parts import About, Normaliser
+from prefix_rft.core.stream import ROLLOUT, SAMPLED, Stream, regularisers
 
 
 def grpo(
@@ -18,12 +20,14 @@ def grpo(
     """
     return Method(
         name="grpo",
-        summary="on-policy rollouts, advantage normalised by the group's mean and std",
-        source="arXiv 2402.03300, section 4.1, Eq. 3",
         streams=(
             Stream("policy", SAMPLED, "clip", "group", ROLLOUT),
             *regularisers(beta, entropy_coef, ROLLOUT),
         ),
         baseline="mean_std",
-        aggregation="seq_mean_token_mean",
+        normaliser=Normaliser("seq_mean_token_mean"),
+        about=About(
+            summary="on-policy rollouts, advantage normalised by the group's mean and std",
+            source="arXiv 2402.03300, section 4.1, Eq. 3",
+        ),
     )

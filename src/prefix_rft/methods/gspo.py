@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from prefix_rft.core.method import ROLLOUT, SAMPLED, Method, Stream, regularisers
+from prefix_rft.core.method import Method
+from prefix_rft.core.parts import About, Clip, Normaliser
+from prefix_rft.core.stream import ROLLOUT, SAMPLED, Stream, regularisers
 
 
 def gspo(
@@ -20,14 +22,15 @@ def gspo(
     """
     return Method(
         name="gspo",
-        summary="GRPO whose ratio and clip are those of the whole row",
-        source="arXiv 2507.18071, Eq. 5 and 7",
         streams=(
             Stream("policy", SAMPLED, "clip", "group", ROLLOUT, level="sequence"),
             *regularisers(beta, entropy_coef, ROLLOUT),
         ),
         baseline="mean_std",
-        aggregation="seq_mean_token_mean",
-        epsilon=0.0003,
-        epsilon_high=0.0004,
+        normaliser=Normaliser("seq_mean_token_mean"),
+        clip=Clip(low=0.0003, high=0.0004),
+        about=About(
+            summary="GRPO whose ratio and clip are those of the whole row",
+            source="arXiv 2507.18071, Eq. 5 and 7",
+        ),
     )

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from prefix_rft.core.method import EVERYONE, Method, Stream, regularisers
+from prefix_rft.core.method import Method
+from prefix_rft.core.parts import About, Normaliser
+from prefix_rft.core.planner import RandomPrefix
 from prefix_rft.core.schedules import parse
+from prefix_rft.core.stream import EVERYONE, Stream, regularisers
 
 
 def hpt(
@@ -31,8 +34,6 @@ def hpt(
     """
     return Method(
         name="hpt",
-        summary="a prompt gets RL where its rollouts succeed, SFT on its demonstration where not",
-        source="arXiv 2509.04419 and the authors' select_on_off_ada_balance",
         streams=(
             Stream("policy", ("policy",), "ratio", "policy_group", EVERYONE, gate=(gate, 1.0)),
             Stream(
@@ -46,6 +47,12 @@ def hpt(
             ),
             *regularisers(beta, entropy_coef, ("policy",), EVERYONE, (gate, 1.0)),
         ),
-        num_demonstrations=num_demonstrations,
-        aggregation="sum_over_const",
+        rows=RandomPrefix(num_demonstrations=num_demonstrations),
+        normaliser=Normaliser("sum_over_const"),
+        about=About(
+            summary=(
+                "a prompt gets RL where its rollouts succeed, SFT on its demonstration where not"
+            ),
+            source="arXiv 2509.04419 and the authors' select_on_off_ada_balance",
+        ),
     )

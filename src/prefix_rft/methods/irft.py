@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from prefix_rft.core.contrast import SelfPlay
-from prefix_rft.core.method import Method, Stream
+from prefix_rft.core.method import Method
+from prefix_rft.core.parts import About, Normaliser, Reference
+from prefix_rft.core.planner import RandomPrefix
+from prefix_rft.core.stream import Stream
 
 
 def irft(*, beta_contrast: float = 0.1, stages: int = 5) -> Method:
@@ -20,17 +23,19 @@ def irft(*, beta_contrast: float = 0.1, stages: int = 5) -> Method:
     demonstration = ("demonstration",)
     return Method(
         name="irft",
-        summary="demonstrations preferred to samples of a policy frozen at each stage, no reward",
-        source="arXiv 2405.17888 and the authors' spin_loss",
         streams=(
             Stream("demonstration", demonstration, "logp", "sequence"),
             Stream("negatives", ("policy",), "logp", "sequence", demonstration),
         ),
-        num_demonstrations=1,
+        rows=RandomPrefix(num_demonstrations=1),
+        normaliser=Normaliser("sum_over_const", const=1.0),
         contrast=SelfPlay(beta_contrast),
-        sampler="reference",
-        reference_stages=stages,
-        aggregation="sum_over_const",
-        const=1.0,
-        unverified="the paper's result figures",
+        reference=Reference(sampler="reference", stages=stages),
+        about=About(
+            summary=(
+                "demonstrations preferred to samples of a policy frozen at each stage, no reward"
+            ),
+            source="arXiv 2405.17888 and the authors' spin_loss",
+            unverified="the paper's result figures",
+        ),
     )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from prefix_rft.core.method import Method, Stream
+from prefix_rft.core.method import Method
+from prefix_rft.core.parts import About
+from prefix_rft.core.planner import RandomPrefix
+from prefix_rft.core.stream import Stream
 from prefix_rft.core.weights import sequence_importance
 from prefix_rft.support.errors import check_range
 
@@ -22,9 +25,11 @@ def iw_sft(
     check_range("cap", cap, 0.0)
     return Method(
         name="iw_sft",
-        summary="SFT with each row weighted by its likelihood ratio to the initial model",
-        source="arXiv 2507.12856 and the authors' IwSFTLoss",
         streams=(Stream("demonstration", ("demonstration",), "logp", 1.0, weight=weight),),
-        num_demonstrations=1,
-        unverified="the paper's headline figures",
+        rows=RandomPrefix(num_demonstrations=1),
+        about=About(
+            summary="SFT with each row weighted by its likelihood ratio to the initial model",
+            source="arXiv 2507.12856 and the authors' IwSFTLoss",
+            unverified="the paper's headline figures",
+        ),
     )

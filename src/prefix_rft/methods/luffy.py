@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from prefix_rft.core.method import EVERYONE, SAMPLED, Method, Stream, regularisers
+from prefix_rft.core.method import Method
+from prefix_rft.core.parts import About, Normaliser
+from prefix_rft.core.planner import RandomPrefix
+from prefix_rft.core.stream import EVERYONE, SAMPLED, Stream, regularisers
 from prefix_rft.core.weights import saturating
 
 
@@ -27,8 +30,6 @@ def luffy(
     shape = None if gamma is None else saturating(gamma)
     return Method(
         name="luffy",
-        summary="a whole demonstration in the group as off-policy data with policy shaping",
-        source="arXiv 2504.14945 and the authors' compute_token_on_off_policy_loss",
         streams=(
             Stream("policy", SAMPLED, "ratio", "group", EVERYONE),
             Stream(
@@ -36,6 +37,10 @@ def luffy(
             ),
             *regularisers(beta, entropy_coef, EVERYONE),
         ),
-        num_demonstrations=num_demonstrations,
-        aggregation="sum_over_const",
+        rows=RandomPrefix(num_demonstrations=num_demonstrations),
+        normaliser=Normaliser("sum_over_const"),
+        about=About(
+            summary="a whole demonstration in the group as off-policy data with policy shaping",
+            source="arXiv 2504.14945 and the authors' compute_token_on_off_policy_loss",
+        ),
     )

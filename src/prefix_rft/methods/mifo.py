@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from prefix_rft.core.method import ROLLOUT, SAMPLED, Method, Stream, regularisers
+from prefix_rft.core.method import Method
+from prefix_rft.core.parts import About, Groups, Interleave
+from prefix_rft.core.stream import ROLLOUT, SAMPLED, Stream, regularisers
 from prefix_rft.core.weights import top_entropy
 
 
@@ -28,8 +30,6 @@ def mifo(
     """
     return Method(
         name="mifo",
-        summary="GRPO, interleaved with SFT on uncertain tokens of prompts with low accuracy",
-        source="arXiv 2510.04454",
         streams=(
             Stream("policy", SAMPLED, "clip", "group", ROLLOUT),
             Stream(
@@ -42,8 +42,11 @@ def mifo(
             ),
             *regularisers(beta, entropy_coef, ROLLOUT),
         ),
-        interleave=unsolved_at,
-        interleave_rows=sft_prompts,
         baseline="mean_std",
-        unverified="no code was found; the thresholds are ours",
+        groups=Groups(interleave=Interleave(unsolved_at, sft_prompts)),
+        about=About(
+            summary="GRPO, interleaved with SFT on uncertain tokens of prompts with low accuracy",
+            source="arXiv 2510.04454",
+            unverified="no code was found; the thresholds are ours",
+        ),
     )

@@ -6,9 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from prefix_rft.core.method import SAMPLED, Method, Stream, regularisers
+from prefix_rft.core.method import Method
+from prefix_rft.core.parts import About, Normaliser
 from prefix_rft.core.planner import Group, Planner, Record, Starts
 from prefix_rft.core.prefix import is_hybrid
+from prefix_rft.core.stream import SAMPLED, Stream, regularisers
 from prefix_rft.support.errors import check_range
 
 
@@ -66,15 +68,21 @@ def pope(
     check_range("guided_share", guided_share, 0.0, 1.0)
     return Method(
         name="pope",
-        summary="GRPO on plain rows and on rows guided by the shortest rewarded prefix (context)",
-        source="arXiv 2601.18779",
         streams=(
             Stream("policy", ("policy",), "clip", "policy_group", SAMPLED),
             Stream("guided", ("continuation",), "clip", "hybrid_group", SAMPLED),
             *regularisers(beta, entropy_coef, SAMPLED),
         ),
-        planner=Guided(first_ratio, ratio_step, guided_share),
+        rows=Guided(first_ratio, ratio_step, guided_share),
         baseline="mean_std",
-        aggregation="seq_mean_token_mean",
-        unverified="the authors' code could not be read; the search replaces their precomputed one",
+        normaliser=Normaliser("seq_mean_token_mean"),
+        about=About(
+            summary=(
+                "GRPO on plain rows and on rows guided by the shortest rewarded prefix (context)"
+            ),
+            source="arXiv 2601.18779",
+            unverified=(
+                "the authors' code could not be read; the search replaces their precomputed one"
+            ),
+        ),
     )

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from prefix_rft.core.method import ROLLOUT, Method, Selection, Stream, regularisers
+from prefix_rft.core.method import Method
+from prefix_rft.core.parts import About, Normaliser
+from prefix_rft.core.planner import RandomPrefix
 from prefix_rft.core.prefix import PrefixSampler
 from prefix_rft.core.schedules import cosine, parse
+from prefix_rft.core.stream import ROLLOUT, Selection, Stream, regularisers
 from prefix_rft.support.errors import choose
 
 # advantage switch -> (of on-policy tokens, of continuations, of prefixes)
@@ -78,16 +81,20 @@ def prefix_rft(
     streams.extend(regularisers(beta, entropy_coef, ROLLOUT))
     return Method(
         name="prefix_rft",
-        summary="GRPO where one rollout continues a demonstration prefix that is trained too",
-        source="arXiv 2507.01679 v3, section 3, Eq. 3, A.2",
         streams=tuple(streams),
-        num_hybrid=num_hybrid,
-        prefix=PrefixSampler(
-            parse(prefix_low), parse(prefix_high), prefix_alpha, prefix_beta, min_prefix_length
+        rows=RandomPrefix(
+            num_hybrid=num_hybrid,
+            prefix=PrefixSampler(
+                parse(prefix_low), parse(prefix_high), prefix_alpha, prefix_beta, min_prefix_length
+            ),
         ),
         selection=None
         if prefix_loss in ("all", "frozen")
         else Selection(entropy_keep, entropy_mode, entropy_scope, entropy_source),
-        aggregation="sum_over_const",
-        unverified="normaliser, clip range and static weight of the published runs",
+        normaliser=Normaliser("sum_over_const"),
+        about=About(
+            summary="GRPO where one rollout continues a demonstration prefix that is trained too",
+            source="arXiv 2507.01679 v3, section 3, Eq. 3, A.2",
+            unverified="normaliser, clip range and static weight of the published runs",
+        ),
     )

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from prefix_rft.core.method import SAMPLED, Method, Stream, regularisers
+from prefix_rft.core.method import Method
+from prefix_rft.core.parts import About
 from prefix_rft.core.planner import Group, Planner, Starts
+from prefix_rft.core.stream import SAMPLED, Stream, regularisers
 from prefix_rft.support.errors import UserError
 
 
@@ -42,13 +44,15 @@ def questa(
         raise UserError(f"ratios must be a list of numbers in [0, 1], got {ratios}")
     return Method(
         name="questa",
-        summary="GRPO with half, then a quarter of the demonstration as context",
-        source="arXiv 2507.13266 and the authors' partial_50_grpo.yaml",
         streams=(
             Stream("policy", SAMPLED, "clip", "batch"),
             *regularisers(beta, entropy_coef, SAMPLED),
         ),
-        planner=Stages(tuple(ratios)),
+        rows=Stages(tuple(ratios)),
         baseline="mean_std",
-        unverified="a variant: the hint stands in the answer, and ratios are not decoupled",
+        about=About(
+            summary="GRPO with half, then a quarter of the demonstration as context",
+            source="arXiv 2507.13266 and the authors' partial_50_grpo.yaml",
+            unverified="a variant: the hint stands in the answer, and ratios are not decoupled",
+        ),
     )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from prefix_rft.core.method import SAMPLED, Method, Stream, regularisers
+from prefix_rft.core.method import Method
+from prefix_rft.core.parts import About, Normaliser
 from prefix_rft.core.planner import Group, Planner, Start, Starts
+from prefix_rft.core.stream import SAMPLED, Stream, regularisers
 from prefix_rft.support.errors import check_range
 
 
@@ -48,14 +50,16 @@ def r3(
     check_range("chunks", chunks, 1)
     return Method(
         name="r3",
-        summary="GRPO from start states along a demonstration (context); no critic",
-        source="arXiv 2402.05808 and the authors' main.py",
         streams=(
             Stream("policy", SAMPLED, "clip", "group"),
             *regularisers(beta, entropy_coef, SAMPLED),
         ),
-        planner=StepBoundary(chunks),
+        rows=StepBoundary(chunks),
         baseline="mean_std",
-        aggregation="seq_mean_token_mean",
-        unverified="a variant: the paper has PPO with a critic and GAE where this has groups",
+        normaliser=Normaliser("seq_mean_token_mean"),
+        about=About(
+            summary="GRPO from start states along a demonstration (context); no critic",
+            source="arXiv 2402.05808 and the authors' main.py",
+            unverified="a variant: the paper has PPO with a critic and GAE where this has groups",
+        ),
     )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from typing import Any
 
-from prefix_rft.core.method import Method, fallback
+from prefix_rft.core.method import Method
+from prefix_rft.core.parts import Clip, Groups, Normaliser
+from prefix_rft.core.stream import fallback
 from prefix_rft.support.errors import UserError, check_types, choose, refuse_unknown
 
 BUILT_IN = (
@@ -21,11 +23,20 @@ BUILT_IN = (
     # demonstrations alone
     "sft", "dft", "iw_sft", "fdiv_sft", "discriminative", "irft",
 )  # fmt: skip
-COMMON = (
-    "epsilon", "epsilon_high", "delta", "truncated", "aggregation", "const",
-    "all_wrong", "all_right", "attempts", "solved_above",
-)  # fmt: skip
-"""Fields of ``Method`` that are options of every method in which they have an effect."""
+COMMON = {
+    "epsilon": ("clip", "low"),
+    "epsilon_high": ("clip", "high"),
+    "delta": ("clip", "delta"),
+    "truncated": ("groups", "truncated"),
+    "aggregation": ("normaliser", "aggregation"),
+    "const": ("normaliser", "const"),
+    "all_wrong": ("groups", "all_wrong"),
+    "all_right": ("groups", "all_right"),
+    "attempts": ("groups", "attempts"),
+    "solved_above": ("groups", "solved_above"),
+}
+"""Options of every method in which they have an effect: part of ``Method``, and field of it."""
+PARTS = {"clip": Clip, "groups": Groups, "normaliser": Normaliser}
 
 
 def find(name: str) -> Callable[..., Any]:
@@ -62,11 +73,27 @@ def common_options(method: Method) -> dict[str, Any]:
         without_effect |= {"delta"}
     if method.contrast is not None:  # the contrast is right under its own normaliser alone
         without_effect |= {"aggregation", "const", "truncated"}
-    if not method.samples_again:
+    if not method.groups.sampled_again:
         without_effect |= {"attempts"}
     if not method.samples:
         without_effect |= {"truncated", "all_wrong", "all_right", "attempts", "solved_above"}
-    return {name: getattr(method, name) for name in COMMON if name not in without_effect}
+    return {
+        name: getattr(getattr(method, part), field)
+        for name, (part, field) in COMMON.items()
+        if name not in without_effect
+    }
+
+
+def with_common(method: Method, options: Mapping[str, Any]) -> Method:
+    """The method with some of the common options set."""
+    changed: dict[str, dict[str, Any]] = {}
+    for name, value in options.items():
+        part, field = COMMON[name]
+        changed.setdefault(part, {})[field] = value
+    parts = {part: replace(getattr(method, part), **values) for part, values in changed.items()}
+    if options.get("all_wrong") == "demonstration" and not method.trains("demonstration"):
+        parts["streams"] = (*method.streams, fallback())
+    return replace(method, **parts)
 
 
 REQUIRED = inspect.Parameter.empty
@@ -101,7 +128,8 @@ def load(name: str, **overrides: Any) -> Method:
     own = own_options(function)
     what = f"option of method {name}"
     refuse_unknown(what, overrides, [*own, *COMMON])
-    kinds = {f.name: str(f.type) for f in fields(Method) if f.name in COMMON}
+    types = {part: {f.name: str(f.type) for f in fields(kind)} for part, kind in PARTS.items()}
+    kinds = {name: types[part][field] for name, (part, field) in COMMON.items()}
     annotations = inspect.get_annotations(function)
     kinds |= {k: v for k, v in annotations.items() if k in own and isinstance(v, str)}
     check_types(what, overrides, kinds)
@@ -113,13 +141,11 @@ def load(name: str, **overrides: Any) -> Method:
         raise UserError(f"method '{name}' failed: {type(error).__name__}: {error}") from error
     if not isinstance(method, Method):
         raise UserError(f"method '{name}' returned {type(method).__name__}, not a Method")
-    common = {k: v for k, v in overrides.items() if k not in own}
-    if common.get("all_wrong") == "demonstration" and not method.trains("demonstration"):
-        common["streams"] = (*method.streams, fallback())
-    changed = replace(method, **common)
+    changed = with_common(method, {k: v for k, v in overrides.items() if k not in own})
     known = common_options(changed)
     for option in overrides:
         if option not in own and option not in known:
             raise UserError(f"option '{option}' has no effect in method '{name}'")
     known = {k: v for k, v in known.items() if k not in own}
-    return replace(changed, options={**own, **known, **overrides})
+    options = {**own, **known, **overrides}
+    return replace(changed, about=replace(changed.about, options=options))

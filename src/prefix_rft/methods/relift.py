@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from prefix_rft.core.method import ROLLOUT, SAMPLED, Method, Stream, regularisers
+from prefix_rft.core.method import Method
+from prefix_rft.core.parts import About, Groups, Interleave, Normaliser
+from prefix_rft.core.stream import ROLLOUT, SAMPLED, Stream, regularisers
 
 
 def relift(
@@ -26,14 +28,17 @@ def relift(
     """
     return Method(
         name="relift",
-        summary="RL, interleaved with SFT steps on the demonstrations of prompts that all failed",
-        source="arXiv 2506.07527 and the authors' trainer and actor",
         streams=(
             Stream("policy", SAMPLED, "ratio", "group", ROLLOUT),
             Stream("demonstration", ("demonstration",), "logp", 1.0, aggregation="token_mean"),
             *regularisers(beta, entropy_coef, ROLLOUT),
         ),
-        interleave=unsolved_at,
-        interleave_rows=sft_prompts,
-        aggregation="sum_over_const",
+        normaliser=Normaliser("sum_over_const"),
+        groups=Groups(interleave=Interleave(unsolved_at, sft_prompts)),
+        about=About(
+            summary=(
+                "RL, interleaved with SFT steps on the demonstrations of prompts that all failed"
+            ),
+            source="arXiv 2506.07527 and the authors' trainer and actor",
+        ),
     )

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from prefix_rft.core.method import EVERYONE, ROLLOUT, Method, Stream, regularisers
+from prefix_rft.core.method import Method
+from prefix_rft.core.parts import About, Normaliser
+from prefix_rft.core.planner import RandomPrefix
 from prefix_rft.core.schedules import parse
+from prefix_rft.core.stream import EVERYONE, ROLLOUT, Stream, regularisers
 
 
 def rl_sft(
@@ -28,14 +31,16 @@ def rl_sft(
     """
     return Method(
         name="rl_sft",
-        summary="Dr. GRPO on rollouts plus SFT on a demonstration of the same prompt",
-        source="baseline 'RL w/ SFT Loss' of arXiv 2504.14945",
         streams=(
             Stream("policy", ("policy",), "clip", "policy_group", EVERYONE),
             Stream("demonstration", ("demonstration",), "logp", 1.0, EVERYONE, parse(sft_coef)),
             *regularisers(beta, entropy_coef, ROLLOUT),
         ),
-        num_demonstrations=num_demonstrations,
-        aggregation="sum_over_const",
-        unverified="the RL half of the authors' baseline: its clip and number of rollouts",
+        rows=RandomPrefix(num_demonstrations=num_demonstrations),
+        normaliser=Normaliser("sum_over_const"),
+        about=About(
+            summary="Dr. GRPO on rollouts plus SFT on a demonstration of the same prompt",
+            source="baseline 'RL w/ SFT Loss' of arXiv 2504.14945",
+            unverified="the RL half of the authors' baseline: its clip and number of rollouts",
+        ),
     )

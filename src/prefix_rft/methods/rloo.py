@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from prefix_rft.core.method import ROLLOUT, SAMPLED, Method, Stream, regularisers
+from prefix_rft.core.method import Method
+from prefix_rft.core.parts import About, Normaliser
+from prefix_rft.core.stream import ROLLOUT, SAMPLED, Stream, regularisers
 from prefix_rft.support.errors import choose
 
 RATIOS = {"none": "logp", "old": "ratio"}
@@ -27,13 +29,14 @@ def rloo(
     choose("ratio", ratio, RATIOS)
     return Method(
         name="rloo",
-        summary="REINFORCE against the mean of the other rollouts, no clip",
-        source="arXiv 2402.14740, section 3",
         streams=(
             Stream("policy", SAMPLED, RATIOS[ratio], "group", ROLLOUT),
             *regularisers(beta, entropy_coef, ROLLOUT),
         ),
         baseline="leave_one_out",
-        aggregation="sum_over_const",
-        const=1.0,
+        normaliser=Normaliser("sum_over_const", const=1.0),
+        about=About(
+            summary="REINFORCE against the mean of the other rollouts, no clip",
+            source="arXiv 2402.14740, section 3",
+        ),
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from prefix_rft.core.method import Method, Stream
+from prefix_rft.core.method import Method
+from prefix_rft.core.parts import About, Reference
+from prefix_rft.core.stream import Stream
 
 
 def self_sft(*, rollouts: str = "policy") -> Method:
@@ -14,9 +16,13 @@ def self_sft(*, rollouts: str = "policy") -> Method:
     """
     return Method(
         name="self_sft",
-        summary="SFT on the policy's own rollouts, those that are verified as right",
-        source="arXiv 2506.23508",
         streams=(Stream("policy", ("policy",), "logp", "solved", counts="trained"),),
-        sampler=rollouts,
-        unverified="a variant: the paper imitates an RL-trained model's rollouts; no code found",
+        reference=Reference(sampler=rollouts),
+        about=About(
+            summary="SFT on the policy's own rollouts, those that are verified as right",
+            source="arXiv 2506.23508",
+            unverified=(
+                "a variant: the paper imitates an RL-trained model's rollouts; no code found"
+            ),
+        ),
     )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from prefix_rft.core.method import Method, Stream
+from prefix_rft.core.method import Method
+from prefix_rft.core.parts import About
+from prefix_rft.core.planner import RandomPrefix
+from prefix_rft.core.stream import Stream
 
 
 def sft() -> Method:
@@ -14,8 +17,10 @@ def sft() -> Method:
     """
     return Method(
         name="sft",
-        summary="maximum likelihood of whole demonstrations, no rollouts",
-        source="the usual cross-entropy; normaliser as corrected in arXiv 2604.23747",
         streams=(Stream("demonstration", ("demonstration",), "logp", 1.0),),
-        num_demonstrations=1,
+        rows=RandomPrefix(num_demonstrations=1),
+        about=About(
+            summary="maximum likelihood of whole demonstrations, no rollouts",
+            source="the usual cross-entropy; normaliser as corrected in arXiv 2604.23747",
+        ),
     )

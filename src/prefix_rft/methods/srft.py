@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from prefix_rft.core.method import EVERYONE, Method, Stream, regularisers
+from prefix_rft.core.method import Method
+from prefix_rft.core.parts import About, Normaliser
+from prefix_rft.core.planner import RandomPrefix
+from prefix_rft.core.stream import EVERYONE, Stream, regularisers
 from prefix_rft.core.weights import exp_entropy, saturating
 from prefix_rft.support.errors import choose
 
@@ -41,8 +44,6 @@ def srft(
     )
     return Method(
         name="srft",
-        summary="one stage: entropy-weighted SFT and off-policy RL on demonstrations, own rollouts",
-        source="arXiv 2506.19767 v1, Eq. 5 to 13",
         streams=(
             Stream("sft", demonstration, "logp", 1.0, EVERYONE, weight=down),
             Stream("demonstration", demonstration, "likelihood", "group", EVERYONE, shape=shape),
@@ -50,8 +51,14 @@ def srft(
             Stream("negative", policy, "logp", "unsolved", EVERYONE),
             *regularisers(0.0, entropy_coef, EVERYONE),
         ),
-        num_demonstrations=num_demonstrations,
+        rows=RandomPrefix(num_demonstrations=num_demonstrations),
         baseline="mean_std",
-        aggregation="sum_over_const",
-        unverified="the authors' code; whether H is of a token, a row or a batch",
+        normaliser=Normaliser("sum_over_const"),
+        about=About(
+            summary=(
+                "one stage: entropy-weighted SFT and off-policy RL on demonstrations, own rollouts"
+            ),
+            source="arXiv 2506.19767 v1, Eq. 5 to 13",
+            unverified="the authors' code; whether H is of a token, a row or a batch",
+        ),
     )

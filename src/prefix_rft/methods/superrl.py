@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from prefix_rft.core.method import EVERYONE, Method, Stream, regularisers
+from prefix_rft.core.method import Method
+from prefix_rft.core.parts import About, Normaliser
+from prefix_rft.core.planner import RandomPrefix
 from prefix_rft.core.schedules import parse
+from prefix_rft.core.stream import EVERYONE, Stream, regularisers
 
 
 def superrl(
@@ -25,8 +28,6 @@ def superrl(
     """
     return Method(
         name="superrl",
-        summary="a prompt gets GRPO if a rollout is rewarded, else SFT on its demonstration",
-        source="arXiv 2506.01096",
         streams=(
             Stream("policy", ("policy",), "clip", "policy_group", EVERYONE, gate=(0.0, 1.0)),
             Stream(
@@ -40,8 +41,12 @@ def superrl(
             ),
             *regularisers(beta, entropy_coef, ("policy",), EVERYONE, (0.0, 1.0)),
         ),
-        num_demonstrations=num_demonstrations,
+        rows=RandomPrefix(num_demonstrations=num_demonstrations),
         baseline="mean_std",
-        aggregation="sum_over_const",
-        unverified="the authors' code was not read; their learnt mixing is not built",
+        normaliser=Normaliser("sum_over_const"),
+        about=About(
+            summary="a prompt gets GRPO if a rollout is rewarded, else SFT on its demonstration",
+            source="arXiv 2506.01096",
+            unverified="the authors' code was not read; their learnt mixing is not built",
+        ),
     )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from prefix_rft.core.method import SAMPLED, Method, Stream, regularisers
+from prefix_rft.core.method import Method
+from prefix_rft.core.parts import About
 from prefix_rft.core.planner import Group, Planner, Starts
 from prefix_rft.core.schedules import Schedule, constant, cosine
+from prefix_rft.core.stream import SAMPLED, Stream, regularisers
 from prefix_rft.support.errors import check_range
 
 
@@ -68,14 +70,16 @@ def uft(
         check_range(name, value, 0.0, 1.0)
     return Method(
         name="uft",
-        summary="GRPO from a shared hint that shrinks, with a little SFT on the hint",
-        source="arXiv 2505.16984 and the authors' dp_actor and rl_dataset",
         streams=(
             Stream("policy", SAMPLED, "clip", "group"),
             Stream("hint", ("prefix",), "logp", 1.0, coefficient=hint, aggregation="token_mean"),
             *regularisers(beta, entropy_coef, SAMPLED),
         ),
-        planner=Hint(chunks, hint_high, hint_low, hint_until),
+        rows=Hint(chunks, hint_high, hint_low, hint_until),
         baseline="mean_std",
-        unverified="the paper's result figures",
+        about=About(
+            summary="GRPO from a shared hint that shrinks, with a little SFT on the hint",
+            source="arXiv 2505.16984 and the authors' dp_actor and rl_dataset",
+            unverified="the paper's result figures",
+        ),
     )

@@ -199,7 +199,7 @@ def work(
     trainer.add_callback(trainer.pop_callback(LooksAtLines))  # what it stops is written first
     trainer.warn = lambda words: say(console, f"warning: {words}", style="yellow")
     if main:
-        console.print(f"{setup.method.name}: {setup.method.summary}", highlight=False)
+        console.print(f"{setup.method.name}: {setup.method.about.summary}", highlight=False)
         console.print(str(trainer.demonstrations), highlight=False)
         console.print(str(setup.plan), highlight=False)
 

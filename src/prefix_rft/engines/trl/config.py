@@ -110,9 +110,9 @@ class PrefixRFTConfig(KeepsMethod, WatchConfig, GRPOConfig):
                 f"temperature 1, got {self.temperature}"
             )
         rows: Any = self.generation_batch_size
-        if method.interleave_rows is not None and method.interleave_rows > rows:
+        if (waits := method.groups.interleave) and (waits.prompts or 0) > rows:
             raise ValueError(
-                f"method '{self.method}' wants {method.interleave_rows} demonstrations in a step, "
+                f"method '{self.method}' wants {waits.prompts} demonstrations in a step, "
                 f"but a generation has {rows} rows"
             )
         if method.contrast is not None and steps != self.gradient_accumulation_steps:
@@ -135,8 +135,8 @@ class PrefixRFTConfig(KeepsMethod, WatchConfig, GRPOConfig):
 
     def _fit(self, method: Method) -> Method:
         for key in SHARED:
-            if key in method.options:
-                setattr(self, key, method.options[key])
+            if key in method.about.options:
+                setattr(self, key, method.about.options[key])
         generations: Any = self.num_generations
         check_rows(method, self.method, generations)
         return with_const(method, self.max_completion_length)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from prefix_rft.core import Batch, Method, Targets, token_losses
-from prefix_rft.core.method import REGULARISERS
+from prefix_rft.core.stream import REGULARISERS
 from prefix_rft.support.errors import UserError
 
 

@@ -107,7 +107,7 @@ class ParameterMask(TrainerCallback):
     def __init__(self, trainer: Any, options: MaskOptions) -> None:
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
             raise UserError("parameter_mask cannot be used with sharded weights (FSDP, DeepSpeed)")
-        if options.kind == "mifo" and trainer.method.interleave is None:
+        if options.kind == "mifo" and trainer.method.groups.interleave is None:
             raise UserError(
                 "parameter_mask kind mifo masks steps of imitation, which method "
                 f"'{trainer.method.name}' does not have: use mifo or relift"

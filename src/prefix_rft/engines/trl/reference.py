@@ -48,7 +48,7 @@ class ReferencePolicy:
 
     def enter_stage(self) -> None:
         """Make the policy of now the reference where a new stage of the method begins."""
-        trainer, stages = self.trainer, self.trainer.method.reference_stages
+        trainer, stages = self.trainer, self.trainer.method.reference.stages
         stage = min(stages - 1, trainer.state.global_step * stages // trainer.state.max_steps)
         if stage != trainer.method_state.stage:
             trainer.method_state.stage = stage

@@ -73,8 +73,8 @@ def log_starts(trainer: PrefixRFTTrainer, lengths: Tensor, demo_N: Tensor) -> No
     method, metrics = trainer.method, trainer.metrics
     if not method.branches:
         return
-    if method.prefix is not None:
-        low, high = method.prefix.interval(trainer.state.global_step, trainer.state.max_steps)
+    if method.rows.prefix is not None:
+        low, high = method.rows.prefix.interval(trainer.state.global_step, trainer.state.max_steps)
         metrics["prefix/low"].append(low)
         metrics["prefix/high"].append(high)
     metrics["prefix/row_share"].append(len(lengths) / len(demo_N))

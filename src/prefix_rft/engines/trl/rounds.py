@@ -70,13 +70,13 @@ class Fates:
         known = torch.tensor(own, device=trainer.accelerator.device)
         group_N, whole_N, attempt_N = trainer.accelerator.gather(known).T
         demo_N = whole_N.bool()
-        rate_N = outcome.solve_rate(trainer.outcomes, group_N, ~demo_N, method.solved_above)
+        rate_N = outcome.solve_rate(trainer.outcomes, group_N, ~demo_N, method.groups.solved_above)
         again_N = torch.zeros_like(demo_N)
-        if method.all_wrong in ("resample", "lengthen"):
+        if method.groups.all_wrong in ("resample", "lengthen"):
             again_N |= outcome.all_wrong(rate_N)
-        elif method.all_wrong == "demonstration":  # one that is there settles the group
+        elif method.groups.all_wrong == "demonstration":  # one that is there settles the group
             again_N |= outcome.all_wrong(rate_N) & ~torch.isin(group_N, group_N[demo_N])
-        if method.all_right == "resample":
+        if method.groups.all_right == "resample":
             again_N |= outcome.all_right(rate_N)
         return cls(group_N, rate_N, again_N, torch.isin(group_N, group_N[attempt_N > 0]))
 
@@ -93,13 +93,13 @@ def generate(trainer: PrefixRFTTrainer, inputs: Inputs) -> Generation:
         step=trainer.state.global_step,
         total_steps=trainer.state.max_steps,
         max_completion_length=trainer.max_completion_length,
-        newlines=trainer.renderer.newline_ids if method.law.needs_boundaries else frozenset(),
+        newlines=trainer.renderer.newline_ids if method.planner.needs_boundaries else frozenset(),
         examples=state.examples,
         shared=state.shared,
     )
     plans = plan_rows(method, inputs, moment, offset)
-    limit = method.attempts
-    if method.all_wrong == "demonstration" and method.all_right != "resample":
+    limit = method.groups.attempts
+    if method.groups.all_wrong == "demonstration" and method.groups.all_right != "resample":
         limit = 1  # a demonstration in the group's place settles it
     logged = {name: len(values) for name, values in trainer.metrics.items()}
     rows = trainer.score(inputs, plans)
@@ -118,7 +118,7 @@ def generate(trainer: PrefixRFTTrainer, inputs: Inputs) -> Generation:
     for name, share in (
         ("all_wrong", outcome.all_wrong(fates.rate_N)),
         ("all_right", outcome.all_right(fates.rate_N)),
-        *([("resampled", fates.changed_N)] if method.samples_again else []),
+        *([("resampled", fates.changed_N)] if method.groups.sampled_again else []),
     ):
         trainer.metrics[f"groups/{name}"].append(share.float().mean().item())
     learn(trainer, inputs, plans, moment, fates)
@@ -134,7 +134,7 @@ def next_attempt(
     again, rate = fates.again_N[mine].tolist(), fates.rate_N[mine].tolist()
     inputs, plans, changes = [], [], 0
     for i, (example, plan) in enumerate(zip(last.inputs, last.plans, strict=True)):
-        how = (method.all_wrong if rate[i] == 0.0 else "resample") if again[i] else "keep"
+        how = (method.groups.all_wrong if rate[i] == 0.0 else "resample") if again[i] else "keep"
         if how == "resample":
             example = another_example(trainer, moment, attempt, plan.group)
         fresh = replanned(method, plan, example, moment, attempt, how)
@@ -203,8 +203,8 @@ def learn(
 ) -> None:
     """Tell the planner how its groups went, and set aside what waits for imitation."""
     method, state, metrics = trainer.method, trainer.method_state, trainer.metrics
-    remembers = method.law.remembers
-    if not remembers and method.interleave is None:
+    remembers = method.planner.remembers
+    if not remembers and method.groups.interleave is None:
         return
     # A group may lie across processes: each says what it holds of it.
     firsts = [
@@ -231,15 +231,16 @@ def learn(
             own_rewards = [
                 math.nan if (g, row) in replaced else r for row, r in enumerate(by_group[g])
             ]
-            state.learn(method.law, asked, own_starts, own_rewards)
-        fails = method.interleave is not None and rate[g] <= method.interleave
+            state.learn(method.planner, asked, own_starts, own_rewards)
+        waits = method.groups.interleave
+        fails = waits is not None and rate[g] <= waits.unsolved_at
         if fails and asked.example not in waiting:
             rng = generator(asked.seed, asked.step, asked.example, -1)
             state.waiting.append((asked.example, rng.randrange(len(asked.lengths))))
             waiting.add(asked.example)
     if remembers:
         metrics["memory/examples"].append(float(len(state.examples)))
-    if method.interleave is not None:
+    if method.groups.interleave is not None:
         metrics["interleave/waiting"].append(float(len(state.waiting)))
 
 
@@ -247,11 +248,11 @@ def take_waiting(
     trainer: PrefixRFTTrainer, rows: int, offset: int
 ) -> tuple[Inputs, list[RowPlan]] | None:
     """This process's share of a generation of demonstrations, once enough of them wait."""
-    if trainer.method.interleave is None:
+    if trainer.method.groups.interleave is None:
         return None
     waiting = trainer.method_state.waiting
     room = rows * trainer.accelerator.num_processes
-    wanted = min(trainer.method.interleave_rows or room, room)
+    wanted = min(trainer.method.groups.interleave.prompts or room, room)
     full = len(waiting) >= wanted
     trainer.metrics["interleave/step"].append(float(full))
     if not full:

@@ -151,13 +151,16 @@ class PrefixRFTTrainer(Watched, EvaluatesPlainRows, ResumesExactly, GRPOTrainer)
 
     def _check_method(self) -> None:
         method = self.method
-        swaps = method.interleave is not None or "resample" in (method.all_wrong, method.all_right)
+        swaps = method.groups.interleave is not None or "resample" in (
+            method.groups.all_wrong,
+            method.groups.all_right,
+        )
         if swaps and self.demonstrations is None:
             raise ValueError(
                 f"method '{method.name}' goes back to examples of the dataset, which a stream "
                 "does not allow: give a dataset of known length"
             )
-        if method.sampler == "reference" and not self._samples_itself():
+        if method.reference.sampler == "reference" and not self._samples_itself():
             raise ValueError(
                 f"method '{method.name}' samples from the reference policy, which needs the plain "
                 "transformers backend with fast_generation"
@@ -271,7 +274,7 @@ class PrefixRFTTrainer(Watched, EvaluatesPlainRows, ResumesExactly, GRPOTrainer)
             top_p=self.top_p,
             min_p=self.min_p,
         )
-        own = self.method.sampler == "reference" and model.training
+        own = self.method.reference.sampler == "reference" and model.training
         frozen = self.reference if own else None
         with self.accelerator.autocast(), frozen.swapped() if frozen else nullcontext():
             return continuations(

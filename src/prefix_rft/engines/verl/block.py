@@ -115,16 +115,16 @@ class Block:
 def unsupported(method: Method) -> str | None:
     """Why this engine cannot run a method; None where it can."""
     chosen = method.selection
-    again = (method.all_wrong, method.all_right)
+    again = (method.groups.all_wrong, method.groups.all_right)
     if not method.samples:
         return "it never samples"
     if "resample" in again:
         return "another prompt cannot be sampled in a group's place (all_wrong, all_right: drop)"
-    if method.interleave is not None:
+    if method.groups.interleave is not None:
         return "it sets prompts aside for steps of their own"
     if method.contrast is not None:
         return "its contrast compares rows of a whole step in one process"
-    if method.sampler != "policy" or method.needs_own_reference:
+    if method.reference.sampler != "policy" or method.needs_own_reference:
         return "it needs a reference policy for more than a KL term"
     if chosen is not None and chosen.scope == "step" and chosen.source != "rollout":
         return "entropy_scope: step needs entropy_source: rollout here"

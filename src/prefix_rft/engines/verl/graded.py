@@ -92,7 +92,7 @@ class Graded:
             dropped_N | filler_N,
             ~torch.isin(last_N, torch.tensor(list(eos_ids))),
             data[ATTEMPT].masked_fill(filler_N, 0),
-            outcome.solve_rate(reward_N, group_N, ~whole_N, method.solved_above),
+            outcome.solve_rate(reward_N, group_N, ~whole_N, method.groups.solved_above),
         )
 
     @property
@@ -132,7 +132,7 @@ class Graded:
             ("all_right", outcome.all_right(self.rate_N)),
         ):
             found[f"groups/{name}"] = share_N[real_N].float().mean().item()
-        if method.samples_again:
+        if method.groups.sampled_again:
             again_N = torch.isin(self.group_N, self.group_N[self.attempt_N > 0])
             found["groups/resampled"] = again_N[real_N].float().mean().item()
         graded_N = real_N & ~self.reward_N.isnan()

@@ -38,16 +38,20 @@ class Plan:
         asked = moment.group(method, example)
         attempts = [starts_of(method, asked)]
         lengths = asked.lengths
-        if lengths and method.all_wrong == "lengthen":
-            again = (moment.group(method, example, k) for k in range(1, method.attempts + 1))
+        if lengths and method.groups.all_wrong == "lengthen":
+            again = (moment.group(method, example, k) for k in range(1, method.groups.attempts + 1))
             attempts += [starts_of(method, group) for group in again]
-        elif lengths and method.all_wrong == "demonstration" and not _whole(attempts[0], lengths):
+        elif (
+            lengths
+            and method.groups.all_wrong == "demonstration"
+            and not _whole(attempts[0], lengths)
+        ):
             index = asked.random().randrange(len(lengths))
             attempts.append((Start(index, lengths[index], 1.0), *attempts[0][1:]))
         used = {s.index for starts in attempts for s in starts if s is not None and s.length}
         ids = {i: np.asarray(example[IDS][i], np.int32) for i in used}
-        learns = asked if method.law.remembers else None
-        return cls(ids, tuple(attempts), method.solved_above, learns, moment.step)
+        learns = asked if method.planner.remembers else None
+        return cls(ids, tuple(attempts), method.groups.solved_above, learns, moment.step)
 
     def plain(self) -> dict[str, Any]:
         """As plain data: verl's queue makes dicts of dataclasses on the way."""

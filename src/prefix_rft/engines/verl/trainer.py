@@ -126,7 +126,7 @@ class MethodTrainer:
 
     def moment(self) -> Moment:
         """What planning needs to know of the run, now."""
-        law = self.method.law
+        law = self.method.planner
         return Moment(
             num_generations=int(self.config.actor_rollout_ref.rollout.n),
             seed=self.block.seed,
@@ -232,11 +232,11 @@ class MethodTrainer:
         metrics.update(rows.metrics(method))
         metrics.update(verdict_shares(list(data["extra_fields"]), rows.filler_N))
         plans = [Plan.read(p) for p in data[PLAN]]
-        if method.prefix is not None:
+        if method.rows.prefix is not None:
             metrics.update(
                 self.bounds([p for p, f in zip(plans, rows.filler_N, strict=True) if not f])
             )
-        if method.law.remembers:
+        if method.planner.remembers:
             self.learn(plans, batch.keys, rows)
             metrics["memory/examples"] = len(self.method_state.examples)
         return batch
@@ -244,7 +244,7 @@ class MethodTrainer:
     def bounds(self, plans: list[Plan]) -> dict[str, float]:
         """Means of the bounds of prefixes when these rows were planned: before, where prompts
         wait."""
-        law: Any = self.method.prefix
+        law: Any = self.method.rows.prefix
         steps = self.total_training_steps
         lows, highs = zip(*(law.interval(p.step, steps) for p in plans), strict=True)
         return {"prefix/low": mean(lows), "prefix/high": mean(highs)}
@@ -266,7 +266,7 @@ class MethodTrainer:
                     math.nan if r else float(rows.reward_N[i])
                     for i, r in zip(mine, replaced, strict=True)
                 ]
-                self.method_state.learn(self.method.law, plan.asked, starts, rewards)
+                self.method_state.learn(self.method.planner, plan.asked, starts, rewards)
 
     # ---- update --------------------------------------------------------------------------------
 
