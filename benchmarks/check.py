@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from prefix_rft.runs.machine import describe_machine, git_state
+from prefix_rft.runs.folder import describe_machine, git_state
 
 WORDS = (
     "so we have that the sum of both sides is equal to and then it follows from the first line "

@@ -17,7 +17,7 @@ import sys
 import time
 from pathlib import Path
 
-from prefix_rft.runs.machine import describe_machine, git_state
+from prefix_rft.runs.folder import describe_machine, git_state
 
 WORDS = "so we have that the sum of both sides is equal to and then it follows from this".split()
 

@@ -1,4 +1,4 @@
-"""Peak memory of training and sampling on a CPU, beside the estimate of ``checks.device_memory``.
+"""Peak memory of training and of sampling on a CPU, beside the estimate of ``prefix_rft.checks.device_memory``.
 
 Each case is a fresh process with a random float32 model, AdamW and TRL's fused head: an optimizer
 step of two micro-batches (so that moments and gradients exist), then two more micro-batches, whose
@@ -36,8 +36,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from prefix_rft.checks.device_memory import count_parameters, estimate
 from prefix_rft.engines.sampling import SamplingSettings, sample
-from prefix_rft.runs.machine import describe_machine, git_state
-from prefix_rft.support.writing import write_json
+from prefix_rft.runs.folder import describe_machine, git_state, write_json
 
 SMALL = {"hidden_size": 384, "layers": 6, "heads": 6, "kv_heads": 3, "vocab_size": 8000}
 DEEP = {"hidden_size": 512, "layers": 12, "heads": 8, "kv_heads": 2, "vocab_size": 32000}

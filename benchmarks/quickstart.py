@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from prefix_rft.evaluation.estimates import bootstrap
-from prefix_rft.support.writing import write_json
+from prefix_rft.runs.folder import write_json
 
 HERE = Path(__file__).parent
 METHODS = ("prefix_rft", "dr_grpo")

@@ -18,8 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests/report"))
 from report_runs import EVALUATION, metrics_of, row, words, write_run
 
 from prefix_rft.report import write_report
-from prefix_rft.runs.machine import describe_machine, git_state
-from prefix_rft.support.writing import write_json
+from prefix_rft.runs.folder import describe_machine, git_state, write_json
 
 STEPS, GROUPS, ROWS, WORDS = 1000, 16, 8, 150
 METRICS = 60

@@ -36,8 +36,7 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from prefix_rft import PrefixRFTConfig, PrefixRFTTrainer
-from prefix_rft.runs.machine import describe_machine, git_state
-from prefix_rft.support.writing import write_json
+from prefix_rft.runs.folder import describe_machine, git_state, write_json
 from tiny import make_model, make_tokenizer
 
 LENGTH = 100

@@ -16,9 +16,8 @@ from statistics import mean
 
 from rich.console import Console
 
-from prefix_rft.runs.machine import describe_machine, git_state
+from prefix_rft.runs.folder import describe_machine, git_state, write_json
 from prefix_rft.runs.reader import RunFolder
-from prefix_rft.support.writing import write_json
 from prefix_rft.training.train import train
 
 SEEDS, EVERY, STEPS, PARTS = 3, 10, 400, 4

@@ -5,10 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from prefix_rft.engines.models import load_configs, load_model, load_tokenizer
+from prefix_rft.engines.models import (
+    load_configs,
+    load_model,
+    load_tokenizer,
+    look_for,
+    model_options,
+)
 from prefix_rft.engines.packages import check_packages
 from prefix_rft.engines.setup import configure
-from prefix_rft.recipe.model_options import look_for, model_options
 from prefix_rft.recipe.recipe import load_recipe
 from prefix_rft.support.errors import UserError
 from tiny import make_config, make_model, make_rows, make_tokenizer

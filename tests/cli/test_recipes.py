@@ -10,9 +10,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from prefix_rft.methods import BUILT_IN, load
-from prefix_rft.recipe.mapping import read_recipe
-from prefix_rft.recipe.recipe import load_recipe
-from prefix_rft.recipe.stages import stage_names
+from prefix_rft.recipe.recipe import load_recipe, read_recipe, stage_names
 from prefix_rft.support.errors import UserError
 from prefix_rft.tasks.countdown import write
 from prefix_rft.training.train import train

@@ -15,7 +15,7 @@ from prefix_rft import DemonstrationTrainer, PrefixRFTTrainer
 from prefix_rft.cli import main
 from prefix_rft.data import load_rows
 from prefix_rft.engines.setup import configure
-from prefix_rft.recipe.batches import plan_batches
+from prefix_rft.recipe.recipe import plan_batches
 from tiny import make_chat_tokenizer, make_model
 
 Capture = pytest.CaptureFixture[str]

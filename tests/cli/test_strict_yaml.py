@@ -8,7 +8,7 @@ import pytest
 from prefix_rft.compare.command import _shared
 from prefix_rft.engines.verl.from_recipe import dotted
 from prefix_rft.evaluation.sets import read_suite
-from prefix_rft.recipe.mapping import read_recipe
+from prefix_rft.recipe.recipe import read_recipe
 from prefix_rft.support.errors import UserError
 
 TWICE = {

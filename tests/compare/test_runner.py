@@ -6,7 +6,7 @@ from pathlib import Path
 from compare_records import make_board
 
 from prefix_rft.compare.runner import progress
-from prefix_rft.runs.metrics import append_metrics
+from prefix_rft.runs.folder import append_metrics
 
 
 def test_progress(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 from transformers import Trainer
 
-from prefix_rft.support.errors import UserError, one_line
+from prefix_rft.engines.models import one_line
+from prefix_rft.support.errors import UserError
 
 SWITCHES = {
     "use_vllm": ("vllm", "pip install 'prefix-rft[vllm]'"),

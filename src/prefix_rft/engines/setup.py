@@ -22,19 +22,18 @@ from transformers.integrations.integration_utils import is_flytekit_available
 
 from prefix_rft.core import Method
 from prefix_rft.data import find_source
+from prefix_rft.engines.models import one_line
 from prefix_rft.engines.options import SHARED, resolve
 from prefix_rft.engines.packages import check_packages
 from prefix_rft.engines.trl import DemonstrationConfig, PrefixRFTConfig
 from prefix_rft.engines.trl.parameter_mask import MaskOptions
 from prefix_rft.engines.trl.ranges import check_numbers
 from prefix_rft.engines.verl import from_recipe as cluster
-from prefix_rft.recipe.batches import BatchPlan, plan_batches
-from prefix_rft.recipe.recipe import RECOMPUTE, Recipe, load_recipe
-from prefix_rft.recipe.rif_options import Filter
+from prefix_rft.recipe.recipe import RECOMPUTE, BatchPlan, Recipe, load_recipe, plan_batches
 from prefix_rft.rewards import BUILT_IN, close_all, load_rewards
 from prefix_rft.runs.folder import free_run_folder
-from prefix_rft.support.errors import UserError, check_types, choose, one_line
-from prefix_rft.support.imports import load_function
+from prefix_rft.support.errors import UserError, check_types, choose
+from prefix_rft.training.rif import Filter
 
 
 @dataclass(frozen=True)
@@ -114,14 +113,13 @@ def configure(
         UserError: anything in it that cannot be used.
     """
     recipe = load_recipe(path, overrides, None, stage, model)
-    if ":" in recipe.method_name:  # a module beside the recipe can be named too
-        load_function(recipe.method_name, recipe.folder, "method")
     method = resolve(
         recipe.method_name,
         recipe.method_options,
         {k: recipe.trainer[k] for k in SHARED if k in recipe.trainer},
         "as a key of the recipe",
         "under method",
+        recipe.folder,
     )
     config_class = PrefixRFTConfig if method.samples else DemonstrationConfig
     keys = [f.name for f in fields(config_class) if f.init]

@@ -9,8 +9,9 @@ from typing import Any
 
 from prefix_rft.data.moment import now
 from prefix_rft.evaluation.sets import EvalSet
+from prefix_rft.runs.folder import write_json
 from prefix_rft.support.errors import UserError
-from prefix_rft.support.writing import naming, write_json
+from prefix_rft.support.writing import naming
 
 DATE = "chat_template_date"
 

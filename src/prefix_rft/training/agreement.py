@@ -12,7 +12,8 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 
 from prefix_rft.data.rows import PLACE
-from prefix_rft.support.errors import RunError, UserError, one_line
+from prefix_rft.engines.models import one_line
+from prefix_rft.support.errors import RunError, UserError
 from prefix_rft.training.resume import Start
 
 

@@ -15,15 +15,14 @@ from prefix_rft.data.moment import now
 from prefix_rft.engines.models import quiet
 from prefix_rft.engines.setup import configure, is_checkpoint
 from prefix_rft.engines.verl import from_recipe as cluster
-from prefix_rft.recipe.mapping import read_recipe
-from prefix_rft.recipe.recipe import load_recipe
+from prefix_rft.recipe.recipe import load_recipe, read_recipe, stage_names
 from prefix_rft.recipe.resolved import resolved
-from prefix_rft.recipe.stages import stage_names
 from prefix_rft.runs.folder import alone, taken, write_start
 from prefix_rft.runs.reader import RunFolder
-from prefix_rft.support.display import Display
+from prefix_rft.support.console import say
 from prefix_rft.support.errors import UserError
 from prefix_rft.support.writing import check_folder
+from prefix_rft.training.progress import Display
 from prefix_rft.training.resume import (
     Start,
     find,
@@ -31,7 +30,7 @@ from prefix_rft.training.resume import (
     newest_run,
     refuse_on_cluster,
 )
-from prefix_rft.training.run import Command, run, say
+from prefix_rft.training.run import Command, run
 
 
 def train(path: str, overrides: Sequence[str], console: Console, resume: bool = False) -> Path:
@@ -72,7 +71,7 @@ def train(path: str, overrides: Sequence[str], console: Console, resume: bool = 
     folder = Path()
     for stage in range(start.stage, len(names)):
         if len(names) > 1:
-            console.print(f"stage {stage + 1} of {len(names)}: {names[stage]}", highlight=False)
+            say(console, f"stage {stage + 1} of {len(names)}: {names[stage]}")
         of_stage = with_checkpoint(overrides, start.checkpoint)
         with (
             closing(configure(path, of_stage, stage, start.model, start.folder)) as setup,
