@@ -15,7 +15,8 @@ from rich.console import Console
 from prefix_rft import DemonstrationTrainer, PrefixRFTTrainer
 from prefix_rft.engines.sampling import SamplingSettings, sample
 from prefix_rft.engines.trl import DemonstrationConfig
-from prefix_rft.evaluation.samples import Request, evaluate
+from prefix_rft.evaluation.samples import Request
+from prefix_rft.evaluation.scores import evaluate
 from prefix_rft.rewards import Graded
 from prefix_rft.support.display import SILENCE, Display, by_job, clock
 from prefix_rft.training.progress import Progress

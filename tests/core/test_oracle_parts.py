@@ -26,7 +26,7 @@ from prefix_rft.core import (
     loss,
     prefix_length,
 )
-from prefix_rft.core.schedules import constant, cosine, delayed, linear, parse
+from prefix_rft.core.schedules import constant, cosine, linear, parse
 from prefix_rft.core.select import number_kept
 from prefix_rft.methods import load
 
@@ -47,8 +47,9 @@ def test_cosine_is_the_papers_sum() -> None:
 def test_a_bound_horizon_stays_and_an_open_one_stretches() -> None:
     assert linear(0.0, 1.0, 10).over(1000)(5) == 0.5
     assert linear(0.0, 1.0).over(1000)(500) == 0.5
-    assert delayed(cosine(0.95, 0.05, 500), 50)(50) == 0.95
-    assert delayed(cosine(0.95, 0.05, 500), 50)(300) == pytest.approx(0.5, abs=1e-12)
+    late = Schedule("cosine", 0.95, 0.05, 500, delay=50)
+    assert late(50) == 0.95
+    assert late(300) == pytest.approx(0.5, abs=1e-12)
     assert constant(0.95).over(7)(3) == 0.95
 
 

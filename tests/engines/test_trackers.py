@@ -14,7 +14,8 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from prefix_rft.cli import main
-from prefix_rft.engines.setup import check_trackers, configure
+from prefix_rft.engines.arguments import check_trackers
+from prefix_rft.engines.setup import configure
 from prefix_rft.tasks.countdown import write
 from prefix_rft.training.train import train
 

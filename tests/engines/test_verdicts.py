@@ -14,7 +14,8 @@ from datasets import Dataset
 import faults
 from prefix_rft import PrefixRFTTrainer
 from prefix_rft.engines.models import quiet
-from prefix_rft.evaluation.samples import Request, evaluate
+from prefix_rft.evaluation.samples import Request
+from prefix_rft.evaluation.scores import evaluate
 from prefix_rft.rewards import Graded, Limits, Verdict, checked, close_all, load_rewards
 from rewards.test_pool import FAULTS, processes_of
 from tiny import make_config, make_model, make_rows, make_tokenizer

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from prefix_rft.core.batch import Batch
 from prefix_rft.core.credit import advantages
-from prefix_rft.core.method import DEFAULT_CONST, REGULARISERS, Method, Stream
+from prefix_rft.core.method import DEFAULT_CONST, ORIGINS, REGULARISERS, Method, Stream
 from prefix_rft.core.select import keep_fraction
 from prefix_rft.core.weights import Scores
 from prefix_rft.support.errors import UserError
@@ -349,7 +349,7 @@ def _stats(
     ):  # fmt: skip
         add(f"{name}/reward", batch.reward_B, rows & graded)
     response = batch.response_mask_BT
-    for origin in ("policy", "prefix", "continuation", "demonstration"):
+    for origin in ORIGINS:
         where = batch.origin((origin,))
         add(f"{origin}/logp", logp_BT, where)
         if entropy_BT is not None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 from prefix_rft.core.method import Method, fallback
 from prefix_rft.support.errors import UserError, check_types, choose, refuse_unknown
+from prefix_rft.support.imports import load_function
 
 BUILT_IN = (
     # demonstrations and rewards in one loss
@@ -28,28 +29,24 @@ COMMON = (
 """Fields of ``Method`` that are options of every method in which they have an effect."""
 
 
-def find(name: str) -> Callable[..., Any]:
-    """The function behind a built-in name, or behind ``package.module:function``.
+def find(name: str, folder: Path | None = None) -> Callable[..., Any]:
+    """The function behind a built-in name, or behind an import path.
+
+    Args:
+        name: a built-in name, ``package.module:function``, or the same with a dot for the colon.
+        folder: modules in it can be named too, as those beside a recipe.
 
     Raises:
         ValueError: no such method; the message names the nearest one.
     """
     if name in BUILT_IN:
-        return getattr(importlib.import_module(f"prefix_rft.methods.{name}"), name)
-    module, _, attribute = name.partition(":") if ":" in name else name.rpartition(".")
+        return load_function(f"prefix_rft.methods.{name}:{name}", what="method")
+    if ":" in name:
+        return load_function(name, folder, "method")
+    module, _, function = name.rpartition(".")
     if not module:
         choose("method", name, BUILT_IN)
-    try:
-        found: Any = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"method '{name}' cannot be imported: {error}") from error
-    except Exception as error:  # a stranger's module may raise anything
-        raise UserError(
-            f"method '{name}' cannot be imported: {type(error).__name__}: {error}"
-        ) from error
-    if not callable(found):
-        raise UserError(f"method '{name}' is not a function that returns a Method")
-    return found
+    return load_function(f"{module}:{function}", folder, "method")
 
 
 def common_options(method: Method) -> dict[str, Any]:
@@ -87,17 +84,18 @@ def options_of(name: str) -> dict[str, Any]:
     return {**own, **{k: v for k, v in common.items() if k not in own}}
 
 
-def load(name: str, **overrides: Any) -> Method:
+def load(name: str, folder: Path | None = None, /, **overrides: Any) -> Method:
     """The method ``name`` with some of its options overridden.
 
     Args:
         name: a built-in name (``prefix_rft``, ``grpo``, ...) or ``package.module:function``.
+        folder: modules in it can be named too, as those beside a recipe.
         overrides: options of that method, its own and the common ones, see ``common_options``.
 
     Raises:
         ValueError: unknown method, option or value; the message names the nearest one.
     """
-    function = find(name)
+    function = find(name, folder)
     own = own_options(function)
     what = f"option of method {name}"
     refuse_unknown(what, overrides, [*own, *COMMON])

@@ -9,15 +9,11 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from prefix_rft.engines.trl.window import Rows
+from prefix_rft.runs.rollouts import ROLLOUTS, kept_path
 from prefix_rft.support.writing import append_text
 
 if TYPE_CHECKING:
     from prefix_rft.engines.trl.trainer import PrefixRFTTrainer
-
-
-def kept_path(output_dir: str | None, generation: int) -> Path:
-    """Where the kept tokens of the rollouts in ``step_N.jsonl`` stand."""
-    return Path(str(output_dir)) / "rollouts" / f"kept_{generation:06d}.jsonl"
 
 
 def write_kept(trainer: PrefixRFTTrainer, rows: Rows, keep_BT: Tensor) -> None:
@@ -51,5 +47,6 @@ def write_kept(trainer: PrefixRFTTrainer, rows: Rows, keep_BT: Tensor) -> None:
     )
     if trainer.accelerator.is_main_process:
         lines.sort(key=lambda line: (line["group"], line["row"]))
-        path = kept_path(trainer.args.output_dir, int(rows["row_generation"][0]))
+        folder = Path(str(trainer.args.output_dir)) / ROLLOUTS
+        path = kept_path(folder, int(rows["row_generation"][0]))
         append_text(path, "".join(json.dumps(line) + "\n" for line in lines))

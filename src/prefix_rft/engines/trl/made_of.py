@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from datasets import Dataset
 
-from prefix_rft.data.demonstrations import OURS
 from prefix_rft.data.moment import template_of
 from prefix_rft.engines.state import hash_of_columns
 from prefix_rft.rewards.checked import name_of
+from prefix_rft.rewards.completions import visible
 from prefix_rft.rewards.graded import Graded
 from prefix_rft.rewards.source import decided_by
 from prefix_rft.support.errors import UserError
@@ -83,7 +83,7 @@ def read_by(rewards: Iterable[Any], rows: Any, args: Any) -> list[str]:
         named.update(p.name for p in parameters)
         everything |= any(p.kind is p.VAR_KEYWORD for p in parameters)
     present = [] if not isinstance(rows, Dataset) else rows.column_names
-    given = [n for n in present if n not in NEVER_READ and not n.startswith(OURS)]
+    given = [n for n in visible(present) if n not in NEVER_READ]
     return [n for n in given if n in named or (everything and n != args.demonstration_column)]
 
 

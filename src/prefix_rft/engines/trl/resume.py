@@ -15,7 +15,6 @@ from safetensors import SafetensorError
 from transformers import TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from prefix_rft.engines.rollouts import cut_rollouts
 from prefix_rft.engines.trl.clock import date_in, refuse_date
 from prefix_rft.engines.trl.rates import Rates, inner
 from prefix_rft.engines.trl.run_state import RunState
@@ -30,6 +29,7 @@ from prefix_rft.runs.checkpoints import (
     rotate,
     seal,
 )
+from prefix_rft.runs.rollouts import cut_rollouts
 from prefix_rft.support.errors import UserError
 from prefix_rft.support.phases import Phases
 

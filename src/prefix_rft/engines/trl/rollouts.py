@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from prefix_rft.engines.plan import RowPlan
-from prefix_rft.engines.rollouts import Rollout, stream_of, write_generation
-from prefix_rft.engines.trl.kept import kept_path
+from prefix_rft.engines.rollouts import stream_of
 from prefix_rft.engines.trl.window import Rows
 from prefix_rft.rewards.checked import name_of
 from prefix_rft.rewards.verdict import Verdict
+from prefix_rft.runs.rollouts import ROLLOUTS, Rollout, kept_path, write_generation
 
 if TYPE_CHECKING:
     from prefix_rft.engines.trl.trainer import PrefixRFTTrainer
@@ -64,8 +64,9 @@ def write_rollouts(
         lines.append(rollout.line())
     lines = trainer.gather_list(lines)
     if trainer.accelerator.is_main_process:
-        write_generation(Path(str(trainer.args.output_dir)) / "rollouts", step, lines)
-        kept_path(trainer.args.output_dir, step).unlink(missing_ok=True)
+        folder = Path(str(trainer.args.output_dir)) / ROLLOUTS
+        write_generation(folder, step, lines)
+        kept_path(folder, step).unlink(missing_ok=True)
 
 
 def log_starts(trainer: PrefixRFTTrainer, lengths: Tensor, demo_N: Tensor) -> None:

@@ -25,7 +25,7 @@ from torch import Tensor
 from trl import GRPOTrainer
 
 from prefix_rft.core import Method, Targets, loss, prepare
-from prefix_rft.data.demonstrations import OURS, DemonstrationReport
+from prefix_rft.data.demonstrations import DemonstrationReport
 from prefix_rft.data.render import Renderer
 from prefix_rft.engines.dropout import turn_off_dropout
 from prefix_rft.engines.plan import RowPlan
@@ -69,7 +69,7 @@ from prefix_rft.engines.trl.verdicts import (
 )
 from prefix_rft.engines.trl.watch import Watched
 from prefix_rft.engines.trl.window import Rows, by_length, join, to_batch, trim
-from prefix_rft.rewards import as_completion, checked
+from prefix_rft.rewards import as_completion, checked, visible
 from prefix_rft.support.phases import Phases
 
 
@@ -282,11 +282,11 @@ class PrefixRFTTrainer(Watched, EvaluatesPlainRows, ResumesExactly, GRPOTrainer)
         self, inputs: Any, prompts: Any, texts: Any, ids: Any, *args: Any, **kwargs: Any
     ) -> Tensor:
         self.phases.begin("grading", len(inputs))
-        visible = [{k: v for k, v in row.items() if not k.startswith(OURS)} for row in inputs]
+        seen = [{name: row[name] for name in visible(row)} for row in inputs]
         # TRL's own texts lack all special tokens. In place: what is graded is what TRL logs.
         texts[:] = map(as_completion, prompts, self.renderer.completions(ids))
         with rows_unprinted(), telling(self.graders, self.phases):
-            reward_NF = super()._calculate_rewards(visible, prompts, texts, ids, *args, **kwargs)
+            reward_NF = super()._calculate_rewards(seen, prompts, texts, ids, *args, **kwargs)
         rewards, ungraded = pooled(reward_NF, self.reward_weights, excluded(self, len(inputs)))
         self._row_rewards = rewards
         log_verdicts(self, ungraded)

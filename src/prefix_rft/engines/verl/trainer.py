@@ -33,7 +33,6 @@ from prefix_rft.core import selection_seed
 from prefix_rft.data import DataError
 from prefix_rft.data.demonstrations import EXAMPLE, IDS
 from prefix_rft.engines.plan import Moment
-from prefix_rft.engines.rollouts import cut_rollouts, write_generation
 from prefix_rft.engines.state import MethodState, hash_of_rows
 from prefix_rft.engines.verl import require_verl
 from prefix_rft.engines.verl.columns import (
@@ -56,6 +55,7 @@ from prefix_rft.engines.verl.plan import Plan
 from prefix_rft.engines.verl.rollouts import FIELDS, rollouts_of
 from prefix_rft.engines.verl.settings import MODES, configure
 from prefix_rft.engines.verl.worker import MOVED, STEP, TOTAL, DetachMethodWorker, MethodWorker
+from prefix_rft.runs.rollouts import cut_rollouts, write_generation
 from prefix_rft.support.errors import RunError
 
 TRAINERS = {
