@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from prefix_rft.methods import BUILT_IN, load
 from prefix_rft.recipe.mapping import read_recipe
-from prefix_rft.recipe.recipe import load_recipe
+from prefix_rft.recipe.recipe import RecipeFile
 from prefix_rft.recipe.stages import stage_names
 from prefix_rft.support.errors import UserError
 from prefix_rft.tasks.countdown import write
@@ -45,7 +45,7 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_method_has_a_recipe_and_a_page() -> None:
     for name in BUILT_IN:
         assert (RECIPES / f"{name}.yaml").is_file(), name
-        assert load_recipe(RECIPES / f"{name}.yaml").method_name == name
+        assert RecipeFile.read(RECIPES / f"{name}.yaml").recipe().method_name == name
         page = (PAGES / f"{name}.md").read_text()
         headings = ("What it is for", "## Equation", "## The lines", "switch", "## Recipe")
         assert all(h in page for h in (*headings, "## Metrics to watch", "arXiv")), name
@@ -82,7 +82,7 @@ def test_a_recipe_trains_and_resumes(task: Path, tmp_path: Path, name: str) -> N
     lines = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
     lines = [x for x in lines if "loss" in x]
     assert [x["step"] for x in lines] == list(range(1, STEPS + 1))
-    method = load(load_recipe(RECIPES / f"{name}.yaml").method_name)
+    method = load(RecipeFile.read(RECIPES / f"{name}.yaml").recipe().method_name)
     seen = {k for x in lines for k in x}
     for origin in ("policy", "prefix", "demonstration"):
         if method.trains(origin) and method.interleave is None and name != "all_wrong":
@@ -147,7 +147,7 @@ def test_stages_hand_over_weights_and_tokenizer(task: Path, tmp_path: Path) -> N
     folder = train(recipe, overrides, Console(quiet=True))
     first = runs / "countdown-sft-rl-1-sft"
     assert folder == runs / "countdown-sft-rl-2-dr_grpo"
-    assert load_recipe(folder / "recipe.yaml").model == str((first / "model").resolve())
+    assert RecipeFile.read(folder / "recipe.yaml").recipe().model == str((first / "model").resolve())
     assert (folder / "model/tokenizer.json").is_file()
     one, two, base = (
         load_file(f / "model.safetensors")
@@ -275,7 +275,7 @@ def test_a_key_is_taken_away(tmp_path: Path) -> None:
     # Given again after that, it counts; training does not read what is for a comparison.
     assert read_recipe(path, ["~beta", "beta=0.2"])["beta"] == 0.2
     path.write_text("model: base\ntrain_data: x.jsonl\ncompare: {seeds: 2}\n")
-    assert "compare" not in load_recipe(path).trainer
+    assert "compare" not in RecipeFile.read(path).recipe().trainer
 
 
 def test_stage_names() -> None:

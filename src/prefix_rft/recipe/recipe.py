@@ -199,15 +199,6 @@ class RecipeFile:
         return Recipe(**mine, trainer=rest, folder=self.path.parent)
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe in a file, of several stages the first one.
-
-    Raises:
-        UserError: see :meth:`RecipeFile.recipe`.
-    """
-    return RecipeFile.read(path, overrides).recipe()
-
-
 OWN = tuple(f.name for f in fields(Recipe) if f.name not in ("trainer", "folder"))
 """Keys that are a recipe's own; the others are the trainer's."""
 
