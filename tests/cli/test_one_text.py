@@ -69,7 +69,7 @@ def write(folder: Path, tokenizer: Any, text: str, answer: str, **changes: Any) 
     recipe = {
         "model": "base",
         "train_data": "train.jsonl",
-        "reward": "holding:holds",
+        "reward": {"name": "holding:holds", "workers": 1},
         "name": "one",
         "method": "luffy",  # one row of a group is a whole demonstration
         "prompts_per_step": 4,

@@ -139,7 +139,9 @@ def test_a_launcher_passes_the_same_signal_on(
 def test_a_reader_that_has_left_stops_nothing() -> None:
     """``prefix-rft train ... | tee log`` and Ctrl-C: tee is gone first."""
     code = (
-        "import sys, time\n"
+        "import sys, types\n"
+        # All that is needed of it; its import takes seconds.
+        "sys.modules['transformers'] = types.SimpleNamespace(TrainerCallback=object)\n"
         "from prefix_rft.progress import Steadfast\n"
         "console = Steadfast()\n"
         "console.print('first')\n"
