@@ -132,9 +132,12 @@ def test_files_of_a_step_of_demonstrations_tell_of_demonstrations(tmp_path: Path
 @pytest.mark.parametrize(
     ("method", "options"),
     [
-        ("adaback", {"plain": 0.3, "ema": 0.5}),
+        pytest.param("adaback", {"plain": 0.3, "ema": 0.5}, marks=pytest.mark.slow),
         ("pope", {"first_ratio": 0.2, "ratio_step": 0.3}),
-        ("adaback", {"plain": 0.0, "ema": 0.5, "all_right": "resample"}),
+        pytest.param(
+            *("adaback", {"plain": 0.0, "ema": 0.5, "all_right": "resample"}),
+            marks=pytest.mark.slow,
+        ),
         ("adaback", {"plain": 0.0, "ema": 0.5, "all_wrong": "demonstration"}),
     ],
 )
