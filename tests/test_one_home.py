@@ -67,7 +67,10 @@ def calls(node: ast.AST, name: str) -> bool:
 
 
 def test_functions_are_imported_by_path_in_one_place() -> None:
-    assert {f for f, n in nodes() if calls(n, "import_module")} == {"imports.py"}
+    assert {f for f, n in nodes() if calls(n, "import_module")} == {
+        "engines/setup.py",  # the module of an engine, by its row in the table
+        "support/imports.py",
+    }
     # A call for its effect on where modules are looked for, its result thrown away.
     thrown = [f for f, n in nodes() if isinstance(n, ast.Expr) and calls(n.value, "load_function")]
     assert thrown == []

@@ -140,7 +140,7 @@ def test_a_reader_that_has_left_stops_nothing() -> None:
     """``prefix-rft train ... | tee log`` and Ctrl-C: tee is gone first."""
     code = (
         "import sys, time\n"
-        "from prefix_rft.training.progress import Steadfast\n"
+        "from prefix_rft.support.display import Steadfast\n"
         "console = Steadfast()\n"
         "console.print('first')\n"
         "sys.stdin.readline()\n"

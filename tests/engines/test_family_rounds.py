@@ -19,6 +19,7 @@ import prefix_rft.engines.trl.sampler as module
 from prefix_rft import PrefixRFTTrainer
 from prefix_rft.engines.plan import RowPlan
 from prefix_rft.support.errors import UserError
+from tables import rest_slow
 from tiny import make_tokenizer
 
 TOKENIZER = make_tokenizer()
@@ -173,7 +174,10 @@ def grpo_with_entropy(u: plain.Update) -> torch.Tensor:
     ("method", "options", "wrong", "right", "formula"),
     [
         ("grpo", {"all_wrong": "resample", "entropy_coef": 0.01}, 1, 0, grpo_with_entropy),
-        ("grpo", {"all_right": "resample", "attempts": 1}, 0, 1, plain.grpo),
+        pytest.param(
+            *("grpo", {"all_right": "resample", "attempts": 1}, 0, 1, plain.grpo),
+            marks=pytest.mark.slow,
+        ),
         ("luffy", {"all_wrong": "resample", "attempts": 2}, 1, 0, plain.luffy),
         (
             "prefix_rft",
@@ -183,7 +187,10 @@ def grpo_with_entropy(u: plain.Update) -> torch.Tensor:
             plain.prefix_rft,
         ),
         ("dapo", {"attempts": 4}, 1, 1, plain.dapo),
-        ("bread", {"all_wrong": "resample", "attempts": 1}, 1, 0, plain.bread),
+        pytest.param(
+            *("bread", {"all_wrong": "resample", "attempts": 1}, 1, 0, plain.bread),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["grpo", "grpo-right", "luffy", "prefix_rft", "dapo", "bread"],
 )
@@ -374,22 +381,27 @@ def luffy_with_more_entropy(u: plain.Update) -> torch.Tensor:
     return plain.luffy(u, entropy=0.1)
 
 
+DROPPING: list[tuple[str, dict, Callable[[plain.Update], torch.Tensor]]] = [
+    ("grpo", {"all_wrong": "drop"}, plain.grpo),
+    ("grpo", {"all_wrong": "drop", "all_right": "drop"}, plain.grpo),
+    (
+        "prefix_rft",
+        {"all_right": "drop", "num_hybrid": 2, "prefix_loss": "all"},
+        partial(plain.prefix_rft, fraction=1.0),
+    ),
+    ("luffy", {"all_wrong": "drop", "entropy_coef": 0.1}, luffy_with_more_entropy),
+    ("dapo", {"all_wrong": "drop", "all_right": "drop"}, plain.dapo),
+    ("pope", {"all_wrong": "drop", "first_ratio": 0.4}, plain.pope),
+]
+
+
 @pytest.mark.parametrize(
-    ("method", "options", "formula"),
-    [
-        ("grpo", {"all_wrong": "drop"}, plain.grpo),
-        ("grpo", {"all_wrong": "drop", "all_right": "drop"}, plain.grpo),
-        (
-            "prefix_rft",
-            {"all_right": "drop", "num_hybrid": 2, "prefix_loss": "all"},
-            partial(plain.prefix_rft, fraction=1.0),
-        ),
-        ("luffy", {"all_wrong": "drop", "entropy_coef": 0.1}, luffy_with_more_entropy),
-        ("dapo", {"all_wrong": "drop", "all_right": "drop"}, plain.dapo),
-        ("pope", {"all_wrong": "drop", "first_ratio": 0.4}, plain.pope),
-    ],
+    ("method", "options", "formula", "parts"),
+    rest_slow(
+        ((*case, parts) for case in DROPPING for parts in (1, 4)),
+        lambda method, options, formula, parts: parts == 1 or method == "prefix_rft",
+    ),
 )
-@pytest.mark.parametrize("parts", [1, 4])
 def test_dropped_groups_are_in_no_normaliser(
     tmp_path: Path,
     method: str,
@@ -705,17 +717,29 @@ AGAIN = {"all_wrong": "resample", "num_demonstrations": 2}
 
 @pytest.mark.parametrize(
     ("backend", "method", "options"),
-    [
-        ("generate", "luffy", AGAIN),
-        ("generate", "bread", {}),
-        ("colocate", "luffy", {}),
-        ("colocate", "bread", {}),
-        ("colocate", "dapo", {}),
-        ("colocate", "relift", {"sft_prompts": 3}),
-        ("server", "luffy", AGAIN),
-        ("server", "dapo", {}),
-        ("server", "grpo", {"all_wrong": "demonstration"}),
-    ],
+    rest_slow(
+        [
+            ("generate", "luffy", AGAIN),
+            ("generate", "bread", {}),
+            ("colocate", "luffy", {}),
+            ("colocate", "bread", {}),
+            ("colocate", "dapo", {}),
+            ("colocate", "relift", {"sft_prompts": 3}),
+            ("server", "luffy", AGAIN),
+            ("server", "dapo", {}),
+            ("server", "grpo", {"all_wrong": "demonstration"}),
+        ],
+        # Of each engine rows that are kept and given; also prefixes, and rows that fill up.
+        lambda backend, method, options: (
+            (backend, method)
+            in {
+                ("generate", "luffy"),
+                ("colocate", "bread"),
+                ("colocate", "relift"),
+                ("server", "dapo"),
+            }
+        ),
+    ),
 )
 def test_other_engines(tmp_path: Path, method: str, options: dict, backend: str) -> None:
     """An engine gets every row, also one that is done: what it makes of that is not taken. The

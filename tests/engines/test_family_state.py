@@ -16,9 +16,9 @@ from prefix_rft import DemonstrationTrainer, PrefixRFTTrainer
 from prefix_rft.core.planner import Group
 from prefix_rft.engines.trl.parameter_mask import MaskOptions, ParameterMask
 from prefix_rft.engines.trl.reference import ReferencePolicy
-from prefix_rft.engines.trl.sft import DemonstrationConfig
 from prefix_rft.support.errors import UserError
-from tiny import make_tokenizer
+from tables import rest_slow
+from tiny import make_imitation_config, make_tokenizer
 
 TOKENIZER = make_tokenizer()
 
@@ -38,7 +38,7 @@ MANY = ["wrong", "mixed", "wrong", "wrong", "right", "wrong", "wrong", "wrong", 
 @pytest.mark.parametrize(
     ("method", "wanted", "options", "fates", "imitations"),
     [
-        ("relift", 8, {}, [*MANY, *["wrong"] * 3], 2),
+        pytest.param("relift", 8, {}, [*MANY, *["wrong"] * 3], 2, marks=pytest.mark.slow),
         ("mifo", 3, {"sft_prompts": 3, "unsolved_at": 0.5}, [*MANY, *["wrong"] * 3], 2),
         # Four examples fail in each epoch; they wait once, and so they are never enough.
         ("relift", 8, {}, ["wrong", "wrong", "wrong", "right", "right", "wrong", "wrong"], 0),
@@ -132,9 +132,12 @@ def test_files_of_a_step_of_demonstrations_tell_of_demonstrations(tmp_path: Path
 @pytest.mark.parametrize(
     ("method", "options"),
     [
-        ("adaback", {"plain": 0.3, "ema": 0.5}),
+        pytest.param("adaback", {"plain": 0.3, "ema": 0.5}, marks=pytest.mark.slow),
         ("pope", {"first_ratio": 0.2, "ratio_step": 0.3}),
-        ("adaback", {"plain": 0.0, "ema": 0.5, "all_right": "resample"}),
+        pytest.param(
+            *("adaback", {"plain": 0.0, "ema": 0.5, "all_right": "resample"}),
+            marks=pytest.mark.slow,
+        ),
         ("adaback", {"plain": 0.0, "ema": 0.5, "all_wrong": "demonstration"}),
     ],
 )
@@ -210,15 +213,21 @@ def test_a_planner_remembers_each_of_its_groups(tmp_path: Path, method: str, opt
 
 @pytest.mark.parametrize(
     ("method", "options", "stages"),
-    [
-        ("irft", {"stages": 3}, [0, 0, 2, 2, 4, 4]),
-        ("irft", {"stages": 4}, [0, 0, 2, 3, 3, 5]),
-        ("irft", {"stages": 1}, [0] * 6),
-        ("irft", {"stages": 50}, [0, 1, 2, 3, 4, 5]),
-        ("discriminative", {}, [0] * 6),
-        ("discriminative", {"negatives": "policy"}, [0] * 6),
-        ("self_sft", {"rollouts": "reference"}, [0] * 6),
-    ],
+    rest_slow(
+        [
+            ("irft", {"stages": 3}, [0, 0, 2, 2, 4, 4]),
+            ("irft", {"stages": 4}, [0, 0, 2, 3, 3, 5]),
+            ("irft", {"stages": 1}, [0] * 6),
+            ("irft", {"stages": 50}, [0, 1, 2, 3, 4, 5]),
+            ("discriminative", {}, [0] * 6),
+            ("discriminative", {"negatives": "policy"}, [0] * 6),
+            ("self_sft", {"rollouts": "reference"}, [0] * 6),
+        ],
+        # Renewed in stages of unlike length; never, and not what samples; never, and what samples.
+        lambda method, options, stages: (
+            options.get("stages") == 4 or "negatives" in options or method == "self_sft"
+        ),
+    ),
 )
 def test_the_reference_is_renewed_where_a_stage_begins(
     tmp_path: Path,
@@ -425,7 +434,8 @@ def equal(a: Any, b: Any) -> bool:
 
 @pytest.mark.parametrize(
     "case",
-    [c if c in REMEMBERS else pytest.param(c, marks=pytest.mark.slow) for c in RESUMED],
+    # A queue; memories of examples and a shared one; stage and reference.
+    rest_slow(RESUMED, lambda case: case in ("relift", "adaback", "irft")),
 )
 def test_a_resumed_run_is_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
@@ -461,17 +471,12 @@ def test_a_resumed_run_is_the_run(
 def imitation(folder: Path, model: Any = None, method: str = "iw_sft") -> Any:
     return DemonstrationTrainer(
         plain.sharp_model() if model is None else model,
-        DemonstrationConfig(
-            output_dir=str(folder),
+        make_imitation_config(
+            folder,
             method=method,
             max_steps=4,
             per_device_train_batch_size=4,
             learning_rate=1e-2,
-            report_to="none",
-            use_cpu=True,
-            bf16=False,
-            activation_checkpointing=False,
-            disable_tqdm=True,
             save_strategy="steps",
             save_steps=2,
         ),

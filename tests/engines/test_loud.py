@@ -8,20 +8,21 @@ from typing import Any
 
 import pytest
 import torch
+from trainers import imitation_trainer, rollout_trainer
 from transformers import TrainerCallback
 
-from prefix_rft import DemonstrationTrainer, PrefixRFTTrainer
+from prefix_rft import PrefixRFTTrainer
 from prefix_rft.engines.nonfinite import first_bad
 from prefix_rft.engines.tripwires import WIRES, Tripwires
 from prefix_rft.engines.trl.finite import Finite
-from prefix_rft.engines.trl.sft import DemonstrationConfig
 from prefix_rft.engines.trl.watch import LooksAtLines
 from prefix_rft.runs.checkpoints import checkpoints, fault
 from prefix_rft.support.errors import RunError, UserError
 from tiny import make_config, make_model, make_rows, make_tokenizer, shaped_reward
 
-NAME = "model.layers.1.mlp.up_proj.weight"
+NAME = "model.layers.0.mlp.up_proj.weight"
 STEP = 2  # counted from 0: two are good
+SAVING: dict[str, Any] = {"max_steps": 5, "save_strategy": "steps", "save_steps": 1}
 
 
 class At(TrainerCallback):
@@ -36,47 +37,12 @@ class At(TrainerCallback):
 
 
 def rl(folder: Path, act: Callable[[Any], None], reward: Any = shaped_reward, **more: Any) -> Any:
-    settings: dict[str, Any] = {
-        "per_device_train_batch_size": 4,
-        "gradient_accumulation_steps": 2,
-        "max_steps": 5,
-        "save_strategy": "steps",
-        "save_steps": 1,
-        **more,
-    }
-    trainer = PrefixRFTTrainer(
-        make_model(make_tokenizer()),
-        reward,
-        make_config(folder, **settings),
-        train_dataset=make_rows(),
-        processing_class=make_tokenizer(),
-    )
-    trainer.add_callback(At(STEP, act))
-    return trainer
+    settings = {"gradient_accumulation_steps": 2, **SAVING, **more}
+    return rollout_trainer(folder, reward=reward, callbacks=[At(STEP, act)], **settings)
 
 
 def sft(folder: Path, act: Callable[[Any], None], **more: Any) -> Any:
-    trainer = DemonstrationTrainer(
-        make_model(make_tokenizer()),
-        DemonstrationConfig(
-            output_dir=str(folder),
-            report_to="none",
-            use_cpu=True,
-            bf16=False,
-            activation_checkpointing=False,
-            disable_tqdm=True,
-            per_device_train_batch_size=3,
-            gradient_accumulation_steps=2,
-            max_steps=5,
-            save_strategy="steps",
-            save_steps=1,
-            **more,
-        ),
-        train_dataset=make_rows(14),
-        processing_class=make_tokenizer(),
-    )
-    trainer.add_callback(At(STEP, act))
-    return trainer
+    return imitation_trainer(folder, callbacks=[At(STEP, act)], **{**SAVING, **more})
 
 
 def weight_of(known: Any) -> torch.nn.Parameter:
