@@ -16,8 +16,8 @@ from transformers import TrainerCallback
 from trl.trainer.utils import RepeatSampler
 
 from prefix_rft import DemonstrationTrainer, PrefixRFTTrainer
-from prefix_rft.engines.trl.interrupt import StopOnSignal
-from prefix_rft.engines.trl.sft import DemonstrationConfig
+from prefix_rft.engines.trl.imitation_config import DemonstrationConfig
+from prefix_rft.engines.trl.safety.interrupt import StopOnSignal
 from prefix_rft.runs.checkpoints import checkpoints, fault, newest_whole, rotate
 from prefix_rft.support.errors import UserError
 from tiny import make_config, make_model, make_rows, make_tokenizer, shaped_reward
@@ -231,7 +231,7 @@ def test_a_signal_within_an_epoch_of_one_line(tmp_path: Path, saves: str) -> Non
     expected = evidence(whole, tmp_path / "whole")
     folder = tmp_path / "again"
     first = sft(folder, **settings)
-    stop = StopOnSignal(first, lambda words: None)
+    stop = StopOnSignal(first.processes, first.record, lambda words: None)
 
     class Tell(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

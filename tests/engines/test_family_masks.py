@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from prefix_rft import DemonstrationTrainer, PrefixRFTTrainer
-from prefix_rft.engines.trl.parameter_mask import MaskOptions
-from prefix_rft.engines.trl.sft import DemonstrationConfig
+from prefix_rft.engines.trl.imitation_config import DemonstrationConfig
+from prefix_rft.engines.trl.update.parameter_mask import MaskOptions
 from prefix_rft.support.errors import UserError
 from tiny import make_rows, make_tokenizer
 

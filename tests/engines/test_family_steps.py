@@ -16,7 +16,7 @@ import torch
 
 from prefix_rft import DemonstrationTrainer, PrefixRFTTrainer
 from prefix_rft.core import Method
-from prefix_rft.engines.trl.sft import DemonstrationConfig
+from prefix_rft.engines.trl.imitation_config import DemonstrationConfig
 from prefix_rft.methods.luffy import luffy
 from tiny import make_tokenizer
 

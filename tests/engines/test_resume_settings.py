@@ -15,8 +15,8 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from transformers import TrainerCallback
 
 from prefix_rft import DemonstrationTrainer, PrefixRFTConfig, PrefixRFTTrainer
-from prefix_rft.engines.trl.changes import AT_ONCE, NOTHING, WITH_ROLLOUTS, among
-from prefix_rft.engines.trl.sft import DemonstrationConfig
+from prefix_rft.engines.trl.imitation_config import DemonstrationConfig
+from prefix_rft.engines.trl.safety.changes import AT_ONCE, NOTHING, WITH_ROLLOUTS, among
 from prefix_rft.support.errors import UserError
 from tiny import make_config, make_model, make_rows, make_tokenizer, shaped_reward
 

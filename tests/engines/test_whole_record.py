@@ -9,7 +9,7 @@ import pytest
 
 from prefix_rft import DemonstrationTrainer, PrefixRFTTrainer
 from prefix_rft.engines.rollouts import cut_rollouts
-from prefix_rft.engines.trl.sft import DemonstrationConfig
+from prefix_rft.engines.trl.imitation_config import DemonstrationConfig
 from prefix_rft.support.errors import UserError
 from tiny import make_config, make_model, make_rows, make_tokenizer, shaped_reward
 

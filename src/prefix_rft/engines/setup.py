@@ -25,8 +25,8 @@ from prefix_rft.data import find_source
 from prefix_rft.engines.options import SHARED, resolve
 from prefix_rft.engines.packages import check_packages
 from prefix_rft.engines.trl import DemonstrationConfig, PrefixRFTConfig
-from prefix_rft.engines.trl.parameter_mask import MaskOptions
 from prefix_rft.engines.trl.ranges import check_numbers
+from prefix_rft.engines.trl.update.parameter_mask import MaskOptions
 from prefix_rft.engines.verl import from_recipe as cluster
 from prefix_rft.recipe.batches import BatchPlan, plan_batches
 from prefix_rft.recipe.recipe import RECOMPUTE, Recipe, load_recipe

@@ -13,7 +13,7 @@ from typing import Any
 
 from prefix_rft.engines.options import SHARED
 from prefix_rft.engines.rollouts import cut_rollouts
-from prefix_rft.engines.trl.changes import (
+from prefix_rft.engines.trl.safety.changes import (
     AT_ONCE,
     LENGTH,
     NOTHING,
