@@ -134,7 +134,7 @@ def make_config(folder: Any, **overrides: Any) -> Any:
 
 def make_imitation_config(folder: Any, **overrides: Any) -> Any:
     """The same for imitation; what is not said here is as its users get it."""
-    from prefix_rft.engines.trl.sft import DemonstrationConfig
+    from prefix_rft.engines.trl.imitation_config import DemonstrationConfig
 
     settings: dict[str, Any] = {
         "output_dir": str(folder),

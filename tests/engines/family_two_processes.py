@@ -101,10 +101,11 @@ def main(folder: Path, names: list[str]) -> None:
 
         attempts: list[dict[str, Any]] = []
 
-        def score(
+        def sampled(
             inputs: Any, plans: Any, t: Any = trainer, f: Any = attempts, original: Any = None
         ) -> Any:
-            rows = original(inputs, plans)
+            made = original(inputs, plans)
+            rows = made.rows
             kept = zip(rows["completion_ids"], rows["completion_mask"].bool(), strict=True)
             f.append(
                 {
@@ -113,13 +114,13 @@ def main(folder: Path, names: list[str]) -> None:
                     "numbers": [p.attempt for p in plans],
                     "whole": [p.whole for p in plans],
                     "completions": [x[m].tolist() for x, m in kept],
-                    "rewards": t.outcomes.tolist(),
+                    "rewards": made.reward_N.tolist(),
                 }
             )
-            return rows
+            return made
 
-        if hasattr(trainer, "score"):
-            trainer.score = partial(score, original=trainer.score)
+        if hasattr(trainer, "_sampled"):
+            trainer._sampled = partial(sampled, original=trainer._sampled)
         trainer.model.register_forward_pre_hook(count, with_kwargs=True)
         trainer.train()
         mask = trainer.parameter_mask

@@ -16,7 +16,7 @@ from trainers import imitation_trainer, rollout_trainer
 from transformers import TrainerCallback
 from trl.trainer.utils import RepeatSampler
 
-from prefix_rft.engines.trl.interrupt import StopOnSignal
+from prefix_rft.engines.trl.safety.interrupt import StopOnSignal
 from prefix_rft.runs.checkpoints import checkpoints, fault, newest_whole, rotate
 from prefix_rft.support.errors import UserError
 from tiny import make_config
@@ -197,7 +197,7 @@ def test_a_signal_within_an_epoch_of_one_line(tmp_path: Path, saves: str) -> Non
     expected = evidence(whole, tmp_path / "whole")
     folder = tmp_path / "again"
     first = sft(folder, **settings)
-    stop = StopOnSignal(first, lambda words: None)
+    stop = StopOnSignal(first.processes, first.record, lambda words: None)
 
     class Tell(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from prefix_rft import DemonstrationTrainer, PrefixRFTTrainer
-from prefix_rft.engines.trl.parameter_mask import MaskOptions
+from prefix_rft.engines.trl.update.parameter_mask import MaskOptions
 from prefix_rft.support.errors import UserError
 from tables import rest_slow
 from tiny import make_imitation_config, make_rows, make_tokenizer

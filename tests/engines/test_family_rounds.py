@@ -15,7 +15,7 @@ import pytest
 import torch
 from test_backends import FakeVLLM
 
-import prefix_rft.engines.trl.sampler as module
+import prefix_rft.engines.trl.rollout.sampler as module
 from prefix_rft import PrefixRFTTrainer
 from prefix_rft.engines.plan import RowPlan
 from prefix_rft.support.errors import UserError
@@ -66,11 +66,11 @@ class Watch:
         self.generations: list[list[Attempt]] = []
         self.trained: list[dict[str, Any]] = []
         self.asked: list[int] = []
-        self._score, self._sample = trainer.score, trainer._sample
+        self._sampled, self._sample = trainer._sampled, trainer._sample
         self._generate = trainer._generate_and_score_completions
         self._log = trainer.log
         self.logged: dict[str, list[float]] = {}
-        trainer.score, trainer._sample = self.score, self.sample
+        trainer._sampled, trainer._sample = self.sampled, self.sample
         trainer._generate_and_score_completions, trainer.log = self.generate, self.log
 
     def generate(self, inputs: Any) -> Any:
@@ -92,9 +92,10 @@ class Watch:
         assert sum(len(call.args[1]) for call in sampler.call_args_list) == len(self.asked)
         return found
 
-    def score(self, inputs: Any, plans: list[RowPlan]) -> Any:
+    def sampled(self, inputs: Any, plans: list[RowPlan]) -> Any:
         self.asked = []
-        rows = self._score(inputs, plans)
+        found = self._sampled(inputs, plans)
+        rows = found.rows
 
         def lists(name: str, mask: str) -> list[list[Any]]:
             kept = zip(rows[name], rows[mask].bool(), strict=True)
@@ -107,13 +108,13 @@ class Watch:
             self.asked,
             lists("completion_ids", "completion_mask"),
             lists("prompt_ids", "prompt_mask"),
-            self.trainer.outcomes.tolist(),
+            found.reward_N.tolist(),
             lists(logps, "completion_mask") if logps in rows else None,
         )
         for plan, prompt in zip(plans, attempt.prompts, strict=True):
             assert prompt == ids(self.trainer.train_dataset[plan.example]["prompt"])
         self.generations[-1].append(attempt)
-        return rows
+        return found
 
 
 def run(tmp_path: Path, method: str, rows: Any, **settings: Any) -> tuple[Any, Any, Watch]:
@@ -779,8 +780,8 @@ def test_other_engines(tmp_path: Path, method: str, options: dict, backend: str)
         engine.generate = hear
     watch = Watch(trainer)
     windows: list[Any] = []
-    opened = trainer._open_window
-    trainer._open_window = lambda: (opened(), windows.append(trainer._window))
+    opened = trainer._begin_update
+    trainer._begin_update = lambda: (u := opened(), windows.append(u.batch))[0]
     trainer.train()
 
     attempts = [a for g in watch.generations for a in g]

@@ -14,8 +14,7 @@ import torch
 
 from prefix_rft import DemonstrationTrainer, PrefixRFTTrainer
 from prefix_rft.core.planner import Group
-from prefix_rft.engines.trl.parameter_mask import MaskOptions, ParameterMask
-from prefix_rft.engines.trl.reference import ReferencePolicy
+from prefix_rft.engines.trl.safety.own_state import OwnState
 from prefix_rft.support.errors import UserError
 from tables import rest_slow
 from tiny import make_imitation_config, make_tokenizer
@@ -155,14 +154,14 @@ def test_a_planner_remembers_each_of_its_groups(tmp_path: Path, method: str, opt
     )
     law, memory, shared = trainer.method.law, {}, {}
     finished: list[tuple[Any, list[float]]] = []
-    score = trainer.score
+    sampled = trainer._sampled
 
     def listen(inputs: Any, plans: Any) -> Any:
-        rows = score(inputs, plans)
-        finished.append((plans, trainer.outcomes.tolist()))
-        return rows
+        found = sampled(inputs, plans)
+        finished.append((plans, found.reward_N.tolist()))
+        return found
 
-    trainer.score = listen
+    trainer._sampled = listen
     generate = trainer._generate_and_score_completions
 
     def check(inputs: Any) -> Any:
@@ -237,7 +236,7 @@ def test_the_reference_is_renewed_where_a_stage_begins(
     stages: list[int],
 ) -> None:
     """It is what samples, and what log-probs are compared with."""
-    import prefix_rft.engines.trl.sampler as module
+    import prefix_rft.engines.trl.rollout.sampler as module
 
     trainer, recorder = plain.start(
         PrefixRFTTrainer,
@@ -285,7 +284,7 @@ def test_the_reference_is_renewed_where_a_stage_begins(
 def test_what_is_evaluated_is_the_policy_and_not_its_reference(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, options: dict
 ) -> None:
-    import prefix_rft.engines.trl.sampler as module
+    import prefix_rft.engines.trl.rollout.sampler as module
 
     trainer, _ = plain.start(
         PrefixRFTTrainer,
@@ -330,14 +329,17 @@ def test_what_has_no_reference_of_its_own_is_refused(
     for method, options in (("relift", {}), ("grpo", {"all_right": "resample"})):
         with pytest.raises(ValueError, match="goes back to examples of the dataset"):
             plain.start(PrefixRFTTrainer, tmp_path, method, stream, options=options)
-    trainer, _ = plain.start(PrefixRFTTrainer, tmp_path, "luffy", rows)
-    trainer.is_fsdp_enabled = True
-    for make in (
-        lambda: ReferencePolicy(trainer),
-        lambda: ParameterMask(trainer, MaskOptions.read({"kind": "speft"})),
+    for method, settings in (
+        ("irft", {}),
+        ("luffy", {"parameter_mask": {"kind": "speft"}}),
+        ("luffy", {"gradient_shares_every": 1}),
     ):
-        with pytest.raises(UserError, match="sharded weights"):
-            make()
+        trainer, _ = plain.start(PrefixRFTTrainer, tmp_path, method, rows, **settings)
+        for flag in ("is_fsdp_enabled", "is_deepspeed_enabled"):
+            setattr(trainer, flag, True)
+            with pytest.raises(UserError, match="sharded weights"):
+                trainer._make_parts()
+            setattr(trainer, flag, False)
 
 
 def test_an_adapter_is_swapped_alone(tmp_path: Path) -> None:
@@ -461,7 +463,7 @@ def test_a_resumed_run_is_the_run(
                 assert torch.equal(weight, again.reference.weights[name])
     if case in REMEMBERS:
         assert any(states[4][k] for k in ("examples", "shared", "waiting", "stage"))
-        monkeypatch.setattr("prefix_rft.engines.trl.resume.parts", lambda *args: [])
+        monkeypatch.setattr(OwnState, "load", lambda *args: None)
         other = checkpointed(tmp_path / "other", case)
         other.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-4"))
         monkeypatch.undo()
@@ -584,7 +586,7 @@ def test_a_damaged_checkpoint_is_refused_with_a_sentence(
 
     Also where its manifest says that these are the files that were written.
     """
-    monkeypatch.setattr("prefix_rft.engines.trl.resume.fault", lambda folder: None)
+    monkeypatch.setattr("prefix_rft.engines.trl.safety.checkpointing.fault", lambda folder: None)
     name, spoil = DAMAGE[damage]
     checkpoint = tmp_path / "checkpoint-2"
     shutil.copytree(finished / "checkpoint-2", checkpoint)
@@ -597,7 +599,7 @@ def test_a_damaged_checkpoint_is_refused_with_a_sentence(
 def test_a_checkpoint_of_another_trainer_is_refused(
     tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prefix_rft.engines.trl.resume.fault", lambda folder: None)
+    monkeypatch.setattr("prefix_rft.engines.trl.safety.checkpointing.fault", lambda folder: None)
     checkpoint = tmp_path / "checkpoint-2"
     shutil.copytree(finished / "checkpoint-2", checkpoint)
     (checkpoint / "method_state.json").unlink()

@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 
 from prefix_rft import PrefixRFTConfig
 from prefix_rft.engines.changes import AT_ONCE, NOTHING, WITH_ROLLOUTS, among
-from prefix_rft.engines.trl.sft import DemonstrationConfig
+from prefix_rft.engines.trl.imitation_config import DemonstrationConfig
 from prefix_rft.support.errors import UserError
 from tables import rest_slow
 from tiny import make_model, make_tokenizer

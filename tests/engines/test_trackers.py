@@ -124,10 +124,10 @@ def test_a_tracker_that_is_not_there(
 ) -> None:
     """Also where these trackers happen to be installed."""
     monkeypatch.setattr(
-        "prefix_rft.engines.setup.get_available_reporting_integrations", lambda: ["tensorboard"]
+        "prefix_rft.engines.arguments.get_available_reporting_integrations", lambda: ["tensorboard"]
     )
     monkeypatch.setattr(
-        "prefix_rft.engines.setup.UNLISTED", {"azure_ml": lambda: False, "flyte": lambda: False}
+        "prefix_rft.engines.arguments.UNLISTED", {"azure_ml": lambda: False, "flyte": lambda: False}
     )
     assert main([command, str(task / "recipe.yaml"), *SMALL, f"report_to={tracker}"]) == 2
     err = capsys.readouterr().err
@@ -141,8 +141,8 @@ def test_a_tracker_that_transformers_does_not_list(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It leaves Azure ML out beside MLflow, and Flyte always."""
-    monkeypatch.setattr("prefix_rft.engines.setup.get_available_reporting_integrations", list)
-    monkeypatch.setattr("prefix_rft.engines.setup.UNLISTED", {name: lambda: True})
+    monkeypatch.setattr("prefix_rft.engines.arguments.get_available_reporting_integrations", list)
+    monkeypatch.setattr("prefix_rft.engines.arguments.UNLISTED", {name: lambda: True})
     check_trackers([name])
 
 

@@ -16,7 +16,7 @@ from prefix_rft.data import find_source
 from prefix_rft.engines.arguments import check_trackers, keys, trainer_arguments
 from prefix_rft.engines.options import SHARED, resolve
 from prefix_rft.engines.packages import check_packages
-from prefix_rft.engines.trl.parameter_mask import MaskOptions
+from prefix_rft.engines.trl.update.parameter_mask import MaskOptions
 from prefix_rft.recipe.batches import BatchPlan
 from prefix_rft.recipe.recipe import ENGINES, Recipe, RecipeFile, refuse_unknown_keys
 from prefix_rft.recipe.rif_options import Filter

@@ -21,8 +21,8 @@ from prefix_rft.engines.models import load_model
 from prefix_rft.engines.setup import Setup
 from prefix_rft.engines.trl import DemonstrationTrainer, PrefixRFTTrainer
 from prefix_rft.engines.trl.clock import stop_clock, template_kwargs
-from prefix_rft.engines.trl.interrupt import StopOnSignal
-from prefix_rft.engines.trl.watch import LooksAtLines
+from prefix_rft.engines.trl.safety.interrupt import StopOnSignal
+from prefix_rft.engines.trl.safety.watch import LooksAtLines
 from prefix_rft.evaluation.samples import Request
 from prefix_rft.evaluation.scores import evaluate
 from prefix_rft.evaluation.table import few_of
@@ -214,7 +214,7 @@ def work(
             write_evaluations(folder, evaluations)
 
     look("base")
-    with StopOnSignal(trainer, lambda words: say(console, words)) as stop:
+    with StopOnSignal(trainer.processes, trainer.record, lambda words: say(console, words)) as stop:
         trainer.add_callback(stop)
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     if stop.stopped and stop.caught is not None:

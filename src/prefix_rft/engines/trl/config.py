@@ -18,13 +18,13 @@ from prefix_rft.engines.options import (
 )
 from prefix_rft.engines.trl.clock import HELP
 from prefix_rft.engines.trl.ranges import check_numbers
+from prefix_rft.engines.trl.safety.watch import WatchConfig
 from prefix_rft.engines.trl.settings import (
     HARMFUL,
     RL,
     check_generation,
     refuse_without_effect,
 )
-from prefix_rft.engines.trl.watch import WatchConfig
 
 
 @dataclass

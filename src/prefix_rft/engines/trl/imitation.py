@@ -2,76 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from trl import SFTConfig, SFTTrainer
+from trl import SFTTrainer
 
-from prefix_rft.core import Batch, Method, Targets, loss, prepare
+from prefix_rft.core import Batch, Targets, loss, prepare
 from prefix_rft.data.demonstrations import imitation_rows
 from prefix_rft.data.render import Renderer, end_of_text_ids
 from prefix_rft.engines.dropout import turn_off_dropout
-from prefix_rft.engines.options import KeepsMethod, parse_options, with_const
 from prefix_rft.engines.positions import refuse_too_long
-from prefix_rft.engines.state import MethodState, hash_of_rows
-from prefix_rft.engines.trl.clock import HELP, stop_clock, template_kwargs
-from prefix_rft.engines.trl.dataset import plain_rows
+from prefix_rft.engines.state import hash_of_rows
+from prefix_rft.engines.trl.clock import stop_clock, template_kwargs
+from prefix_rft.engines.trl.imitation_config import DemonstrationConfig
+from prefix_rft.engines.trl.plain_rows import plain_rows
 from prefix_rft.engines.trl.policy import generation_config_of, open_adapter, tokenizer_of
-from prefix_rft.engines.trl.ranges import check_numbers
-from prefix_rft.engines.trl.reference import ReferencePolicy
-from prefix_rft.engines.trl.resume import ResumesExactly
-from prefix_rft.engines.trl.settings import SFT, refuse_without_effect
-from prefix_rft.engines.trl.state import keep_state
-from prefix_rft.engines.trl.tokens import TokenCounts
-from prefix_rft.engines.trl.watch import WatchConfig, Watched
-from prefix_rft.methods import load
-
-
-@dataclass
-class DemonstrationConfig(KeepsMethod, WatchConfig, SFTConfig):
-    """Arguments of :class:`DemonstrationTrainer`: everything in TRL's ``SFTConfig``, and these."""
-
-    method: str = field(default="sft", metadata={"help": "Imitation method."})
-    method_options: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Options of the method; a dict or JSON."}
-    )
-    demonstration_column: str = field(
-        default="demonstration",
-        metadata={"help": "Column with a demonstration (text), or several (list of texts)."},
-    )
-    chat_template_date: str | None = field(default=None, metadata={"help": HELP})
-    max_completion_length: int = field(
-        default=256, metadata={"help": "Longer demonstrations (EOS included) are dropped."}
-    )
-
-    parameter_mask: dict[str, Any] | str | None = field(
-        default=None,
-        metadata={"help": "Train some weights only, e.g. {'kind': 'speft', 'fraction': 0.05}."},
-    )
-
-    def __post_init__(self) -> None:
-        check_numbers(vars(self))
-        refuse_without_effect(self, SFTConfig, SFT)
-        super().__post_init__()
-        for name in ("method_options", "parameter_mask", "tripwires"):
-            if isinstance(getattr(self, name), str):
-                setattr(self, name, parse_options(name, getattr(self, name)))
-        self.check_watch()
-        kwargs: Any = self.dataset_kwargs or {}
-        self.dataset_kwargs = {**kwargs, "skip_prepare_dataset": True}
-
-    def _decides(self) -> Any:
-        options: Any = self.method_options or {}
-        return self.method, dict(options), self.max_completion_length
-
-    def _load(self) -> Method:
-        options: Any = self.method_options or {}
-        return load(self.method, **options)
-
-    def _fit(self, method: Method) -> Method:
-        return with_const(method, self.max_completion_length)
+from prefix_rft.engines.trl.safety.checkpointing import ResumesExactly
+from prefix_rft.engines.trl.safety.made_of import made_of
+from prefix_rft.engines.trl.safety.own_state import OwnState
+from prefix_rft.engines.trl.safety.watch import Watched
+from prefix_rft.engines.trl.update.token_counts import TokenCounts
 
 
 class DemonstrationTrainer(Watched, ResumesExactly, SFTTrainer):
@@ -87,9 +40,7 @@ class DemonstrationTrainer(Watched, ResumesExactly, SFTTrainer):
     # Narrower than what transformers and TRL declare.
     model: Any  # pyright: ignore[reportIncompatibleVariableOverride]
     accelerator: Any
-    reference: ReferencePolicy | None
     demonstrations: Any
-    method_state: MethodState
     args: DemonstrationConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(
@@ -145,8 +96,14 @@ class DemonstrationTrainer(Watched, ResumesExactly, SFTTrainer):
             parts += eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]
         for part in parts:
             lengths = (len(row["input_ids"]) for row in part)
-            refuse_too_long(self.accelerator.unwrap_model(self.model), lengths)
-        keep_state(self)
+            refuse_too_long(self.policy, lengths)
+        rows, sharded = self.train_dataset, self.is_deepspeed_enabled or self.is_fsdp_enabled
+        self.own_state = OwnState.of(self.method, args, self.policy, rows, self.renderer, sharded)
+        if self.own_state.mask is not None:
+            self.add_callback(self.own_state.mask)
+        self.made_of = made_of(
+            self.model, self.renderer.tokenizer, rows, (), args.demonstration_column
+        )
         if self.reference is not None:  # two forwards are compared: their noise would differ
             self.notes += turn_off_dropout(self.model)
 
@@ -181,6 +138,12 @@ class DemonstrationTrainer(Watched, ResumesExactly, SFTTrainer):
         self._tell()
         self.method_state.dataset = hash_of_rows(self.train_dataset)
 
+    def add_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Add numbers to those of which TRL logs the means, of training or of evaluation."""
+        lists = self._metrics["train" if self.model.training else "eval"]
+        for name, value in metrics.items():
+            lists[name].append(value)
+
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """The micro-batches of the next optimizer step; fixes the step's targets on the way."""
         samples, items = super().get_batch_samples(*args, **kwargs)
@@ -196,7 +159,7 @@ class DemonstrationTrainer(Watched, ResumesExactly, SFTTrainer):
                 _to_batch(torch.cat(labels).to(self.accelerator.device)),
                 step=self.state.global_step,
                 total_steps=self.state.max_steps,
-                all_sum=lambda x: self.accelerator.reduce(x, reduction="sum"),
+                all_sum=self.processes.sum,
             )
             self._row = 0
             self._count_tokens(samples)
@@ -209,9 +172,9 @@ class DemonstrationTrainer(Watched, ResumesExactly, SFTTrainer):
             tokens.count("trained", sample["attention_mask"])
             if self.reference is not None:
                 tokens.count("forward", sample["attention_mask"])
-        for name, value in tokens.take(self.accelerator).items():
-            if name in ("tokens/trained", "tokens/forward"):
-                self._metrics["train"][name].append(value)
+        counts = tokens.take(self.processes)
+        for name in ("tokens/forward", "tokens/trained"):
+            self._metrics["train"][name].append(counts[name])
 
     def compute_loss(
         self,
@@ -247,17 +210,15 @@ class DemonstrationTrainer(Watched, ResumesExactly, SFTTrainer):
             self.state.max_steps,
             targets,
         )
-        mode = "train" if self.model.training else "eval"
         if targets is not None:
             first = self._row - len(batch.tokens_BT)
             self.finite.rows(
-                batch.response_mask_BT,
+                batch,
                 lambda row: f"row {first + row} of the step",
-                {"log-prob": outputs.log_probs, "reference log-prob": batch.ref_logp_BT},
+                {"log-prob": outputs.log_probs},
             )
-        for name, value in out.metrics.items():
-            self._metrics[mode][name].append(value)
-        total: Tensor = out.loss * (self.accelerator.num_processes if targets else 1)
+        self.add_metrics(out.metrics)
+        total: Tensor = out.loss * (self.processes.count if targets else 1)
         if self.aux_loss_enabled:
             # A mean over the micro-batch by construction, unlike the sums above.
             parts = self.current_gradient_accumulation_steps if targets else 1

@@ -12,24 +12,26 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from safetensors import SafetensorError
-from transformers import TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from prefix_rft.engines.state import MethodState
 from prefix_rft.engines.trl.clock import date_in, refuse_date
-from prefix_rft.engines.trl.rates import Rates, inner
-from prefix_rft.engines.trl.run_state import RunState
-from prefix_rft.engines.trl.state import parts
+from prefix_rft.engines.trl.reference import ReferencePolicy
+from prefix_rft.engines.trl.safety.finite import Finite
+from prefix_rft.engines.trl.safety.own_state import OwnState
+from prefix_rft.engines.trl.safety.rates import Rates, inner
+from prefix_rft.engines.trl.safety.run_state import RunState
+from prefix_rft.engines.trl.safety.whole_record import WholeRecord
+from prefix_rft.engines.trl.update.parameter_mask import ParameterMask
 from prefix_rft.runs.checkpoints import (
     WRITING,
     broken,
     fault,
     files_of,
-    go_back,
     place,
     rotate,
     seal,
 )
-from prefix_rft.runs.rollouts import cut_rollouts
 from prefix_rft.support.errors import UserError
 from prefix_rft.support.phases import Phases
 
@@ -55,20 +57,35 @@ class ResumesExactly:
     state: Any
     control: Any
     accelerator: Any
-    finite: Any
+    finite: Finite
     phases: Phases
+    own_state: OwnState
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._writing: Path | None = None
         self._sampler: Any = None
         self._made: Any = None
         self.rates: Rates | None = None
-        self.resumed_from: Path | None = None
         super().__init__(*args, **kwargs)
         trainer: Any = self
         self.run_state = RunState(trainer)
-        self.record = WholeRecord(trainer)
+        self.record = WholeRecord(self.run_state)
         trainer.add_callback(self.record)
+
+    @property
+    def method_state(self) -> MethodState:
+        """What the method remembers from step to step."""
+        return self.own_state.method
+
+    @property
+    def reference(self) -> ReferencePolicy | None:
+        """The policy that the method keeps for itself."""
+        return self.own_state.reference
+
+    @property
+    def parameter_mask(self) -> ParameterMask | None:
+        """Which weights are trained; None where all are."""
+        return self.own_state.mask
 
     # ---- order of rows -------------------------------------------------------------------------
 
@@ -107,7 +124,7 @@ class ResumesExactly:
             RunError: there are weights that are not finite, which nobody should go on from.
         """
         self.phases.begin("saving")
-        self.finite.before_saving()
+        self._look_at_weights()
         run = Path(self._get_output_dir(trial))
         final = run / f"checkpoint-{self.state.global_step}"
         with self._beside(final, f"the checkpoint of step {self.state.global_step}", True) as new:
@@ -134,11 +151,15 @@ class ResumesExactly:
         """
         trainer: Any = self
         self.phases.begin("saving the model")
-        self.finite.before_saving()
+        self._look_at_weights()
         with self._beside(folder, "the model", False) as new:
             trainer.save_model(str(new))
             if self.args.should_save:
                 (new / PICKLE).unlink(missing_ok=True)
+
+    def _look_at_weights(self) -> None:
+        trainer: Any = self
+        self.finite.before_saving(trainer.policy, trainer.optimizer, self.state.global_step)
 
     @contextmanager
     def _beside(self, final: Path, what: str, listed: bool) -> Iterator[Path]:
@@ -176,8 +197,7 @@ class ResumesExactly:
 
     def _add(self, new: Path, run: Path) -> None:
         """Add what the trainer itself remembers to a new checkpoint of a run."""
-        for part in parts(self):
-            part.save(new)
+        self.own_state.save(new)
         (new / PICKLE).unlink(missing_ok=True)
         best = run / f"checkpoint-{self.state.best_global_step}"
         if best.is_dir() or best.name == new.name:
@@ -258,9 +278,8 @@ class ResumesExactly:
             )
 
     def _restore(self, folder: Path) -> None:
-        self.resumed_from = folder
-        for part in parts(self):
-            part.load(folder)
+        self.record.resumed_from = folder
+        self.own_state.load(folder)
         self.run_state.load(folder)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -294,39 +313,3 @@ def _culprit(error: Exception, folder: Path) -> Any:
     if isinstance(error, SafetensorError):  # which takes away what it could not finish
         return folder / "model.safetensors"
     return max(files, key=lambda p: p.stat().st_mtime_ns, default=folder)
-
-
-class WholeRecord(TrainerCallback):
-    """Every step of a run is in exactly one line of its log and one generation of its rollouts.
-
-    Metrics wait in memory for the next line. One is due before each evaluation and the end of the
-    run, for what waits when the trainer was last evaluating is never logged.
-
-    Attributes:
-        open: the run stops here but is to go on: what waits is in its checkpoint.
-    """
-
-    def __init__(self, trainer: Any) -> None:
-        self.trainer = trainer
-        self.open = False
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Take away what tells of steps that a resumed run does anew."""
-        run, checkpoint = Path(args.output_dir), self.trainer.resumed_from
-        own = checkpoint is not None and checkpoint.resolve().parent == run.resolve()
-        if state.is_world_process_zero and state.global_step and own:
-            cut_rollouts(run / "rollouts", state.global_step)
-            go_back(run, state.global_step)
-        # transformers goes on with the rhythm of lines and checkpoints that the run began with.
-        state.compute_steps(args, state.max_steps)
-        self.trainer.run_state.begin()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Ask for a line where one is due."""
-        due = control.should_evaluate or control.should_training_stop
-        if due and not self.open and args.logging_strategy != "no":
-            control.should_log = True
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Ask for a line where one is due."""
-        self.on_step_end(args, state, control)

@@ -6,7 +6,41 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from prefix_rft.engines.plan import RowPlan
-from prefix_rft.engines.sampling import SamplingSettings, sample
+from prefix_rft.engines.sampling import SamplingSettings, sample, supported
+
+
+def serves(model: Any, args: Any) -> bool:
+    """Whether our own sampler can stand in for ``generate`` of the plain transformers backend.
+
+    Args:
+        model: the policy, neither sharded nor wrapped.
+        args: of the trainer, among them settings that this sampler does not know.
+    """
+    return (
+        args.fast_generation
+        and not args.generation_kwargs
+        and args.cache_implementation is None
+        and args.repetition_penalty == 1.0
+        and supported(model)
+    )
+
+
+def settings_of(args: Any, eos_ids: Sequence[int], pad_id: Any) -> SamplingSettings:
+    """How the arguments of a trainer want a token to be drawn.
+
+    Args:
+        args: of the trainer.
+        eos_ids: tokens that end a completion.
+        pad_id: the padding token, which TRL makes sure of.
+    """
+    return SamplingSettings(
+        eos_token_ids=tuple(eos_ids),
+        pad_token_id=pad_id,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        min_p=args.min_p,
+    )
 
 
 def continuations(

@@ -13,6 +13,9 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from prefix_rft.engines.trl.processes import Processes
+from prefix_rft.engines.trl.safety.whole_record import WholeRecord
+
 NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")
 """A scheduler's notice: SLURM preempts with SIGTERM, and sends what ``--signal`` names."""
 
@@ -32,14 +35,20 @@ class StopOnSignal(TrainerCallback):
     Handlers are installed in the context only; outside the main thread, where Python does not allow
     any, there are none.
 
+    Args:
+        processes: of the run.
+        record: of the run, which stays open where the run is to go on.
+        say: how a user is told of a signal.
+
     Attributes:
         caught: number of the signal; None while there was none.
         stopped: the run has ended because of it.
     """
 
-    def __init__(self, trainer: Any, say: Callable[[str], None]) -> None:
-        self.trainer = trainer
-        self.say = say
+    def __init__(
+        self, processes: Processes, record: WholeRecord, say: Callable[[str], None]
+    ) -> None:
+        self.processes, self.record, self.say = processes, record, say
         self.caught: int | None = None
         self.at = 0.0
         self.stopped = False
@@ -70,19 +79,18 @@ class StopOnSignal(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Save and stop if a process was told to."""
-        accelerator = self.trainer.accelerator
         number = self.caught or 0
-        if accelerator.num_processes > 1:
-            told = torch.tensor([number], device=accelerator.device)
-            number = int(accelerator.gather(told).max())
+        if self.processes.count > 1:
+            told = torch.tensor([number], device=self.processes.device)
+            number = int(self.processes.gather(told).max())
         if number:
             self.caught, self.stopped = number, True
             # After the last step nothing comes that could be in the same line.
-            self.trainer.record.open = state.global_step < state.max_steps
+            self.record.open = state.global_step < state.max_steps
             control.should_save = True
             control.should_training_stop = True
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The epoch has not ended for a run that is to go on: nothing more is due."""
-        if self.stopped and self.trainer.record.open:
+        if self.stopped and self.record.open:
             control.should_log = control.should_evaluate = control.should_save = False

@@ -27,32 +27,44 @@ NEVER_READ = ("prompt", "completion", "completion_ids")
 """Columns that TRL hands to no reward function under their name."""
 
 
-def made_of(trainer: Any, rewards: Iterable[Any]) -> dict[str, str]:
+def made_of(
+    model: torch.nn.Module,
+    tokenizer: Any,
+    rows: Any,
+    rewards: Iterable[Any],
+    demonstration_column: str,
+    reference: torch.nn.Module | None = None,
+) -> dict[str, str]:
     """A hash for each thing that decides prompts or rewards and is no setting, by what it is.
 
     Args:
-        trainer: with its rows as ids.
-        rewards: its reward functions.
+        model: that is trained.
+        tokenizer: that prompts are rendered with.
+        rows: the dataset as ids.
+        rewards: the reward functions.
+        demonstration_column: where the demonstrations are in the rows.
+        reference: a second model that is compared with; None where there is none, or where it is
+            sharded.
     """
-    tokenizer, rewards = trainer.renderer.tokenizer, list(rewards)
+    rewards = list(rewards)
     found = {"another vocabulary": _hash(sorted(tokenizer.get_vocab().items()))}
-    rows = trainer.train_dataset
     first: Any = next(iter(rows.select(range(1))), {}) if isinstance(rows, Dataset) else {}
     if not isinstance(first.get("prompt"), str):
         found["another chat template"] = _hash(template_of(tokenizer))
-    weights = [(n, list(p.shape)) for n, p in trainer.model.named_parameters() if p.requires_grad]
+    weights = [(n, list(p.shape)) for n, p in model.named_parameters() if p.requires_grad]
     found["other trainable weights"] = _hash(sorted(weights))
-    frozen = [(n, p) for n, p in trainer.model.named_parameters() if not p.requires_grad]
+    frozen = [(n, p) for n, p in model.named_parameters() if not p.requires_grad]
     found["other frozen weights"] = _hash(_glimpse(frozen))
-    reference: Any = getattr(trainer, "ref_model", None)
-    if reference is not None and not (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):
+    if reference is not None:
         found["another reference model"] = _hash(_glimpse(reference.named_parameters()))
-    if (adapters := getattr(trainer.model, "peft_config", None)) is not None:
+    adapters: Any = getattr(model, "peft_config", None)
+    if adapters is not None:
         found["another adapter"] = _hash({k: v.to_dict() for k, v in adapters.items()})
     for reward in rewards:
         name = f"another reward '{_name(reward)}' (its source or its options)"
         found[name] = _hash(_decided_by(reward))
-    for column, digest in hash_of_columns(rows, read_by(rewards, rows, trainer.args)).items():
+    read = read_by(rewards, rows, demonstration_column)
+    for column, digest in hash_of_columns(rows, read).items():
         found[f"other values in column '{column}', which the rewards are given"] = digest
     return found
 
@@ -65,7 +77,7 @@ def _decided_by(reward: Any) -> Any:
     return decided_by(reward)
 
 
-def read_by(rewards: Iterable[Any], rows: Any, args: Any) -> list[str]:
+def read_by(rewards: Iterable[Any], rows: Any, demonstration_column: str) -> list[str]:
     """The columns that reward functions are given.
 
     Demonstrations count as ids already, unless a reward asks for them.
@@ -84,7 +96,7 @@ def read_by(rewards: Iterable[Any], rows: Any, args: Any) -> list[str]:
         everything |= any(p.kind is p.VAR_KEYWORD for p in parameters)
     present = [] if not isinstance(rows, Dataset) else rows.column_names
     given = [n for n in visible(present) if n not in NEVER_READ]
-    return [n for n in given if n in named or (everything and n != args.demonstration_column)]
+    return [n for n in given if n in named or (everything and n != demonstration_column)]
 
 
 def refuse_others(folder: Path, before: Mapping[str, str], now: Mapping[str, str]) -> None:

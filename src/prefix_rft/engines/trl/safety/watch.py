@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +11,9 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from prefix_rft.engines.tripwires import Tripwires
-from prefix_rft.engines.trl.finite import POLICIES, Finite
+from prefix_rft.engines.trl.processes import Processes
+from prefix_rft.engines.trl.safety.finite import POLICIES, Finite
+from prefix_rft.engines.trl.safety.run_state import RunState
 from prefix_rft.support.errors import RunError, check_range, choose
 from prefix_rft.support.phases import Phases
 
@@ -58,20 +61,41 @@ class Watched:
     Attributes:
         notes: what a user is told when training begins.
         phases: what the trainer tells of where it is; by default nobody hears it.
+        processes: that share the run.
     """
 
     args: Any
     accelerator: Any
+    model: Any
+    optimizer: Any
+    state: Any
+    is_deepspeed_enabled: bool
+    run_state: RunState
+    add_callback: Callable[[Any], None]
+    add_metrics: Callable[[Mapping[str, float]], None]
 
     def __init__(self, *args: Any, phases: Phases | None = None, **kwargs: Any) -> None:
         self.phases = phases or Phases()
         super().__init__(*args, **kwargs)
-        trainer: Any = self
-        self.finite = Finite(trainer)
-        self.tripwires: Tripwires = self.args.read_tripwires()
+        self.processes = Processes(self.accelerator)
+        own = self.args
+        self.finite = Finite(
+            self.processes, own.on_nonfinite, own.nonfinite_limit, self.is_deepspeed_enabled
+        )
+        self.tripwires: Tripwires = own.read_tripwires()
         self.notes: list[str] = []
-        trainer.add_callback(LooksAtLines(trainer))
-        trainer.add_callback(TellsNotes(trainer))
+
+        def warn(words: str) -> None:
+            self.warn(words)  # which may be another one by then
+
+        state = self.run_state
+        self.add_callback(LooksAtLines(self.tripwires, warn, lambda: state.last_logged))
+        self.add_callback(TellsNotes(self.notes, warn))
+
+    @property
+    def policy(self) -> Any:
+        """The model that is trained, out of what accelerate has wrapped around it."""
+        return self.accelerator.unwrap_model(self.model)
 
     def warn(self, words: str) -> None:
         """Tell the user of something that does not stop the run."""
@@ -87,42 +111,63 @@ class Watched:
         loss: Tensor = super().training_step(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
         self.finite.loss(loss)
         if self.accelerator.sync_gradients:
-            self.finite.before_update()
+            step, scaled = self.state.global_step, self.accelerator.scaler is not None
+            why = self.finite.before_update(self.policy, self.optimizer, step, scaled)
+            if why is not None:
+                self.add_metrics({"nonfinite/skipped": 1.0})
+                self.warn(f"step {step + 1} is left out: {why} ({self.finite.skipped} so far)")
         return loss
 
 
 class TellsNotes(TrainerCallback):
-    """Tells a trainer's notes once."""
+    """Tells notes once.
 
-    def __init__(self, trainer: Any) -> None:
-        self.trainer = trainer
+    Args:
+        notes: sentences, empty once they are told.
+        warn: how a user is told.
+    """
+
+    def __init__(self, notes: list[str], warn: Callable[[str], None]) -> None:
+        self.notes, self.warn = notes, warn
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Tell them, now that the trainer's way to warn has been settled."""
-        for words in self.trainer.notes:
-            self.trainer.warn(words)
-        self.trainer.notes.clear()
+        """Tell them, now that the way to warn has been settled."""
+        for words in self.notes:
+            self.warn(words)
+        self.notes.clear()
 
 
 class LooksAtLines(TrainerCallback):
-    """Shows each line of the log to the tripwires."""
+    """Shows each line of the log to the tripwires.
 
-    def __init__(self, trainer: Any) -> None:
-        self.trainer = trainer
+    Args:
+        tripwires: that are looked out for.
+        warn: how a user is told.
+        last_logged: the optimizer step of the last line, when training begins.
+    """
+
+    def __init__(
+        self, tripwires: Tripwires, warn: Callable[[str], None], last_logged: Callable[[], int]
+    ) -> None:
+        self.tripwires, self.warn, self.last_logged = tripwires, warn, last_logged
         self.step = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Steps count from the last line, which a resumed run may have in its middle."""
-        self.step = self.trainer._globalstep_last_logged
+        self.step = self.last_logged()
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
-        """Warn or stop."""
+        """Warn or stop.
+
+        Raises:
+            RunError: a tripwire stops the run.
+        """
         if not logs or "loss" not in logs:
             return
         steps, self.step = state.global_step - self.step, state.global_step
-        for action, words in self.trainer.tripwires.look(logs, steps):
+        for action, words in self.tripwires.look(logs, steps):
             if action == "stop":
                 raise RunError(f"stopped at step {state.global_step} by the tripwire {words}")
-            self.trainer.warn(f"step {state.global_step}: tripwire {words}")
+            self.warn(f"step {state.global_step}: tripwire {words}")

@@ -7,7 +7,7 @@ weight decay nor the optimizer's memory moves them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from prefix_rft.core.saliency import SCOPES, SCORES, keep_most_salient, salience
-from prefix_rft.engines.trl.retain import retain_gradients
 from prefix_rft.engines.trl.tensors import read_tensors, write_tensors
 from prefix_rft.support.errors import UserError, check_types, choose, refuse_unknown
 
@@ -91,28 +90,23 @@ class MaskOptions:
         return options
 
 
+Look = Callable[[], tuple[dict[str, Tensor], dict[str, Tensor]]]
+"""Sums of the gradients of a retain set and of their squares, by the names of weights."""
+
+
 class ParameterMask(TrainerCallback):
-    """Holds the masks, and holds the weights to them."""
+    """Holds the masks, and holds the weights to them.
 
-    @classmethod
-    def of(cls, trainer: Any) -> ParameterMask | None:
-        """The mask that the trainer's arguments ask for, at work; None where they ask for none."""
-        given = trainer.args.parameter_mask
-        if not given:
-            return None
-        mask = cls(trainer, MaskOptions.read(given))
-        trainer.add_callback(mask)
-        return mask
+    Args:
+        options: which weights are trained.
+        model: the policy, neither sharded nor wrapped.
+        seed: of the score ``random``.
+        look: the gradients of the retain set, asked for when training begins (``retain``).
+    """
 
-    def __init__(self, trainer: Any, options: MaskOptions) -> None:
-        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-            raise UserError("parameter_mask cannot be used with sharded weights (FSDP, DeepSpeed)")
-        if options.kind == "mifo" and trainer.method.interleave is None:
-            raise UserError(
-                "parameter_mask kind mifo masks steps of imitation, which method "
-                f"'{trainer.method.name}' does not have: use mifo or relift"
-            )
-        self.trainer, self.options = trainer, options
+    def __init__(self, options: MaskOptions, model: torch.nn.Module, seed: int, look: Look) -> None:
+        self.options, self.model, self.seed, self.look = options, model, seed, look
+        self.step = 0
         self.masks: dict[str, Tensor] | None = None
         self.imitation = False
         self.sums: dict[str, Tensor] = {}
@@ -125,8 +119,7 @@ class ParameterMask(TrainerCallback):
             p.register_hook(lambda gradient, name=name: self._filter(name, gradient))
 
     def _parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
-        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-        return ((n, p) for n, p in model.named_parameters() if p.requires_grad)
+        return ((n, p) for n, p in self.model.named_parameters() if p.requires_grad)
 
     def begin_step(self, imitation: bool) -> None:
         """Before the forwards of an optimizer step: whether it is one of imitation.
@@ -153,7 +146,7 @@ class ParameterMask(TrainerCallback):
         """Whether the gradients of this step are looked at to choose a mask."""
         if self.options.kind != "speft":
             return False
-        every, step = self.options.update_every, self.trainer.state.global_step
+        every, step = self.options.update_every, self.step
         due = self.masks is None or (every > 0 and step > 0 and step % every == 0)
         return due or self.scored > 0
 
@@ -168,7 +161,7 @@ class ParameterMask(TrainerCallback):
             )
         if self.options.kind != "retain" or self.masks is not None:
             return
-        sums, squares = retain_gradients(self.trainer, self.options)
+        sums, squares = self.look()
         scores = self._scores(sums, squares)
         if self.options.action == "freeze":
             needed = keep_most_salient(scores, self.options.fraction, self.options.scope)
@@ -185,10 +178,14 @@ class ParameterMask(TrainerCallback):
             p.data.masked_fill_(unneeded[name], 0.0)
         self.masks = {name: torch.ones_like(m) for name, m in unneeded.items()}
 
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Take note of the optimizer step, before any of its gradients."""
+        self.step = state.global_step
+
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Choose a mask if one is due, and remember the weights that must not move."""
         if self._choosing:
-            self._look()
+            self._score_gradients()
         held = self.scored > 0
         if held:
             memory = self._memory(kwargs["optimizer"])
@@ -239,13 +236,12 @@ class ParameterMask(TrainerCallback):
     def _scores(
         self, sums: Mapping[str, Tensor], squares: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        seed = self.trainer.args.seed
         return {
-            name: salience(self.options.score, p.detach(), sums[name], squares[name], seed + i)
+            name: salience(self.options.score, p.detach(), sums[name], squares[name], self.seed + i)
             for i, (name, p) in enumerate(self._parameters())
         }
 
-    def _look(self) -> None:
+    def _score_gradients(self) -> None:
         """Add up this step's gradients; after the last step to look at, choose."""
         for name, p in self._parameters():
             g = torch.zeros_like(p) if p.grad is None else p.grad.detach()

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from prefix_rft.core import Batch, Method, Targets, token_losses
 from prefix_rft.core.method import REGULARISERS
+from prefix_rft.engines.trl.processes import Processes
 from prefix_rft.support.errors import UserError
 
 
@@ -80,20 +81,27 @@ class GradientShares:
     in the steps in which it is due. Changes nothing of the training. The balancing loss of a
     mixture of experts is no source.
 
+    Args:
+        args: of the trainer, with ``gradient_shares_every`` at 1 or more.
+        method: whose gradient it is.
+        model: the policy.
+        sharded: its weights are spread over processes.
+
     Raises:
         UserError: the gradient cannot be taken apart in this setting.
     """
 
     @classmethod
-    def of(cls, trainer: Any) -> GradientShares | None:
-        """What the trainer's arguments ask for; None where they ask for nothing."""
-        return cls(trainer) if trainer.args.gradient_shares_every else None
+    def of(
+        cls, args: Any, method: Method, model: torch.nn.Module, sharded: bool
+    ) -> GradientShares | None:
+        """What a trainer's arguments ask for; None where they ask for nothing."""
+        return cls(args, method, model, sharded) if args.gradient_shares_every else None
 
-    def __init__(self, trainer: Any) -> None:
-        args = trainer.args
+    def __init__(self, args: Any, method: Method, model: torch.nn.Module, sharded: bool) -> None:
         kwargs = args.gradient_checkpointing_kwargs or {}
         why = None
-        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        if sharded:
             why = "with sharded weights (FSDP, DeepSpeed)"
         elif args.gradient_checkpointing and kwargs.get("use_reentrant"):
             why = "with reentrant checkpointing: set use_reentrant to false"
@@ -101,8 +109,9 @@ class GradientShares:
             why = "with ddp_static_graph, which allows one backward pass: leave it out"
         elif args.torch_compile:
             why = "with torch_compile, whose graphs allow one backward pass: leave it out"
-        self.trainer = trainer
-        self.sources = sources_of(trainer.method)
+        self.every: int = args.gradient_shares_every
+        self.method, self.model = method, model
+        self.sources = sources_of(method)
         for s in self.sources:
             if s.name in ("hybrid", "without_prefix") or (s.name == "prefix" and not s.prefix):
                 why = f"with a stream named '{s.name}', the name of another norm: rename it"
@@ -110,22 +119,18 @@ class GradientShares:
             raise UserError(f"gradient_shares_every cannot be used {why}")
         self.sums: dict[int, list[Tensor]] = {}
 
-    @property
-    def due(self) -> bool:
-        """Whether the optimizer step under way is measured: the first one, and so on."""
-        return self.trainer.state.global_step % self.trainer.args.gradient_shares_every == 0
+    def due(self, step: int) -> bool:
+        """Whether an optimizer step is measured: the first one, and so on."""
+        return step % self.every == 0
 
     def _parameters(self) -> list[torch.nn.Parameter]:
-        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-        return [p for p in model.parameters() if p.requires_grad]
+        return [p for p in self.model.parameters() if p.requires_grad]
 
     def add(
-        self, batch: Batch, logp_BT: Tensor, entropy_BT: Tensor | None, targets: Targets
+        self, batch: Batch, targets: Targets, logp_BT: Tensor, entropy_BT: Tensor | None
     ) -> None:
         """Take the gradients of a micro-batch, before its own backward pass frees the graph."""
-        if not self.due:
-            return
-        losses_SBT = token_losses(self.trainer.method, batch, logp_BT, entropy_BT, targets)
+        losses_SBT = token_losses(self.method, batch, logp_BT, entropy_BT, targets)
         parameters = self._parameters()
         for i, source in enumerate(self.sources):
             acts_BT = targets.acts_SBT[source.stream]
@@ -145,17 +150,15 @@ class GradientShares:
                 if g is not None:
                     total += g
 
-    def take(self, accelerator: Any) -> dict[str, float]:
+    def take(self, processes: Processes) -> dict[str, float]:
         """The norms of the step by the names of their metrics; the sums begin anew.
 
         A vector none of whose tokens was trained on any process is left out.
         """
-        if not self.due:
-            return {}
         sums = self.sums
         self.sums = {}
-        own = torch.tensor([i in sums for i in range(len(self.sources))], device=accelerator.device)
-        acted = accelerator.reduce(own.long(), reduction="sum").bool().tolist()
+        own = torch.tensor([i in sums for i in range(len(self.sources))], device=processes.device)
+        acted = processes.sum(own.long()).bool().tolist()
         active = [i for i, a in enumerate(acted) if a]
         vectors = {
             name: places
@@ -166,7 +169,7 @@ class GradientShares:
         for k, p in enumerate(self._parameters() if active else []):
             zero = torch.zeros_like(p, dtype=torch.float32)
             parts = torch.stack([sums[i][k] if i in sums else zero for i in active])
-            parts = accelerator.reduce(parts, reduction="sum")
+            parts = processes.sum(parts)
             for name, places in vectors.items():
                 squares[name].append(parts[places].sum(0).norm())
         norms = {n: math.hypot(*torch.stack(x).tolist()) for n, x in squares.items()}

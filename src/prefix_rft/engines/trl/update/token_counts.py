@@ -9,12 +9,12 @@ times the number of steps it spans is their true total.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from prefix_rft.engines.plan import RowPlan
+from prefix_rft.engines.trl.processes import Processes
 
 KINDS = ("sampled", "prefilled", "forward", "trained")
 
@@ -61,9 +61,9 @@ class TokenCounts:
         """Add the tokens of a mask; nothing waits for the device."""
         self.sums[kind] = self.sums[kind] + attention_mask.sum()
 
-    def take(self, accelerator: Any) -> dict[str, float]:
+    def take(self, processes: Processes) -> dict[str, float]:
         """The counts of all processes since the last call, by the names of their metrics."""
         own = [torch.as_tensor(self.sums[k], device=self.device).long() for k in KINDS]
         self._clear()
-        total = accelerator.reduce(torch.stack(own), reduction="sum").tolist()
+        total = processes.sum(torch.stack(own)).tolist()
         return {f"tokens/{k}": float(n) for k, n in zip(KINDS, total, strict=True)}

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
+
+from prefix_rft.engines.trl.processes import Processes
 
 
 class StepStats:
@@ -20,10 +20,10 @@ class StepStats:
             old = self.pairs.get(name, (0.0, 0.0))
             self.pairs[name] = (old[0] + s.double(), old[1] + n.double())
 
-    def take(self, accelerator: Any) -> dict[str, float]:
+    def take(self, processes: Processes) -> dict[str, float]:
         """Means over all processes, of what was observed; the sums begin anew."""
         names = sorted(self.pairs)
         table = torch.stack([torch.stack(self.pairs[n]) for n in names])
         self.pairs = {}
-        sums = accelerator.reduce(table, reduction="sum").tolist()
+        sums = processes.sum(table).tolist()
         return {name: s / n for name, (s, n) in zip(names, sums, strict=True) if n > 0}

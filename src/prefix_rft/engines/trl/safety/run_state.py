@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from prefix_rft.engines.changes import refuse_changes, settings_of
-from prefix_rft.engines.trl.made_of import refuse_others
+from prefix_rft.engines.trl.safety.made_of import refuse_others
 from prefix_rft.engines.trl.tensors import read_tensors, write_tensors
 from prefix_rft.support.errors import UserError
 from prefix_rft.support.writing import write_text
@@ -34,6 +34,11 @@ class RunState:
         self.loss: dict[str, Any] | None = None
         self.rates: dict[str, Any] | None = None
 
+    @property
+    def last_logged(self) -> int:
+        """The optimizer step of the last line of the log."""
+        return self.trainer._globalstep_last_logged
+
     def _settings(self) -> dict[str, Any]:
         found = settings_of(self.trainer.args)
         return {**found, "processes": self.trainer.accelerator.num_processes}
@@ -47,7 +52,7 @@ class RunState:
         trainer = self.trainer
         if getattr(trainer, "_buffered_inputs", None) is None:
             return False
-        return trainer._step % (trainer.steps_per_generation * trainer.num_iterations) != 0
+        return trainer._step % (len(trainer._buffered_inputs) * trainer.num_iterations) != 0
 
     def save(self, folder: Path) -> None:
         """Write this process's files."""
@@ -117,7 +122,14 @@ class RunState:
                 f"checkpoint '{folder}' was saved with save_only_model: it can be used as a model, "
                 "but no run goes on from it"
             )
-        refuse_changes(folder, data["settings"], self._settings(), self.trainer, "scalars" in data)
+        refuse_changes(
+            folder,
+            data["settings"],
+            self._settings(),
+            self.trainer.method,
+            waiting="scalars" in data,
+            deepspeed=self.trainer.is_deepspeed_enabled,
+        )
         if "made_of" in data:  # as it is in all checkpoints since there is such a thing
             refuse_others(folder, data["made_of"], self.trainer.made_of)
 
