@@ -58,8 +58,8 @@ trainer = PrefixRFTTrainer(
 trainer.remove_callback(PrinterCallback)
 trainer.train()
 trainer.save_model("runs/lora/model")
-logs = [{k: v for k, v in x.items() if "time" not in k} for x in trainer.state.log_history]
-print(logs)
+for line in trainer.state.log_history:
+    print({k: v for k, v in line.items() if "time" not in k and "_per_second" not in k})
 """
 """Adapters come through Python: a recipe has no key for them yet."""
 
@@ -131,17 +131,19 @@ def plain(value: Any) -> Any:
     return [plain(v) for v in (sorted(value) if all(isinstance(v, str) for v in value) else value)]
 
 
-def content(path: Path) -> str:
-    """A digest of what a file holds that must not change."""
+def content(path: Path, folder: Path) -> str:
+    """A digest of what a file holds that must not change; ``folder`` is where all was run."""
     if path.name in TIMED or path.suffix in (".html", ".pt", ".pth", ".bin", ".log"):
         return "there"
     if path.suffix == ".json":
         text = json.dumps(plain(json.loads(path.read_text())))
     elif path.suffix == ".jsonl":
         text = json.dumps([plain(json.loads(x)) for x in path.read_text().splitlines()])
+    elif path.suffix == ".yaml":
+        text = path.read_text()
     else:
         return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(text.replace(str(folder), "FOLDER").encode()).hexdigest()[:16]
 
 
 def kill(args: list[str], sign: Path, folder: Path, env: dict[str, str]) -> None:
@@ -185,7 +187,7 @@ def golden(source: Path, folder: Path) -> dict[str, Any]:
     kill(killed, folder / "runs/killed/checkpoint-2/manifest.json", folder, env)
     told["killed"] = call([*killed, "--resume"])
     files = {
-        str(p.relative_to(folder)): content(p)
+        str(p.relative_to(folder)): content(p, folder)
         for root in ("runs", "comparisons", "evals")
         for p in sorted((folder / root).rglob("*"))
         if p.is_file()

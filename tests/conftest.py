@@ -1,5 +1,8 @@
 """Tests run offline, on one thread, and leave nothing outside their temporary folders."""
 
+import functools
+import gc
+import importlib.metadata
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -11,6 +14,15 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+
+# Every trainer asks a dozen times whether peft is installed, and reads its description each time.
+importlib.metadata.metadata = functools.cache(importlib.metadata.metadata)
+
+
+def pytest_collection_finish() -> None:
+    """Every training run collects garbage: let it not go through all that has been imported."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

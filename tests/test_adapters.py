@@ -25,7 +25,7 @@ IDS = torch.arange(3, 27).view(2, 12)
 def save(folder: Path, config: Any = None, tokenizer: bool = False, name: str = "adapter") -> Path:
     """A base with an adapter that changes it much, in ``folder/base`` and ``folder/NAME``."""
     if not (folder / "base").is_dir():
-        make_model(TOKENIZER).save_pretrained(folder / "base")
+        make_model(TOKENIZER, layers=2).save_pretrained(folder / "base")
         TOKENIZER.save_pretrained(folder / "base")
     where: dict[str, Any] = {"target_modules": ["q_proj", "down_proj"], "task_type": "CAUSAL_LM"}
     base = load_model(str(folder / "base"))[0]
@@ -155,7 +155,7 @@ def test_other_folders_are_no_adapters(tmp_path: Path) -> None:
 def test_an_evaluation_knows_the_base_too(tmp_path: Path) -> None:
     folder = save(tmp_path)
     before = fingerprint(str(folder))
-    make_model(TOKENIZER, seed=5).save_pretrained(tmp_path / "base")
+    make_model(TOKENIZER, layers=2, seed=5).save_pretrained(tmp_path / "base")
     after = fingerprint(str(folder))
     assert before["sha256"] == after["sha256"]
     assert before != after

@@ -59,8 +59,8 @@ def make_chat_tokenizer(
     return fast
 
 
-def make_model(tokenizer: Any, hidden: int = 32, layers: int = 2, seed: int = 0) -> Any:
-    """A random Qwen3 of about 20,000 parameters."""
+def make_model(tokenizer: Any, hidden: int = 32, layers: int = 1, seed: int = 0) -> Any:
+    """A random Qwen3 of about 10,000 parameters."""
     torch.manual_seed(seed)
     config = Qwen3Config(
         vocab_size=len(tokenizer),
@@ -130,3 +130,18 @@ def make_config(folder: Any, **overrides: Any) -> Any:
         "max_grad_norm": 1e9,
     }
     return PrefixRFTConfig(**{**settings, **overrides})
+
+
+def make_imitation_config(folder: Any, **overrides: Any) -> Any:
+    """The same for imitation; what is not said here is as its users get it."""
+    from prefix_rft.engines.trl.imitation_config import DemonstrationConfig
+
+    settings: dict[str, Any] = {
+        "output_dir": str(folder),
+        "report_to": "none",
+        "use_cpu": True,
+        "bf16": False,
+        "activation_checkpointing": False,
+        "disable_tqdm": True,
+    }
+    return DemonstrationConfig(**{**settings, **overrides})

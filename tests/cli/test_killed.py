@@ -4,6 +4,7 @@ import json
 import random
 import signal
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,14 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return killed.write_task(tmp_path_factory.mktemp("task"))
 
 
-def kill_and_compare(recipe: Path, folder: Path, name: str, kills: int, seed: int) -> None:
+def kill_and_compare(
+    recipe: Path,
+    folder: Path,
+    name: str,
+    kills: int,
+    seed: int,
+    phases: Sequence[str] = killed.PHASES,
+) -> None:
     overrides = RUNS[name]
     whole, again = folder / "whole", folder / "again"
     assert killed.run(recipe, whole, overrides, killed.Moments()) == 0
@@ -40,7 +48,7 @@ def kill_and_compare(recipe: Path, folder: Path, name: str, kills: int, seed: in
     for number in range(kills):
         done = marks[str(max(checkpoints(again / "run"), default=0))]
         left = {p: totals[p] - done[p] for p in killed.PHASES}
-        phase = killed.PHASES[number % len(killed.PHASES)]
+        phase = phases[number % len(phases)]
         if not left[phase]:
             phase = "checkpoint"  # the model is saved last
         # Early rather than late, so that a run is killed often before it ends.
@@ -58,6 +66,13 @@ def error(runs: Path) -> str:
     return path.read_text() if path.is_file() else "it ended"
 
 
+def test_killed_twice(recipe: Path, tmp_path: Path) -> None:
+    """While it saves, and while it writes down what it did: the moments that leave half a file."""
+    name, phases = "two iterations, two updates each", ("checkpoint", "record")
+    kill_and_compare(recipe, tmp_path, name, kills=2, seed=0, phases=phases)
+
+
+@pytest.mark.slow
 def test_killed_five_times(recipe: Path, tmp_path: Path) -> None:
     """In a generation, while grading, updating, saving, and writing what it did."""
     kill_and_compare(recipe, tmp_path, "two iterations, two updates each", kills=5, seed=0)

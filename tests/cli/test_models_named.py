@@ -9,7 +9,7 @@ from prefix_rft.engines.models import load_configs, load_model, load_tokenizer
 from prefix_rft.engines.packages import check_packages
 from prefix_rft.engines.setup import configure
 from prefix_rft.recipe.model_options import look_for, model_options
-from prefix_rft.recipe.recipe import load_recipe
+from prefix_rft.recipe.recipe import RecipeFile
 from prefix_rft.support.errors import UserError
 from tiny import make_config, make_model, make_rows, make_tokenizer
 
@@ -55,20 +55,20 @@ def test_a_recipe_elsewhere_is_told_what_stands_beside_it(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir("/")
-    recipe = load_recipe(folder / "recipe.yaml", ["model=./bas"])
+    recipe = RecipeFile.read(folder / "recipe.yaml", ["model=./bas"]).recipe()
     with pytest.raises(UserError, match="did you mean 'base'"):
         recipe.model_source()
-    recipe = load_recipe(folder / "recipe.yaml", ["model=bas"])
+    recipe = RecipeFile.read(folder / "recipe.yaml", ["model=bas"]).recipe()
     with pytest.raises(UserError, match="did you mean 'base'"):
         load_model(recipe.model_source(), recipe.folder)
-    good = load_recipe(folder / "recipe.yaml", ["model=./models/base/"])
+    good = RecipeFile.read(folder / "recipe.yaml", ["model=./models/base/"]).recipe()
     assert Path(good.model_source()) == folder / "models/base"
     assert look_for("owner/name", folder) == "owner/name"
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "torch.bfloat16"])
 def test_torch_dtype_is_dtype(name: str, folder: Path) -> None:
-    recipe = load_recipe("recipe.yaml", [f"model_init_kwargs={{torch_dtype: {name}}}"])
+    recipe = RecipeFile.read("recipe.yaml", [f"model_init_kwargs={{torch_dtype: {name}}}"]).recipe()
     assert recipe.model_options == {"dtype": name}
     if "." not in name:
         model, _ = load_model(recipe.model_source(), **recipe.model_options)
@@ -92,7 +92,7 @@ def test_torch_dtype_is_dtype(name: str, folder: Path) -> None:
 )
 def test_options_of_a_model_that_would_be_ignored(options: str, words: str, folder: Path) -> None:
     with pytest.raises(UserError) as refused:
-        load_recipe("recipe.yaml", [f"model_init_kwargs={options}"])
+        RecipeFile.read("recipe.yaml", [f"model_init_kwargs={options}"]).recipe()
     assert words in str(refused.value)
 
 

@@ -13,6 +13,7 @@ from prefix_rft.cli import main
 from prefix_rft.data import Renderer
 from prefix_rft.evaluation import samples as evaluate
 from prefix_rft.rewards import Graded
+from tables import rest_slow
 from tiny import CHAT_TEMPLATE, make_model
 
 THINKING = CHAT_TEMPLATE.replace("<|assistant|>{% endif %}", "<|assistant|><think>\n{% endif %}")
@@ -69,7 +70,7 @@ def write(folder: Path, tokenizer: Any, text: str, answer: str, **changes: Any) 
     recipe = {
         "model": "base",
         "train_data": "train.jsonl",
-        "reward": "holding:holds",
+        "reward": {"name": "holding:holds", "workers": 1},
         "name": "one",
         "method": "luffy",  # one row of a group is a whole demonstration
         "prompts_per_step": 4,
@@ -90,7 +91,7 @@ def seen(folder: Path) -> list[tuple[str, list[int]]]:
     return [(text, ids) for text, ids in lines]
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", rest_slow(CASES, lambda case: case not in ("strip", "vanishes")))
 def test_one_text_is_graded_everywhere(
     case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,7 +15,8 @@ from rich.console import Console
 from prefix_rft import DemonstrationTrainer, PrefixRFTTrainer
 from prefix_rft.engines.sampling import SamplingSettings, sample
 from prefix_rft.engines.trl import DemonstrationConfig
-from prefix_rft.evaluation.samples import Request, evaluate
+from prefix_rft.evaluation.samples import Request
+from prefix_rft.evaluation.scores import evaluate
 from prefix_rft.rewards import Graded
 from prefix_rft.support.display import SILENCE, Display, by_job, clock
 from prefix_rft.training.progress import Progress
@@ -264,7 +265,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 def test_a_phase_that_cannot_tick_has_lines_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """One call into vLLM may take ten minutes; and behind the run nothing is printed."""
-    monkeypatch.setattr("prefix_rft.support.display.LOOK_SECONDS", 0.002)
+    monkeypatch.setattr("prefix_rft.training.progress.LOOK_SECONDS", 0.002)
     now = Clock()
     lines = Lines(now)
     with Display(Console(file=lines, width=200), now) as display:

@@ -11,41 +11,40 @@ from safetensors.torch import load_file
 
 from prefix_rft.methods import BUILT_IN, load
 from prefix_rft.recipe.mapping import read_recipe
-from prefix_rft.recipe.recipe import load_recipe
+from prefix_rft.recipe.recipe import RecipeFile
 from prefix_rft.recipe.stages import stage_names
 from prefix_rft.support.errors import UserError
 from prefix_rft.tasks.countdown import write
 from prefix_rft.training.train import train
+from tables import rest_slow
 
 RECIPES = Path(__file__).parents[2] / "src/prefix_rft/tasks/countdown/recipes"
 PAGES = Path(__file__).parents[2] / "docs/methods"
 STAGED = "sft_then_rl"
 NAMES = sorted(p.stem for p in RECIPES.glob("*.yaml"))
-QUICK = ("relift", "iw_sft")
+QUICK = ("relift",)
 STATE = {"adaback": "examples", "pope": "examples", "discriminative": "examples"}
 INTERLEAVED = ("relift", "mifo")
-HALF, STEPS = 12, 24
+ROWS = 100
 SMALL = (
-    f"max_steps={STEPS}",
     "prompts_per_step=8",
     "micro_batch_size=null",
     "eval_data=null",
     "save_strategy=steps",
-    f"save_steps={HALF}",
 )
 
 
 @pytest.fixture(scope="module")
 def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("countdown")
-    write(folder, 250, 20, 0)
+    write(folder, ROWS, 20, 0)
     return folder
 
 
 def test_every_method_has_a_recipe_and_a_page() -> None:
     for name in BUILT_IN:
         assert (RECIPES / f"{name}.yaml").is_file(), name
-        assert load_recipe(RECIPES / f"{name}.yaml").method_name == name
+        assert RecipeFile.read(RECIPES / f"{name}.yaml").recipe().method_name == name
         page = (PAGES / f"{name}.md").read_text()
         headings = ("What it is for", "## Equation", "## The lines", "switch", "## Recipe")
         assert all(h in page for h in (*headings, "## Metrics to watch", "arXiv")), name
@@ -71,18 +70,20 @@ def run(task: Path, name: str, runs: Path, *more: str) -> Path:
 
 @pytest.mark.parametrize(
     "name",
-    [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in NAMES if n != STAGED],
+    rest_slow((n for n in NAMES if n != STAGED), lambda name: name in QUICK),
 )
 def test_a_recipe_trains_and_resumes(task: Path, tmp_path: Path, name: str) -> None:
-    own = ["method.sft_prompts=12"] if name in INTERLEAVED else []
+    half, steps = (6, 12) if name in QUICK else (12, 24)
+    own = [f"max_steps={steps}", f"save_steps={half}"]
+    own += ["method.sft_prompts=12"] if name in INTERLEAVED else []
     folder = run(task, name, tmp_path / "runs", *own)
     whole = load_file(folder / "model/model.safetensors")
     base = load_file(task / "base/model.safetensors")
     assert any(not whole[k].equal(base[k]) for k in whole)
     lines = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
     lines = [x for x in lines if "loss" in x]
-    assert [x["step"] for x in lines] == list(range(1, STEPS + 1))
-    method = load(load_recipe(RECIPES / f"{name}.yaml").method_name)
+    assert [x["step"] for x in lines] == list(range(1, steps + 1))
+    method = load(RecipeFile.read(RECIPES / f"{name}.yaml").recipe().method_name)
     seen = {k for x in lines for k in x}
     for origin in ("policy", "prefix", "demonstration"):
         if method.trains(origin) and method.groups.interleave is None and name != "all_wrong":
@@ -94,21 +95,21 @@ def test_a_recipe_trains_and_resumes(task: Path, tmp_path: Path, name: str) -> N
             "prefix/reward" in seen  # all rows of a group may start from a prefix
         )
 
-    state = json.loads((folder / f"checkpoint-{STEPS}/method_state.json").read_text())
-    half = json.loads((folder / f"checkpoint-{HALF}/method_state.json").read_text())
+    state = json.loads((folder / f"checkpoint-{steps}/method_state.json").read_text())
+    then = json.loads((folder / f"checkpoint-{half}/method_state.json").read_text())
     if name in STATE:
-        assert half[STATE[name]]
+        assert then[STATE[name]]
     if name in INTERLEAVED:
         imitated = [x for x in lines if x["interleave/step"] == 1.0]
-        assert half["waiting"]
+        assert then["waiting"]
         assert imitated
         assert all("demonstration/logp" in x and "policy/logp" not in x for x in imitated)
     shutil.rmtree(folder / "model")
-    shutil.rmtree(folder / f"checkpoint-{STEPS}")
-    own.append(f"resume_from_checkpoint={folder}/checkpoint-{HALF}")
+    shutil.rmtree(folder / f"checkpoint-{steps}")
+    own.append(f"resume_from_checkpoint={folder}/checkpoint-{half}")
     again = run(task, name, tmp_path / "runs", *own)
     assert again == folder
-    assert json.loads((folder / f"checkpoint-{STEPS}/method_state.json").read_text()) == state
+    assert json.loads((folder / f"checkpoint-{steps}/method_state.json").read_text()) == state
     resumed = load_file(folder / "model/model.safetensors")
     assert all(resumed[k].equal(whole[k]) for k in whole)
 
@@ -135,7 +136,7 @@ def test_stages_hand_over_weights_and_tokenizer(task: Path, tmp_path: Path) -> N
     recipe = str(task / "recipes" / f"{STAGED}.yaml")
     runs = tmp_path / "runs"
     overrides = [
-        *SMALL[1:2],
+        *SMALL[:1],
         "stages.1.max_steps=4",
         "stages.2.max_steps=4",
         "stages.2.micro_batch_size=null",
@@ -147,7 +148,9 @@ def test_stages_hand_over_weights_and_tokenizer(task: Path, tmp_path: Path) -> N
     folder = train(recipe, overrides, Console(quiet=True))
     first = runs / "countdown-sft-rl-1-sft"
     assert folder == runs / "countdown-sft-rl-2-dr_grpo"
-    assert load_recipe(folder / "recipe.yaml").model == str((first / "model").resolve())
+    assert RecipeFile.read(folder / "recipe.yaml").recipe().model == str(
+        (first / "model").resolve()
+    )
     assert (folder / "model/tokenizer.json").is_file()
     one, two, base = (
         load_file(f / "model.safetensors")
@@ -185,8 +188,8 @@ def test_a_method_of_your_own(task: Path, tmp_path: Path) -> None:
 def test_rif_leaves_out_what_is_never_solved(task: Path, tmp_path: Path) -> None:
     folder = run(task, "rif", tmp_path, "max_steps=2", "save_strategy=no", "rif.samples=4")
     record = json.loads((folder / "rif.json").read_text())
-    assert len(record["solved"]) == 250
-    assert sum(record["prompts_by_solved"]) == 250
+    assert len(record["solved"]) == ROWS
+    assert sum(record["prompts_by_solved"]) == ROWS
     assert max(record["solved"]) <= 4
     used = {
         json.loads(line)["prompt"]
@@ -275,7 +278,7 @@ def test_a_key_is_taken_away(tmp_path: Path) -> None:
     # Given again after that, it counts; training does not read what is for a comparison.
     assert read_recipe(path, ["~beta", "beta=0.2"])["beta"] == 0.2
     path.write_text("model: base\ntrain_data: x.jsonl\ncompare: {seeds: 2}\n")
-    assert "compare" not in load_recipe(path).trainer
+    assert "compare" not in RecipeFile.read(path).recipe().trainer
 
 
 def test_stage_names() -> None:

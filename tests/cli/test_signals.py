@@ -5,12 +5,15 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import killed_runs as killed
 import pytest
 
 from prefix_rft.engines.tripwires import WIRES, Wire
-from prefix_rft.engines.trl.interrupt import StopOnSignal
+from prefix_rft.engines.trl.processes import Processes
+from prefix_rft.engines.trl.safety.interrupt import StopOnSignal
 from prefix_rft.runs.checkpoints import checkpoints, fault
 from prefix_rft.support.errors import Interrupted, RunError
 from prefix_rft.training.train import train
@@ -105,27 +108,20 @@ def test_the_command_says_how_to_go_on(
     assert capsys.readouterr().err == "prefix-rft: stopped; go on with: x --resume\n"
 
 
-class Quiet:
-    """What a handler needs of a trainer."""
-
-    num_processes, device = 1, "cpu"
-
-    def __init__(self) -> None:
-        self.accelerator = self
-
-
 @pytest.mark.parametrize("launched", [False, True])
 def test_a_launcher_passes_the_same_signal_on(
     monkeypatch: pytest.MonkeyPatch, launched: bool
 ) -> None:
     """torchrun does, to processes that a scheduler has told already."""
     sent: list[int] = []
+    alone = Processes(SimpleNamespace(num_processes=1, device="cpu"))
+    record: Any = SimpleNamespace(open=False)
     monkeypatch.setattr("os.kill", lambda pid, number: sent.append(number))
     if launched:
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     former = signal.getsignal(signal.SIGTERM)
     try:
-        stop = StopOnSignal(Quiet(), lambda words: None)
+        stop = StopOnSignal(alone, record, lambda words: None)
         stop._handle(signal.SIGTERM, None)
         stop._handle(signal.SIGTERM, None)
         assert sent == ([] if launched else [signal.SIGTERM])
@@ -140,7 +136,7 @@ def test_a_reader_that_has_left_stops_nothing() -> None:
     """``prefix-rft train ... | tee log`` and Ctrl-C: tee is gone first."""
     code = (
         "import sys, time\n"
-        "from prefix_rft.training.progress import Steadfast\n"
+        "from prefix_rft.support.display import Steadfast\n"
         "console = Steadfast()\n"
         "console.print('first')\n"
         "sys.stdin.readline()\n"

@@ -30,9 +30,8 @@ from prefix_rft.cli import main
 from prefix_rft.core import Batch, loss, prepare
 from prefix_rft.core.planner import Group, Start
 from prefix_rft.data.demonstrations import EXAMPLE, IDS
-from prefix_rft.engines.plan import Moment, RowPlan, starting, starts_of
+from prefix_rft.engines.plan import Moment, RowPlan, replanned, starting, starts_of
 from prefix_rft.engines.setup import configure as configure_recipe
-from prefix_rft.engines.trl.rounds import replanned
 from prefix_rft.engines.verl import columns, require_verl
 from prefix_rft.engines.verl import from_recipe as cluster
 from prefix_rft.engines.verl.agent_loop import PrefixAgentLoop

@@ -8,7 +8,7 @@ from typing import Any
 from prefix_rft.compare.arms import read_comparison
 from prefix_rft.compare.jobs import Board, Job
 from prefix_rft.compare.work import DONE, sets_of
-from prefix_rft.recipe.recipe import load_recipe
+from prefix_rft.recipe.recipe import RecipeFile
 
 RECIPE = """
 model: base
@@ -27,7 +27,7 @@ def make_board(folder: Path, compare: Mapping[str, Any], **named: Any) -> Board:
     for name in ("train.jsonl", "test.jsonl"):
         (folder / name).write_text("{}\n")
     (folder / "base").mkdir(exist_ok=True)
-    recipe = load_recipe(path)
+    recipe = RecipeFile.read(path).recipe()
     data = {"learning_rate": 1e-3, "compare": {"temperatures": [1.0], **compare}}
     return Board(read_comparison(data, **named), str(path), recipe, {}, folder / "out")
 

@@ -23,6 +23,7 @@ from prefix_rft.core import (
 )
 from prefix_rft.core.contrast import Sequences
 from prefix_rft.methods import BUILT_IN, load, options_of
+from tables import rest_slow
 
 NAN = float("nan")
 CONTRASTS = ("discriminative", "irft")
@@ -117,9 +118,10 @@ def test_every_method_has_a_formula() -> None:
     assert all(len(MISTAKES[name]) >= 2 for name in BUILT_IN)
 
 
+@pytest.mark.parametrize("seeds", rest_slow([range(2), range(2, 6)], lambda seeds: 0 in seeds))
 @pytest.mark.parametrize("name", BUILT_IN)
-def test_the_gradient_is_the_formulas(name: str) -> None:
-    for seed in range(6):
+def test_the_gradient_is_the_formulas(name: str, seeds: range) -> None:
+    for seed in seeds:
         assert error(name, LAYOUT[name], seed) < 1e-10
         assert error(name, LAYOUT[name], 10 + seed, old=False) < 1e-10
 
@@ -144,7 +146,7 @@ WITH |= {(n, "k1"): {"beta": 0.3} for n in BUILT_IN}
 def test_a_mistake_is_seen(name: str, wrong: str) -> None:
     how = WITH.get((name, wrong), {})
     # A rare one (a ratio between two clips) need not show in every step.
-    assert max(error(name, LAYOUT[name], seed, wrong, **how) for seed in range(4)) > 1e-3
+    assert any(error(name, LAYOUT[name], seed, wrong, **how) > 1e-3 for seed in range(4))
 
 
 AGGREGATIONS = ("token_mean", "seq_mean_token_mean", "sum_over_const", "sum")

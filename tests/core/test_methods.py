@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from prefix_rft.core import Method, Stream
-from prefix_rft.core.stream import regularisers
+from prefix_rft.core.planner import RandomPrefix
 from prefix_rft.methods import BUILT_IN, load, options_of
 
 
@@ -100,5 +100,5 @@ def test_streams_are_checked() -> None:
         Stream("typo", ("policy",), advantage="groups")
     with pytest.raises(ValueError, match="has no stream"):
         Method("nothing", ())
-    with pytest.raises(ValueError, match="no prefix sampler"):
-        Method("hybrid", regularisers(1.0, 0.0, ("policy",)), num_hybrid=1)
+    with pytest.raises(ValueError, match="need a prefix sampler"):
+        RandomPrefix(num_hybrid=1)

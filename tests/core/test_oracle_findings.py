@@ -7,6 +7,7 @@ import torch
 from test_oracle_parts import small
 
 from prefix_rft.core import Batch, Method, Stream, group_advantage, loss
+from prefix_rft.core.parts import Normaliser
 from prefix_rft.core.schedules import parse
 from prefix_rft.core.select import number_kept
 from prefix_rft.methods import load
@@ -138,7 +139,11 @@ def test_regularisers_do_not_use_the_advantage(surrogate: str) -> None:
     logp, entropy = torch.full((2, 1), -1.0), torch.full((2, 1), 0.5)
     by_default, by_constant = (
         loss(
-            Method("m", (Stream("r", ("policy",), surrogate, **kw),), aggregation="token_mean"),
+            Method(
+                "m",
+                (Stream("r", ("policy",), surrogate, **kw),),
+                normaliser=Normaliser("token_mean"),
+            ),
             batch,
             logp,
             entropy,

@@ -15,6 +15,7 @@ from oracle import CONTINUATION, DEMO, POLICY, PREFIX, Row, Rule
 from torch import Tensor
 
 from prefix_rft.core import Batch, Method, Stream, advantages, loss, prepare, select_prefix
+from prefix_rft.core.planner import RandomPrefix
 from prefix_rft.core.schedules import linear
 from prefix_rft.methods import load
 
@@ -527,7 +528,7 @@ def test_a_coefficient_follows_the_step() -> None:
         Stream("policy", (POLICY,), coefficient=linear(0.0, 1.0, 4)),
         Stream("demonstration", (DEMO,), "logp", 1.0, coefficient=linear(1.0, 0.0, 4)),
     )
-    method = Method("mix", streams, num_demonstrations=1, aggregation="token_mean")
+    method = Method("mix", streams, rows=RandomPrefix(num_demonstrations=1))
     _, batch, _, logp, entropy = make(14, hybrid=False, weight=False)
     ends = [loss(method, batch, logp, entropy, step=s).loss.item() for s in (0, 4)]
     for step in (1, 3, 9):

@@ -26,7 +26,9 @@ from prefix_rft.core import (
     loss,
     prefix_length,
 )
-from prefix_rft.core.schedules import constant, cosine, delayed, linear, parse
+from prefix_rft.core.parts import Clip, Groups, Interleave, Normaliser, Overlong, Reference
+from prefix_rft.core.planner import RandomPrefix
+from prefix_rft.core.schedules import constant, cosine, linear, parse
 from prefix_rft.core.select import number_kept
 from prefix_rft.methods import load
 
@@ -47,8 +49,9 @@ def test_cosine_is_the_papers_sum() -> None:
 def test_a_bound_horizon_stays_and_an_open_one_stretches() -> None:
     assert linear(0.0, 1.0, 10).over(1000)(5) == 0.5
     assert linear(0.0, 1.0).over(1000)(500) == 0.5
-    assert delayed(cosine(0.95, 0.05, 500), 50)(50) == 0.95
-    assert delayed(cosine(0.95, 0.05, 500), 50)(300) == pytest.approx(0.5, abs=1e-12)
+    late = Schedule("cosine", 0.95, 0.05, 500, delay=50)
+    assert late(50) == 0.95
+    assert late(300) == pytest.approx(0.5, abs=1e-12)
     assert constant(0.95).over(7)(3) == 0.95
 
 
@@ -380,17 +383,26 @@ def test_data_is_frozen() -> None:
 def test_methods_are_checked() -> None:
     stream = Stream("p", ("policy",))
     for kw, sentence in [
-        ({"epsilon": -0.1}, "epsilon must be in"),
-        ({"epsilon_high": -0.1}, "epsilon_high >= 0"),
-        ({"epsilon_high": 0.5, "delta": 1.5}, "delta must exceed 1 \\+ epsilon_high = 1.5"),
-        ({"const": -1.0}, "const must be positive, got -1"),
-        ({"num_demonstrations": -1}, "must be at least 0"),
-        ({"num_hybrid": 1}, "method 'm' has hybrid rows but no"),
-        ({"baseline": "meen"}, "did you mean 'mean'"),
-        ({"aggregation": "token"}, "token_mean"),
+        (lambda: Clip(low=-0.1), "epsilon must be in"),
+        (lambda: Clip(high=-0.1), "epsilon_high >= 0"),
+        (lambda: Clip(high=0.5, delta=1.5), "delta must exceed 1 \\+ epsilon_high = 1.5"),
+        (lambda: Normaliser(const=-1.0), "const must be positive, got -1"),
+        (lambda: Normaliser("token"), "token_mean"),
+        (lambda: RandomPrefix(num_demonstrations=-1), "must be at least 0"),
+        (lambda: RandomPrefix(num_hybrid=1), "need a prefix sampler"),
+        (lambda: Groups(attempts=0), "attempts must be at least 1, got 0"),
+        (lambda: Groups(all_wrong="lenghten"), "did you mean 'lengthen'"),
+        (lambda: Groups(truncated="masc"), "did you mean 'mask'"),
+        (lambda: Groups(all_wrong="resample", interleave=Interleave()), "cannot be replaced"),
+        (lambda: Interleave(1.5), "solve rate must be in \\[0, 1\\], got 1.5"),
+        (lambda: Interleave(prompts=0), "sft_prompts must be at least 1"),
+        (lambda: Overlong(1.5), "overlong_buffer must be in \\[0, 1\\]"),
+        (lambda: Reference("polcy"), "did you mean 'policy'"),
+        (lambda: Reference(stages=0), "must be at least 1, got 0"),
+        (lambda: Method("m", (stream,), baseline="meen"), "did you mean 'mean'"),
     ]:
         with pytest.raises(ValueError, match=sentence):
-            Method("m", (stream,), **kw)
+            kw()
     for kw, sentence in [
         ({"mode": "hihg"}, "did you mean 'high'"),
         ({"scope": "batch"}, "minibatch"),
@@ -407,7 +419,7 @@ def test_methods_are_checked() -> None:
 def reinforce(*, scale: float = 1.0) -> Method:
     """Plain REINFORCE with the leave-one-out baseline, as an outsider would write it."""
     stream = Stream("pg", ("policy",), "logp", "group", coefficient=constant(scale))
-    return Method("reinforce", (stream,), baseline="leave_one_out", aggregation="token_mean")
+    return Method("reinforce", (stream,), baseline="leave_one_out")
 
 
 def test_an_outsiders_method_trains() -> None:

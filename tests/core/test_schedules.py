@@ -2,7 +2,7 @@
 
 import pytest
 
-from prefix_rft.core.schedules import Schedule, constant, cosine, delayed, linear, parse
+from prefix_rft.core.schedules import Schedule, constant, cosine, linear, parse
 
 
 @pytest.mark.parametrize(
@@ -18,10 +18,10 @@ def test_linear_constant_and_delayed() -> None:
     assert linear(1.0, 0.0, 4)(1) == 0.75
     assert linear(1.0, 0.0, 4)(9) == 0.0
     assert constant(0.3)(10**6) == 0.3
-    late = delayed(linear(1.0, 0.0, 4), 10)
+    late = Schedule("linear", 1.0, 0.0, 4, delay=10)
     assert [late(s) for s in (0, 10, 11, 14, 99)] == [1.0, 1.0, 0.75, 0.0, 0.0]
     # An open horizon ends with the run, the delay included.
-    assert delayed(linear(1.0, 0.0), 10).over(14)(12) == 0.5
+    assert Schedule("linear", 1.0, 0.0, delay=10).over(14)(12) == 0.5
 
 
 def test_an_open_horizon_is_not_guessed() -> None:

@@ -13,6 +13,7 @@ from prefix_rft.core import Batch, Method, Stream, advantages, dropped, loss, pr
 from prefix_rft.core.advantage import group_advantage
 from prefix_rft.core.objective import ratio
 from prefix_rft.core.outcome import all_right, all_wrong, overlong_penalty, solve_rate, solved
+from prefix_rft.core.parts import Normaliser, Overlong
 from prefix_rft.core.schedules import linear
 from prefix_rft.core.weights import Scores, Weight, probability
 from prefix_rft.methods import load
@@ -55,7 +56,7 @@ def test_the_price_of_long_rows() -> None:
         with pytest.raises(UserError, match=r"must be in \[1, 20\]"):
             overlong_penalty(length, 20, buffer, 1.0)
     method = load("dapo")
-    assert (method.overlong_buffer, method.overlong_penalty) == (0.2, 1.0)
+    assert method.groups.overlong == Overlong(0.2, 1.0)
 
 
 def test_flat_groups_that_are_dropped() -> None:
@@ -112,9 +113,9 @@ def gradient(method: Method, b: Batch, logp: Tensor | None = None, **how: Any) -
 
 def one(surrogate: str = "logp", tokens: tuple = POLICY, value: Any = 1.0, **how: Any) -> Method:
     """A method of one stream."""
-    of_method = {k: how.pop(k) for k in ("aggregation", "const", "baseline") if k in how}
+    normaliser = Normaliser(**{k: how.pop(k) for k in ("aggregation", "const") if k in how})
     stream = Stream("only", tokens, surrogate, value, **how)
-    return Method("one", (stream,), **of_method)
+    return Method("one", (stream,), normaliser=normaliser)
 
 
 B = batch(["ss", "sss", "pss", "d"], [1.0, 0.0, 1.0, 1.0], [0, 0, 0, 0])
@@ -153,7 +154,8 @@ B = batch(["ss", "sss", "pss", "d"], [1.0, 0.0, 1.0, 1.0], [0, 0, 0, 0])
          [[-math.exp(-1) / 5] * 2 + [0], [-math.exp(-1) / 5] * 3, *[[0, 0, 0]] * 2]),
         (one(weight=probability(), tokens=DEMO), [*[[0, 0, 0]] * 3, [-math.exp(-1), 0, 0]]),
         # The stream's own normaliser goes before the method's.
-        (Method("m", (Stream("s", DEMO, "logp", 1.0, aggregation="sum"),), const=5.0),
+        (Method("m", (Stream("s", DEMO, "logp", 1.0, aggregation="sum"),),
+                normaliser=Normaliser(const=5.0)),
          [*[[0, 0, 0]] * 3, [-1 / 5, 0, 0]]),
     ],
 )  # fmt: skip

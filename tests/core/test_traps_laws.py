@@ -6,7 +6,15 @@ from dataclasses import replace
 import pytest
 from test_traps_planners import group, lengths_of
 
-from prefix_rft.core.planner import Group, Lengthening, Planner, RandomPrefix, Start, Starts
+from prefix_rft.core.planner import (
+    Group,
+    Lengthening,
+    OnPolicy,
+    Planner,
+    RandomPrefix,
+    Start,
+    Starts,
+)
 from prefix_rft.core.prefix import PrefixSampler
 from prefix_rft.core.schedules import constant
 from prefix_rft.core.stream import Selection, Stream
@@ -39,9 +47,9 @@ def test_a_prefix_that_failed_covers_half_of_what_was_left() -> None:
 
 
 def test_the_law_of_a_method() -> None:
-    assert load("grpo").planner == RandomPrefix(0, 0, None)
+    assert load("grpo").planner == OnPolicy()
     assert load("grpo").planner.starts(group()) == (None,) * 4
-    assert load("grpo", all_wrong="lengthen").planner == Lengthening(RandomPrefix())
+    assert load("grpo", all_wrong="lengthen").planner == Lengthening(OnPolicy())
     assert load("bread").planner == Lengthening()
     assert load("prefix_rft", all_wrong="lengthen").planner == Lengthening(
         load("prefix_rft").planner

@@ -7,7 +7,6 @@ constants as keyword arguments: a control gives it a wrong one.
 """
 
 import copy
-import gc
 import math
 import statistics
 import zlib
@@ -23,10 +22,6 @@ from torch.nn.functional import logsigmoid
 from transformers import TrainerCallback
 
 from tiny import make_config, make_model, make_rows, make_tokenizer
-
-# Each training run begins with a full collection of garbage: let it not go through every import.
-gc.collect()
-gc.freeze()
 
 PAD, EOS = 0, 1
 CONST = 24.0  # the completion budget of tiny's configuration

@@ -1,6 +1,6 @@
 """Run by a test under torchrun with two gloo processes: one short run for each case.
 
-Usage: family_two_processes.py FOLDER
+Usage: family_two_processes.py FOLDER CASE...
 
 With ``split`` a group of eight lies across both processes; otherwise each has a group of four, and
 the dataset is such that the first process alone has the groups that fail, or the demonstrations.
@@ -15,8 +15,7 @@ import family_plain as plain
 import torch
 
 from prefix_rft import DemonstrationTrainer, PrefixRFTTrainer
-from prefix_rft.engines.trl.sft import DemonstrationConfig
-from tiny import make_tokenizer
+from tiny import make_imitation_config, make_tokenizer
 
 EVEN = ("wrong", "mixed")
 ODD = (1, 3, 5, 7)
@@ -72,14 +71,9 @@ def trainer_of(name: str, folder: Path) -> tuple[Any, plain.Recorder]:
     recorder = plain.Recorder()
     trainer = DemonstrationTrainer(
         plain.sharp_model(),
-        DemonstrationConfig(
-            output_dir=str(folder),
+        make_imitation_config(
+            folder,
             method=method,
-            report_to="none",
-            use_cpu=True,
-            bf16=False,
-            activation_checkpointing=False,
-            disable_tqdm=True,
             save_strategy="no",
             max_grad_norm=0.0,
             lr_scheduler_type="constant",
@@ -93,11 +87,11 @@ def trainer_of(name: str, folder: Path) -> tuple[Any, plain.Recorder]:
     return trainer, recorder
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, names: list[str]) -> None:
     torch.set_num_threads(1)
     found: dict[str, Any] = {}
     rank = 0
-    for name in CASES:
+    for name in names:
         trainer, recorder = trainer_of(name, folder / name)
         forwards: list[tuple[int, int]] = []
 
@@ -107,10 +101,11 @@ def main(folder: Path) -> None:
 
         attempts: list[dict[str, Any]] = []
 
-        def score(
+        def sampled(
             inputs: Any, plans: Any, t: Any = trainer, f: Any = attempts, original: Any = None
         ) -> Any:
-            rows = original(inputs, plans)
+            made = original(inputs, plans)
+            rows = made.rows
             kept = zip(rows["completion_ids"], rows["completion_mask"].bool(), strict=True)
             f.append(
                 {
@@ -119,13 +114,13 @@ def main(folder: Path) -> None:
                     "numbers": [p.attempt for p in plans],
                     "whole": [p.whole for p in plans],
                     "completions": [x[m].tolist() for x, m in kept],
-                    "rewards": t.outcomes.tolist(),
+                    "rewards": made.reward_N.tolist(),
                 }
             )
-            return rows
+            return made
 
-        if hasattr(trainer, "score"):
-            trainer.score = partial(score, original=trainer.score)
+        if hasattr(trainer, "_sampled"):
+            trainer._sampled = partial(sampled, original=trainer._sampled)
         trainer.model.register_forward_pre_hook(count, with_kwargs=True)
         trainer.train()
         mask = trainer.parameter_mask
@@ -143,4 +138,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -9,7 +9,7 @@ import torch
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 from prefix_rft import DemonstrationTrainer, PrefixRFTTrainer
-from prefix_rft.engines.trl.sft import DemonstrationConfig
+from prefix_rft.engines.trl.imitation_config import DemonstrationConfig
 from tiny import make_config, make_model, make_rows, make_tokenizer, shaped_reward
 
 CASES = [

@@ -74,9 +74,9 @@ def test_vllm_rows_keep_their_context_and_their_prefix(
     trainer.vllm_importance_sampling_mode = mode  # its config would need use_vllm, and so vLLM
     seen: list[dict[str, Any]] = []
     windows: list[Any] = []
-    original, opened = trainer._generate_and_score_completions, trainer._open_window
+    original, opened = trainer._generate_and_score_completions, trainer._begin_update
     trainer._generate_and_score_completions = lambda x: seen.append(original(x)) or seen[-1]
-    trainer._open_window = lambda: (opened(), windows.append(trainer._window))
+    trainer._begin_update = lambda: (u := opened(), windows.append(u.batch))[0]
     trainer.train()
 
     engine = trainer.vllm_generation
@@ -142,7 +142,7 @@ def test_trained_ids_are_prompt_demonstration_and_sampled_ids(
         calls.append(([[*p, *x] for p, x in zip(prompts, prefixes, strict=True)], ids))
         return ids
 
-    monkeypatch.setattr("prefix_rft.engines.trl.sampler.sample", spy)
+    monkeypatch.setattr("prefix_rft.engines.trl.rollout.sampler.sample", spy)
     trainer = PrefixRFTTrainer(
         make_model(tokenizer),
         shaped_reward,
@@ -211,3 +211,24 @@ def test_evaluation_never_sees_a_demonstration(tmp_path: Path) -> None:
     assert contexts
     assert all(c in prompts for c in contexts)
     assert "eval_reward" in metrics
+
+
+def test_an_attempt_that_fails_leaves_no_plan_behind(tmp_path: Path) -> None:
+    """An evaluation after it would start from demonstrations."""
+    tokenizer = make_tokenizer()
+    trainer = PrefixRFTTrainer(
+        make_model(tokenizer),
+        shaped_reward,
+        make_config(tmp_path, max_steps=1, per_device_train_batch_size=16),
+        train_dataset=make_rows(),
+        processing_class=tokenizer,
+    )
+
+    def fails(*args: Any, **kwargs: Any) -> Any:
+        assert trainer._attempt.plans
+        raise RuntimeError("the grader is gone")
+
+    trainer._calculate_rewards = fails  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(RuntimeError, match="the grader is gone"):
+        trainer.train()
+    assert trainer._attempt is None

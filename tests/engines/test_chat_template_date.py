@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from prefix_rft import DemonstrationTrainer, PrefixRFTTrainer
 from prefix_rft.data.moment import now, pinned
-from prefix_rft.engines.trl.sft import DemonstrationConfig
+from prefix_rft.engines.trl.imitation_config import DemonstrationConfig
 from prefix_rft.support.errors import UserError
 from prefix_rft.training.train import train
 from tiny import CHAT_TEMPLATE, make_chat_tokenizer, make_config, make_model, make_rows

@@ -7,7 +7,7 @@ from datasets import Dataset, DatasetDict
 
 from prefix_rft import DemonstrationConfig, DemonstrationTrainer, PrefixRFTTrainer
 from prefix_rft.data import DataError
-from prefix_rft.engines.trl.dataset import plain_rows
+from prefix_rft.engines.trl.plain_rows import plain_rows
 from tiny import make_config, make_model, make_rows, make_tokenizer, shaped_reward
 
 TOKENIZER = make_tokenizer()

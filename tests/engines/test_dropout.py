@@ -128,7 +128,7 @@ def test_a_policy_that_does_not_move_is_never_clipped(
     trainer.train()
     lines = [x for x in trainer.state.log_history if "loss" in x]
     assert [x["clip_ratio/region_mean"] for x in lines] == [0.0] * 4
-    batch = trainer._window
+    batch = trainer._update.batch
     torch.testing.assert_close(batch.ref_logp_BT, batch.old_logp_BT, rtol=0, atol=1e-6)
     said = [r.message for r in caplog.records if "dropout" in r.message]
     assert said == [

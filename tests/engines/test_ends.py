@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prefix_rft import DemonstrationConfig, DemonstrationTrainer, PrefixRFTTrainer
 from prefix_rft.data.demonstrations import IDS
-from prefix_rft.training import train as command
+from prefix_rft.training import run as command
 from tiny import make_chat_tokenizer, make_config, make_model, shaped_reward
 
 END, EOS, OTHER = 1, 3, 4

@@ -15,7 +15,7 @@ from prefix_rft.engines.trl import DemonstrationConfig
 from prefix_rft.engines.trl.ranges import RANGES
 from prefix_rft.engines.trl.settings import HARMFUL, RL, SFT, SWITCHES
 from prefix_rft.recipe.derived import DERIVED
-from prefix_rft.recipe.recipe import load_recipe
+from prefix_rft.recipe.recipe import RecipeFile
 from prefix_rft.support.errors import UserError
 from tiny import make_config
 
@@ -196,7 +196,7 @@ def test_what_a_recipe_decides_itself_is_refused(key: str, tmp_path: Path) -> No
     path = tmp_path / "recipe.yaml"
     path.write_text(f"model: x\ntrain_data: y\n{key}: {json.dumps(True)}\n")
     with pytest.raises(UserError, match=f"recipe key '{key}' cannot be set: "):
-        load_recipe(path)
+        RecipeFile.read(path).recipe()
 
 
 @pytest.mark.parametrize(

@@ -12,15 +12,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from trainers import imitation_trainer, rollout_trainer
 from transformers import TrainerCallback
 from trl.trainer.utils import RepeatSampler
 
-from prefix_rft import DemonstrationTrainer, PrefixRFTTrainer
-from prefix_rft.engines.trl.interrupt import StopOnSignal
-from prefix_rft.engines.trl.sft import DemonstrationConfig
+from prefix_rft.engines.trl.safety.interrupt import StopOnSignal
 from prefix_rft.runs.checkpoints import checkpoints, fault, newest_whole, rotate
 from prefix_rft.support.errors import UserError
-from tiny import make_config, make_model, make_rows, make_tokenizer, shaped_reward
+from tiny import make_config
 
 CLOCKS = ("time", "_per_second")
 SAVING: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1, "logging_steps": 1}
@@ -29,46 +28,13 @@ BUFFERED = {"gradient_accumulation_steps": 2, "steps_per_generation": 4}
 
 def rl(folder: Path, method: str = "prefix_rft", rows: int = 32, **overrides: Any) -> Any:
     """Rows of 4 in a micro-batch."""
-    settings = {
-        "per_device_train_batch_size": 4,
-        "log_rollouts": True,
-        "method": method,
-        "num_generations": 4,
-        **SAVING,
-        **overrides,
-    }
-    return PrefixRFTTrainer(
-        make_model(make_tokenizer()),
-        shaped_reward,
-        make_config(folder, **settings),
-        train_dataset=make_rows(rows),
-        processing_class=make_tokenizer(),
-    )
+    settings = {"log_rollouts": True, "method": method, "num_generations": 4, **SAVING}
+    return rollout_trainer(folder, rows, **{**settings, **overrides})
 
 
 def sft(folder: Path, **overrides: Any) -> Any:
     """Two micro-batches of 3 a step, 14 rows."""
-    settings: dict[str, Any] = {
-        "per_device_train_batch_size": 3,
-        "gradient_accumulation_steps": 2,
-        **SAVING,
-        **overrides,
-    }
-    return DemonstrationTrainer(
-        make_model(make_tokenizer()),
-        DemonstrationConfig(
-            output_dir=str(folder),
-            report_to="none",
-            use_cpu=True,
-            bf16=False,
-            activation_checkpointing=False,
-            disable_tqdm=True,
-            **settings,
-        ),
-        train_dataset=make_rows(14),
-        eval_dataset=make_rows(4, seed=9),
-        processing_class=make_tokenizer(),
-    )
+    return imitation_trainer(folder, eval_rows=4, **{**SAVING, **overrides})
 
 
 def evidence(trainer: Any, folder: Path) -> dict[str, Any]:
@@ -231,7 +197,7 @@ def test_a_signal_within_an_epoch_of_one_line(tmp_path: Path, saves: str) -> Non
     expected = evidence(whole, tmp_path / "whole")
     folder = tmp_path / "again"
     first = sft(folder, **settings)
-    stop = StopOnSignal(first, lambda words: None)
+    stop = StopOnSignal(first.processes, first.record, lambda words: None)
 
     class Tell(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

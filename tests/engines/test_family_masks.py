@@ -2,7 +2,7 @@
 
 import json
 import math
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,10 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from prefix_rft import DemonstrationTrainer, PrefixRFTTrainer
-from prefix_rft.engines.trl.parameter_mask import MaskOptions
-from prefix_rft.engines.trl.sft import DemonstrationConfig
+from prefix_rft.engines.trl.update.parameter_mask import MaskOptions
 from prefix_rft.support.errors import UserError
-from tiny import make_rows, make_tokenizer
+from tables import rest_slow
+from tiny import make_imitation_config, make_rows, make_tokenizer
 
 DECAY = {"weight_decay": 0.1, "optim": "adamw_torch", "learning_rate": 1e-2}
 
@@ -124,16 +124,11 @@ def run(
         recorder = plain.Recorder()
         steps.trainer = DemonstrationTrainer(
             plain.sharp_model(),
-            DemonstrationConfig(
+            make_imitation_config(
+                folder,
                 **{
-                    "output_dir": str(folder),
                     "method": "sft",
                     "per_device_train_batch_size": batch,
-                    "report_to": "none",
-                    "use_cpu": True,
-                    "bf16": False,
-                    "activation_checkpointing": False,
-                    "disable_tqdm": True,
                     "save_strategy": "no",
                     "logging_steps": 1,
                     "max_grad_norm": 0.0,
@@ -141,7 +136,7 @@ def run(
                     "parameter_mask": mask,
                     **DECAY,
                     **settings,
-                }
+                },
             ),
             train_dataset=plain.make_fates(fates),
             processing_class=make_tokenizer(),
@@ -164,8 +159,13 @@ def run(
 FORMULAS = {"prefix_rft": plain.prefix_rft, "luffy": plain.luffy, "sft": plain.sft}
 
 
-@pytest.mark.parametrize("method", ["prefix_rft", "luffy", "sft"])
-@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize(
+    ("method", "parts"),
+    rest_slow(
+        product(("prefix_rft", "luffy", "sft"), (1, 2)),
+        lambda method, parts: parts == (2 if method == "luffy" else 1),
+    ),
+)
 def test_only_the_chosen_weights_move(tmp_path: Path, method: str, parts: int) -> None:
     """And the gradient is that of the method, masked before it is clipped."""
     limit = 0.05
@@ -203,8 +203,14 @@ def test_only_the_chosen_weights_move(tmp_path: Path, method: str, parts: int) -
         assert torch.equal(steps.after[-1][name][~first[name]], p[~first[name]])
 
 
-@pytest.mark.parametrize("scope", ["global", "local"])
-@pytest.mark.parametrize("score", ["gradient", "magnitude", "snip", "fisher", "random"])
+@pytest.mark.parametrize(
+    ("score", "scope"),
+    rest_slow(
+        product(("gradient", "magnitude", "snip", "fisher", "random"), ("global", "local")),
+        # Every score in one scope, and both ways to choose in both.
+        lambda score, scope: score in ("gradient", "random") or scope == "global",
+    ),
+)
 def test_scores_and_scopes(tmp_path: Path, score: str, scope: str) -> None:
     """Of two steps' gradients, the first of which changes nothing."""
     trainer, steps, _ = run(
@@ -272,8 +278,13 @@ def test_a_mask_that_moves(tmp_path: Path, every: int, look: int) -> None:
     assert all(not same(a, b) for a, b in pairwise(masks))
 
 
-@pytest.mark.parametrize("method", ["mifo", "relift"])
-@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize(
+    ("method", "parts"),
+    rest_slow(
+        product(("mifo", "relift"), (1, 2)),
+        lambda method, parts: parts == (1 if method == "mifo" else 2),
+    ),
+)
 def test_imitation_leaves_alone_what_rewards_have_changed_most(
     tmp_path: Path, method: str, parts: int
 ) -> None:
@@ -410,7 +421,11 @@ def test_what_a_retain_set_does_not_need_is_zeroed_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("method", "mask", "settings"),
     [
-        ("prefix_rft", {"kind": "speft", "score_steps": 2, "score": "fisher"}, {}),
+        pytest.param(
+            *("prefix_rft", {"kind": "speft", "score_steps": 2, "score": "fisher"}, {}),
+            marks=pytest.mark.slow,
+        ),
+        # Its first checkpoint is in the midst of looking.
         ("luffy", {"kind": "speft", "update_every": 3, "score_steps": 2, "scope": "local"}, {}),
         ("sft", {"kind": "speft", "update_every": 2}, {}),
         ("mifo", {"kind": "mifo", "fraction": 0.3}, {"options": {"sft_prompts": 2}}),

@@ -15,10 +15,11 @@ import pytest
 import torch
 from test_backends import FakeVLLM
 
-import prefix_rft.engines.trl.sampler as module
+import prefix_rft.engines.trl.rollout.sampler as module
 from prefix_rft import PrefixRFTTrainer
 from prefix_rft.engines.plan import RowPlan
 from prefix_rft.support.errors import UserError
+from tables import rest_slow
 from tiny import make_tokenizer
 
 TOKENIZER = make_tokenizer()
@@ -65,11 +66,11 @@ class Watch:
         self.generations: list[list[Attempt]] = []
         self.trained: list[dict[str, Any]] = []
         self.asked: list[int] = []
-        self._score, self._sample = trainer.score, trainer._sample
+        self._sampled, self._sample = trainer._sampled, trainer._sample
         self._generate = trainer._generate_and_score_completions
         self._log = trainer.log
         self.logged: dict[str, list[float]] = {}
-        trainer.score, trainer._sample = self.score, self.sample
+        trainer._sampled, trainer._sample = self.sampled, self.sample
         trainer._generate_and_score_completions, trainer.log = self.generate, self.log
 
     def generate(self, inputs: Any) -> Any:
@@ -91,9 +92,10 @@ class Watch:
         assert sum(len(call.args[1]) for call in sampler.call_args_list) == len(self.asked)
         return found
 
-    def score(self, inputs: Any, plans: list[RowPlan]) -> Any:
+    def sampled(self, inputs: Any, plans: list[RowPlan]) -> Any:
         self.asked = []
-        rows = self._score(inputs, plans)
+        found = self._sampled(inputs, plans)
+        rows = found.rows
 
         def lists(name: str, mask: str) -> list[list[Any]]:
             kept = zip(rows[name], rows[mask].bool(), strict=True)
@@ -106,13 +108,13 @@ class Watch:
             self.asked,
             lists("completion_ids", "completion_mask"),
             lists("prompt_ids", "prompt_mask"),
-            self.trainer.outcomes.tolist(),
+            found.reward_N.tolist(),
             lists(logps, "completion_mask") if logps in rows else None,
         )
         for plan, prompt in zip(plans, attempt.prompts, strict=True):
             assert prompt == ids(self.trainer.train_dataset[plan.example]["prompt"])
         self.generations[-1].append(attempt)
-        return rows
+        return found
 
 
 def run(tmp_path: Path, method: str, rows: Any, **settings: Any) -> tuple[Any, Any, Watch]:
@@ -173,7 +175,10 @@ def grpo_with_entropy(u: plain.Update) -> torch.Tensor:
     ("method", "options", "wrong", "right", "formula"),
     [
         ("grpo", {"all_wrong": "resample", "entropy_coef": 0.01}, 1, 0, grpo_with_entropy),
-        ("grpo", {"all_right": "resample", "attempts": 1}, 0, 1, plain.grpo),
+        pytest.param(
+            *("grpo", {"all_right": "resample", "attempts": 1}, 0, 1, plain.grpo),
+            marks=pytest.mark.slow,
+        ),
         ("luffy", {"all_wrong": "resample", "attempts": 2}, 1, 0, plain.luffy),
         (
             "prefix_rft",
@@ -183,7 +188,10 @@ def grpo_with_entropy(u: plain.Update) -> torch.Tensor:
             plain.prefix_rft,
         ),
         ("dapo", {"attempts": 4}, 1, 1, plain.dapo),
-        ("bread", {"all_wrong": "resample", "attempts": 1}, 1, 0, plain.bread),
+        pytest.param(
+            *("bread", {"all_wrong": "resample", "attempts": 1}, 1, 0, plain.bread),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["grpo", "grpo-right", "luffy", "prefix_rft", "dapo", "bread"],
 )
@@ -374,22 +382,27 @@ def luffy_with_more_entropy(u: plain.Update) -> torch.Tensor:
     return plain.luffy(u, entropy=0.1)
 
 
+DROPPING: list[tuple[str, dict, Callable[[plain.Update], torch.Tensor]]] = [
+    ("grpo", {"all_wrong": "drop"}, plain.grpo),
+    ("grpo", {"all_wrong": "drop", "all_right": "drop"}, plain.grpo),
+    (
+        "prefix_rft",
+        {"all_right": "drop", "num_hybrid": 2, "prefix_loss": "all"},
+        partial(plain.prefix_rft, fraction=1.0),
+    ),
+    ("luffy", {"all_wrong": "drop", "entropy_coef": 0.1}, luffy_with_more_entropy),
+    ("dapo", {"all_wrong": "drop", "all_right": "drop"}, plain.dapo),
+    ("pope", {"all_wrong": "drop", "first_ratio": 0.4}, plain.pope),
+]
+
+
 @pytest.mark.parametrize(
-    ("method", "options", "formula"),
-    [
-        ("grpo", {"all_wrong": "drop"}, plain.grpo),
-        ("grpo", {"all_wrong": "drop", "all_right": "drop"}, plain.grpo),
-        (
-            "prefix_rft",
-            {"all_right": "drop", "num_hybrid": 2, "prefix_loss": "all"},
-            partial(plain.prefix_rft, fraction=1.0),
-        ),
-        ("luffy", {"all_wrong": "drop", "entropy_coef": 0.1}, luffy_with_more_entropy),
-        ("dapo", {"all_wrong": "drop", "all_right": "drop"}, plain.dapo),
-        ("pope", {"all_wrong": "drop", "first_ratio": 0.4}, plain.pope),
-    ],
+    ("method", "options", "formula", "parts"),
+    rest_slow(
+        ((*case, parts) for case in DROPPING for parts in (1, 4)),
+        lambda method, options, formula, parts: parts == 1 or method == "prefix_rft",
+    ),
 )
-@pytest.mark.parametrize("parts", [1, 4])
 def test_dropped_groups_are_in_no_normaliser(
     tmp_path: Path,
     method: str,
@@ -705,17 +718,29 @@ AGAIN = {"all_wrong": "resample", "num_demonstrations": 2}
 
 @pytest.mark.parametrize(
     ("backend", "method", "options"),
-    [
-        ("generate", "luffy", AGAIN),
-        ("generate", "bread", {}),
-        ("colocate", "luffy", {}),
-        ("colocate", "bread", {}),
-        ("colocate", "dapo", {}),
-        ("colocate", "relift", {"sft_prompts": 3}),
-        ("server", "luffy", AGAIN),
-        ("server", "dapo", {}),
-        ("server", "grpo", {"all_wrong": "demonstration"}),
-    ],
+    rest_slow(
+        [
+            ("generate", "luffy", AGAIN),
+            ("generate", "bread", {}),
+            ("colocate", "luffy", {}),
+            ("colocate", "bread", {}),
+            ("colocate", "dapo", {}),
+            ("colocate", "relift", {"sft_prompts": 3}),
+            ("server", "luffy", AGAIN),
+            ("server", "dapo", {}),
+            ("server", "grpo", {"all_wrong": "demonstration"}),
+        ],
+        # Of each engine rows that are kept and given; also prefixes, and rows that fill up.
+        lambda backend, method, options: (
+            (backend, method)
+            in {
+                ("generate", "luffy"),
+                ("colocate", "bread"),
+                ("colocate", "relift"),
+                ("server", "dapo"),
+            }
+        ),
+    ),
 )
 def test_other_engines(tmp_path: Path, method: str, options: dict, backend: str) -> None:
     """An engine gets every row, also one that is done: what it makes of that is not taken. The
@@ -755,8 +780,8 @@ def test_other_engines(tmp_path: Path, method: str, options: dict, backend: str)
         engine.generate = hear
     watch = Watch(trainer)
     windows: list[Any] = []
-    opened = trainer._open_window
-    trainer._open_window = lambda: (opened(), windows.append(trainer._window))
+    opened = trainer._begin_update
+    trainer._begin_update = lambda: (u := opened(), windows.append(u.batch))[0]
     trainer.train()
 
     attempts = [a for g in watch.generations for a in g]

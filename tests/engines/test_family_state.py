@@ -14,11 +14,10 @@ import torch
 
 from prefix_rft import DemonstrationTrainer, PrefixRFTTrainer
 from prefix_rft.core.planner import Group
-from prefix_rft.engines.trl.parameter_mask import MaskOptions, ParameterMask
-from prefix_rft.engines.trl.reference import ReferencePolicy
-from prefix_rft.engines.trl.sft import DemonstrationConfig
+from prefix_rft.engines.trl.safety.own_state import OwnState
 from prefix_rft.support.errors import UserError
-from tiny import make_tokenizer
+from tables import rest_slow
+from tiny import make_imitation_config, make_tokenizer
 
 TOKENIZER = make_tokenizer()
 
@@ -38,7 +37,7 @@ MANY = ["wrong", "mixed", "wrong", "wrong", "right", "wrong", "wrong", "wrong", 
 @pytest.mark.parametrize(
     ("method", "wanted", "options", "fates", "imitations"),
     [
-        ("relift", 8, {}, [*MANY, *["wrong"] * 3], 2),
+        pytest.param("relift", 8, {}, [*MANY, *["wrong"] * 3], 2, marks=pytest.mark.slow),
         ("mifo", 3, {"sft_prompts": 3, "unsolved_at": 0.5}, [*MANY, *["wrong"] * 3], 2),
         # Four examples fail in each epoch; they wait once, and so they are never enough.
         ("relift", 8, {}, ["wrong", "wrong", "wrong", "right", "right", "wrong", "wrong"], 0),
@@ -132,9 +131,12 @@ def test_files_of_a_step_of_demonstrations_tell_of_demonstrations(tmp_path: Path
 @pytest.mark.parametrize(
     ("method", "options"),
     [
-        ("adaback", {"plain": 0.3, "ema": 0.5}),
+        pytest.param("adaback", {"plain": 0.3, "ema": 0.5}, marks=pytest.mark.slow),
         ("pope", {"first_ratio": 0.2, "ratio_step": 0.3}),
-        ("adaback", {"plain": 0.0, "ema": 0.5, "all_right": "resample"}),
+        pytest.param(
+            *("adaback", {"plain": 0.0, "ema": 0.5, "all_right": "resample"}),
+            marks=pytest.mark.slow,
+        ),
         ("adaback", {"plain": 0.0, "ema": 0.5, "all_wrong": "demonstration"}),
     ],
 )
@@ -152,14 +154,14 @@ def test_a_planner_remembers_each_of_its_groups(tmp_path: Path, method: str, opt
     )
     law, memory, shared = trainer.method.planner, {}, {}
     finished: list[tuple[Any, list[float]]] = []
-    score = trainer.score
+    sampled = trainer._sampled
 
     def listen(inputs: Any, plans: Any) -> Any:
-        rows = score(inputs, plans)
-        finished.append((plans, trainer.outcomes.tolist()))
-        return rows
+        found = sampled(inputs, plans)
+        finished.append((plans, found.reward_N.tolist()))
+        return found
 
-    trainer.score = listen
+    trainer._sampled = listen
     generate = trainer._generate_and_score_completions
 
     def check(inputs: Any) -> Any:
@@ -210,15 +212,21 @@ def test_a_planner_remembers_each_of_its_groups(tmp_path: Path, method: str, opt
 
 @pytest.mark.parametrize(
     ("method", "options", "stages"),
-    [
-        ("irft", {"stages": 3}, [0, 0, 2, 2, 4, 4]),
-        ("irft", {"stages": 4}, [0, 0, 2, 3, 3, 5]),
-        ("irft", {"stages": 1}, [0] * 6),
-        ("irft", {"stages": 50}, [0, 1, 2, 3, 4, 5]),
-        ("discriminative", {}, [0] * 6),
-        ("discriminative", {"negatives": "policy"}, [0] * 6),
-        ("self_sft", {"rollouts": "reference"}, [0] * 6),
-    ],
+    rest_slow(
+        [
+            ("irft", {"stages": 3}, [0, 0, 2, 2, 4, 4]),
+            ("irft", {"stages": 4}, [0, 0, 2, 3, 3, 5]),
+            ("irft", {"stages": 1}, [0] * 6),
+            ("irft", {"stages": 50}, [0, 1, 2, 3, 4, 5]),
+            ("discriminative", {}, [0] * 6),
+            ("discriminative", {"negatives": "policy"}, [0] * 6),
+            ("self_sft", {"rollouts": "reference"}, [0] * 6),
+        ],
+        # Renewed in stages of unlike length; never, and not what samples; never, and what samples.
+        lambda method, options, stages: (
+            options.get("stages") == 4 or "negatives" in options or method == "self_sft"
+        ),
+    ),
 )
 def test_the_reference_is_renewed_where_a_stage_begins(
     tmp_path: Path,
@@ -228,7 +236,7 @@ def test_the_reference_is_renewed_where_a_stage_begins(
     stages: list[int],
 ) -> None:
     """It is what samples, and what log-probs are compared with."""
-    import prefix_rft.engines.trl.sampler as module
+    import prefix_rft.engines.trl.rollout.sampler as module
 
     trainer, recorder = plain.start(
         PrefixRFTTrainer,
@@ -276,7 +284,7 @@ def test_the_reference_is_renewed_where_a_stage_begins(
 def test_what_is_evaluated_is_the_policy_and_not_its_reference(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, options: dict
 ) -> None:
-    import prefix_rft.engines.trl.sampler as module
+    import prefix_rft.engines.trl.rollout.sampler as module
 
     trainer, _ = plain.start(
         PrefixRFTTrainer,
@@ -321,14 +329,17 @@ def test_what_has_no_reference_of_its_own_is_refused(
     for method, options in (("relift", {}), ("grpo", {"all_right": "resample"})):
         with pytest.raises(ValueError, match="goes back to examples of the dataset"):
             plain.start(PrefixRFTTrainer, tmp_path, method, stream, options=options)
-    trainer, _ = plain.start(PrefixRFTTrainer, tmp_path, "luffy", rows)
-    trainer.is_fsdp_enabled = True
-    for make in (
-        lambda: ReferencePolicy(trainer),
-        lambda: ParameterMask(trainer, MaskOptions.read({"kind": "speft"})),
+    for method, settings in (
+        ("irft", {}),
+        ("luffy", {"parameter_mask": {"kind": "speft"}}),
+        ("luffy", {"gradient_shares_every": 1}),
     ):
-        with pytest.raises(UserError, match="sharded weights"):
-            make()
+        trainer, _ = plain.start(PrefixRFTTrainer, tmp_path, method, rows, **settings)
+        for flag in ("is_fsdp_enabled", "is_deepspeed_enabled"):
+            setattr(trainer, flag, True)
+            with pytest.raises(UserError, match="sharded weights"):
+                trainer._make_parts()
+            setattr(trainer, flag, False)
 
 
 def test_an_adapter_is_swapped_alone(tmp_path: Path) -> None:
@@ -425,7 +436,8 @@ def equal(a: Any, b: Any) -> bool:
 
 @pytest.mark.parametrize(
     "case",
-    [c if c in REMEMBERS else pytest.param(c, marks=pytest.mark.slow) for c in RESUMED],
+    # A queue; memories of examples and a shared one; stage and reference.
+    rest_slow(RESUMED, lambda case: case in ("relift", "adaback", "irft")),
 )
 def test_a_resumed_run_is_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
@@ -451,7 +463,7 @@ def test_a_resumed_run_is_the_run(
                 assert torch.equal(weight, again.reference.weights[name])
     if case in REMEMBERS:
         assert any(states[4][k] for k in ("examples", "shared", "waiting", "stage"))
-        monkeypatch.setattr("prefix_rft.engines.trl.resume.parts", lambda *args: [])
+        monkeypatch.setattr(OwnState, "load", lambda *args: None)
         other = checkpointed(tmp_path / "other", case)
         other.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-4"))
         monkeypatch.undo()
@@ -461,17 +473,12 @@ def test_a_resumed_run_is_the_run(
 def imitation(folder: Path, model: Any = None, method: str = "iw_sft") -> Any:
     return DemonstrationTrainer(
         plain.sharp_model() if model is None else model,
-        DemonstrationConfig(
-            output_dir=str(folder),
+        make_imitation_config(
+            folder,
             method=method,
             max_steps=4,
             per_device_train_batch_size=4,
             learning_rate=1e-2,
-            report_to="none",
-            use_cpu=True,
-            bf16=False,
-            activation_checkpointing=False,
-            disable_tqdm=True,
             save_strategy="steps",
             save_steps=2,
         ),
@@ -579,7 +586,7 @@ def test_a_damaged_checkpoint_is_refused_with_a_sentence(
 
     Also where its manifest says that these are the files that were written.
     """
-    monkeypatch.setattr("prefix_rft.engines.trl.resume.fault", lambda folder: None)
+    monkeypatch.setattr("prefix_rft.engines.trl.safety.checkpointing.fault", lambda folder: None)
     name, spoil = DAMAGE[damage]
     checkpoint = tmp_path / "checkpoint-2"
     shutil.copytree(finished / "checkpoint-2", checkpoint)
@@ -592,7 +599,7 @@ def test_a_damaged_checkpoint_is_refused_with_a_sentence(
 def test_a_checkpoint_of_another_trainer_is_refused(
     tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prefix_rft.engines.trl.resume.fault", lambda folder: None)
+    monkeypatch.setattr("prefix_rft.engines.trl.safety.checkpointing.fault", lambda folder: None)
     checkpoint = tmp_path / "checkpoint-2"
     shutil.copytree(finished / "checkpoint-2", checkpoint)
     (checkpoint / "method_state.json").unlink()

@@ -2,8 +2,11 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
+from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,8 @@ import family_plain as plain
 import pytest
 import torch
 from family_two_processes import CASES, STEPS
+
+from tables import rest_slow
 
 HERE = Path(__file__).parent
 
@@ -30,29 +35,60 @@ FORMULAS = {
 STAGES = {"irft-split": [0, 1, 2]}
 
 
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
-    """All cases in one launch."""
-    folder = tmp_path_factory.mktemp("two")
+QUICK = ("lengthen", "bread")
+"""A group that is split, with selected prefix tokens; and one process alone with the groups that
+fail and the demonstrations."""
+Ranks = tuple[Path, list[dict[str, Any]]]
+
+
+def launch(folder: Path, cases: Sequence[str]) -> Ranks:
+    """What each of two processes found, of all these cases in one launch."""
     paths = [str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")]
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc_per_node=2",
-            str(HERE / "family_two_processes.py"),
-            str(folder),
-        ],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join(paths),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    # As torchrun starts them, without the seconds that it takes for itself.
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(HERE / "family_two_processes.py"), str(folder), *cases],
+            env={**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+    try:
+        said = [process.communicate(timeout=200)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for process, words in zip(processes, said, strict=True):
+        assert process.returncode == 0, words[-4000:]
     return folder, [torch.load(folder / f"rank{r}.pt", weights_only=True) for r in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
+    return launch(tmp_path_factory.mktemp("two"), QUICK)
+
+
+@pytest.fixture(scope="module")
+def rest(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
+    return launch(tmp_path_factory.mktemp("two"), [c for c in CASES if c not in QUICK])
+
+
+@pytest.fixture
+def ranks(case: str, request: pytest.FixtureRequest) -> Ranks:
+    """Of the launch that has the case."""
+    return request.getfixturevalue("quick" if case in QUICK else "rest")
 
 
 def joined(parts: list[dict[str, Any]]) -> list[plain.Record]:
@@ -65,8 +101,8 @@ def joined(parts: list[dict[str, Any]]) -> list[plain.Record]:
     return records
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_two_processes_are_one(ranks: tuple[Path, list[dict[str, Any]]], case: str) -> None:
+@pytest.mark.parametrize("case", rest_slow(CASES, QUICK.__contains__))
+def test_two_processes_are_one(ranks: Ranks, case: str) -> None:
     first, second = parts = [r[case] for r in ranks[1]]
     assert first["forwards"] == second["forwards"]
     assert first["state"] == second["state"]
@@ -101,23 +137,28 @@ def test_two_processes_are_one(ranks: tuple[Path, list[dict[str, Any]]], case: s
     assert told == pytest.approx(memory, abs=1e-5)
 
 
-def test_the_cases_are_what_they_say(ranks: tuple[Path, list[dict[str, Any]]]) -> None:
+def kinds_of(ranks: Ranks, rank: int, case: str) -> list[set[str]]:
+    """Of the rows of a process, by step."""
+    records = ranks[1][rank][case]["records"]
+    return [{plain.Row(**r).kind for r in x["rows"]} for x in records]
+
+
+def test_one_process_alone_is_helped(quick: Ranks) -> None:
+    """It has the groups that fail and the demonstrations."""
+    assert any("hybrid" in k for k in kinds_of(quick, 0, "bread"))
+    assert kinds_of(quick, 1, "bread") == [{"own"}] * STEPS
+
+
+@pytest.mark.slow
+def test_the_cases_are_what_they_say(rest: Ranks) -> None:
     """One process alone has demonstrations, groups that fail, solved rows; groups are split."""
-
-    def kinds(rank: int, case: str) -> list[set[str]]:
-        def kind(row: dict[str, Any]) -> str:
-            return plain.Row(**row).kind
-
-        return [{kind(r) for r in x["rows"]} for x in ranks[1][rank][case]["records"]]
-
+    ranks, kinds = rest, partial(kinds_of, rest)
     for case in ("luffy", "chord"):
         assert kinds(0, case) == [{"own", "demo"}] * STEPS
         assert kinds(1, case) == [{"own"}] * STEPS
     for case in ("relift", "mifo"):
         assert kinds(0, case)[-1] == {"demo"}
         assert kinds(1, case)[-1] == set()
-    assert any("hybrid" in k for k in kinds(0, "bread"))
-    assert kinds(1, "bread") == [{"own"}] * STEPS
     for case in ("luffy-split", "discriminative", "irft-split", "demonstration"):
         assert any("demo" in k for k in kinds(0, case))
         assert kinds(1, case) == [{"own"}] * STEPS
@@ -129,10 +170,11 @@ def test_the_cases_are_what_they_say(ranks: tuple[Path, list[dict[str, Any]]]) -
     assert len(ranks[1][0]["adaback"]["state"]["examples"]) == 6
 
 
-@pytest.mark.parametrize("case", ["luffy-split", "dapo", "bread", "lengthen", "demonstration"])
-def test_each_changes_the_groups_that_failed(
-    ranks: tuple[Path, list[dict[str, Any]]], case: str
-) -> None:
+@pytest.mark.parametrize(
+    "case",
+    rest_slow(["luffy-split", "dapo", "bread", "lengthen", "demonstration"], QUICK.__contains__),
+)
+def test_each_changes_the_groups_that_failed(ranks: Ranks, case: str) -> None:
     """Whoever holds them; what another process changes is no reason to change one's own."""
     changes = [0, 0]
     for rank in (0, 1):
@@ -158,8 +200,8 @@ def test_each_changes_the_groups_that_failed(
     assert changes[0] > 0
 
 
-@pytest.mark.parametrize("case", ["dapo", "bread"])
-def test_files_have_the_rows_of_both(ranks: tuple[Path, list[dict[str, Any]]], case: str) -> None:
+@pytest.mark.parametrize("case", rest_slow(["dapo", "bread"], QUICK.__contains__))
+def test_files_have_the_rows_of_both(ranks: Ranks, case: str) -> None:
     """Only the group of the first process is sampled again."""
     folder, parts = ranks
     again = set()

@@ -13,8 +13,9 @@ from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from prefix_rft import DemonstrationTrainer, PrefixRFTTrainer
 from prefix_rft.data.demonstrations import IDS
-from prefix_rft.engines.trl.sft import DemonstrationConfig
-from prefix_rft.evaluation.samples import Request, evaluate
+from prefix_rft.engines.trl.imitation_config import DemonstrationConfig
+from prefix_rft.evaluation.samples import Request
+from prefix_rft.evaluation.scores import evaluate
 from prefix_rft.support.errors import UserError
 from tiny import make_config, make_model, make_rows, make_tokenizer, shaped_reward
 

@@ -8,20 +8,21 @@ from typing import Any
 
 import pytest
 import torch
+from trainers import imitation_trainer, rollout_trainer
 from transformers import TrainerCallback
 
-from prefix_rft import DemonstrationTrainer, PrefixRFTTrainer
+from prefix_rft import PrefixRFTTrainer
 from prefix_rft.engines.nonfinite import first_bad
 from prefix_rft.engines.tripwires import WIRES, Tripwires
-from prefix_rft.engines.trl.finite import Finite
-from prefix_rft.engines.trl.sft import DemonstrationConfig
-from prefix_rft.engines.trl.watch import LooksAtLines
+from prefix_rft.engines.trl.safety.finite import Finite
+from prefix_rft.engines.trl.safety.watch import LooksAtLines
 from prefix_rft.runs.checkpoints import checkpoints, fault
 from prefix_rft.support.errors import RunError, UserError
 from tiny import make_config, make_model, make_rows, make_tokenizer, shaped_reward
 
-NAME = "model.layers.1.mlp.up_proj.weight"
+NAME = "model.layers.0.mlp.up_proj.weight"
 STEP = 2  # counted from 0: two are good
+SAVING: dict[str, Any] = {"max_steps": 5, "save_strategy": "steps", "save_steps": 1}
 
 
 class At(TrainerCallback):
@@ -36,47 +37,12 @@ class At(TrainerCallback):
 
 
 def rl(folder: Path, act: Callable[[Any], None], reward: Any = shaped_reward, **more: Any) -> Any:
-    settings: dict[str, Any] = {
-        "per_device_train_batch_size": 4,
-        "gradient_accumulation_steps": 2,
-        "max_steps": 5,
-        "save_strategy": "steps",
-        "save_steps": 1,
-        **more,
-    }
-    trainer = PrefixRFTTrainer(
-        make_model(make_tokenizer()),
-        reward,
-        make_config(folder, **settings),
-        train_dataset=make_rows(),
-        processing_class=make_tokenizer(),
-    )
-    trainer.add_callback(At(STEP, act))
-    return trainer
+    settings = {"gradient_accumulation_steps": 2, **SAVING, **more}
+    return rollout_trainer(folder, reward=reward, callbacks=[At(STEP, act)], **settings)
 
 
 def sft(folder: Path, act: Callable[[Any], None], **more: Any) -> Any:
-    trainer = DemonstrationTrainer(
-        make_model(make_tokenizer()),
-        DemonstrationConfig(
-            output_dir=str(folder),
-            report_to="none",
-            use_cpu=True,
-            bf16=False,
-            activation_checkpointing=False,
-            disable_tqdm=True,
-            per_device_train_batch_size=3,
-            gradient_accumulation_steps=2,
-            max_steps=5,
-            save_strategy="steps",
-            save_steps=1,
-            **more,
-        ),
-        train_dataset=make_rows(14),
-        processing_class=make_tokenizer(),
-    )
-    trainer.add_callback(At(STEP, act))
-    return trainer
+    return imitation_trainer(folder, callbacks=[At(STEP, act)], **{**SAVING, **more})
 
 
 def weight_of(known: Any) -> torch.nn.Parameter:
@@ -158,25 +124,36 @@ def test_imitation_too(tmp_path: Path, act: Any, words: str) -> None:
 def test_padding_may_hold_anything_and_the_first_fault_is_named(tmp_path: Path) -> None:
     finite = sft(tmp_path, lambda known: None).finite
     values = torch.tensor([[0.0, torch.nan], [torch.inf, 0.0]])
-    finite.rows(torch.tensor([[True, False], [False, True]]), str, {"x": values, "y": None})
+
+    def look(mask: list[list[bool]], name: str, **log_probs: Any) -> None:
+        batch = {"old_logp_BT": None, "ref_logp_BT": None, **log_probs}
+        rows: Any = SimpleNamespace(response_mask_BT=torch.tensor(mask), **batch)
+        finite.rows(rows, str, {name: torch.zeros(2, 2) if log_probs else values})
+
+    look([[True, False], [False, True]], "x")
     assert finite.seen is None
-    finite.rows(torch.tensor([[True, True], [False, True]]), str, {"x": values})
+    look([[True, True], [False, True]], "x")
     assert finite.seen == "the x of token 1 of 0 is nan"
-    finite.rows(torch.ones(2, 2, dtype=torch.bool), str, {"z": values})
+    look([[True, True], [True, True]], "z")
     assert finite.seen == "the x of token 1 of 0 is nan"
+    for name, words in (("old_logp_BT", "old log-prob"), ("ref_logp_BT", "reference log-prob")):
+        finite.seen = None
+        look([[True, False], [True, True]], "x", **{name: values})
+        assert finite.seen == f"the {words} of token 0 of 1 is inf"
 
 
 def test_a_loss_counts_in_its_own_step(tmp_path: Path) -> None:
     trainer = sft(tmp_path, lambda known: None, on_nonfinite="skip")
     trainer.train()
+    now = (trainer.model, trainer.optimizer, trainer.state.global_step)
     for loss, skipped in ((torch.nan, 1), (0.5, 1), (torch.inf, 2), (0.5, 2)):
         trainer.finite.loss(torch.tensor(loss))
-        trainer.finite.before_update()
+        trainer.finite.before_update(*now, scaled=False)
         assert trainer.finite.skipped == skipped
     for seen, skipped in (("a log-prob", 3), (None, 3)):  # what a row showed, too
         trainer.finite.seen = seen or trainer.finite.seen
         trainer.finite.loss(torch.tensor(0.5))
-        trainer.finite.before_update()
+        trainer.finite.before_update(*now, scaled=False)
         assert trainer.finite.skipped == skipped
 
 
@@ -270,9 +247,8 @@ def test_a_scaler_leaves_the_step_out_itself(tmp_path: Path) -> None:
     before = model.weight.detach().clone()
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     scaler = torch.amp.GradScaler("cpu")
-    trainer.accelerator.scaler = scaler
     scaler.scale(model(torch.ones(1, 2)).sum()).backward()
-    trainer.finite._leave_out(model, "the loss is nan")
+    trainer.finite._leave_out(model, "the loss is nan", 0, scaled=True)
     scaler.step(optimizer)
     scaler.update()
     assert torch.equal(model.weight, before)
@@ -287,14 +263,11 @@ def test_a_process_may_hold_nothing_of_a_tensor() -> None:
 
 def test_skipping_cannot_be_had_with_deepspeed() -> None:
     """It has made its update before anyone can look."""
-    trainer = SimpleNamespace(
-        is_deepspeed_enabled=True, args=SimpleNamespace(on_nonfinite="skip"), state=None
-    )
+    alone: Any = None
     with pytest.raises(UserError, match="on_nonfinite: skip cannot be had with DeepSpeed"):
-        Finite(trainer)
-    trainer.args.on_nonfinite, trainer.state = "stop", SimpleNamespace(global_step=1)
+        Finite(alone, "skip", 10, deepspeed=True)
     with pytest.raises(RunError, match="step 2 stopped after its update: the loss is nan"):
-        Finite(trainer)._stop("the loss is nan")
+        Finite(alone, "stop", 10, deepspeed=True)._stop("the loss is nan", 1)
 
 
 # ---- tripwires ---------------------------------------------------------------------------------
@@ -353,8 +326,8 @@ def test_bounds() -> None:
 def test_a_resumed_run_counts_from_its_last_line() -> None:
     """Not from the checkpoint, and not from the beginning."""
     seen: list[int] = []
-    wires = SimpleNamespace(look=lambda line, steps: seen.append(steps) or [])
-    looks = LooksAtLines(SimpleNamespace(_globalstep_last_logged=4, tripwires=wires))
+    wires: Any = SimpleNamespace(look=lambda line, steps: seen.append(steps) or [])
+    looks = LooksAtLines(wires, seen.append, lambda: 4)
     looks.on_train_begin(None, None, None)
     for step in (6, 9):
         looks.on_log(None, SimpleNamespace(global_step=step), None, {"loss": 0.1})

@@ -18,9 +18,9 @@ from trl import GRPOTrainer
 
 from prefix_rft import DemonstrationTrainer, PrefixRFTTrainer
 from prefix_rft.core import Stream
-from prefix_rft.engines.trl.gradients import GradientShares, sources_of, vectors_of
-from prefix_rft.engines.trl.sft import DemonstrationConfig
-from prefix_rft.engines.trl.stats import StepStats
+from prefix_rft.engines.trl.imitation_config import DemonstrationConfig
+from prefix_rft.engines.trl.update.gradient_shares import GradientShares, sources_of, vectors_of
+from prefix_rft.engines.trl.update.stats import StepStats
 from prefix_rft.methods import load
 from prefix_rft.runs.reader import RunFolder
 from tiny import make_config, make_model, make_rows, make_tokenizer, shaped_reward
@@ -229,7 +229,7 @@ def test_a_backend_is_sent_what_needs_nothing(tmp_path: Path) -> None:
     turn = trainer._generate_single_turn
 
     def listen(prompts: Any, *args: Any, **kwargs: Any) -> Any:
-        asked.append((prompts, trainer._plans))
+        asked.append((prompts, trainer._attempt.plans))
         return turn(prompts, *args, **kwargs)
 
     trainer._generate_single_turn = listen
@@ -285,10 +285,10 @@ class Sums:
         self.found: list[list[torch.Tensor]] = []
         self.take, self.shares.take = self.shares.take, self.listen
 
-    def listen(self, accelerator: Any) -> dict[str, float]:
+    def listen(self, processes: Any) -> dict[str, float]:
         parts = [[g.clone() for g in gs] for gs in self.shares.sums.values()]
         self.found.append([sum(gs) for gs in zip(*parts, strict=True)])
-        return self.take(accelerator)
+        return self.take(processes)
 
 
 def test_gradient_norms_equal_plain_torch(tmp_path: Path) -> None:
@@ -448,15 +448,13 @@ def test_measuring_changes_no_weight(tmp_path: Path, settings: dict[str, Any]) -
     [
         ({"stream": "hybrid"}, "a stream named 'hybrid'"),
         ({"stream": "prefix"}, "a stream named 'prefix'"),
-        ({"is_fsdp_enabled": True}, "sharded weights"),
-        ({"is_deepspeed_enabled": True}, "sharded weights"),
+        ({"sharded": True}, "sharded weights"),
         ({"gradient_checkpointing_kwargs": {"use_reentrant": True}}, "reentrant"),
         ({"ddp_static_graph": True}, "ddp_static_graph"),
         ({"torch_compile": True}, "torch_compile"),
     ],
 )
 def test_where_the_gradient_cannot_be_taken_apart(settings: dict, message: str) -> None:
-    state = {"is_fsdp_enabled": False, "is_deepspeed_enabled": False}
     args = {
         "gradient_shares_every": 1,
         "gradient_checkpointing": True,
@@ -465,11 +463,11 @@ def test_where_the_gradient_cannot_be_taken_apart(settings: dict, message: str) 
         "torch_compile": False,
     }
     stream = settings.get("stream", "policy")
-    state |= {k: v for k, v in settings.items() if k in state}
+    sharded = settings.get("sharded", False)
     args |= {k: v for k, v in settings.items() if k in args}
     method = replace(load("grpo"), streams=(Stream(stream, ("policy",)),))
     with pytest.raises(ValueError, match=message):
-        GradientShares.of(SimpleNamespace(**state, args=SimpleNamespace(**args), method=method))
+        GradientShares.of(SimpleNamespace(**args), method, make_model(make_tokenizer()), sharded)
 
 
 def test_a_negative_interval_is_refused(tmp_path: Path) -> None:
@@ -482,7 +480,7 @@ def test_a_negative_interval_is_refused(tmp_path: Path) -> None:
 
 def test_sums_of_a_step_are_double_and_what_has_no_count_is_left_out() -> None:
     stats = StepStats()
-    alone = SimpleNamespace(reduce=lambda x, reduction: x)
+    alone: Any = SimpleNamespace(sum=lambda x: x)
     for value in (2.0**24, 1.0):  # their sum has no single precision
         found = {"large": (torch.tensor(value), torch.tensor(1))}
         stats.add({**found, "none": (torch.tensor(0.0), torch.tensor(0))})

@@ -12,7 +12,8 @@ from prefix_rft import PrefixRFTTrainer
 from prefix_rft.cli import main
 from prefix_rft.engines.positions import position_limit, refuse_too_long
 from prefix_rft.engines.trl import DemonstrationConfig, DemonstrationTrainer
-from prefix_rft.evaluation.samples import Request, evaluate
+from prefix_rft.evaluation.samples import Request
+from prefix_rft.evaluation.scores import evaluate
 from prefix_rft.support.errors import UserError
 from tiny import make_config, make_rows, make_tokenizer, shaped_reward
 

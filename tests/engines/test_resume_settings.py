@@ -12,13 +12,15 @@ import torch
 from safetensors.torch import load_file
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import ReduceLROnPlateau
+from trainers import imitation_trainer, rollout_trainer
 from transformers import TrainerCallback
 
-from prefix_rft import DemonstrationTrainer, PrefixRFTConfig, PrefixRFTTrainer
+from prefix_rft import PrefixRFTConfig
 from prefix_rft.engines.changes import AT_ONCE, NOTHING, WITH_ROLLOUTS, among
-from prefix_rft.engines.trl.sft import DemonstrationConfig
+from prefix_rft.engines.trl.imitation_config import DemonstrationConfig
 from prefix_rft.support.errors import UserError
-from tiny import make_config, make_model, make_rows, make_tokenizer, shaped_reward
+from tables import rest_slow
+from tiny import make_model, make_tokenizer
 
 SAVING: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1, "logging_steps": 1}
 SCHEDULE: dict[str, Any] = {"lr_scheduler_type": "linear", "warmup_steps": 2}
@@ -40,35 +42,22 @@ class Watch(TrainerCallback):
 
 
 def sft(folder: Path, watch: Any = None, optimizers: Any = (None, None), **overrides: Any) -> Any:
-    settings: dict[str, Any] = {
+    settings = {
         "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 1,
         "learning_rate": 1e-2,
         "max_steps": STEPS,
         **SAVING,
         **overrides,
     }
-    return DemonstrationTrainer(
-        make_model(make_tokenizer()),
-        DemonstrationConfig(
-            output_dir=str(folder),
-            report_to="none",
-            use_cpu=True,
-            bf16=False,
-            activation_checkpointing=False,
-            disable_tqdm=True,
-            **settings,
-        ),
-        train_dataset=make_rows(14),
-        eval_dataset=make_rows(2, seed=9),
-        processing_class=make_tokenizer(),
-        callbacks=[] if watch is None else [watch],
-        optimizers=optimizers,
+    callbacks = [] if watch is None else [watch]
+    return imitation_trainer(
+        folder, eval_rows=2, callbacks=callbacks, optimizers=optimizers, **settings
     )
 
 
 def rl(folder: Path, watch: Any = None, **overrides: Any) -> Any:
-    settings: dict[str, Any] = {
-        "per_device_train_batch_size": 4,
+    settings = {
         "num_generations": 4,
         "learning_rate": 1e-2,
         "max_steps": STEPS,
@@ -76,14 +65,7 @@ def rl(folder: Path, watch: Any = None, **overrides: Any) -> Any:
         **SAVING,
         **overrides,
     }
-    return PrefixRFTTrainer(
-        make_model(make_tokenizer()),
-        shaped_reward,
-        make_config(folder, **settings),
-        train_dataset=make_rows(8),
-        processing_class=make_tokenizer(),
-        callbacks=[] if watch is None else [watch],
-    )
+    return rollout_trainer(folder, 8, callbacks=[] if watch is None else [watch], **settings)
 
 
 @pytest.fixture(scope="module")
@@ -109,28 +91,33 @@ def cosine(step: int, base: float, warmup: int, total: int) -> float:
     return base * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
 
 
+SCHEDULES: list[tuple[dict[str, Any], list[float]]] = [
+    ({"learning_rate": 1e-3}, [linear(s, 1e-3, 2, 6) for s in (3, 4, 5)]),
+    ({"max_steps": 5}, [linear(s, 1e-2, 2, 5) for s in (3, 4)]),
+    ({"warmup_steps": 4}, [linear(s, 1e-2, 4, 6) for s in (3, 4, 5)]),
+    ({"lr_scheduler_type": "constant"}, [1e-2] * 3),
+    (
+        {"lr_scheduler_type": "cosine", "learning_rate": 3e-3},
+        [cosine(s, 3e-3, 2, 6) for s in (3, 4, 5)],
+    ),
+    (
+        {
+            "lr_scheduler_type": "polynomial",
+            "lr_scheduler_kwargs": {"lr_end": 1e-4, "power": 2.0},
+            "learning_rate": 5e-3,
+        },
+        [(5e-3 - 1e-4) * (1 - (s - 2) / 4) ** 2 + 1e-4 for s in (3, 4, 5)],
+    ),
+]
+
+
 @pytest.mark.parametrize(
-    ("changed", "rates"),
-    [
-        ({"learning_rate": 1e-3}, [linear(s, 1e-3, 2, 6) for s in (3, 4, 5)]),
-        ({"max_steps": 5}, [linear(s, 1e-2, 2, 5) for s in (3, 4)]),
-        ({"warmup_steps": 4}, [linear(s, 1e-2, 4, 6) for s in (3, 4, 5)]),
-        ({"lr_scheduler_type": "constant"}, [1e-2] * 3),
-        (
-            {"lr_scheduler_type": "cosine", "learning_rate": 3e-3},
-            [cosine(s, 3e-3, 2, 6) for s in (3, 4, 5)],
-        ),
-        (
-            {
-                "lr_scheduler_type": "polynomial",
-                "lr_scheduler_kwargs": {"lr_end": 1e-4, "power": 2.0},
-                "learning_rate": 5e-3,
-            },
-            [(5e-3 - 1e-4) * (1 - (s - 2) / 4) ** 2 + 1e-4 for s in (3, 4, 5)],
-        ),
-    ],
+    ("make", "changed", "rates"),
+    rest_slow(
+        ((make, *case) for make in (sft, rl) for case in SCHEDULES),
+        lambda make, changed, rates: make is sft or "learning_rate" in changed,
+    ),
 )
-@pytest.mark.parametrize("make", [sft, rl])
 def test_the_rate_is_that_of_the_new_schedule_at_once(
     begun: dict[str, Path], tmp_path: Path, make: Any, changed: dict[str, Any], rates: list[float]
 ) -> None:

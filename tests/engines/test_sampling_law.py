@@ -1,5 +1,6 @@
 """What is asked for decides the samples; a model's own generation_config reaches no path."""
 
+from itertools import product
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,6 +22,7 @@ from prefix_rft.data.render import Renderer
 from prefix_rft.engines.sampling import SamplingSettings, generate, sample, supported
 from prefix_rft.evaluation.samples import Request, sample_and_grade
 from prefix_rft.rewards import checked
+from tables import rest_slow
 from tiny import make_config, make_rows, make_tokenizer, shaped_reward
 
 TOKENIZER = make_tokenizer()
@@ -119,8 +121,14 @@ def test_which_path_a_model_takes() -> None:
     assert [supported(tiny(k)) for k in KINDS] == [True, False, False]
 
 
-@pytest.mark.parametrize("names", [[n] for n in POISON] + [list(POISON)[:5]], ids="+".join)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    rest_slow(
+        product(KINDS, [*([n] for n in POISON), list(POISON)[:5]]),
+        lambda kind, names: kind == "llama" or len(names) > 1,
+    ),
+    ids=lambda x: x if isinstance(x, str) else "+".join(x),
+)
 def test_greedy_is_the_argmax(kind: str, names: list[str]) -> None:
     model = poisoned(kind, names)
     own = model.generation_config
@@ -132,8 +140,14 @@ def test_greedy_is_the_argmax(kind: str, names: list[str]) -> None:
     assert model.generation_config is own  # it is saved with the model
 
 
-@pytest.mark.parametrize("names", [[n] for n in POISON], ids="+".join)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    rest_slow(
+        product(KINDS, ([n] for n in POISON)),
+        lambda kind, names: kind == "llama" or names == ["warpers"],
+    ),
+    ids=lambda x: x if isinstance(x, str) else "+".join(x),
+)
 def test_samples_are_those_of_the_clean_model(kind: str, names: list[str]) -> None:
     settings = SamplingSettings((1,), 0, temperature=0.8, top_k=20, top_p=0.9, min_p=0.01)
 

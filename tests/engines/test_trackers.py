@@ -14,9 +14,11 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from prefix_rft.cli import main
-from prefix_rft.engines.setup import check_trackers, configure
+from prefix_rft.engines.arguments import check_trackers
+from prefix_rft.engines.setup import configure
 from prefix_rft.tasks.countdown import write
 from prefix_rft.training.train import train
+from tables import rest_slow
 
 HIDDEN = "hf_thisIsNoSecretButLooksLikeOne"
 SMALL = ("max_steps=2", "prompts_per_step=4", "micro_batch_size=null", "eval_data=null", "runs=out")
@@ -90,21 +92,26 @@ def test_metrics_without_a_tracker(task: Path, here: Path) -> None:
     assert not list(here.rglob("events.*"))
 
 
-@pytest.mark.parametrize("command", ["train", "check"])
+NOT_THERE = [
+    ("wandb", "tracker 'wandb' is not installed or not configured: pip install wandb"),
+    ("[tensorboard, trackio]", "pip install trackio"),
+    ("comet_ml", "pip install comet-ml"),
+    ("azure_ml", "pip install azureml-sdk"),
+    ("kubeflow", "configured: set KUBEFLOW_TRAINER_SERVER_URL, or leave report_to out"),
+    ("flyte", "pip install flytekit"),
+    ("mlflow", "pip install mlflow"),
+    ("tensorboard,wandb", "must be a list for several trackers: [tensorboard,wandb]"),
+    ("3", "recipe key 'report_to' must be a text or a list, got 3"),
+    ("tensorbord", "unknown tracker in report_to 'tensorbord': did you mean 'tensorboard'?"),
+]
+
+
 @pytest.mark.parametrize(
-    ("tracker", "says"),
-    [
-        ("wandb", "tracker 'wandb' is not installed or not configured: pip install wandb"),
-        ("[tensorboard, trackio]", "pip install trackio"),
-        ("comet_ml", "pip install comet-ml"),
-        ("azure_ml", "pip install azureml-sdk"),
-        ("kubeflow", "configured: set KUBEFLOW_TRAINER_SERVER_URL, or leave report_to out"),
-        ("flyte", "pip install flytekit"),
-        ("mlflow", "pip install mlflow"),
-        ("tensorboard,wandb", "must be a list for several trackers: [tensorboard,wandb]"),
-        ("3", "recipe key 'report_to' must be a text or a list, got 3"),
-        ("tensorbord", "unknown tracker in report_to 'tensorbord': did you mean 'tensorboard'?"),
-    ],
+    ("tracker", "says", "command"),
+    rest_slow(
+        ((*case, command) for case in NOT_THERE for command in ("train", "check")),
+        lambda tracker, says, command: command == "check" or tracker == "wandb",
+    ),
 )
 def test_a_tracker_that_is_not_there(
     command: str,
@@ -117,10 +124,10 @@ def test_a_tracker_that_is_not_there(
 ) -> None:
     """Also where these trackers happen to be installed."""
     monkeypatch.setattr(
-        "prefix_rft.engines.setup.get_available_reporting_integrations", lambda: ["tensorboard"]
+        "prefix_rft.engines.arguments.get_available_reporting_integrations", lambda: ["tensorboard"]
     )
     monkeypatch.setattr(
-        "prefix_rft.engines.setup.UNLISTED", {"azure_ml": lambda: False, "flyte": lambda: False}
+        "prefix_rft.engines.arguments.UNLISTED", {"azure_ml": lambda: False, "flyte": lambda: False}
     )
     assert main([command, str(task / "recipe.yaml"), *SMALL, f"report_to={tracker}"]) == 2
     err = capsys.readouterr().err
@@ -134,8 +141,8 @@ def test_a_tracker_that_transformers_does_not_list(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It leaves Azure ML out beside MLflow, and Flyte always."""
-    monkeypatch.setattr("prefix_rft.engines.setup.get_available_reporting_integrations", list)
-    monkeypatch.setattr("prefix_rft.engines.setup.UNLISTED", {name: lambda: True})
+    monkeypatch.setattr("prefix_rft.engines.arguments.get_available_reporting_integrations", list)
+    monkeypatch.setattr("prefix_rft.engines.arguments.UNLISTED", {name: lambda: True})
     check_trackers([name])
 
 

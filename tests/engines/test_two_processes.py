@@ -43,11 +43,12 @@ def launch(folder: Path, *args: str) -> list[list[dict]]:
     return [torch.load(folder / f"rank{r}.pt", weights_only=True) for r in (0, 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("scope", "source", "generations"),
     [
-        pytest.param("minibatch", "current", 8, marks=pytest.mark.slow),
-        pytest.param("row", "rollout", 8, marks=pytest.mark.slow),
+        ("minibatch", "current", 8),
+        ("row", "rollout", 8),
         ("minibatch", "rollout", 4),
     ],
 )

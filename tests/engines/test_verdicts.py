@@ -14,9 +14,11 @@ from datasets import Dataset
 import faults
 from prefix_rft import PrefixRFTTrainer
 from prefix_rft.engines.models import quiet
-from prefix_rft.evaluation.samples import Request, evaluate
+from prefix_rft.evaluation.samples import Request
+from prefix_rft.evaluation.scores import evaluate
 from prefix_rft.rewards import Graded, Limits, Verdict, checked, close_all, load_rewards
 from rewards.test_pool import FAULTS, processes_of
+from tables import rest_slow
 from tiny import make_config, make_model, make_rows, make_tokenizer
 
 
@@ -61,16 +63,14 @@ def advantages_by_hand(rollouts: list[dict[str, Any]], rewards: list[float | Non
     return found
 
 
-LATER = ("allocates", "backtracks", "closes", "spins")
-"""The pool's own tests have these too."""
+OF_EACH_KIND = ("sleeps", "fails", "exits", "scribbles", "nan", "nothing", "verdicts", "prints")
+"""Out of time, an exception, a process that ends or is disturbed, a value that is none, every other
+status, and noise. The pool's own tests have all faults."""
 
 
 @pytest.mark.parametrize(
     "fault",
-    [
-        pytest.param(fault, marks=pytest.mark.slow) if fault in LATER else fault
-        for fault in sorted(set(FAULTS) - {"waits", "children"})
-    ],
+    rest_slow(sorted(set(FAULTS) - {"waits", "children"}), lambda fault: fault in OF_EACH_KIND),
 )
 def test_training_goes_on_whatever_the_grader_does(fault: str, tmp_path: Path) -> None:
     before = processes_of(os.getpid())

@@ -169,7 +169,7 @@ def test_a_limit_leaves_the_first_problems_as_they_are(task: Path, whole: Path) 
     assert read_problems(task / "limit" / at) == read_problems(whole / at)[:2]
 
 
-@pytest.mark.parametrize("cut", [0, 1, 900, 1600])
+@pytest.mark.parametrize("cut", [0, 1, 900, 1500])
 def test_goes_on_after_a_cut(
     task: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: int
 ) -> None:

@@ -7,12 +7,14 @@ from report_runs import metrics_of, row, write_run
 
 from prefix_rft.report.chart import Line
 from prefix_rft.report.collect import EXTREMES, collect
-from prefix_rft.report.curves import OTHER, SCHEDULE, SPLIT, TRAINING, place, plots, series_of
-from prefix_rft.report.evaluation import evaluations_of, scale_of, share
+from prefix_rft.report.curves import place, plots, series_of
+from prefix_rft.report.evaluation import scale_of, share
 from prefix_rft.report.groups import SHORTEST, text_limit
 from prefix_rft.report.samples import LONGEST, MOST_ROWS, group_of, mean_reward
 from prefix_rft.report.settings import side_by_side
 from prefix_rft.report.view import context
+from prefix_rft.runs.evaluations import HeldOut, write_evaluations
+from prefix_rft.runs.metric_names import OTHER, SCHEDULE, SPLIT, TRAINING
 from prefix_rft.runs.reader import RunFolder, flatten
 from prefix_rft.support.errors import UserError
 
@@ -204,15 +206,23 @@ def test_metrics_without_a_curve() -> None:
 
 def test_evaluations_and_their_scale() -> None:
     good = {"mean": 0.5, "low": 0.25, "high": 0.75, "problems": 4, "samples": 2}
-    found = evaluations_of("a", 0, {"base": good, "trained": {**good, "truncated": 0.125}})
-    assert [(e.stage, e.truncated) for e in found] == [("base", None), ("trained", 0.125)]
+    found = [HeldOut.read(good), HeldOut.read({**good, "truncated": 0.125})]
+    assert [e.truncated for e in found] == [None, 0.125]
     assert scale_of(found) == (0.0, 1.0)
     assert share(0.256, (0.0, 1.0)) == "25.6 %"
-    wide = evaluations_of("a", 0, {"base": {**good, "low": -2.0}})
-    assert scale_of(wide) == (-2.0, 0.75)
+    assert scale_of([HeldOut.read({**good, "low": -2.0})]) == (-2.0, 0.75)
     assert share(0.256, (-2.0, 0.75)) == "0.256"
     with pytest.raises(TypeError):
-        evaluations_of("a", 0, {"base": {**good, "mean": None}})
+        HeldOut.read({**good, "mean": None})
+    with pytest.raises(TypeError):
+        HeldOut.read({**good, "per_problem": [1.0, None]})
+
+
+def test_evaluations_are_read_as_they_were_written(tmp_path: Path) -> None:
+    found = HeldOut(2, 4, 0.625, 0.25, 1.0, 0.125, 0.0, 1, [0.25, 1.0])
+    folder = write_run(tmp_path / "r")
+    write_evaluations(folder, {"base": found, "trained": found})
+    assert RunFolder(folder).evaluations() == {"base": found, "trained": found}
 
 
 def test_settings_side_by_side() -> None:

@@ -8,6 +8,7 @@ import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -21,6 +22,7 @@ from faults import SLEEP
 from prefix_rft.rewards import Graded, GraderPool, Limits, Verdict, checked, parse_rewards
 from prefix_rft.rewards.worker import grade
 from prefix_rft.support.errors import UserError
+from tables import rest_slow
 
 ITEMS = ["good", "bad", "good", "good", "bad", "good", "good"]
 RIGHT = Verdict("correct", 1.0)
@@ -108,7 +110,7 @@ def test_a_thread_left_behind_is_not_charged_to_later_items() -> None:
     assert verdicts == [RIGHT] * 3
 
 
-@pytest.mark.parametrize("workers", [1, 2, 5])
+@pytest.mark.parametrize("workers", rest_slow((1, 2, 5), lambda workers: workers < 5))
 def test_verdicts_do_not_depend_on_the_size_of_the_pool(workers: int) -> None:
     items = [
         {"completions": c, "answer": gold}
@@ -128,8 +130,13 @@ def test_verdicts_do_not_depend_on_the_size_of_the_pool(workers: int) -> None:
     assert found == expected * 9
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("fault", ["dies", "leaks"])
+@pytest.mark.parametrize(
+    ("fault", "workers"),
+    rest_slow(
+        product(("dies", "leaks"), (1, 2)),
+        lambda fault, workers: workers == (2 if fault == "dies" else 1),
+    ),
+)
 def test_an_innocent_item_is_not_blamed(fault: str, workers: int) -> None:
     """A process that dies at every third call, or loses memory at each: not the items' doing."""
     limits = Limits(memory=100)

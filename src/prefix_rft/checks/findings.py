@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-from prefix_rft.support.untrusted import visible
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-ROWS_NAMED = 5
+from prefix_rft.support.console import ROWS_NAMED, named
 
 
 @dataclass
@@ -73,15 +66,3 @@ class Findings:
     def notes(self) -> list[Finding]:
         """The others."""
         return [f for f in self.found.values() if not f.serious]
-
-
-def named(rows: Sequence[object], count: int | None = None) -> str:
-    """``3, 8, 9 and 14 more``."""
-    count = len(rows) if count is None else count
-    shown = ", ".join(map(str, rows[:ROWS_NAMED]))
-    return shown + (f" and {count - ROWS_NAMED} more" if count > ROWS_NAMED else "")
-
-
-def say(console: Console, text: str) -> None:
-    """Print a plain line; nothing in it is markup, and nothing steers the terminal."""
-    console.print(visible(text), markup=False, highlight=False, soft_wrap=True)

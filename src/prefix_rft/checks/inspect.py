@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.text import Text
 from torch import Tensor
 
-from prefix_rft.checks.findings import say
 from prefix_rft.core import select_prefix
 from prefix_rft.data import DataError, Renderer, find_source, read_rows
 from prefix_rft.data.demonstrations import EXAMPLE, IDS, KEPT, fate_of
@@ -32,6 +31,7 @@ from prefix_rft.engines.setup import Setup, configure
 from prefix_rft.engines.trl.clock import template_kwargs
 from prefix_rft.rewards import grade_texts
 from prefix_rft.rewards.checked import name_of
+from prefix_rft.support.console import say
 from prefix_rft.support.errors import UserError
 from prefix_rft.support.untrusted import visible
 

@@ -10,7 +10,6 @@ from typing import Any
 from datasets import Dataset
 from rich.console import Console
 
-from prefix_rft.checks.findings import named, say
 from prefix_rft.checks.rows import Scope, check_data
 from prefix_rft.data import DataError, Renderer
 from prefix_rft.data.render import end_of_text_ids
@@ -22,6 +21,7 @@ from prefix_rft.rewards import Verdict, grade_texts, missing_columns
 from prefix_rft.rewards.checked import name_of
 from prefix_rft.rewards.golds import unreadable_golds
 from prefix_rft.rewards.verdict import CORRECT, ERROR, TIMEOUT
+from prefix_rft.support.console import named, say
 from prefix_rft.support.errors import UserError
 from prefix_rft.support.phases import Phases
 

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prefix_rft.checks.device_memory import count_parameters, estimate
-from prefix_rft.checks.findings import Finding, say
+from prefix_rft.checks.findings import Finding
 from prefix_rft.checks.rows import Checked, Scope, check_data
 from prefix_rft.data.demonstrations import KEPT
 from prefix_rft.data.render import end_of_text_ids
@@ -25,6 +25,7 @@ from prefix_rft.engines.models import hub, load_configs, load_tokenizer, quiet
 from prefix_rft.engines.setup import Setup, set_up
 from prefix_rft.recipe.recipe import RECOMPUTE, RecipeFile
 from prefix_rft.rewards.verdict import STATUSES
+from prefix_rft.support.console import say
 from prefix_rft.support.display import Display
 from prefix_rft.support.errors import UserError
 from prefix_rft.support.untrusted import visible
@@ -57,7 +58,8 @@ def run_check(
             found += check_setup(setup, console, graders, limit)
     if found:
         several = "problems" if found > 1 else "problem"
-        console.print(f"[bold red]{found} {several}:[/] training would waste time")
+        problems = Text.assemble((f"{found} {several}:", "bold red"), " training would waste time")
+        console.print(problems)
     else:
         ready = Text.assemble(("ready:", "bold green"), f" prefix-rft train {visible(path)}")
         console.print(ready, soft_wrap=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from prefix_rft.support.console import say
 from prefix_rft.support.errors import UserError
 
 
@@ -23,7 +24,7 @@ def train(args: argparse.Namespace) -> None:
     console = Steadfast()
     folder = run(args.recipe, args.overrides, console, args.resume)
     if PartialState().is_main_process:
-        console.print(f"report: {write_report([str(folder)])}", highlight=False, soft_wrap=True)
+        say(console, f"report: {write_report([str(folder)])}")
 
 
 def check(args: argparse.Namespace) -> int:
@@ -67,8 +68,7 @@ def convert(args: argparse.Namespace) -> None:
         partial.rename(output)
     finally:
         partial.unlink(missing_ok=True)
-    say = f"wrote {count} rows to {output}; read it with train_data: {output}"
-    Console().print(say, highlight=False, soft_wrap=True)
+    say(Console(), f"wrote {count} rows to {output}; read it with train_data: {output}")
 
 
 def eval(args: argparse.Namespace) -> None:
@@ -106,7 +106,7 @@ def report(args: argparse.Namespace) -> None:
     from prefix_rft.report import write_report
 
     path = write_report(args.runs, args.output)
-    Console().print(f"wrote {path}", highlight=False, soft_wrap=True)
+    say(Console(), f"wrote {path}")
 
 
 def show(args: argparse.Namespace) -> None:
@@ -161,10 +161,9 @@ def task(args: argparse.Namespace) -> None:
         )
     except ValueError as error:
         raise UserError(f"task '{args.name}': {error}") from error
-    Console().print(
+    say(
+        Console(),
         f"wrote rows, base/, recipe.yaml, recipes/ and compare/ to {folder}\n"
         f"next: prefix-rft train {folder / 'recipe.yaml'}\n"
         f"  or: prefix-rft compare {folder / 'compare/quick.yaml'} --jobs 2",
-        highlight=False,
-        soft_wrap=True,
     )

@@ -18,6 +18,7 @@ from prefix_rft.evaluation.samples import Request
 from prefix_rft.evaluation.sets import EvalSet, distinct, named_set, read_suite
 from prefix_rft.evaluation.table import show_eval
 from prefix_rft.rewards import BUILT_IN
+from prefix_rft.support.console import say
 from prefix_rft.support.display import Display, by_job
 from prefix_rft.support.errors import UserError
 from prefix_rft.support.writing import check_folder
@@ -41,7 +42,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
         display.phases.begin("loading the model")
         result = run_eval(plan, folder, by_job(display))
     show_eval(console, result)
-    console.print(f"result.json and all samples: {folder}", highlight=False, soft_wrap=True)
+    say(console, f"result.json and all samples: {folder}")
 
 
 def plan_of(args: argparse.Namespace) -> Plan:

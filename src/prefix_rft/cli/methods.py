@@ -8,9 +8,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from prefix_rft.checks.findings import say
 from prefix_rft.core import Method, Schedule, Stream
+from prefix_rft.core.stream import ORIGINS
 from prefix_rft.methods import BUILT_IN, load
+from prefix_rft.support.console import say
 
 
 def kind(method: Method) -> str:
@@ -123,8 +124,7 @@ def gate(stream: Stream) -> str:
 def normaliser(method: Method, stream: Stream) -> str:
     """What the stream's sum is divided by."""
     aggregation = stream.aggregation or method.normaliser.aggregation
-    everyone = ("policy", "prefix", "continuation", "demonstration")
-    counted = "all" if set(stream.counted) == set(everyone) else ", ".join(stream.counted)
+    counted = "all" if set(stream.counted) == set(ORIGINS) else ", ".join(stream.counted)
     trained = " trained" if stream.counts == "trained" else ""
     return aggregation if aggregation == "sum" else f"{aggregation} over{trained} {counted}"
 

@@ -19,6 +19,7 @@ from prefix_rft.engines.models import quiet
 from prefix_rft.engines.setup import configure
 from prefix_rft.recipe.mapping import read_recipe, value_of
 from prefix_rft.recipe.stages import STAGES
+from prefix_rft.support.console import say
 from prefix_rft.support.display import Display
 from prefix_rft.support.errors import UserError
 from prefix_rft.support.writing import check_folder, write_text
@@ -59,11 +60,10 @@ def run_compare(
     board = board_of(recipe, overrides, methods, seeds, learning_rates, output)
     board.check()
     total, done = board.total(), sum(board.record(j) is not None for j in board.jobs())
-    console.print(
+    say(
+        console,
         f"{len(board.comparison.arms)} arms, {board.comparison.seeds} seeds: {total} runs, {done} "
         f"done; in {board.folder}",
-        highlight=False,
-        soft_wrap=True,
     )
     failed: list[str] = []
     if not only_table:
@@ -73,11 +73,11 @@ def run_compare(
                 failed = run_all(
                     board,
                     jobs,
-                    lambda text: console.print(text, markup=False, highlight=False),
+                    lambda text: say(console, text),
                     display.phases.begin,
                 )
         except KeyboardInterrupt:
-            console.print("interrupted: the same command goes on from here", highlight=False)
+            say(console, "interrupted: the same command goes on from here")
             raise
     found = lines(board)
     if not found:
@@ -86,7 +86,7 @@ def run_compare(
     board.folder.mkdir(parents=True, exist_ok=True)
     write_text(board.folder / "comparison.csv", as_csv(found))
     page = write_page(board, found)
-    console.print(f"page: {page}; table: comparison.csv", highlight=False, soft_wrap=True)
+    say(console, f"page: {page}; table: comparison.csv")
     return failed
 
 

@@ -99,8 +99,9 @@ class Board:
         comparison: what is compared.
         recipe: path of the shared recipe.
         resolved: the shared recipe.
+        shared: keys that every run has been given beside the recipe.
         folder: of the comparison.
-        options: ``batch_size`` of evaluation.
+        batch_size: rows sampled at once in evaluations.
         records: ``done.json`` by folder, as far as it was read.
     """
 

@@ -65,7 +65,6 @@ class Line:
         steps: optimizer steps of its own.
         costs: means over seeds, the arms that it starts from included.
         cells: by set and temperature.
-        values: mean reward of each seed and problem on the held-out rows, by temperature.
     """
 
     name: str

@@ -18,6 +18,7 @@ from prefix_rft.compare import tables
 from prefix_rft.compare.jobs import Board
 from prefix_rft.compare.results import Cell, Line
 from prefix_rft.compare.tables import Block
+from prefix_rft.support.console import say
 
 
 def show(console: Console, board: Board, found: Sequence[Line]) -> None:
@@ -26,7 +27,7 @@ def show(console: Console, board: Board, found: Sequence[Line]) -> None:
         console.print(_rich(block, found))
     for line in found:
         if line.swept:
-            console.print(f"{line.name}: {line.swept}", highlight=False, markup=False)
+            say(console, f"{line.name}: {line.swept}")
 
 
 def _rich(block: Block, found: Sequence[Line]) -> Table:

@@ -31,8 +31,9 @@ from prefix_rft.evaluation.sets import EvalSet, distinct, read_suite
 from prefix_rft.recipe.recipe import Recipe
 from prefix_rft.rewards.verdict import NO_ANSWER
 from prefix_rft.runs.checkpoints import newest_whole
+from prefix_rft.runs.lines import read_lines
 from prefix_rft.runs.machine import describe_machine, git_state
-from prefix_rft.runs.reader import RunFolder, read_lines
+from prefix_rft.runs.reader import RunFolder
 from prefix_rft.support.display import Display, by_job
 from prefix_rft.support.errors import Interrupted, RunError, UserError
 from prefix_rft.support.writing import write_json, write_text

@@ -21,7 +21,7 @@ from prefix_rft.core.credit import advantages
 from prefix_rft.core.method import Method
 from prefix_rft.core.parts import DEFAULT_CONST
 from prefix_rft.core.select import keep_fraction
-from prefix_rft.core.stream import REGULARISERS, Stream
+from prefix_rft.core.stream import ORIGINS, REGULARISERS, Stream
 from prefix_rft.core.weights import Scores
 from prefix_rft.support.errors import UserError
 
@@ -351,7 +351,7 @@ def _stats(
     ):  # fmt: skip
         add(f"{name}/reward", batch.reward_B, rows & graded)
     response = batch.response_mask_BT
-    for origin in ("policy", "prefix", "continuation", "demonstration"):
+    for origin in ORIGINS:
         where = batch.origin((origin,))
         add(f"{origin}/logp", logp_BT, where)
         if entropy_BT is not None:

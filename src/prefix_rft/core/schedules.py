@@ -88,11 +88,6 @@ def cosine(start: float, end: float, steps: int | None = None) -> Schedule:
     return Schedule("cosine", float(start), float(end), steps)
 
 
-def delayed(schedule: Schedule, delay: int) -> Schedule:
-    """``schedule`` after ``delay`` steps at its first value."""
-    return replace(schedule, delay=delay)
-
-
 def parse(data: Schedule | float | Mapping[str, Any]) -> Schedule:
     """A schedule from what a recipe holds: a number, a mapping, or a schedule.
 

@@ -18,8 +18,6 @@ from prefix_rft.data.render import Renderer
 from prefix_rft.data.rows import PLACE
 from prefix_rft.data.shapes import demonstration_texts, wanted
 
-OURS = "prefix_rft_"
-"""How the names of columns begin that reward functions do not see."""
 IDS = "prefix_rft_demonstration_ids"
 EXAMPLE = "prefix_rft_example"
 FATES = "prefix_rft_fates"

@@ -16,6 +16,7 @@ from typing import Any
 
 from prefix_rft.data.files import Row
 from prefix_rft.data.stringified import MESSAGES, stringified
+from prefix_rft.support.columns import OURS
 
 RESERVED = (
     *("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric"),
@@ -63,7 +64,7 @@ def detect(row: Row) -> Shape:
         DataError: no known shape, or a column whose name is taken.
     """
     columns = row.values
-    reserved = next((c for c in columns if c in RESERVED or c.startswith("prefix_rft_")), None)
+    reserved = next((c for c in columns if c in RESERVED or c.startswith(OURS)), None)
     if reserved:
         raise row.error("this name is taken by the trainer: rename it", reserved)
 

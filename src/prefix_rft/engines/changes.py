@@ -14,6 +14,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from prefix_rft.core import Method
 from prefix_rft.support.errors import UserError
 
 SCHEDULE = ("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_*")
@@ -88,7 +89,12 @@ def _hash(value: Any) -> str:
 
 
 def refuse_changes(
-    folder: Path, before: Mapping[str, Any], now: Mapping[str, Any], trainer: Any, waiting: bool
+    folder: Path,
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    method: Method,
+    waiting: bool,
+    deepspeed: bool,
 ) -> None:
     """Refuse a run that goes on from a checkpoint with a setting that cannot change.
 
@@ -96,8 +102,9 @@ def refuse_changes(
         folder: the checkpoint's.
         before: settings that it was made with; only those of both are compared.
         now: those of this run.
-        trainer: of this run.
+        method: that this run trains.
         waiting: the checkpoint holds rollouts that wait for updates.
+        deepspeed: DeepSpeed has the optimizer and its schedule.
 
     Raises:
         UserError: there is one; the message says which, and both values.
@@ -107,7 +114,7 @@ def refuse_changes(
         if before[name] == now[name]:
             continue
         was, has = (f"{name} {_short(x[name])}" for x in (before, now))
-        why = _why_not(name, before, now, trainer, waiting)
+        why = _why_not(name, before, now, method, waiting, deepspeed)
         if why is not None:
             raise UserError(
                 f"checkpoint '{folder}' was made with {was}, and this run has "
@@ -116,17 +123,21 @@ def refuse_changes(
 
 
 def _why_not(
-    name: str, before: Mapping[str, Any], now: Mapping[str, Any], trainer: Any, waiting: bool
+    name: str,
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    method: Method,
+    waiting: bool,
+    deepspeed: bool,
 ) -> str | None:
     """Why a setting cannot change, as the end of a clause; None if it can."""
-    method = trainer.method
     if among(name, WITH_ROLLOUTS):
         if name == "method_options" and method.remembers:
             return f", but method '{method.name}' remembers what it did under the former"
         return ", but rollouts made with the former wait in it" if waiting else None
     if not among(name, AT_ONCE):
         return ""
-    if trainer.is_deepspeed_enabled and among(name, (*SCHEDULE, *OPTIMIZER, *LENGTH)):
+    if deepspeed and among(name, (*SCHEDULE, *OPTIMIZER, *LENGTH)):
         return ", but DeepSpeed restores the optimizer and its schedule as they were"
     schedules = {str(x.get("lr_scheduler_type")) for x in (before, now)}
     if among(name, SCHEDULE) and schedules & set(REMEMBERS):

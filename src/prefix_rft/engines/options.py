@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Self
 
 from prefix_rft.core import Method
 from prefix_rft.methods import load
-from prefix_rft.methods.registry import COMMON, find, own_options
+from prefix_rft.methods.common import COMMON
+from prefix_rft.methods.registry import find, own_options
 from prefix_rft.support.errors import UserError
 
 SHARED = ("epsilon", "epsilon_high", "delta", "beta", "entropy_coef")
@@ -32,7 +34,12 @@ def parse_options(name: str, text: str) -> dict[str, Any]:
 
 
 def resolve(
-    name: str, options: Mapping[str, Any], shared: Mapping[str, Any], where: str, under: str
+    name: str,
+    options: Mapping[str, Any],
+    shared: Mapping[str, Any],
+    where: str,
+    under: str,
+    folder: Path | None = None,
 ) -> Method:
     """The method with its options, those given as keys of their own included.
 
@@ -42,12 +49,13 @@ def resolve(
         shared: values of some of ``SHARED``, exactly those that were given.
         where: they were given, for the message.
         under: what the options stand under, for the message.
+        folder: a method in a module in it can be named too, as one beside a recipe.
 
     Raises:
         UserError: an unknown method or option, a shared key without effect in this method, or one
             that is given twice with two values.
     """
-    known = {*own_options(find(name)), *COMMON}
+    known = {*own_options(find(name, folder)), *COMMON}
     for key, value in shared.items():
         if key not in known:
             raise UserError(f"{key}={value} has no effect: '{name}' has no {key}")
@@ -55,7 +63,7 @@ def resolve(
             raise UserError(
                 f"{key} is {value} {where} and {options[key]} {under}: give it in one of the two"
             )
-    return load(name, **{**options, **shared})
+    return load(name, folder, **{**options, **shared})
 
 
 class KeepsMethod:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -165,3 +166,70 @@ def starting(plan: RowPlan, example: Mapping[str, Any], start: Start | None) -> 
     demonstration = example[IDS][start.index]
     prefix = tuple(int(t) for t in demonstration[: start.length])
     return replace(plan, start=start, prefix=prefix, whole=start.length == len(demonstration))
+
+
+# ---- sampling again ------------------------------------------------------------------------------
+
+
+def starts_again(
+    method: Method,
+    example: Mapping[str, Any],
+    moment: Moment,
+    attempt: int,
+    how: str,
+    before: Starts,
+) -> Starts:
+    """Where the rows of a group start when it is sampled again because every row of it failed.
+
+    Args:
+        method: whose planner decides.
+        example: of the group, with at least one demonstration.
+        moment: at which the group was planned first.
+        attempt: how often the group has been sampled before.
+        how: ``lengthen`` its prefixes, or put a whole ``demonstration`` in its first row's place.
+        before: where the rows started the last time.
+    """
+    group = moment.group(method, example, attempt)
+    if how == "demonstration":
+        index = group.random().randrange(len(group.lengths))
+        return (Start(index, group.lengths[index], 1.0), *before[1:])
+    return starts_of(method, group)
+
+
+def replanned(
+    method: Method,
+    plan: RowPlan,
+    example: Mapping[str, Any],
+    moment: Moment,
+    attempt: int,
+    how: str,
+) -> RowPlan | None:
+    """The row's plan for the next attempt, or None where it stays as it is.
+
+    Args:
+        method: whose planner decides.
+        plan: of the row in the attempt before.
+        example: which the row's group is to be of.
+        moment: at which the generation was planned first.
+        attempt: number of the next attempt, from 1.
+        how: ``keep`` the group, ``resample`` it for another example, or see :func:`starts_again`.
+    """
+    if how == "keep" or (how != "resample" and not example[IDS]):
+        return None
+    blank = RowPlan(int(example[EXAMPLE]), plan.group, plan.row, attempt=attempt)
+    if how == "resample":
+        starts = starts_of(method, moment.group(method, example))
+        return starting(blank, example, starts[plan.row])
+    before = (plan.start,) * moment.num_generations  # only its own is asked for
+    start = starts_again(method, example, moment, attempt, how, before)[plan.row]
+    if start == plan.start:
+        return None
+    if how == "demonstration":
+        blank = replace(blank, replaced=True, planned=plan.start)
+    return starting(blank, example, start)
+
+
+def another_example(rows: Any, moment: Moment, attempt: int, group: int) -> dict[str, Any]:
+    """An example of the dataset in place of a group's own, the same on every process."""
+    rng = random.Random(f"resample:{moment.seed}:{moment.step}:{attempt}:{group}")
+    return dict(rows[rng.randrange(len(rows))])

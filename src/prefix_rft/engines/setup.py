@@ -16,13 +16,12 @@ from prefix_rft.data import find_source
 from prefix_rft.engines.arguments import check_trackers, keys, trainer_arguments
 from prefix_rft.engines.options import SHARED, resolve
 from prefix_rft.engines.packages import check_packages
-from prefix_rft.engines.trl.parameter_mask import MaskOptions
+from prefix_rft.engines.trl.update.parameter_mask import MaskOptions
 from prefix_rft.recipe.batches import BatchPlan
 from prefix_rft.recipe.recipe import ENGINES, Recipe, RecipeFile, refuse_unknown_keys
 from prefix_rft.recipe.rif_options import Filter
 from prefix_rft.rewards import BUILT_IN, close_all, load_rewards
 from prefix_rft.support.errors import UserError
-from prefix_rft.support.imports import load_function
 
 
 class Engine(Protocol):
@@ -135,14 +134,13 @@ def set_up(file: RecipeFile, stage: int = 0, folder: Path | None = None, **setti
         UserError: anything in it that cannot be used.
     """
     recipe = file.recipe(stage, **settings)
-    if ":" in recipe.method_name:  # a module beside the recipe can be named too
-        load_function(recipe.method_name, recipe.folder, "method")
     method = resolve(
         recipe.method_name,
         recipe.method_options,
         {k: recipe.trainer[k] for k in SHARED if k in recipe.trainer},
         "as a key of the recipe",
         "under method",
+        recipe.folder,
     )
     refuse_unknown_keys(recipe, keys(method))
     engine = engine_of(recipe.engine)

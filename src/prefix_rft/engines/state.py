@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -46,10 +47,27 @@ class MethodState:
         """Take over what is now known of some examples."""
         self.examples |= {k: dict(v) for k, v in updates.items() if v}
 
-    def learn(self, law: Planner, asked: Group, starts: Starts, rewards: Sequence[float]) -> None:
-        """Tell the planner how a group went, as it was asked about it."""
+    def learn(
+        self,
+        law: Planner,
+        asked: Group,
+        starts: Starts,
+        rewards: Sequence[float],
+        replaced: Sequence[bool],
+    ) -> None:
+        """Tell the planner how a group went, as it was asked about it.
+
+        Args:
+            law: the planner.
+            asked: the group as it was planned.
+            starts: where its rows had started when they were sampled.
+            rewards: of its rows, NaN where there is none.
+            replaced: rows in whose place a demonstration was put; its reward says nothing about
+                them.
+        """
         known = replace(asked, own=self.examples.get(asked.example, {}), shared=self.shared)
-        own, shared = law.learn(known, starts, rewards)
+        own_rewards = [math.nan if r else x for x, r in zip(rewards, replaced, strict=True)]
+        own, shared = law.learn(known, starts, own_rewards)
         self.remember({asked.example: own})
         self.shared = dict(shared)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,14 +28,14 @@ from prefix_rft.evaluation.folder import (
     samples_file,
 )
 from prefix_rft.evaluation.samples import Request, sample_and_grade
-from prefix_rft.evaluation.scores import Problem, Scores, difference, scores, split_by
+from prefix_rft.evaluation.scores import Problem, difference, scores, split_by
 from prefix_rft.evaluation.sets import EvalSet
 from prefix_rft.rewards import close_all, load_rewards, missing_columns
 from prefix_rft.rewards.checked import name_of
 from prefix_rft.rewards.golds import unreadable_golds
 from prefix_rft.rewards.source import decided_by
+from prefix_rft.runs.lines import read_lines
 from prefix_rft.runs.machine import describe_machine
-from prefix_rft.runs.reader import read_lines
 from prefix_rft.support.errors import UserError, choose
 from prefix_rft.support.writing import append_text, write_json
 
@@ -144,7 +144,8 @@ def look_at_golds(one: EvalSet) -> None:
         UserError: there is none.
     """
     rewards, _ = load_rewards(one.reward, one.folder)
-    with closing(_Closing(rewards)):
+    with ExitStack() as stack:
+        stack.callback(close_all, rewards)
         if rewards and getattr(rewards[0], "tests_gold", False):
             rows = load_rows(one.data, folder=one.folder, reading=one.reading, limit=one.limit)
             if not missing_columns(rewards[:1], rows.column_names) and len(
@@ -183,7 +184,8 @@ def _sample_set(
     rewards, _ = load_rewards(one.reward, one.folder)
     if not rewards:
         raise UserError(f"set '{one.name}' has no reward to grade with")
-    with closing(_Closing(rewards)):
+    with ExitStack() as stack:
+        stack.callback(close_all, rewards)
         text = json.dumps(decided_by(rewards[0]), sort_keys=True)
         grader = {"name": name_of(rewards[0]), "sha256": hashlib.sha256(text.encode()).hexdigest()}
         note(rendering_file(folder, role, one).with_name(f"{one.name}-reward.json"), grader)
@@ -218,14 +220,6 @@ def _write_rendering(
             "first_prompt": tokenizer.decode(ids),
         },
     )
-
-
-class _Closing:
-    def __init__(self, rewards: list[Any]) -> None:
-        self.rewards = rewards
-
-    def close(self) -> None:
-        close_all(self.rewards)
 
 
 def _request(request: Request, one: EvalSet, temperature: float) -> Request:
@@ -314,11 +308,11 @@ def summarise(plan: Plan, folder: Path) -> dict[str, Any]:
         where = {"model": role, "set": one.name, "temperature": temperature}
         by = {
             column: {
-                label: plain(scores(part)) for label, part in split_by(problems, column).items()
+                label: asdict(scores(part)) for label, part in split_by(problems, column).items()
             }
             for column in plan.by
         }
-        results.append({**where, **plain(scores(problems)), "by": by})
+        results.append({**where, **asdict(scores(problems)), "by": by})
         if role != "base" and "base" in plan.models:
             base = read_problems(samples_file(folder, "base", one, temperature))
             if (found := difference(problems, base)) is not None:
@@ -338,8 +332,3 @@ def summarise(plan: Plan, folder: Path) -> dict[str, Any]:
         "results": results,
         "differences": differences,
     }
-
-
-def plain(found: Scores) -> dict[str, Any]:
-    """Scores as plain data."""
-    return asdict(found)

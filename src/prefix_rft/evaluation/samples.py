@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from datasets import Dataset
 
-from prefix_rft.data.demonstrations import OURS
 from prefix_rft.data.render import Renderer, end_of_text_ids
 from prefix_rft.engines.positions import refuse_too_long
 from prefix_rft.engines.sampling import (
@@ -19,9 +18,7 @@ from prefix_rft.engines.sampling import (
     supported,
     uniforms_of,
 )
-from prefix_rft.evaluation.estimates import bootstrap
-from prefix_rft.rewards import checked, grade_texts
-from prefix_rft.rewards.checked import name_of
+from prefix_rft.rewards import checked, grade_texts, visible
 from prefix_rft.rewards.verdict import CORRECT, NO_ANSWER, Verdict
 from prefix_rft.support.errors import UserError
 
@@ -186,8 +183,8 @@ def _grade(
     k: int,
 ) -> list[Sample]:
     texts = render.completions(sampled)
-    columns = [n for n in rows.column_names if not n.startswith(OURS)]
-    repeated = [dict(row) for row in rows.select_columns(columns) for _ in range(k)]
+    columns = rows.select_columns(visible(rows.column_names))  # ours may be long, and cost reading
+    repeated = [dict(row) for row in columns for _ in range(k)]
     verdicts = grade_texts(reward, repeated, texts, sampled)
     return [
         Sample(text, len(ids), ids[-1] not in render.eos_ids, verdict)
@@ -195,70 +192,7 @@ def _grade(
     ]
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """avg@k with a 95 % interval over problems.
-
-    Attributes:
-        problems: number of problems that could be graded.
-        samples: k, samples of each.
-        mean: mean reward over all samples, avg@k.
-        low: lower end of the interval.
-        high: upper end.
-        truncated: share of samples that ran into the length limit.
-        no_answer: share of samples in which the grader found no answer; they count as 0.
-        ungraded: samples that could not be graded (timeout, error, ...); they do not count.
-        per_problem: mean reward of each of these problems.
-    """
-
-    problems: int
-    samples: int
-    mean: float
-    low: float
-    high: float
-    truncated: float
-    no_answer: float
-    ungraded: int
-    per_problem: list[float]
-
-    def __str__(self) -> str:
-        return f"{self.mean:.1%} [{self.low:.1%}, {self.high:.1%}]"
-
-
 def mean_reward(samples: Sequence[Sample]) -> float | None:
     """Mean reward of a problem's graded samples; None where none could be graded."""
     rewards = [s.reward for s in samples if s.reward is not None]
     return sum(rewards) / len(rewards) if rewards else None
-
-
-def evaluate(
-    model: Any,
-    tokenizer: Any,
-    rows: Dataset,
-    reward: Callable[..., Any],
-    request: Request,
-    tick: Callable[[int], None] = lambda done: None,
-) -> Evaluation:
-    """avg@k of a model on held-out problems; arguments as in :func:`sample_and_grade`.
-
-    Raises:
-        UserError: there is no row, or none of the completions could be graded.
-    """
-    parts = sample_and_grade(model, tokenizer, rows, reward, request, None, tick)
-    problems = [p for part in parts for p in part]
-    flat = [s for p in problems for s in p]
-    means = [m for m in map(mean_reward, problems) if m is not None]
-    if not means:
-        raise UserError(f"reward function '{name_of(reward)}' could grade none of the completions")
-    estimate = bootstrap(means)
-    return Evaluation(
-        problems=len(means),
-        samples=request.samples,
-        mean=estimate.mean,
-        low=estimate.low,
-        high=estimate.high,
-        truncated=sum(s.truncated for s in flat) / len(flat),
-        no_answer=sum(s.verdict.status == NO_ANSWER for s in flat) / len(flat),
-        ungraded=sum(s.reward is None for s in flat),
-        per_problem=means,
-    )

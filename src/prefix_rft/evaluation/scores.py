@@ -1,4 +1,4 @@
-"""From stored samples to the numbers of a table: avg@k, pass@k, maj@k, by column."""
+"""From samples to the numbers of a table: avg@k, pass@k, maj@k, by column."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from datasets import Dataset
+
 from prefix_rft.evaluation.estimates import Estimate, bootstrap, maj_at_k, pass_at_k
-from prefix_rft.evaluation.samples import Sample, mean_reward
+from prefix_rft.evaluation.samples import Request, Sample, mean_reward, sample_and_grade
+from prefix_rft.rewards.checked import name_of
 from prefix_rft.rewards.verdict import NO_ANSWER, Verdict
+from prefix_rft.runs.evaluations import HeldOut
 from prefix_rft.support.errors import UserError, nearest
 
 FEW = 8
@@ -111,6 +115,38 @@ def scores(problems: Sequence[Problem]) -> Scores:
         no_answer=sum(s.verdict.status == NO_ANSWER for s in samples) / len(samples),
         ungraded=sum(s.reward is None for s in samples),
         tokens=sum(s.tokens for s in samples) / len(samples),
+    )
+
+
+def evaluate(
+    model: Any,
+    tokenizer: Any,
+    rows: Dataset,
+    reward: Callable[..., Any],
+    request: Request,
+    tick: Callable[[int], None] = lambda done: None,
+) -> HeldOut:
+    """avg@k of a model on held-out problems; arguments as in :func:`sample_and_grade`.
+
+    Raises:
+        UserError: there is no row, or none of the completions could be graded.
+    """
+    parts = sample_and_grade(model, tokenizer, rows, reward, request, None, tick)
+    sampled = [samples for part in parts for samples in part]
+    problems = [Problem(number, {}, samples) for number, samples in enumerate(sampled)]
+    found = scores(problems)
+    if found.avg is None:
+        raise UserError(f"reward function '{name_of(reward)}' could grade none of the completions")
+    return HeldOut(
+        problems=found.problems,
+        samples=found.samples,
+        mean=found.avg.mean,
+        low=found.avg.low,
+        high=found.avg.high,
+        truncated=found.truncated,
+        no_answer=found.no_answer,
+        ungraded=found.ungraded,
+        per_problem=[p.reward for p in problems if p.reward is not None],
     )
 
 

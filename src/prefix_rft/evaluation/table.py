@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prefix_rft.evaluation.estimates import UNGRADED, Estimate
+from prefix_rft.support.console import say
 from prefix_rft.support.untrusted import visible
 
 Row = Mapping[str, Any]
@@ -31,7 +32,7 @@ def show_eval(console: Console, result: Row) -> None:
     if result["differences"]:
         console.print(_differences(result["differences"]))
     if not all(r["maj_at"] for r in result["results"]):
-        console.print("no maj@k: the grader names no answers to vote on", style="dim")
+        say(console, "no maj@k: the grader names no answers to vote on", style="dim")
 
 
 def _numbers(name: str, rows: Sequence[Row]) -> Table:

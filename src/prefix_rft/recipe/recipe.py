@@ -36,6 +36,9 @@ COMPARE = "compare"
 class Recipe:
     """What a recipe says. Paths are relative to the recipe's folder.
 
+    A file may also have ``stages``, mappings of keys that differ from stage to stage: each is then
+    a recipe of its own, and starts from the model that the one before has left.
+
     Attributes:
         model: a folder with a Hugging Face model, or a Hub name.
         train_data: a jsonl, json or parquet file, a folder of them, the name of a dataset, or a
@@ -50,8 +53,6 @@ class Recipe:
             with ``name`` and options, or a list of these.
         method: a method's name, or a mapping with ``name`` and options.
         rif: options of rollout-based instance filtering before training; ``{}`` is its defaults.
-        stages: mappings of keys that differ from stage to stage; each stage starts from the model
-            that the one before has left.
         name: of the run folder.
         runs: where run folders go (relative to the working directory).
         prompts_per_step: prompts in one optimizer step, over all processes.
@@ -196,15 +197,6 @@ class RecipeFile:
         check_types("recipe key", mine, {f.name: str(f.type) for f in fields(Recipe)})
         check_values(mine)
         return Recipe(**mine, trainer=rest, folder=self.path.parent)
-
-
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe in a file, of several stages the first one.
-
-    Raises:
-        UserError: see :meth:`RecipeFile.recipe`.
-    """
-    return RecipeFile.read(path, overrides).recipe()
 
 
 OWN = tuple(f.name for f in fields(Recipe) if f.name not in ("trainer", "folder"))

@@ -9,17 +9,24 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from prefix_rft.report.points import Point
-from prefix_rft.report.samples import Group, damaged, group_of, mean_reward
-from prefix_rft.runs.reader import DEMONSTRATION, HYBRID, POLICY, RunFolder, origin
+from prefix_rft.report.samples import Group, damaged, group_of
+from prefix_rft.runs.numbers import DAMAGE
+from prefix_rft.runs.reader import RunFolder
+from prefix_rft.runs.rollouts import (
+    DEMONSTRATION,
+    HYBRID,
+    POLICY,
+    ROLLOUTS,
+    generation_path,
+    mean_reward,
+    origin,
+)
 
 EXTREMES = 10
 """Worst and best groups to show."""
 
 OVER_TRAINING = 3
 """Groups to show of the first, the middle and the last generation."""
-
-BROKEN = (KeyError, TypeError, AttributeError, OverflowError, UnicodeDecodeError)
-"""What reading raises where a file holds something else than its writer has written."""
 
 Rows = Sequence[Mapping[str, Any]]
 Rank = tuple[float, int, int]
@@ -63,10 +70,10 @@ def collect(run: RunFolder) -> Collected:
     shown = {steps[0], steps[len(steps) // 2], steps[-1]} if steps else set()
     # Backwards: of equal groups the later ones are shown, and so the earlier need not be built.
     for step in reversed(steps):
-        path = str(run.path / "rollouts" / f"step_{step:06d}.jsonl")
+        path = str(generation_path(run.path / ROLLOUTS, step))
         try:
             _add(found, run.rollouts(step), step, step in shown)
-        except BROKEN as error:
+        except DAMAGE as error:
             raise damaged(path, error) from error
     for points in found.lengths.values():
         points.reverse()

@@ -9,54 +9,24 @@ from typing import Any
 
 from prefix_rft.report.chart import Chart, Line
 from prefix_rft.report.points import Point
-from prefix_rft.report.samples import finite
-
-ORIGINS = {
-    "policy": "on-policy",
-    "prefix": "hybrid",
-    "continuation": "continuation",
-    "demonstration": "demonstration",
-}
-"""First or last part of a metric's name, and the rows or tokens it is about, in words."""
+from prefix_rft.runs.metric_names import (
+    EVALUATION,
+    METRICS,
+    ORIGIN_WORDS,
+    OTHER,
+    SCHEDULE,
+    SECTIONS,
+    SPLIT,
+    Metric,
+    metric_of,
+)
+from prefix_rft.runs.numbers import finite
 
 Run = tuple[str, Mapping[str, list[Point]]]
 """Name of a run, and its series."""
 
 BOUNDS = "bounds"
-
-PREFIX_ONLY = {"low", "high", "length", "kept", "row_share", "token_share", "leak"}
-"""Metrics about prefixes as such: nothing on-policy to compare them with."""
-
-SPLIT = "Hybrid and on-policy rollouts"
-SCHEDULE = "Prefix schedule"
-TRAINING = "Training"
-VERDICTS = "Verdicts and groups"
-OTHER = "Other metrics"
-SECTIONS = (SPLIT, SCHEDULE, TRAINING, VERDICTS, OTHER)
-
-TITLES = {
-    (SPLIT, "reward"): ("Reward", ""),
-    (SPLIT, "completion_length"): ("Completion length", "tokens"),
-    (SPLIT, "entropy"): ("Entropy", "nats per token"),
-    (SPLIT, "logp"): ("Log-probability", "nats per token"),
-    (SCHEDULE, BOUNDS): ("Bounds of the prefix ratio", "share; dashed: lower"),
-    (SCHEDULE, "prefix/length"): ("Prefix length", "tokens"),
-    (SCHEDULE, "prefix/kept"): ("Prefix tokens kept by entropy", "share"),
-    (SCHEDULE, "prefix/row_share"): ("Rows with a prefix", "share"),
-    (SCHEDULE, "prefix/token_share"): ("Prefix tokens among all", "share"),
-    (TRAINING, "reward"): ("Reward, all rollouts", ""),
-    (TRAINING, "loss"): ("Loss", ""),
-    (TRAINING, "grad_norm"): ("Gradient norm", "before clipping"),
-    (TRAINING, "learning_rate"): ("Learning rate", ""),
-    (TRAINING, "clip_ratio/region_mean"): ("Clipped tokens", "share"),
-    (TRAINING, "frac_reward_zero_std"): ("Groups without signal", "share"),
-    (TRAINING, "completions/clipped_ratio"): ("Truncated completions", "share"),
-    (TRAINING, "entropy"): ("Entropy, all tokens", "nats per token"),
-}
-"""Section and name of a plot, its title and unit, in the order in which they are shown."""
-
-EXACT = {BOUNDS, "learning_rate", "epoch", "num_tokens"}
-"""Plots of numbers that were set, not measured: there is nothing to smooth."""
+"""The plot that the two bounds of the prefix ratio share."""
 
 
 @dataclass(frozen=True)
@@ -90,19 +60,19 @@ def series_of(metrics: Iterable[Mapping[str, Any]]) -> dict[str, list[Point]]:
 
 
 def place(name: str) -> tuple[str, str, str]:
-    """Section, plot and origin (or bound) of a metric; the origin is ``policy`` without one."""
+    """Section, plot and origin (or bound) of a metric; the origin is ``policy`` without one.
+
+    A metric that is not registered is placed by the parts of its name.
+    """
     parts = name.split("/")
     if name in ("prefix/low", "prefix/high"):
         return SCHEDULE, BOUNDS, parts[1]
-    if parts[0] in ORIGINS and len(parts) == 2 and parts[1] in PREFIX_ONLY:
-        return SCHEDULE, name, "policy"
+    metric = None if name.startswith(EVALUATION) else metric_of(name)
+    if metric is not None and not metric.split:
+        return metric.section, name, "policy"
     for index in (0, -1):
-        if len(parts) > 1 and parts[index] in ORIGINS:
+        if len(parts) > 1 and parts[index] in ORIGIN_WORDS:
             return SPLIT, "/".join(parts[1:] if index == 0 else parts[:-1]), parts[index]
-    if (TRAINING, name) in TITLES or parts[0] == "clip_ratio":
-        return TRAINING, name, "policy"
-    if parts[0] in ("verdicts", "groups"):
-        return VERDICTS, name, "policy"
     return OTHER, name, "policy"
 
 
@@ -131,10 +101,8 @@ def plots(runs: Sequence[Run]) -> Plots:
                 for colour, (run, series) in enumerate(runs)
                 if any(y is not None for _, y in series.get(name, []))
             ]
-    order = list(TITLES)
-    place_of = {key: order.index(key) if key in TITLES else len(order) for key in lines}
     for section in SECTIONS:
-        keys = sorted((k for k in lines if k[0] == section), key=lambda k: place_of[k])
+        keys = sorted((k for k in lines if k[0] == section), key=_rank)
         if keys:
             found.sections[section] = [_chart(key, lines[key]) for key in keys]
     return found
@@ -154,9 +122,29 @@ def constant(name: str, runs: Sequence[Run]) -> bool:
 def _row_words(key: tuple[str, str], dash: str) -> str:
     if key == (SCHEDULE, BOUNDS):
         return f", {dash} bound"
-    return f", {ORIGINS[dash]}" if key[0] == SPLIT else ""
+    return f", {ORIGIN_WORDS[dash]}" if key[0] == SPLIT else ""
+
+
+def _metric(key: tuple[str, str]) -> Metric | None:
+    """What is registered of a plot, by its section and name."""
+    section, name = key
+    if key == (SCHEDULE, BOUNDS):
+        name = "prefix/low"
+    metric = metric_of(f"policy/{name}" if section == SPLIT else name)
+    return metric if metric is not None and metric.section == section else None
+
+
+def _rank(key: tuple[str, str]) -> int:
+    """The place of a plot in its section: as registered, what is not registered at the end."""
+    metric = _metric(key)
+    return len(METRICS) if metric is None else METRICS.index(metric)
 
 
 def _chart(key: tuple[str, str], lines: Sequence[Line]) -> Chart:
-    title, unit = TITLES.get(key, (key[1], ""))
-    return Chart(title, unit, key[1], lines, smooth=key[1] not in EXACT)
+    metric = _metric(key)
+    if metric is None:
+        return Chart(key[1], "", key[1], lines)
+    title, unit = metric.title, metric.unit
+    if key[1] == BOUNDS:
+        title, unit = "Bounds of the prefix ratio", "share; dashed: lower"
+    return Chart(title, unit, key[1], lines, smooth=metric.measured)

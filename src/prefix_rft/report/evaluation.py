@@ -2,66 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from markupsafe import Markup
 
-from prefix_rft.report.samples import finite
 from prefix_rft.report.text import number
+from prefix_rft.runs.evaluations import HeldOut
 
 WIDTH = 220
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """One evaluation; ``low`` and ``high`` are the ends of its 95 % interval over problems."""
+class Evaluated:
+    """The numbers of a run's model, ``base`` or ``trained``, and the run's colour."""
 
     run: str
     colour: int
     stage: str
-    mean: float
-    low: float
-    high: float
-    problems: int
-    samples: int
-    truncated: float | None
-    no_answer: float | None
+    numbers: HeldOut
 
 
-def evaluations_of(run: str, colour: int, data: Mapping[str, Any]) -> list[Evaluation]:
-    """The evaluations in ``eval.json``, in its order (the base model, then the trained one).
-
-    Raises:
-        KeyError: an evaluation lacks a value.
-        TypeError: a value is no number.
-    """
-    return [
-        Evaluation(
-            run,
-            colour,
-            stage,
-            mean=_needed(e, "mean"),
-            low=_needed(e, "low"),
-            high=_needed(e, "high"),
-            problems=int(_needed(e, "problems")),
-            samples=int(_needed(e, "samples")),
-            truncated=finite(e.get("truncated")),
-            no_answer=finite(e.get("no_answer")),
-        )
-        for stage, e in data.items()
-    ]
-
-
-def _needed(data: Mapping[str, Any], key: str) -> float:
-    value = finite(data[key])
-    if value is None:
-        raise TypeError(f"'{key}' is no finite number")
-    return value
-
-
-def scale_of(evaluations: Sequence[Evaluation]) -> tuple[float, float]:
+def scale_of(evaluations: Sequence[HeldOut]) -> tuple[float, float]:
     """Ends of the axis: 0 and 1 for shares, else what the intervals span."""
     low, high = min(e.low for e in evaluations), max(e.high for e in evaluations)
     if low >= 0 and high <= 1:

@@ -11,7 +11,7 @@ from prefix_rft.report.collect import Collected
 from prefix_rft.report.marks import cut_segments, segments
 from prefix_rft.report.samples import LONGEST, Group, Sample, Text
 from prefix_rft.report.text import cut, more, number, signed
-from prefix_rft.runs.reader import HYBRID
+from prefix_rft.runs.rollouts import HYBRID
 
 CHARACTERS = 500_000
 """Of all texts together, about; a page with many runs shows less of each."""

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefix_rft.report.collect import BROKEN, Collected, collect
+from prefix_rft.report.collect import Collected, collect
 from prefix_rft.report.curves import Run, series_of
-from prefix_rft.report.evaluation import Evaluation, evaluations_of
-from prefix_rft.runs.reader import RunFolder
+from prefix_rft.report.evaluation import Evaluated
+from prefix_rft.runs.numbers import DAMAGE
+from prefix_rft.runs.reader import RunFolder, damaged
 from prefix_rft.support.errors import UserError
 
 
@@ -22,7 +23,7 @@ class Read:
     folder: RunFolder
     recipe: dict[str, Any]
     environment: dict[str, Any]
-    evaluations: list[Evaluation]
+    evaluations: list[Evaluated]
     rollouts: Collected
     series: Run
 
@@ -49,12 +50,8 @@ def read(folder: RunFolder, label: str, colour: int) -> Read:
     rollouts = collect(folder)
     try:
         series = series_of(folder.metrics())
-    except BROKEN as error:
-        raise _damaged(folder, "metrics.jsonl", error) from error
-    try:
-        evaluations = evaluations_of(label, colour, folder.evaluations())
-    except BROKEN as error:
-        raise _damaged(folder, "eval.json", error) from error
+    except DAMAGE as error:
+        raise damaged(folder.path / "metrics.jsonl", error) from error
     environment: Any = folder.environment()
     if not isinstance(environment, dict):
         path = folder.path / "environment.json"
@@ -66,12 +63,7 @@ def read(folder: RunFolder, label: str, colour: int) -> Read:
         folder=folder,
         recipe=folder.recipe(),
         environment=environment,
-        evaluations=evaluations,
+        evaluations=[Evaluated(label, colour, k, v) for k, v in folder.evaluations().items()],
         rollouts=rollouts,
         series=(label, {**series, **lengths}),
     )
-
-
-def _damaged(folder: RunFolder, name: str, error: Exception) -> UserError:
-    what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
-    return UserError(f"'{folder.path / name}' is damaged: it is not what a run writes ({what})")

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 
 from prefix_rft.report.samples import Sample
 from prefix_rft.report.text import cut
-from prefix_rft.runs.reader import DEMONSTRATION
+from prefix_rft.runs.rollouts import DEMONSTRATION
 from prefix_rft.runs.token_texts import split
 
 Segment = tuple[str, str]

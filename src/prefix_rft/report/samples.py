@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prefix_rft.runs.reader import HYBRID, POLICY, origin
+from prefix_rft.runs.numbers import count, damage, finite
+from prefix_rft.runs.rollouts import HYBRID, POLICY, mean_reward, origin
 from prefix_rft.support.errors import UserError
 
 LONGEST = 2000
@@ -83,34 +83,14 @@ class Group:
     hybrid_reward: float | None
 
 
-def finite(value: Any) -> float | None:
-    """A number, or None for null and what is not finite.
-
-    Raises:
-        TypeError: something else.
-    """
-    if value is None:
-        return None
-    if not isinstance(value, (int, float)):
-        raise TypeError("not a number")
-    return float(value) if math.isfinite(value) else None
-
-
-def mean_reward(rows: Sequence[Mapping[str, Any]], kind: str) -> float | None:
-    """Mean reward over the rows of a kind that could be graded."""
-    rewards = [finite(row["reward"]) for row in rows if origin(row) == kind]
-    graded = [r for r in rewards if r is not None]
-    return sum(graded) / len(graded) if graded else None
-
-
 def group_of(rows: Sequence[Mapping[str, Any]], step: int) -> Group:
     """A group from its lines."""
     first = rows[0]
     return Group(
         step=step,
-        number=_int(first["group"]),
-        example=_int(first["example"]),
-        attempt=_int(first.get("attempt", 0)),
+        number=count(first["group"]),
+        example=count(first["example"]),
+        attempt=count(first.get("attempt", 0)),
         prompt=_text(first["prompt"]),
         samples=[_sample(row) for row in rows[:MOST_ROWS]],
         rows=len(rows),
@@ -124,24 +104,18 @@ def _sample(row: Mapping[str, Any]) -> Sample:
     kept = row.get("kept")
     verdicts = row.get("verdicts") or {}
     return Sample(
-        row=_int(row["row"]),
+        row=count(row["row"]),
         kind=origin(row),
         tokens=len(ids),
-        prefix_length=_int(row["prefix_length"]),
-        ids=[_int(i) for i in ids[:LONGEST]],
-        kept=None if kept is None else frozenset(_int(k) for k in kept),
+        prefix_length=count(row["prefix_length"]),
+        ids=[count(i) for i in ids[:LONGEST]],
+        kept=None if kept is None else frozenset(count(k) for k in kept),
         text=_text(row["text"]),
         reward=finite(row["reward"]),
         advantage=finite(row["advantage"]),
         verdicts=[(g, str(v["status"]), str(v.get("detail", ""))) for g, v in verdicts.items()],
         truncated=bool(row["truncated"]),
     )
-
-
-def _int(value: Any) -> int:
-    if not isinstance(value, int) or not 0 <= value < 2**32:
-        raise TypeError("not a count, a place or an id")
-    return value
 
 
 def _text(value: Any) -> Text:
@@ -152,8 +126,7 @@ def _text(value: Any) -> Text:
 
 def damaged(path: str, error: Exception) -> UserError:
     """The refusal of a file whose rows are not what the library writes."""
-    what = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
     return UserError(
-        f"'{path}' is damaged: a row is no rollout of prefix-rft ({what}); move the file away to "
-        "report on the others"
+        f"'{path}' is damaged: a row is no rollout of prefix-rft ({damage(error)}); move the file "
+        "away to report on the others"
     )

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from prefix_rft.report.chart import draw
-from prefix_rft.report.curves import ORIGINS, SPLIT, Plots, plots
-from prefix_rft.report.evaluation import Evaluation, draw_interval, scale_of, share
+from prefix_rft.report.curves import Plots, plots
+from prefix_rft.report.evaluation import Evaluated, draw_interval, scale_of, share
 from prefix_rft.report.groups import categories, text_limit
 from prefix_rft.report.load import Read, labels, read
 from prefix_rft.report.points import window_of
 from prefix_rft.report.settings import side_by_side
 from prefix_rft.report.text import number
+from prefix_rft.runs.metric_names import ORIGIN_WORDS, SPLIT
 from prefix_rft.runs.reader import RunFolder
 from prefix_rft.runs.token_texts import run_tokenizer
 
@@ -99,23 +100,24 @@ def notes(run: Read, tokenizer: object) -> list[str]:
     return found
 
 
-def _evaluations(found: Sequence[Evaluation]) -> list[dict[str, Any]]:
+def _evaluations(found: Sequence[Evaluated]) -> list[dict[str, Any]]:
     if not found:
         return []
-    scale = scale_of(found)
+    scale = scale_of([e.numbers for e in found])
     return [
         {
             "run": e.run,
             "colour": e.colour,
             "stage": e.stage,
-            "mean": share(e.mean, scale),
-            "interval": f"{share(e.low, scale)} to {share(e.high, scale)}",
-            "picture": draw_interval((e.low, e.mean, e.high), scale, e.colour),
-            "samples": f"{e.problems:,} \N{MULTIPLICATION SIGN} {e.samples}",
-            "truncated": share(e.truncated),
-            "no_answer": share(e.no_answer),
+            "mean": share(n.mean, scale),
+            "interval": f"{share(n.low, scale)} to {share(n.high, scale)}",
+            "picture": draw_interval((n.low, n.mean, n.high), scale, e.colour),
+            "samples": f"{n.problems:,} \N{MULTIPLICATION SIGN} {n.samples}",
+            "truncated": share(n.truncated),
+            "no_answer": share(n.no_answer),
         }
         for e in found
+        for n in [e.numbers]
     ]
 
 
@@ -134,7 +136,7 @@ def curves(found: Plots, runs: Sequence[Read]) -> dict[str, Any]:
             heading: [(c, draw(c, numbers[id(c)], limit, window)) for c in section]
             for heading, section in found.sections.items()
         },
-        "dashes": {d: words for d, words in ORIGINS.items() if d in dashes},
+        "dashes": {d: words for d, words in ORIGIN_WORDS.items() if d in dashes},
         "bucket": -(-longest // limit),
         "window": window,
         "constant": [(n, [number(v) for v in values]) for n, values in found.constant],

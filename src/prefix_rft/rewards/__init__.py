@@ -4,14 +4,14 @@ Nothing here needs torch: a grader's process starts in a fraction of a second.
 """
 
 from prefix_rft.rewards.checked import RewardError, checked
-from prefix_rft.rewards.graded import (
-    Graded,
+from prefix_rft.rewards.completions import (
     as_completion,
-    close_all,
     grade,
     grade_texts,
     missing_columns,
+    visible,
 )
+from prefix_rft.rewards.graded import Graded, close_all
 from prefix_rft.rewards.pool import GraderPool, Limits
 from prefix_rft.rewards.registry import BUILT_IN, load_rewards, parse_rewards
 from prefix_rft.rewards.verdict import STATUSES, Verdict
@@ -32,4 +32,5 @@ __all__ = [
     "load_rewards",
     "missing_columns",
     "parse_rewards",
+    "visible",
 ]

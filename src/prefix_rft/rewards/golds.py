@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from prefix_rft.rewards.graded import grade_texts
+from prefix_rft.rewards.completions import grade_texts
 from prefix_rft.rewards.verdict import ERROR, GOLD_UNPARSEABLE, TIMEOUT
 
 BATCH = 512

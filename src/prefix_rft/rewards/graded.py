@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from prefix_rft.rewards.checked import RewardError, is_async
+from prefix_rft.rewards.checked import RewardError
 from prefix_rft.rewards.pool import GraderPool, Limits
 from prefix_rft.rewards.verdict import NO_ANSWER_IS, Verdict, settled
 from prefix_rft.support.errors import UserError, choose
@@ -149,65 +148,8 @@ def _plain(values: Sequence[Any]) -> bool:
     return True
 
 
-def grade(
-    reward: Callable[..., Any], completions: Sequence[Any], columns: Mapping[str, Sequence[Any]]
-) -> list[Verdict]:
-    """Verdicts of any reward function that :func:`checked` or :class:`Graded` has made."""
-    if isinstance(reward, Graded):
-        return reward.grade(completions, columns)
-    extra = {"trainer_state": None, "log_extra": _ignore, "log_metric": _ignore}
-    returned = reward(completions=completions, **columns, **extra)
-    if is_async(reward):
-        asyncio.run(returned)
-    return reward.verdicts  # pyright: ignore[reportFunctionMemberAccess]
-
-
-def _ignore(name: str, value: Any) -> None:
-    """Outside training nothing is logged."""
-
-
 def close_all(rewards: Iterable[Callable[..., Any]]) -> None:
     """End the processes of those rewards that have some."""
     for reward in rewards:
         if isinstance(reward, Graded):
             reward.close()
-
-
-def as_completion(prompt: Any, text: str) -> Any:
-    """A text as a grader is given it: itself behind a text, a message behind a conversation."""
-    return text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
-
-
-def grade_texts(
-    reward: Callable[..., Any],
-    rows: Sequence[Mapping[str, Any]],
-    texts: Sequence[str],
-    ids: Sequence[Sequence[int]] | None = None,
-) -> list[Verdict]:
-    """Verdicts on texts as completions of the rows' prompts, as in training.
-
-    Args:
-        reward: that :func:`checked` or :class:`Graded` has made.
-        rows: the columns of each text.
-        texts: of completions, as ``Renderer.completions`` makes them of ids.
-        ids: of the completions; none by default.
-    """
-    hidden = ("prompt", "completion", "completion_ids")
-    names = [n for n in rows[0] if n not in hidden and not n.startswith("prefix_rft_")]
-    columns = {name: [row.get(name) for row in rows] for name in names}
-    columns["prompts"] = [row["prompt"] for row in rows]
-    columns["completion_ids"] = [[] for _ in rows] if ids is None else [list(i) for i in ids]
-    completions = [as_completion(r["prompt"], t) for r, t in zip(rows, texts, strict=True)]
-    return grade(reward, completions, columns)
-
-
-def missing_columns(rewards: Iterable[Callable[..., Any]], columns: Iterable[str]) -> list[str]:
-    """Sentences about columns that a reward must be given and that are not there."""
-    present = [c for c in columns if not c.startswith("prefix_rft_")]
-    return [
-        f"reward '{reward.__name__}' needs a column '{name}'; there are {', '.join(present)}"
-        for reward in rewards
-        if isinstance(reward, Graded)
-        for name in reward.required
-        if name not in present
-    ]

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from prefix_rft.runs.evaluations import FILE as EVALUATIONS
+from prefix_rft.runs.evaluations import HeldOut
+from prefix_rft.runs.lines import read_lines
+from prefix_rft.runs.numbers import DAMAGE, damage
+from prefix_rft.runs.rollouts import ROLLOUTS, Row, generations, read_generation
 from prefix_rft.support.errors import UserError
-
-Rollout = dict[str, Any]
-"""One row as ``rollouts/step_N.jsonl`` holds it; see ``engines/rollouts.py``."""
-
-POLICY, HYBRID, DEMONSTRATION = "on-policy", "hybrid", "demonstration"
-"""Where a rollout's tokens are from, in words."""
-
-GENERATION = re.compile(r"step_(\d+)\.jsonl")
 
 
 @dataclass(frozen=True)
@@ -62,9 +58,17 @@ class RunFolder:
         """Versions, machine and git state; empty where none was written."""
         return self._json("environment.json") or {}
 
-    def evaluations(self) -> dict[str, Any]:
-        """``eval.json``: evaluations of ``base`` and ``trained``; empty where there are none."""
-        return self._json("eval.json") or {}
+    def evaluations(self) -> dict[str, HeldOut]:
+        """What ``eval.json`` holds of ``base`` and ``trained``; empty where there is no such file.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        try:
+            data = self._json(EVALUATIONS) or {}
+            return {stage: HeldOut.read(numbers) for stage, numbers in data.items()}
+        except DAMAGE as error:
+            raise damaged(self.path / EVALUATIONS, error) from error
 
     def _json(self, name: str) -> Any:
         path = self.path / name
@@ -82,71 +86,21 @@ class RunFolder:
 
     def generations(self) -> list[int]:
         """The steps at which rollouts were written, in order."""
-        found = (GENERATION.fullmatch(p.name) for p in (self.path / "rollouts").glob("step_*"))
-        # A copy by another name, like step_7.jsonl, is not read.
-        return sorted(s for s in (int(m[1]) for m in found if m) if self._generation(s).is_file())
+        return generations(self.path / ROLLOUTS)
 
-    def _generation(self, step: int) -> Path:
-        return self.path / "rollouts" / f"step_{step:06d}.jsonl"
-
-    def rollouts(self, step: int) -> list[Rollout]:
-        """The rollouts that were written at a step, with ``kept`` where it is known.
-
-        ``kept`` holds the places in ``completion_ids`` of the prefix tokens that the first update
-        on the row has trained.
-
-        Raises:
-            UserError: a line is damaged; but what a row holds is not looked at.
-        """
-        rows = list(read_lines(self._generation(step)))
-        path = self.path / "rollouts" / f"kept_{step:06d}.jsonl"
-        if path.is_file():
-            kept = {}
-            for number, line in enumerate(read_lines(path), 1):
-                key = identity(line)
-                if key is None or not isinstance(line.get("kept"), list):
-                    raise UserError(f"'{path}', line {number} is damaged: it names no kept tokens")
-                kept[key] = line["kept"]
-            for row in rows:
-                if (key := identity(row)) in kept:
-                    row["kept"] = kept[key]
-        return rows
+    def rollouts(self, step: int) -> list[Row]:
+        """The rollouts that were written at a step; see :func:`read_generation`."""
+        return read_generation(self.path / ROLLOUTS, step)
 
 
-def identity(row: Rollout) -> tuple[int, int] | None:
-    """Group and number, which name a row within its generation; None if it has none."""
-    group, number = row.get("group"), row.get("row")
-    return (group, number) if isinstance(group, int) and isinstance(number, int) else None
+def damaged(path: Path, error: Exception) -> UserError:
+    """The refusal of a file that holds something else than a run writes.
 
-
-def origin(row: Mapping[str, Any]) -> str:
-    """Where a row's tokens are from. Runs of older versions do not name whole demonstrations."""
-    if row.get("demonstration"):
-        return DEMONSTRATION
-    return HYBRID if row["prefix_length"] else POLICY
-
-
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The mappings in a jsonl file.
-
-    A last line that has no end yet is left out: the run is writing it, or was killed while it did.
-
-    Raises:
-        UserError: a line that is no JSON mapping.
+    Args:
+        path: the file.
+        error: what reading it has raised, one of ``DAMAGE``.
     """
-    # Only a newline ends a line: model output may hold any other separator that Unicode knows.
-    # Bytes, since a line without an end may also end within a character.
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                row = json.loads(line.decode("utf-8"))
-            except (ValueError, RecursionError) as error:
-                if not line.endswith(b"\n"):
-                    return
-                raise UserError(f"'{path}', line {number} is damaged: it is no JSON") from error
-            if not isinstance(row, dict):
-                raise UserError(f"'{path}', line {number} is damaged: it is no mapping")
-            yield row
+    return UserError(f"'{path}' is damaged: it is not what a run writes ({damage(error)})")
 
 
 def flatten(data: Mapping[Any, Any], above: str = "") -> dict[str, str]:

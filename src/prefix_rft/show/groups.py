@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from prefix_rft.rewards.verdict import CORRECT, FULL_REWARD, LARGEST, SKIPPED
-from prefix_rft.runs.reader import HYBRID, POLICY, Rollout, RunFolder, origin
+from prefix_rft.runs.reader import RunFolder
+from prefix_rft.runs.rollouts import HYBRID, POLICY, Row, mean_reward, origin
 from prefix_rft.support.errors import UserError
 
 NOTHING = type(None)
@@ -85,7 +86,7 @@ class Filters:
     verdict: str | None = None
     prefix: Range | None = None
 
-    def take(self, rows: Sequence[Rollout]) -> bool:
+    def take(self, rows: Sequence[Row]) -> bool:
         """Whether a group of these rows is wanted, whatever its step."""
         lengths = [r["prefix_length"] for r in rows if origin(r) == HYBRID] or [0]
         right = self.verdict is None or any(self.verdict in statuses(r) for r in rows)
@@ -137,13 +138,13 @@ def why_none(folder: RunFolder) -> str:
     return "it has not sampled yet" if logged else "log_rollouts was off"
 
 
-def load(folder: RunFolder, step: int) -> dict[int, list[Rollout]]:
+def load(folder: RunFolder, step: int) -> dict[int, list[Row]]:
     """The groups of a generation.
 
     Raises:
         UserError: a rollout is not what a run writes.
     """
-    found: dict[int, list[Rollout]] = {}
+    found: dict[int, list[Row]] = {}
     for number, row in enumerate(folder.rollouts(step), 1):
         bad = fault(row)
         if bad is not None:
@@ -153,7 +154,7 @@ def load(folder: RunFolder, step: int) -> dict[int, list[Rollout]]:
     return found
 
 
-def fault(row: Rollout) -> str | None:
+def fault(row: Row) -> str | None:
     """The first field of a rollout that cannot be used."""
     for key, types in FIELDS.items():
         if not isinstance(row.get(key), types):
@@ -166,21 +167,20 @@ def fault(row: Rollout) -> str | None:
     return next((k for k in numbers if not abs(row.get(k) or 0.0) <= LARGEST), None)
 
 
-def mean(rows: Sequence[Rollout]) -> tuple[int, float]:
+def mean(rows: Sequence[Row]) -> tuple[int, float]:
     """Mean reward of the on-policy rows, or of the hybrid ones where no other has any."""
     for kind, name in enumerate((POLICY, HYBRID)):
-        rewards = [r["reward"] for r in rows if origin(r) == name and r["reward"] is not None]
-        if rewards:
-            return kind, sum(rewards) / len(rewards)
+        if (found := mean_reward(rows, name)) is not None:
+            return kind, found
     return 2, 0.0
 
 
-def statuses(row: Rollout) -> list[str]:
+def statuses(row: Row) -> list[str]:
     """What the graders say, in their order."""
     return [str(v.get("status")) for v in (row.get("verdicts") or {}).values()]
 
 
-def solved(row: Rollout) -> bool:
+def solved(row: Row) -> bool:
     """Whether the first grader that applies calls it correct; by its reward in older runs."""
     known = [s for s in statuses(row) if s != SKIPPED]
     return known[0] == CORRECT if known else (row["reward"] or 0.0) >= FULL_REWARD

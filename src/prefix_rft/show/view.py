@@ -16,7 +16,8 @@ from rich.text import Text
 from tokenizers import Tokenizer
 
 from prefix_rft.rewards.verdict import CORRECT, WRONG
-from prefix_rft.runs.reader import DEMONSTRATION, HYBRID, POLICY, Rollout, RunFolder, origin
+from prefix_rft.runs.reader import RunFolder
+from prefix_rft.runs.rollouts import DEMONSTRATION, HYBRID, POLICY, Row, origin
 from prefix_rft.runs.token_texts import LONGEST_CHARACTER, run_tokenizer, split
 from prefix_rft.show.groups import Place, load, solved, statuses
 from prefix_rft.support.errors import UserError
@@ -128,7 +129,7 @@ def _lines(pieces: Sequence[Piece], start: int, stop: int) -> list[Text]:
     return list(text.split("\n", allow_blank=True))
 
 
-def marked(tokenizer: Tokenizer | None, row: Rollout) -> list[Piece] | None:
+def marked(tokenizer: Tokenizer | None, row: Row) -> list[Piece] | None:
     """What a row says, with its prefix marked; None where its tokens cannot be told apart.
 
     Raises:
@@ -156,7 +157,7 @@ def marked(tokenizer: Tokenizer | None, row: Rollout) -> list[Piece] | None:
     return [*pieces, ("┃", "bold"), (rest, SAMPLED)] if length < len(ids) else pieces
 
 
-def heading(place: Place, rows: Sequence[Rollout], number: str) -> Text:
+def heading(place: Place, rows: Sequence[Row], number: str) -> Text:
     """Which group this is, and how it went."""
     text = Text.assemble((f"{number}  ", "dim"), (f"step {place.step}", "bold"))
     text.append(f"  group {place.group}")
@@ -170,7 +171,7 @@ def heading(place: Place, rows: Sequence[Rollout], number: str) -> Text:
     return text
 
 
-def row_heading(row: Rollout) -> Text:
+def row_heading(row: Row) -> Text:
     """One row's origin, reward, advantage, lengths and verdicts."""
     reward, advantage, name = row["reward"], row.get("advantage"), origin(row)
     text = Text.assemble((f"row {row['row']}", "bold"), f"  {name:<9}")

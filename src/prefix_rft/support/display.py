@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.spinner import Spinner
 from rich.text import Text
 
+from prefix_rft.support.console import say
 from prefix_rft.support.phases import Phases
 
 SILENCE = 60.0
@@ -114,7 +115,7 @@ class Display:
         """Print a line that stays."""
         with self._lock:
             self._last, self._soon = self.now(), False
-            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            say(self.console, line)
 
     def _heard(self, changed: bool = True) -> None:
         """Print a line if one is due."""

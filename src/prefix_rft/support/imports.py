@@ -1,4 +1,4 @@
-"""Functions named in a recipe by import path."""
+"""Functions named by import path, in a recipe or in code: the one place that imports them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,15 @@ from typing import Any
 from prefix_rft.support.errors import UserError
 
 
-def load_function(path: str, folder: Path, what: str = "reward") -> Callable[..., Any]:
-    """The function at ``package.module:function``; modules beside the recipe can be named too.
+def load_function(
+    path: str, folder: Path | None = None, what: str = "reward"
+) -> Callable[..., Any]:
+    """The function at ``package.module:function``.
+
+    Args:
+        path: the import path.
+        folder: modules in it can be named too, as those beside a recipe; None for no such folder.
+        what: the function is, for messages.
 
     Raises:
         UserError: it cannot be imported or is not callable.
@@ -20,8 +27,8 @@ def load_function(path: str, folder: Path, what: str = "reward") -> Callable[...
     module, colon, attribute = path.partition(":")
     if not colon:
         raise UserError(f"{what} '{path}' must be of the form package.module:function")
-    beside = str(folder.resolve())
-    if beside not in sys.path:
+    beside = None if folder is None else str(folder.resolve())
+    if beside is not None and beside not in sys.path:
         sys.path.append(beside)
     try:
         found = getattr(importlib.import_module(module), attribute)

@@ -7,18 +7,12 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from prefix_rft.runs.metric_names import PROGRESS
 from prefix_rft.runs.metrics import SUMMARY, append_metrics
 from prefix_rft.support.display import Display, clock
 
 PLAIN_LINES = 20
 """A fast run prints as many."""
-SHOWN = (
-    ("loss", "loss", "{:.4f}"),
-    ("policy/reward", "on-policy reward", "{:.3f}"),
-    ("prefix/reward", "hybrid reward", "{:.3f}"),
-    ("prefix/length", "prefix", "{:.1f} tok"),
-    ("entropy", "entropy", "{:.2f}"),
-)
 
 
 class Progress(TrainerCallback):
@@ -60,7 +54,7 @@ class Progress(TrainerCallback):
         append_metrics(self.folder, state.global_step, logs)
         if SUMMARY in logs:
             return
-        for key, _, _ in SHOWN:
+        for key, _, _ in PROGRESS:
             value = logs.get(key)
             if isinstance(value, (int, float)):
                 old = self.smooth.get(key, value)
@@ -91,7 +85,7 @@ class Progress(TrainerCallback):
 
     def values(self) -> str:
         """What was measured."""
-        known = [(k, name, form) for k, name, form in SHOWN if k in self.smooth]
+        known = [(k, name, form) for k, name, form in PROGRESS if k in self.smooth]
         return "  ".join(f"{name} {form.format(self.smooth[k])}" for k, name, form in known)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -16,11 +16,11 @@ from prefix_rft.engines.changes import (
     among,
 )
 from prefix_rft.engines.options import SHARED
-from prefix_rft.engines.rollouts import cut_rollouts
 from prefix_rft.runs.checkpoints import WRITING, checkpoints, go_back, newest_whole, step_of
 from prefix_rft.runs.folder import read_environment
 from prefix_rft.runs.metrics import cut_metrics
 from prefix_rft.runs.reader import RunFolder, flatten
+from prefix_rft.runs.rollouts import cut_rollouts
 from prefix_rft.support.errors import UserError
 
 PLACES = ("runs", "name")

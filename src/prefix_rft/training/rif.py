@@ -18,10 +18,10 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from rich.console import Console
 
-from prefix_rft.checks.findings import say
 from prefix_rft.engines.trl.clock import template_kwargs
 from prefix_rft.evaluation.samples import Request, sample_and_grade
 from prefix_rft.recipe.rif_options import Filter
+from prefix_rft.support.console import say
 from prefix_rft.support.errors import UserError
 
 

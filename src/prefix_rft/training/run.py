@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,17 @@ from prefix_rft.engines.models import load_model
 from prefix_rft.engines.setup import Setup
 from prefix_rft.engines.trl import DemonstrationTrainer, PrefixRFTTrainer
 from prefix_rft.engines.trl.clock import stop_clock, template_kwargs
-from prefix_rft.engines.trl.interrupt import StopOnSignal
-from prefix_rft.engines.trl.watch import LooksAtLines
-from prefix_rft.evaluation.samples import Evaluation, Request, evaluate
+from prefix_rft.engines.trl.safety.interrupt import StopOnSignal
+from prefix_rft.engines.trl.safety.watch import LooksAtLines
+from prefix_rft.evaluation.samples import Request
+from prefix_rft.evaluation.scores import evaluate
 from prefix_rft.evaluation.table import few_of
 from prefix_rft.recipe.resolved import resolved
 from prefix_rft.recipe.rif_options import Filter
+from prefix_rft.runs.evaluations import HeldOut, write_evaluations
 from prefix_rft.runs.folder import alone, begun, taken, write_start
 from prefix_rft.runs.reader import RunFolder
+from prefix_rft.support.console import say
 from prefix_rft.support.display import Display
 from prefix_rft.support.errors import Interrupted, UserError, one_line
 from prefix_rft.support.writing import check_folder, write_json
@@ -56,11 +59,6 @@ class Command:
     def to_go_on(self, start: Start, folder: Path) -> str:
         """The command that goes on with it."""
         return go_on_with(self.recipe, self.overrides, start, folder)
-
-
-def say(console: Console, words: str, style: str | None = None) -> None:
-    """Print a sentence as it stands."""
-    console.print(words, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def run(setup: Setup, display: Display, start: Start, command: Command) -> Path:
@@ -199,12 +197,12 @@ def work(
     trainer.add_callback(trainer.pop_callback(LooksAtLines))  # what it stops is written first
     trainer.warn = lambda words: say(console, f"warning: {words}", style="yellow")
     if main:
-        console.print(f"{setup.method.name}: {setup.method.about.summary}", highlight=False)
-        console.print(str(trainer.demonstrations), highlight=False)
-        console.print(str(setup.plan), highlight=False)
+        say(console, f"{setup.method.name}: {setup.method.about.summary}")
+        say(console, str(trainer.demonstrations))
+        say(console, str(setup.plan))
 
     # Every process evaluates, with the same samples: a sharded model needs them all.
-    evaluations: dict[str, Evaluation] = {}
+    evaluations: dict[str, HeldOut] = {}
 
     def look(name: str) -> None:
         if held_out is None:
@@ -213,10 +211,10 @@ def work(
         phases.begin(f"evaluating the {name} model", len(held_out))
         evaluations[name] = evaluate_model(setup, trainer, held_out, phases.at)
         if main:
-            write_json(folder / "eval.json", {k: asdict(v) for k, v in evaluations.items()})
+            write_evaluations(folder, evaluations)
 
     look("base")
-    with StopOnSignal(trainer, lambda words: say(console, words)) as stop:
+    with StopOnSignal(trainer.processes, trainer.record, lambda words: say(console, words)) as stop:
         trainer.add_callback(stop)
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     if stop.stopped and stop.caught is not None:
@@ -241,7 +239,7 @@ def remove_empty(folders: Sequence[Path]) -> None:
 
 def evaluate_model(
     setup: Setup, trainer: Any, rows: Dataset, tick: Callable[[int], None] = lambda done: None
-) -> Evaluation:
+) -> HeldOut:
     """Held-out avg@k of the first reward function, of the model as it is.
 
     ``tick`` is called with how many problems are sampled.
@@ -259,7 +257,7 @@ def evaluate_model(
     return evaluate(model, trainer.processing_class, rows, setup.rewards[0], request, tick)
 
 
-def summarise(console: Console, folder: Path, evaluations: dict[str, Evaluation]) -> None:
+def summarise(console: Console, folder: Path, evaluations: dict[str, HeldOut]) -> None:
     """The table at the end, and where the files are."""
     if evaluations:
         first = next(iter(evaluations.values()))
@@ -274,4 +272,4 @@ def summarise(console: Console, folder: Path, evaluations: dict[str, Evaluation]
                 name, f"{e.mean:.1%}", interval, f"{e.truncated:.1%}", f"{e.no_answer:.1%}"
             )
         console.print(table)
-    console.print(f"model, metrics and rollouts: {folder}", highlight=False, soft_wrap=True)
+    say(console, f"model, metrics and rollouts: {folder}")

@@ -18,6 +18,7 @@ from prefix_rft.recipe.recipe import ENGINES, RecipeFile
 from prefix_rft.recipe.resolved import resolved
 from prefix_rft.runs.folder import alone, taken, write_start
 from prefix_rft.runs.reader import RunFolder
+from prefix_rft.support.console import say
 from prefix_rft.support.display import Display
 from prefix_rft.support.errors import UserError
 from prefix_rft.support.writing import check_folder
@@ -28,7 +29,7 @@ from prefix_rft.training.resume import (
     from_checkpoint,
     newest_run,
 )
-from prefix_rft.training.run import Command, run, say
+from prefix_rft.training.run import Command, run
 
 
 def train(path: str, overrides: Sequence[str], console: Console, resume: bool = False) -> Path:
@@ -68,7 +69,7 @@ def train(path: str, overrides: Sequence[str], console: Console, resume: bool = 
     folder = Path()
     for stage in range(start.stage, len(names)):
         if len(names) > 1:
-            console.print(f"stage {stage + 1} of {len(names)}: {names[stage]}", highlight=False)
+            say(console, f"stage {stage + 1} of {len(names)}: {names[stage]}")
         checkpoint = start.checkpoint and str(start.checkpoint)
         of_stage = {**start.settings(), "resume_from_checkpoint": checkpoint}
         with (

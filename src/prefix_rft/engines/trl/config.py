@@ -18,13 +18,13 @@ from prefix_rft.engines.options import (
 )
 from prefix_rft.engines.trl.clock import HELP
 from prefix_rft.engines.trl.ranges import check_numbers
+from prefix_rft.engines.trl.safety.watch import WatchConfig
 from prefix_rft.engines.trl.settings import (
     HARMFUL,
     RL,
     check_generation,
     refuse_without_effect,
 )
-from prefix_rft.engines.trl.watch import WatchConfig
 
 
 @dataclass
@@ -110,7 +110,8 @@ class PrefixRFTConfig(KeepsMethod, WatchConfig, GRPOConfig):
                 f"temperature 1, got {self.temperature}"
             )
         rows: Any = self.generation_batch_size
-        if (waits := method.groups.interleave) and (waits.prompts or 0) > rows:
+        waits = method.groups.interleave
+        if waits is not None and waits.prompts is not None and waits.prompts > rows:
             raise ValueError(
                 f"method '{self.method}' wants {waits.prompts} demonstrations in a step, "
                 f"but a generation has {rows} rows"

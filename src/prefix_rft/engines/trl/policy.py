@@ -9,7 +9,8 @@ import torch
 
 from prefix_rft.engines.adapters import find_adapter
 from prefix_rft.engines.models import hub, load_configs, load_model, load_tokenizer
-from prefix_rft.engines.trl.dataset import plain_rows
+from prefix_rft.engines.trl.plain_rows import plain_rows
+from prefix_rft.rewards import checked
 from prefix_rft.support.errors import UserError
 
 
@@ -29,10 +30,22 @@ def open_adapter(model: Any, args: Any) -> tuple[Any, Any]:
 def prepared(given: Mapping[str, Any], args: Any) -> dict[str, Any]:
     """TRL's arguments for a trainer, with an adapter opened and datasets as plain rows.
 
+    Reward functions in Python are checked at every call.
+
     Raises:
         UserError: the adapter or a dataset cannot be used.
+        ValueError: an argument asks for several turns.
     """
     found = dict(given)
+    for name in ("tools", "rollout_func", "environment_factory"):
+        if found.get(name) is not None:
+            raise ValueError(f"{name} is not supported: a prefix belongs to a single turn")
+    funcs = found["reward_funcs"]
+    if funcs is not None:
+        several = funcs if isinstance(funcs, (list, tuple)) else [funcs]
+        found["reward_funcs"] = [
+            f if isinstance(f, (str, torch.nn.Module)) else checked(f) for f in several
+        ]
     found["model"], tokenizer = open_adapter(found["model"], args)
     if found.get("processing_class") is None:
         found["processing_class"] = tokenizer
@@ -72,13 +85,12 @@ def trainable(model: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
             yield name, p
 
 
-def refuse_frozen(trainer: Any) -> None:
+def refuse_frozen(model: Any) -> None:
     """Refuse a model in which nothing can be trained.
 
     Raises:
         UserError: no weight that the policy uses takes a gradient.
     """
-    model = trainer.accelerator.unwrap_model(trainer.model)
     if next(trainable(model), None) is not None:
         return
     fix = "set requires_grad on those that are to be trained"

@@ -10,7 +10,6 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,36 +23,30 @@ FINGERPRINT = "reference.sha256"
 
 
 class ReferencePolicy:
-    """The policy as it was when this was made, or last renewed."""
+    """The policy as it was when this was made, or last renewed.
 
-    def __init__(self, trainer: Any) -> None:
-        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-            raise UserError(
-                f"method '{trainer.method.name}' keeps a reference policy, which cannot be done "
-                "with sharded weights (FSDP, DeepSpeed) yet"
-            )
-        self.trainer = trainer
+    Args:
+        model: the policy, whose weights are neither sharded nor wrapped.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.model = model
         self.renewed = False
         self.hash: str | None = None
         self.weights: dict[str, Tensor] = {}
         self._copy()
 
     def _parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
-        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-        return ((n, p) for n, p in model.named_parameters() if p.requires_grad)
+        return ((n, p) for n, p in self.model.named_parameters() if p.requires_grad)
 
     def _copy(self) -> None:
         self.weights = {name: p.detach().clone() for name, p in self._parameters()}
         self.hash = None
 
-    def enter_stage(self) -> None:
-        """Make the policy of now the reference where a new stage of the method begins."""
-        trainer, stages = self.trainer, self.trainer.method.reference.stages
-        stage = min(stages - 1, trainer.state.global_step * stages // trainer.state.max_steps)
-        if stage != trainer.method_state.stage:
-            trainer.method_state.stage = stage
-            self._copy()
-            self.renewed = True
+    def renew(self) -> None:
+        """Make the policy of now the reference."""
+        self._copy()
+        self.renewed = True
 
     @contextmanager
     def swapped(self) -> Iterator[None]:

@@ -2,11 +2,10 @@
 
 What is overridden, always around ``super()`` or as a whole, never by copying TRL's code:
 
-- ``_generate_and_score_completions`` plans the rows before and attaches their origin afterwards,
-  and samples groups again that the method does not take as they are;
+- ``_generate_and_score_completions`` plans the rows before, samples groups again that the method
+  does not take as they are, and gives the rows their origin and advantages afterwards;
 - ``_generate_single_turn`` puts prefix ids behind the prompt, then in front of the completion;
-- ``_calculate_rewards`` hands the graders our text of a completion, and keeps the rewards, which
-  TRL turns into advantages of its own;
+- ``_calculate_rewards`` hands graders our text of a completion, and keeps what they say;
 - ``_prepare_inputs`` sorts the rows of each optimizer step by length;
 - ``_get_per_token_logps_and_entropies`` counts tokens;
 - ``_compute_loss`` hands log-probs and entropies of TRL's forward to ``core.objective``.
@@ -14,62 +13,51 @@ What is overridden, always around ``super()`` or as a whole, never by copying TR
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from inspect import signature
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 from torch import Tensor
 from trl import GRPOTrainer
 
-from prefix_rft.core import Method, Targets, loss, prepare
-from prefix_rft.data.demonstrations import OURS, DemonstrationReport
+from prefix_rft.core import Method
+from prefix_rft.data.demonstrations import DemonstrationReport
 from prefix_rft.data.render import Renderer
 from prefix_rft.engines.dropout import turn_off_dropout
-from prefix_rft.engines.plan import RowPlan
-from prefix_rft.engines.sampling import SamplingSettings, no_law_of_its_own, supported
-from prefix_rft.engines.state import MethodState
-from prefix_rft.engines.trl.attach import attach
-from prefix_rft.engines.trl.clock import stop_clock
+from prefix_rft.engines.plan import Moment, RowPlan
+from prefix_rft.engines.positions import refuse_too_long
+from prefix_rft.engines.sampling import no_law_of_its_own
+from prefix_rft.engines.trl.clock import stop_clock, template_kwargs
 from prefix_rft.engines.trl.config import PrefixRFTConfig
-from prefix_rft.engines.trl.dataset import (
-    EvaluatesPlainRows,
-    fit,
-    set_renderer,
-    tokenize_dataset,
-)
-from prefix_rft.engines.trl.entropy import select_in_pool
-from prefix_rft.engines.trl.gradients import GradientShares
-from prefix_rft.engines.trl.kept import write_kept
-from prefix_rft.engines.trl.parameter_mask import ParameterMask
+from prefix_rft.engines.trl.forward import Forward
+from prefix_rft.engines.trl.plain_rows import EvaluatesPlainRows
 from prefix_rft.engines.trl.policy import prepared
-from prefix_rft.engines.trl.reference import ReferencePolicy
-from prefix_rft.engines.trl.resume import ResumesExactly
-from prefix_rft.engines.trl.rollouts import write_rollouts
-from prefix_rft.engines.trl.rounds import generate
-from prefix_rft.engines.trl.sampler import (
+from prefix_rft.engines.trl.rollout.credit import credited
+from prefix_rft.engines.trl.rollout.dataset import tokenized
+from prefix_rft.engines.trl.rollout.generation import Attempt, Inputs, Sampled, take_new
+from prefix_rft.engines.trl.rollout.leak import prefix_leak
+from prefix_rft.engines.trl.rollout.record import RolloutRecord
+from prefix_rft.engines.trl.rollout.rounds import Rounds
+from prefix_rft.engines.trl.rollout.sampler import (
     assembled,
     contexts_of,
     continuations,
     one_generation_each,
+    serves,
+    settings_of,
 )
-from prefix_rft.engines.trl.scores import contrasted
-from prefix_rft.engines.trl.state import keep_state
-from prefix_rft.engines.trl.stats import StepStats
-from prefix_rft.engines.trl.tokens import TokenCounts
-from prefix_rft.engines.trl.verdicts import (
-    excluded,
-    log_prefix_leak,
-    log_verdicts,
-    pooled,
-    rows_unprinted,
-    telling,
-)
-from prefix_rft.engines.trl.watch import Watched
-from prefix_rft.engines.trl.window import Rows, by_length, join, to_batch, trim
-from prefix_rft.rewards import as_completion, checked
+from prefix_rft.engines.trl.rollout.verdicts import Rewards, rows_unprinted, telling
+from prefix_rft.engines.trl.safety.checkpointing import ResumesExactly
+from prefix_rft.engines.trl.safety.made_of import made_of
+from prefix_rft.engines.trl.safety.own_state import OwnState
+from prefix_rft.engines.trl.safety.watch import Watched
+from prefix_rft.engines.trl.update.gradient_shares import GradientShares
+from prefix_rft.engines.trl.update.step import OptimizerStep
+from prefix_rft.engines.trl.update.token_counts import TokenCounts
+from prefix_rft.engines.trl.window import Rows, bucketed, trim
+from prefix_rft.rewards import as_completion, visible
 from prefix_rft.support.phases import Phases
 
 
@@ -92,14 +80,10 @@ class PrefixRFTTrainer(Watched, EvaluatesPlainRows, ResumesExactly, GRPOTrainer)
     processing_class: Any  # pyright: ignore[reportIncompatibleVariableOverride]
     model: Any  # pyright: ignore[reportIncompatibleVariableOverride]
     ref_model: Any
-    accelerator: Any
     max_completion_length: int
     num_generations: int
-    method_state: MethodState
     renderer: Renderer
     demonstrations: DemonstrationReport | None
-    reference: ReferencePolicy | None
-    parameter_mask: ParameterMask | None
 
     def __init__(
         self,
@@ -117,18 +101,8 @@ class PrefixRFTTrainer(Watched, EvaluatesPlainRows, ResumesExactly, GRPOTrainer)
             raise ValueError(
                 f"method '{self.method.name}' never samples: train it with DemonstrationTrainer"
             )
-        for name in ("tools", "rollout_func", "environment_factory"):
-            if kwargs.get(name) is not None:
-                raise ValueError(f"{name} is not supported: a prefix belongs to a single turn")
-        if reward_funcs is not None:
-            several = reward_funcs if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
-            reward_funcs = [
-                f if isinstance(f, (str, torch.nn.Module)) else checked(f) for f in several
-            ]
-        self._plans: list[RowPlan] | None = None
-        self._row_rewards: Tensor | None = None
-        self._targets: Targets | None = None
-        self._window: Any = None
+        self._attempt: Attempt | None = None
+        self._update: Any = None  # the optimizer step that has begun
         given = signature(GRPOTrainer).bind(model, reward_funcs, args, *positional, **kwargs)
         super().__init__(**prepared(given.arguments, args), phases=phases)
         self.notes += turn_off_dropout(self.model, self.ref_model)
@@ -138,80 +112,105 @@ class PrefixRFTTrainer(Watched, EvaluatesPlainRows, ResumesExactly, GRPOTrainer)
         if self._is_vlm:
             raise ValueError("vision-language models are not supported yet")
         self.date_given = stop_clock(args, self._tokenizer)
-        tokenize_dataset(self)
-        self._check_method()
-        self.tokens = TokenCounts(self.accelerator.device)
-        self.gradient_shares = GradientShares.of(self)
-        keep_state(self)
+        self._set_renderer()
+        first = self.accelerator.main_process_first()
+        self.train_dataset, self.demonstrations = tokenized(
+            self.train_dataset, self.renderer, self.method, args, self.policy, first
+        )
+        if self.method.reference.sampler == "reference" and not self._samples_itself():
+            raise ValueError(
+                f"method '{self.method.name}' samples from the reference policy, which needs the "
+                "plain transformers backend with fast_generation"
+            )
+        self._make_parts()
 
     def tell(self, date: str) -> None:
         """Have the chat template tell another moment: that of the start of a run that goes on."""
         self.args.chat_template_date = date
-        set_renderer(self)
+        self._set_renderer()
 
-    def _check_method(self) -> None:
-        method = self.method
-        swaps = method.groups.interleave is not None or "resample" in (
-            method.groups.all_wrong,
-            method.groups.all_right,
+    def _set_renderer(self) -> None:
+        """How our own code renders prompts, and the chat template that TRL does it with."""
+        kwargs = template_kwargs(self.args, self._tokenizer)
+        self.renderer = Renderer(self._tokenizer, tuple(self.eos_token_ids), kwargs)
+        self.chat_template = kwargs.get("chat_template", self.chat_template)
+
+    def _make_parts(self) -> None:
+        """What the hooks below hand their work to."""
+        args, method, rows, policy = self.args, self.method, self.train_dataset, self.policy
+        renderer, processes = self.renderer, self.processes
+        sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        self.tokens = TokenCounts(self.accelerator.device)
+        self.gradient_shares = GradientShares.of(args, method, policy, sharded)
+        self.own_state = OwnState.of(method, args, policy, rows, renderer, sharded)
+        if self.own_state.mask is not None:
+            self.add_callback(self.own_state.mask)
+        column, other = args.demonstration_column, None if sharded else self.ref_model
+        self.made_of = made_of(self.model, self._tokenizer, rows, self.reward_funcs, column, other)
+        self.rounds = Rounds(method, self.method_state, rows, processes, renderer.end)
+        self.rollouts = RolloutRecord(args.output_dir, method, renderer.spelled, processes)
+        self.forward = Forward(self._scored, args, processes, self.reference)
+
+    def add_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Add numbers to those of which TRL logs the means, of training or of evaluation."""
+        lists = self._metrics["train" if self.model.training else "eval"]
+        for name, value in metrics.items():
+            lists[name].append(value)
+
+    def _moment(self) -> Moment:
+        """What planning and updates need to know of the run, now."""
+        boundaries = self.method.planner.needs_boundaries
+        return Moment(
+            num_generations=self.num_generations,
+            seed=self.args.seed,
+            step=self.state.global_step,
+            total_steps=self.state.max_steps,
+            max_completion_length=self.max_completion_length,
+            newlines=self.renderer.newline_ids if boundaries else frozenset(),
+            examples=self.method_state.examples,
+            shared=self.method_state.shared,
         )
-        if swaps and self.demonstrations is None:
-            raise ValueError(
-                f"method '{method.name}' goes back to examples of the dataset, which a stream "
-                "does not allow: give a dataset of known length"
-            )
-        if method.reference.sampler == "reference" and not self._samples_itself():
-            raise ValueError(
-                f"method '{method.name}' samples from the reference policy, which needs the plain "
-                "transformers backend with fast_generation"
-            )
 
     # ---- rollouts ------------------------------------------------------------------------------
 
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Rows:
+    def _generate_and_score_completions(self, inputs: Inputs) -> Rows:
         if not self.model.training:  # evaluation never sees a demonstration
             return super()._generate_and_score_completions(inputs)
-        if self.reference is not None:
-            self.reference.enter_stage()
-        made = generate(self, inputs)
+        method, processes, ends = self.method, self.processes, self.eos_token_ids
+        self.own_state.enter_stage(method, self.state.global_step, self.state.max_steps)
+        moment = self._moment()
+        made = self.rounds.generate(moment, inputs, self._sampled)
+        for name, values in made.metrics.items():
+            self._metrics["train"][name].extend(values)
         self.phases.begin("scoring")
-        attach(self, made)
-        verdicts = [list(g.verdicts) for g in self.graders]
+        columns, metrics = credited(method, made, moment, processes, self.forward, ends)
         if self.args.log_prefix_leak:
-            log_prefix_leak(self, made.inputs, made.plans)
+            metrics |= prefix_leak(self.graders[0], self.renderer, made, processes)
+        self.add_metrics(metrics)
+        rows = {**made.sampled.rows, **columns}
         if self.args.log_rollouts:
-            write_rollouts(self, made.rows, made.plans, verdicts)
-        return made.rows
-
-    def score(self, inputs: list[dict[str, Any]], plans: list[RowPlan]) -> Rows:
-        """Sample and reward the rows as planned; ``outcomes`` are then all processes' rewards."""
-        self._plans, self._row_rewards = plans, None
-        rows = super()._generate_and_score_completions(inputs)
-        if self._plans is not None or self._row_rewards is None:
-            raise RuntimeError(
-                "this version of TRL did not call _generate_single_turn or _calculate_rewards, "
-                "so no prefix was used; supported: trl>=1.16,<2"
-            )
+            self.rollouts.write(moment.step, rows, made.plans, made.sampled.verdicts)
         return rows
 
-    @property
-    def outcomes(self) -> Tensor:
-        """Rewards of the rows of all processes, as graded, before any price on their length."""
-        assert self._row_rewards is not None  # noqa: S101  (set by score)
-        return self._row_rewards
+    def _sampled(self, inputs: Inputs, plans: list[RowPlan]) -> Sampled:
+        """Have TRL sample and reward the rows as planned."""
+        lists = self._metrics["train"]
+        before = {name: len(values) for name, values in lists.items()}
+        attempt = self._attempt = Attempt(plans)
+        try:
+            rows = super()._generate_and_score_completions(inputs)
+        finally:
+            self._attempt = None
+        # An attempt that is given up is no result: its numbers go with it.
+        return attempt.gave(rows, take_new(lists, before))
 
     def _generate_single_turn(
-        self,
-        prompt_ids: list[list[int]],
-        images: Any,
-        fields: Any,
-        *args: Any,
-        **kwargs: Any,
+        self, prompt_ids: list[list[int]], images: Any, fields: Any, *args: Any, **kwargs: Any
     ) -> tuple[list[list[int]], list[list[float | None]] | None]:
-        plans, self._plans = self._plans, None
-        if plans is None:
-            plans = [RowPlan(0, 0, 0)] * len(prompt_ids)
-        fit(self, map(len, prompt_ids))  # those of a stream, or of an evaluation
+        attempt = self._attempt
+        plans = [RowPlan(0, 0, 0)] * len(prompt_ids) if attempt is None else attempt.plans
+        # Those of a stream, or of an evaluation.
+        refuse_too_long(self.policy, map(len, prompt_ids), self.max_completion_length)
         training, own = self.model.training, self._samples_itself()
         self.phases.begin("sampling", sum(not plan.done for plan in plans) if own else None)
         if own:
@@ -222,79 +221,49 @@ class PrefixRFTTrainer(Watched, EvaluatesPlainRows, ResumesExactly, GRPOTrainer)
                 # Rows of a group differ: each one must be sent, not one for the whole group. All
                 # processes must ask for the same, also one that holds no hybrid row.
                 args, kwargs = one_generation_each(args, kwargs)
-            with no_law_of_its_own(self.accelerator.unwrap_model(self.model)):
+            with no_law_of_its_own(self.policy):
                 sampled, logps = super()._generate_single_turn(
                     contexts, images, fields, *args, **kwargs
                 )
         self.phases.begin("scoring")
+        if attempt is not None:
+            attempt.sampled = True
         if training:
             self.tokens.draw(prompt_ids, plans, sampled, all_sent=not own)
         return assembled(plans, sampled, logps, self.max_completion_length)
 
-    @property
-    def metrics(self) -> Any:
-        """Lists by name, of which TRL logs the means: those of training or of evaluation."""
-        return self._metrics["train" if self.model.training else "eval"]
-
-    @property
-    def steps_per_generation(self) -> int:
-        """Micro-batches of one generation, which TRL's config has filled in."""
-        steps: Any = self.args.steps_per_generation
-        return steps
-
-    @property
-    def pad_token_id(self) -> int:
-        """The tokenizer's padding token, which TRL makes sure of."""
-        pad: Any = self._tokenizer.pad_token_id
-        return pad
-
     def _samples_itself(self) -> bool:
         """Whether our sampler serves: the plain transformers backend with settings it knows."""
-        args = self.args
-        return (
-            args.fast_generation
-            and not self.use_vllm
-            and not self.use_transformers_continuous_batching
-            and not self.is_deepspeed_enabled
-            and not self.is_fsdp_enabled
-            and not args.generation_kwargs
-            and args.cache_implementation is None
-            and self.repetition_penalty == 1.0
-            and supported(self.accelerator.unwrap_model(self.model))
-        )
+        other = self.use_vllm or self.use_transformers_continuous_batching
+        sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        return not other and not sharded and serves(self.policy, self.args)
 
     def _sample(self, prompts: list[list[int]], plans: Sequence[RowPlan]) -> list[list[int]]:
         """Continuations of the rows that are not done; nothing for the others."""
-        model = self.accelerator.unwrap_model(self.model)
-        settings = SamplingSettings(
-            eos_token_ids=tuple(self.eos_token_ids),
-            pad_token_id=self.pad_token_id,
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            min_p=self.min_p,
-        )
-        own = self.method.reference.sampler == "reference" and model.training
+        settings = settings_of(self.args, self.eos_token_ids, self._tokenizer.pad_token_id)
+        policy, budget, tick = self.policy, self.max_completion_length, self.phases.at
+        own = self.method.reference.sampler == "reference" and policy.training
         frozen = self.reference if own else None
         with self.accelerator.autocast(), frozen.swapped() if frozen else nullcontext():
-            return continuations(
-                model, prompts, plans, settings, self.max_completion_length, self.phases.at
-            )
+            return continuations(policy, prompts, plans, settings, budget, tick)
 
     def _calculate_rewards(
         self, inputs: Any, prompts: Any, texts: Any, ids: Any, *args: Any, **kwargs: Any
     ) -> Tensor:
         self.phases.begin("grading", len(inputs))
-        visible = [{k: v for k, v in row.items() if not k.startswith(OURS)} for row in inputs]
+        seen = [{name: row[name] for name in visible(row)} for row in inputs]
         # TRL's own texts lack all special tokens. In place: what is graded is what TRL logs.
         texts[:] = map(as_completion, prompts, self.renderer.completions(ids))
-        with rows_unprinted(), telling(self.graders, self.phases):
-            reward_NF = super()._calculate_rewards(visible, prompts, texts, ids, *args, **kwargs)
-        rewards, ungraded = pooled(reward_NF, self.reward_weights, excluded(self, len(inputs)))
-        self._row_rewards = rewards
-        log_verdicts(self, ungraded)
+        graders, processes = self.graders, self.processes
+        with rows_unprinted(), telling(graders, self.phases):
+            reward_NF = super()._calculate_rewards(seen, prompts, texts, ids, *args, **kwargs)
+        rewards = Rewards.of(reward_NF, self.reward_weights, graders, len(inputs), processes)
+        for name, value in rewards.metrics(processes):
+            self.add_metrics({name: value})
+        if self._attempt is not None:
+            self._attempt.rewards = rewards
         # TRL leaves rows without any reward out of what it logs.
-        return reward_NF.masked_fill(ungraded[:, None], torch.nan)
+        return reward_NF.masked_fill(rewards.ungraded_N[:, None], torch.nan)
 
     # ---- loss ----------------------------------------------------------------------------------
 
@@ -305,38 +274,22 @@ class PrefixRFTTrainer(Watched, EvaluatesPlainRows, ResumesExactly, GRPOTrainer)
             return inputs
         if self._buffered_inputs is not before and self.args.bucket_by_length:
             size = self.args.gradient_accumulation_steps
-            buffered = self._buffered_inputs
-            self._buffered_inputs = [
-                m for s in range(0, len(buffered), size) for m in by_length(buffered[s : s + size])
-            ]
-        return self._buffered_inputs[self._step % self.steps_per_generation]
+            self._buffered_inputs = bucketed(self._buffered_inputs, size)
+        return self._buffered_inputs[self._step % len(self._buffered_inputs)]
 
-    def _open_window(self) -> None:
+    def _begin_update(self) -> OptimizerStep:
         """Fix targets and normalisers of the optimizer step that begins now."""
-        size = self.args.gradient_accumulation_steps
-        start = self._step % self.steps_per_generation
-        rows = join(self._buffered_inputs[start : start + size])
-        self._window = to_batch(rows)
-        self._targets = prepare(
-            self.method,
-            self._window,
-            step=self.state.global_step,
-            total_steps=self.state.max_steps,
-            advantage_SB=contrasted(self, rows),
-            keep_BT=select_in_pool(self, rows, start // size),
-            all_sum=lambda x: self.accelerator.reduce(x, reduction="sum"),
-        )
-        write_kept(self, rows, self._targets.keep_BT)
-        self._stats = StepStats()
+        generation: list[Rows] = self._buffered_inputs
+        passes, first = divmod(self._step, len(generation))
+        window = slice(first, first + self.args.gradient_accumulation_steps)
+        method, state, moment = self.method, self.method_state, self._moment()
+        parts = self.forward, self.processes, self.gradient_shares
+        update = OptimizerStep.begin(method, generation, window, moment, state, *parts)
+        if self.args.log_rollouts and passes % self.num_iterations == 0:  # the first pass alone
+            self.rollouts.kept(moment.step, update.rows, update.targets.keep_BT)
         if self.parameter_mask is not None:
-            self.parameter_mask.begin_step(bool(rows["row_imitation"].all()))
-
-    def _close_window(self) -> None:
-        """Log what the optimizer step that ends now has added up."""
-        for source in (self._stats, self.tokens, self.gradient_shares):
-            if source is not None:
-                for name, value in source.take(self.accelerator).items():
-                    self._metrics["train"][name].append(value)
+            self.parameter_mask.begin_step(bool(update.rows["row_imitation"].all()))
+        return update
 
     def _get_per_token_logps_and_entropies(
         self, model: Any, input_ids: Tensor, attention_mask: Tensor, *args: Any, **kwargs: Any
@@ -347,6 +300,15 @@ class PrefixRFTTrainer(Watched, EvaluatesPlainRows, ResumesExactly, GRPOTrainer)
             model, input_ids, attention_mask, *args, **kwargs
         )
 
+    def _scored(
+        self, ids: Tensor, mask: Tensor, width: int, entropy: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Log-probs, and entropies if asked for, of the last ``width`` tokens of some rows."""
+        out = self._get_per_token_logps_and_entropies(
+            self.model, ids, mask, width, batch_size=self.forward.size, compute_entropy=entropy
+        )
+        return out[0], out[1]
+
     def _compute_loss(self, model: Any, inputs: Rows) -> Tensor:
         if not self.model.training:
             return super()._compute_loss(model, inputs)
@@ -355,13 +317,12 @@ class PrefixRFTTrainer(Watched, EvaluatesPlainRows, ResumesExactly, GRPOTrainer)
                 "the loss batch has no prefix_mask: this version of TRL built it without "
                 "_generate_and_score_completions; supported: trl>=1.16,<2"
             )
-        within = self._step % self.args.gradient_accumulation_steps
+        steps = self.args.gradient_accumulation_steps
+        within = self._step % steps
         if within == 0:
-            self.phases.begin("updating", self.args.gradient_accumulation_steps)
-            self._open_window()
+            self.phases.begin("updating", steps)
+            self._update = self._begin_update()
         self.phases.next()
-        size = len(inputs["completion_ids"])
-        part = slice(within * size, (within + 1) * size)
         prompt, prompt_mask, completion, completion_mask = trim(inputs)
         outputs = self._get_per_token_logps_and_entropies(
             model,
@@ -371,32 +332,19 @@ class PrefixRFTTrainer(Watched, EvaluatesPlainRows, ResumesExactly, GRPOTrainer)
             compute_entropy=True,
             compute_aux_loss=self.aux_loss_enabled,
         )
-        assert self._targets is not None  # noqa: S101  (set by _open_window)
-        rows = self._window.part(part, completion.size(1))
-        targets = self._targets.part(part, completion.size(1))
+        logp_BT, entropy_BT = outputs[:2]
+        update, size = self._update, len(completion)
+        part = update.part(slice(within * size, (within + 1) * size), completion.size(1))
         self.finite.rows(
-            rows.response_mask_BT,
+            part[0],
             lambda row: f"a row of example {int(inputs['row_example'][row])}",
-            {
-                "log-prob": outputs[0],
-                "entropy": outputs[1],
-                "old log-prob": rows.old_logp_BT,
-                "reference log-prob": rows.ref_logp_BT,
-            },
+            {"log-prob": logp_BT, "entropy": entropy_BT},
         )
-        out = loss(self.method, rows, outputs[0], outputs[1], targets=targets)
-        self._stats.add(out.stats)
-        if self.gradient_shares is not None:
-            self.gradient_shares.add(rows, outputs[0], outputs[1], targets)
-        if within == self.args.gradient_accumulation_steps - 1:
-            self._close_window()
+        own = update.loss(part, logp_BT, entropy_BT)
+        if within == steps - 1:
+            self.add_metrics(update.end(self.processes, self.tokens))
         # DDP, FSDP and DeepSpeed average gradients over processes; these are shares of one sum.
-        total = out.loss * self.accelerator.num_processes
+        total = own * self.processes.count
         if self.aux_loss_enabled:
-            steps = self.args.gradient_accumulation_steps
             total = total + self.router_aux_loss_coef * outputs[2] / steps
         return total
-
-    def gather_list(self, values: list[Any]) -> list[Any]:
-        """The values of all processes, in process order."""
-        return gather_object(values)

@@ -7,6 +7,7 @@ but speed, because the loss does not depend on the split.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,13 +18,7 @@ from prefix_rft.core import Batch
 Rows = dict[str, Any]
 
 
-def own_rows(accelerator: Any, rows: int) -> slice:
-    """Where this process's ``rows`` stand among those of all processes."""
-    first = accelerator.process_index * rows
-    return slice(first, first + rows)
-
-
-def join(micro_batches: list[Rows]) -> Rows:
+def join(micro_batches: Sequence[Rows]) -> Rows:
     """One dict of tensors with all rows; scalars are taken from the first micro-batch."""
     return {
         key: torch.cat([m[key] for m in micro_batches])
@@ -31,6 +26,12 @@ def join(micro_batches: list[Rows]) -> Rows:
         else value
         for key, value in micro_batches[0].items()
     }
+
+
+def bucketed(micro_batches: list[Rows], size: int) -> list[Rows]:
+    """The micro-batches of a generation with the rows of each window sorted, see `by_length`."""
+    starts = range(0, len(micro_batches), size)
+    return [m for s in starts for m in by_length(micro_batches[s : s + size])]
 
 
 def by_length(micro_batches: list[Rows]) -> list[Rows]:

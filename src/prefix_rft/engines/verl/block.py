@@ -11,7 +11,6 @@ from prefix_rft.core import Method
 from prefix_rft.data import Reading
 from prefix_rft.engines.options import SHARED, check_rows, parse_options, resolve, with_const
 from prefix_rft.support.errors import UserError, check_range, check_types, refuse_unknown
-from prefix_rft.support.imports import load_function
 
 KEY = "prefix_rft"
 
@@ -98,11 +97,10 @@ class Block:
         options: Any = self.method_options or {}
         if isinstance(options, str):
             options = parse_options(f"{KEY}.method_options", options)
-        if ":" in self.method:
-            load_function(self.method, Path(self.folder), "method")
         shared = {k: v for k in SHARED if (v := getattr(self, k)) is not None}
         where = f"in '{KEY}:'"
-        method = resolve(self.method, options, shared, where, "in its method_options")
+        under, beside = "in its method_options", Path(self.folder)
+        method = resolve(self.method, options, shared, where, under, beside)
         if why := unsupported(method):
             raise UserError(f"method '{method.name}' does not run on verl: {why}; use engine: trl")
         try:

@@ -20,13 +20,13 @@ from torch.utils.data import Dataset
 from verl.utils.fs import copy_to_local
 
 from prefix_rft.data import DataError, Renderer, load_rows, tokenize_demonstrations
-from prefix_rft.data.demonstrations import OURS
 from prefix_rft.data.moment import pinned
 from prefix_rft.data.render import end_of_text_ids
 from prefix_rft.data.rows import PLACE
 from prefix_rft.engines.models import give_template, load_configs
 from prefix_rft.engines.verl.block import KEY, Block
 from prefix_rft.engines.verl.settings import MODEL
+from prefix_rft.rewards.completions import visible
 
 logger = logging.getLogger("prefix_rft")
 
@@ -85,9 +85,7 @@ class Prompts(Dataset):
         )
         self.rows: Table = rows  # pyright: ignore[reportAttributeAccessIssue]
         hidden = ("prompt", "demonstration", PLACE)
-        self.visible = [
-            n for n in self.rows.column_names if n not in hidden and not n.startswith(OURS)
-        ]
+        self.visible = [n for n in visible(self.rows.column_names) if n not in hidden]
 
     def _within(self, rows: Table, budget: int) -> Table:
         """The rows whose prompts fit, with their ids; how many do not is said."""

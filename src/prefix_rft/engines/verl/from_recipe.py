@@ -26,11 +26,12 @@ from prefix_rft.engines.changes import (
     among,
 )
 from prefix_rft.engines.options import SHARED
-from prefix_rft.engines.rollouts import cut_rollouts
 from prefix_rft.engines.verl.block import KEY, unsupported
 from prefix_rft.recipe.batches import BatchPlan
 from prefix_rft.recipe.recipe import RECOMPUTE, Recipe
 from prefix_rft.runs.metrics import append_metrics
+from prefix_rft.runs.rollouts import cut_rollouts
+from prefix_rft.support.console import say
 from prefix_rft.support.errors import UserError, nearest
 
 RUNS_ITSELF = True
@@ -326,13 +327,12 @@ def run(recipe: Recipe, args: Any, folder: Path, console: Console, resume: bool)
     saved, written = (config.trainer[k] for k in ("default_local_dir", "rollout_data_dir"))
     if resume and written and not (Path(saved) / NEWEST).is_file():
         cut_rollouts(Path(written), 0)  # it begins anew
-    console.print(f"verl's own output follows; the run folder is {folder}", highlight=False)
+    say(console, f"verl's own output follows; the run folder is {folder}")
     try:
         launch(config)
     finally:
         take_metrics(folder)
-    words = to_merge(folder, Path(saved), str(config.actor_rollout_ref.actor.strategy))
-    console.print(words, markup=False, highlight=False, soft_wrap=True)
+    say(console, to_merge(folder, Path(saved), str(config.actor_rollout_ref.actor.strategy)))
 
 
 MERGED = {"fsdp": "fsdp", "fsdp2": "fsdp", "megatron": "megatron"}

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from prefix_rft.core import Method, outcome, select_prefix, step_credit
+from prefix_rft.engines.metrics import group_metrics, start_metrics
 from prefix_rft.engines.verl.columns import ATTEMPT, PREFIX, REWARD, WHOLE, padded
 from prefix_rft.engines.verl.rollouts import VERDICTS
 from prefix_rft.rewards.verdict import STATUSES
@@ -127,23 +128,14 @@ class Graded:
             "rewards/ungraded": self.reward_N[real_N].isnan().float().mean().item(),
             "completions/clipped_ratio": self.truncated_N[real_N].float().mean().item(),
         }
-        for name, share_N in (
-            ("all_wrong", outcome.all_wrong(self.rate_N)),
-            ("all_right", outcome.all_right(self.rate_N)),
-        ):
-            found[f"groups/{name}"] = share_N[real_N].float().mean().item()
-        if method.groups.sampled_again:
-            again_N = torch.isin(self.group_N, self.group_N[self.attempt_N > 0])
-            found["groups/resampled"] = again_N[real_N].float().mean().item()
+        changed_N = torch.isin(self.group_N, self.group_N[self.attempt_N > 0])
+        found |= group_metrics(method, self.rate_N[real_N], changed_N[real_N])
         graded_N = real_N & ~self.reward_N.isnan()
         if bool(graded_N.any()):
             found["reward"] = self.reward_N[graded_N].mean().item()
         if method.branches:
-            found["prefix/row_share"] = self.hybrid_N[real_N].float().mean().item()
-            if bool(self.hybrid_N.any()):
-                found["prefix/length"] = self.prefix_N[self.hybrid_N].float().mean().item()
-        if method.trains("demonstration"):
-            found["demonstration/row_share"] = self.whole_N[real_N].float().mean().item()
+            demo_N = self.whole_N[real_N]
+            found |= start_metrics(method, self.prefix_N[real_N], self.hybrid_N[real_N], demo_N)
         return found
 
 

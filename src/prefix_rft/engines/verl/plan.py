@@ -11,7 +11,7 @@ import numpy as np
 from prefix_rft.core import Method
 from prefix_rft.core.planner import Group, Start, Starts
 from prefix_rft.data.demonstrations import IDS
-from prefix_rft.engines.plan import Moment, starts_of
+from prefix_rft.engines.plan import Moment, starts_again, starts_of
 
 
 @dataclass(frozen=True)
@@ -37,17 +37,18 @@ class Plan:
         """As the method's planner says."""
         asked = moment.group(method, example)
         attempts = [starts_of(method, asked)]
-        lengths = asked.lengths
+        lengths, again = asked.lengths, 0
         if lengths and method.groups.all_wrong == "lengthen":
-            again = (moment.group(method, example, k) for k in range(1, method.groups.attempts + 1))
-            attempts += [starts_of(method, group) for group in again]
+            again = method.groups.attempts
         elif (
             lengths
             and method.groups.all_wrong == "demonstration"
             and not _whole(attempts[0], lengths)
         ):
-            index = asked.random().randrange(len(lengths))
-            attempts.append((Start(index, lengths[index], 1.0), *attempts[0][1:]))
+            again = 1
+        for attempt in range(1, again + 1):
+            how, before = method.groups.all_wrong, attempts[-1]
+            attempts.append(starts_again(method, example, moment, attempt, how, before))
         used = {s.index for starts in attempts for s in starts if s is not None and s.length}
         ids = {i: np.asarray(example[IDS][i], np.int32) for i in used}
         learns = asked if method.planner.remembers else None

@@ -19,7 +19,7 @@ from prefix_rft.engines.verl.dataset import COLUMNS, renderer_of
 from prefix_rft.engines.verl.rollouts import VERDICTS
 from prefix_rft.rewards import load_rewards
 from prefix_rft.rewards.checked import name_of
-from prefix_rft.rewards.graded import grade_texts
+from prefix_rft.rewards.completions import grade_texts
 from prefix_rft.rewards.verdict import CORRECT, Verdict
 
 UNGRADED = "ungraded"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from prefix_rft.core import Method
-from prefix_rft.engines.rollouts import Rollout, stream_of
+from prefix_rft.engines.rollouts import stream_of
 from prefix_rft.engines.verl.columns import (
     ADVANTAGE,
     ATTEMPT,
@@ -17,6 +17,7 @@ from prefix_rft.engines.verl.columns import (
     WHOLE,
     padded,
 )
+from prefix_rft.runs.rollouts import Rollout
 
 VERDICTS = "verdicts"
 """Among what a reward manager adds to a row: of each grader, as JSON."""

@@ -7,10 +7,8 @@ reads them.
 
 from __future__ import annotations
 
-import math
 import os
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import ray
@@ -32,8 +30,8 @@ from verl.workers.utils.padding import response_to_nested
 from prefix_rft.core import selection_seed
 from prefix_rft.data import DataError
 from prefix_rft.data.demonstrations import EXAMPLE, IDS
+from prefix_rft.engines.metrics import prefix_bounds
 from prefix_rft.engines.plan import Moment
-from prefix_rft.engines.rollouts import cut_rollouts, write_generation
 from prefix_rft.engines.state import MethodState, hash_of_rows
 from prefix_rft.engines.verl import require_verl
 from prefix_rft.engines.verl.columns import (
@@ -56,6 +54,7 @@ from prefix_rft.engines.verl.plan import Plan
 from prefix_rft.engines.verl.rollouts import FIELDS, rollouts_of
 from prefix_rft.engines.verl.settings import MODES, configure
 from prefix_rft.engines.verl.worker import MOVED, STEP, TOTAL, DetachMethodWorker, MethodWorker
+from prefix_rft.runs.rollouts import cut_rollouts, write_generation
 from prefix_rft.support.errors import RunError
 
 TRAINERS = {
@@ -233,21 +232,13 @@ class MethodTrainer:
         metrics.update(verdict_shares(list(data["extra_fields"]), rows.filler_N))
         plans = [Plan.read(p) for p in data[PLAN]]
         if method.rows.prefix is not None:
-            metrics.update(
-                self.bounds([p for p, f in zip(plans, rows.filler_N, strict=True) if not f])
-            )
+            # When these rows were planned, which was earlier where prompts wait.
+            steps = [p.step for p, f in zip(plans, rows.filler_N, strict=True) if not f]
+            metrics.update(prefix_bounds(method.rows.prefix, steps, self.total_training_steps))
         if method.planner.remembers:
             self.learn(plans, batch.keys, rows)
             metrics["memory/examples"] = len(self.method_state.examples)
         return batch
-
-    def bounds(self, plans: list[Plan]) -> dict[str, float]:
-        """Means of the bounds of prefixes when these rows were planned: before, where prompts
-        wait."""
-        law: Any = self.method.rows.prefix
-        steps = self.total_training_steps
-        lows, highs = zip(*(law.interval(p.step, steps) for p in plans), strict=True)
-        return {"prefix/low": mean(lows), "prefix/high": mean(highs)}
 
     def learn(self, plans: list[Plan], keys: list[str], rows: Graded) -> None:
         """Tell a planner that remembers how its groups went."""
@@ -261,12 +252,8 @@ class MethodTrainer:
             if plan.asked is not None and plan.asked.lengths:
                 mine = [found[r] for r in range(plan.rollouts)]
                 starts, replaced = plan.learnt([int(rows.attempt_N[i]) for i in mine])
-                # The reward of a demonstration in a row's place says nothing about that row.
-                rewards = [
-                    math.nan if r else float(rows.reward_N[i])
-                    for i, r in zip(mine, replaced, strict=True)
-                ]
-                self.method_state.learn(self.method.planner, plan.asked, starts, rewards)
+                rewards = [float(rows.reward_N[i]) for i in mine]
+                self.method_state.learn(self.method.planner, plan.asked, starts, rewards, replaced)
 
     # ---- update --------------------------------------------------------------------------------
 

@@ -1,0 +1,77 @@
+"""The dataset that rollouts are made from: how its texts become ids, and whether it serves."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+from datasets import Dataset
+
+from prefix_rft.core import Method
+from prefix_rft.data import DataError, tokenize_demonstrations
+from prefix_rft.data.demonstrations import DemonstrationReport
+from prefix_rft.data.render import Renderer
+from prefix_rft.engines.positions import refuse_too_long
+from prefix_rft.support.errors import UserError
+
+
+def tokenized(
+    rows: Any,
+    renderer: Renderer,
+    method: Method,
+    args: Any,
+    model: Any,
+    first: AbstractContextManager[None],
+) -> tuple[Any, DemonstrationReport | None]:
+    """The dataset with demonstrations as token ids, and what became of them.
+
+    Args:
+        rows: as the trainer was given them.
+        renderer: how prompts and demonstrations become ids.
+        method: to be trained.
+        args: of the trainer.
+        model: to be trained.
+        first: in which the main process goes first, so that the others find what it has written.
+
+    Returns:
+        The dataset, and a report; None for a stream, whose rows are not known beforehand.
+
+    Raises:
+        DataError: the dataset is smaller than a generation, or lacks what the method needs.
+        UserError: a prompt and its completion are too long for the model, or the method goes back
+            to rows of a stream.
+    """
+    budget, column = args.max_completion_length, args.demonstration_column
+    with first:
+        rows, report = tokenize_demonstrations(rows, renderer.tokenizer, budget, column, renderer)
+    if isinstance(rows, Dataset):
+        asked: Any = rows.select_columns(["prompt"])
+        lengths = (len(renderer.prompt(row["prompt"])) for row in asked)
+        refuse_too_long(model, lengths, budget)
+    if report is not None:
+        _check_report(report, method, args)
+    elif method.groups.interleave is not None or "resample" in (
+        method.groups.all_wrong,
+        method.groups.all_right,
+    ):
+        raise UserError(
+            f"method '{method.name}' goes back to examples of the dataset, which a stream "
+            "does not allow: give a dataset of known length"
+        )
+    return rows, report
+
+
+def _check_report(report: DemonstrationReport, method: Method, args: Any) -> None:
+    prompts = args.generation_batch_size // args.num_generations
+    if report.rows < prompts:
+        raise DataError(
+            f"the dataset has {report.rows} rows, but one generation takes {prompts} prompts: "
+            "nothing would be trained; lower the batch"
+        )
+    if method.needs_demonstrations and not report.demonstrations:
+        dropped = f" ({report.drops})" if report.dropped else ""
+        raise DataError(
+            f"method '{method.name}' needs demonstrations, but no row has one in column "
+            f"'{args.demonstration_column}'{dropped}; name the column with demonstration_column, "
+            "or use dr_grpo"
+        )

@@ -1,0 +1,100 @@
+"""What one generation is on the way from TRL's prompts to the loss: plain values, passed on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from prefix_rft.engines.plan import RowPlan
+from prefix_rft.engines.trl.rollout.verdicts import Rewards, Verdicts
+from prefix_rft.engines.trl.window import Rows
+
+Inputs = list[dict[str, Any]]
+"""One example of the dataset for each row."""
+
+Lists = Mapping[str, Sequence[float]]
+"""By the name of a metric, numbers of which a line of the log holds the mean."""
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """The rows of one attempt at a generation, sampled and rewarded.
+
+    Attributes:
+        rows: TRL's tensors of this process's rows.
+        reward_N: rewards of the rows of all processes as graded, before any price on their length;
+            NaN where there is none.
+        verdicts: name and verdicts of each grader, of this process's rows.
+        metrics: of this attempt, which count if it stays.
+    """
+
+    rows: Rows
+    reward_N: Tensor
+    verdicts: Verdicts
+    metrics: Lists
+
+
+Sample = Callable[[Inputs, list[RowPlan]], Sampled]
+"""Samples and rewards rows as planned."""
+
+
+@dataclass
+class Attempt:
+    """One call of TRL's that samples and rewards rows: what its hooks are given, and leave.
+
+    Attributes:
+        plans: of the rows.
+        sampled: TRL has sampled them.
+        rewards: what was said of them, once they are graded.
+    """
+
+    plans: list[RowPlan]
+    sampled: bool = False
+    rewards: Rewards | None = None
+
+    def gave(self, rows: Rows, metrics: Lists) -> Sampled:
+        """The rows that TRL has returned, with their rewards.
+
+        Raises:
+            RuntimeError: TRL has not called the hooks, so that no plan was followed.
+        """
+        if not self.sampled or self.rewards is None:
+            raise RuntimeError(
+                "this version of TRL did not call _generate_single_turn or _calculate_rewards, "
+                "so no prefix was used; supported: trl>=1.16,<2"
+            )
+        return Sampled(rows, self.rewards.reward_N, self.rewards.verdicts, metrics)
+
+
+def take_new(
+    lists: MutableMapping[str, list[float]], before: Mapping[str, int]
+) -> dict[str, list[float]]:
+    """Take out of lists of numbers what was added since they had these lengths."""
+    added = {name: values[before.get(name, 0) :] for name, values in lists.items()}
+    for name, values in added.items():
+        del lists[name][len(lists[name]) - len(values) :]
+        if name not in before:
+            del lists[name]
+    return {name: values for name, values in added.items() if values}
+
+
+@dataclass(frozen=True)
+class Generation:
+    """The rollouts of a generation on this process.
+
+    Attributes:
+        inputs: one example for each row.
+        plans: what was known of each row.
+        sampled: the attempt that stayed.
+        imitation: the rows are demonstrations that had been set aside.
+        metrics: of the generation and of the attempt that stayed.
+    """
+
+    inputs: Inputs
+    plans: list[RowPlan]
+    sampled: Sampled
+    imitation: bool
+    metrics: Lists

@@ -1,0 +1,121 @@
+"""What of a run has a state of its own, beside the weights and what transformers saves."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prefix_rft.core import Method
+from prefix_rft.data.render import Renderer
+from prefix_rft.engines.state import MethodState, hash_of_rows
+from prefix_rft.engines.trl.policy import refuse_frozen
+from prefix_rft.engines.trl.reference import ReferencePolicy
+from prefix_rft.engines.trl.update.parameter_mask import MaskOptions, ParameterMask
+from prefix_rft.engines.trl.update.retain import retain_gradients
+from prefix_rft.support.errors import UserError
+
+
+@dataclass(frozen=True)
+class OwnState:
+    """The memory of a method, its reference policy and the mask on its weights.
+
+    Attributes:
+        method: what the method remembers from step to step.
+        reference: the policy that the method keeps for itself; None where it keeps none.
+        mask: which weights are trained; None where all are.
+    """
+
+    method: MethodState
+    reference: ReferencePolicy | None
+    mask: ParameterMask | None
+
+    @classmethod
+    def of(
+        cls,
+        method: Method,
+        args: Any,
+        model: torch.nn.Module,
+        dataset: Any,
+        renderer: Renderer,
+        sharded: bool,
+    ) -> OwnState:
+        """The state that a run begins with.
+
+        Args:
+            method: that is trained.
+            args: of the trainer.
+            model: the policy, neither sharded nor wrapped.
+            dataset: the rows as token ids.
+            renderer: how the retain set of a mask becomes ids.
+            sharded: the weights are spread over processes.
+
+        Raises:
+            UserError: the method or the mask cannot be used with these arguments, or nothing of the
+                model can be trained.
+        """
+        refuse_frozen(model)
+        options = MaskOptions.read(args.parameter_mask) if args.parameter_mask else None
+        rows = hash_of_rows(dataset)
+        state = MethodState(method.name, asdict(options) if options else None, rows)
+        if method.needs_own_reference and sharded:
+            raise UserError(
+                f"method '{method.name}' keeps a reference policy, which cannot be done with "
+                "sharded weights (FSDP, DeepSpeed) yet"
+            )
+        reference = ReferencePolicy(model) if method.needs_own_reference else None
+        if options is None:
+            return cls(state, reference, None)
+        if sharded:
+            raise UserError("parameter_mask cannot be used with sharded weights (FSDP, DeepSpeed)")
+        if options.kind == "mifo" and method.groups.interleave is None:
+            raise UserError(
+                "parameter_mask kind mifo masks steps of imitation, which method "
+                f"'{method.name}' does not have: use mifo or relift"
+            )
+        data, examples, budget = str(options.data), options.examples, args.max_completion_length
+
+        def look() -> Any:
+            return retain_gradients(model, renderer, data, examples, budget)
+
+        return cls(state, reference, ParameterMask(options, model, args.seed, look))
+
+    def enter_stage(self, method: Method, step: int, total_steps: int) -> None:
+        """Make the policy of now the reference where a new stage of the method begins.
+
+        Args:
+            method: whose stages these are.
+            step: optimizer steps done.
+            total_steps: of the run.
+        """
+        if self.reference is None:
+            return
+        stages = method.reference.stages
+        stage = min(stages - 1, step * stages // total_steps)
+        if stage != self.method.stage:
+            self.method.stage = stage
+            self.reference.renew()
+
+    def save(self, folder: Path) -> None:
+        """Write all of it into the folder of a checkpoint.
+
+        Raises:
+            UserError: a file cannot be written.
+        """
+        for part in self._parts():
+            part.save(folder)
+
+    def load(self, folder: Path) -> None:
+        """Take over what :meth:`save` wrote.
+
+        Raises:
+            UserError: a file is missing, damaged, or of another run.
+        """
+        for part in self._parts():
+            part.load(folder)
+
+    def _parts(self) -> list[MethodState | ReferencePolicy | ParameterMask]:
+        parts = (self.method, self.reference, self.mask)
+        return [p for p in parts if p is not None]

@@ -1,0 +1,1 @@
+"""From rollouts to the loss of an optimizer step, and what is measured of it."""

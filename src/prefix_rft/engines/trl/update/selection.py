@@ -1,0 +1,69 @@
+"""Which prefix tokens of an optimizer step keep their advantage.
+
+The paper ranks prefix tokens within a mini-batch, under the policy of the update. A micro-batch
+sees only its own rows, so the ranking is done once when the optimizer step begins, from a forward
+without gradient over prompt and prefix of the hybrid rows alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from prefix_rft.core import Method, select_prefix
+from prefix_rft.engines.trl.forward import Forward
+from prefix_rft.engines.trl.processes import Processes
+from prefix_rft.engines.trl.window import Rows, join
+
+
+def selected(
+    method: Method,
+    generation: Sequence[Rows],
+    window: slice,
+    seed: int,
+    forward: Forward,
+    processes: Processes,
+) -> Tensor:
+    """Bool, the prefix tokens of a window that keep their advantage, shape (B, T).
+
+    Args:
+        method: says how they are selected.
+        generation: the micro-batches of a generation on this process.
+        window: those of the optimizer step, one of several windows of the same size.
+        seed: of the random mode, see ``core.selection_seed``.
+        forward: for entropies under the present policy.
+        processes: of the run.
+    """
+    chosen = method.selection
+    rows = join(generation[window])
+    mask = rows["prefix_mask"] & ~rows["row_dropped"][:, None]
+    if chosen is None:
+        return mask
+    pool = join(generation) if chosen.scope == "step" else rows
+    candidates = pool["prefix_mask"] & ~pool["row_dropped"][:, None]
+    current = chosen.source != "rollout"
+    entropy = forward.prefix_entropy(pool) if current else pool["prefix_entropy"]
+    if chosen.scope == "row":
+        return select_prefix(method, mask, entropy, seed)
+
+    keep = torch.zeros_like(candidates)
+    keep[candidates] = _over_processes(method, entropy[candidates], seed, processes)
+    if chosen.scope == "step":
+        index = window.start // (window.stop - window.start)
+        keep = keep[index * len(mask) : (index + 1) * len(mask)]
+    return keep
+
+
+def _over_processes(method: Method, local: Tensor, seed: int, processes: Processes) -> Tensor:
+    """Rank the entropies of all processes together; the answer for this process's own."""
+    counts = processes.gather(torch.tensor([len(local)], device=local.device)).tolist()
+    padded = torch.zeros(max(*counts, 1), device=local.device)
+    padded[: len(local)] = local
+    everyone = processes.gather(padded).view(len(counts), -1)
+    valid = torch.arange(everyone.size(1), device=local.device) < torch.tensor(
+        counts, device=local.device
+    ).unsqueeze(1)
+    kept = select_prefix(method, valid.view(1, -1), everyone.view(1, -1), seed)
+    return kept.view(valid.shape)[processes.index, : len(local)]

@@ -1,0 +1,69 @@
+"""How many tokens an optimizer step has cost, so that methods can be compared at equal compute.
+
+Each count is of all processes, padding aside. It belongs to the optimizer step in which the work
+was done: sampling counts in the step that begins a generation and is 0 in the others. Every step
+logs every count, zeros too. TRL logs means over the steps since the last line, so a logged value
+times the number of steps it spans is their true total.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from prefix_rft.engines.plan import RowPlan
+from prefix_rft.engines.trl.processes import Processes
+
+KINDS = ("sampled", "prefilled", "forward", "trained")
+
+
+class TokenCounts:
+    """Tokens since the last optimizer step on this process.
+
+    - ``sampled``: drawn, in every attempt, EOS included. Also what a backend draws for rows that
+      need nothing, or beyond the budget, and that is thrown away.
+    - ``prefilled``: given to the sampler: the distinct prompts of a process in one attempt, and
+      the prefix of each row. Backends that prefill a prompt once per row count the same.
+    - ``forward``: prompts and completions in forwards of the trainer without gradient: log-probs
+      of the old and the reference policy, and for contrasts; entropies of prefixes, where all rows
+      of a forward go as far as its longest prefix. Reward models do not count.
+    - ``trained``: prompts and completions in forward and backward, with rows that take no part.
+      The backward passes of ``gradient_shares_every`` do not count.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._clear()
+
+    def _clear(self) -> None:
+        self.sums: dict[str, int | Tensor] = dict.fromkeys(KINDS, 0)
+
+    def draw(
+        self,
+        prompts: Sequence[Sequence[int]],
+        plans: Sequence[RowPlan],
+        sampled: Sequence[Sequence[int]],
+        all_sent: bool,
+    ) -> None:
+        """Count one attempt at a generation; ``all_sent``: rows that need nothing were sent too."""
+        sent = [i for i, plan in enumerate(plans) if all_sent or not plan.done]
+        self.sums["sampled"] += sum(map(len, sampled))
+        self.sums["prefilled"] += sum(map(len, {tuple(prompts[i]) for i in sent}))
+        self.sums["prefilled"] += sum(len(p.prefix) for p in plans if not p.done)
+
+    def forward(self, attention_mask: Tensor) -> None:
+        """Count a forward of the trainer, by whether there is a gradient."""
+        self.count("trained" if torch.is_grad_enabled() else "forward", attention_mask)
+
+    def count(self, kind: str, attention_mask: Tensor) -> None:
+        """Add the tokens of a mask; nothing waits for the device."""
+        self.sums[kind] = self.sums[kind] + attention_mask.sum()
+
+    def take(self, processes: Processes) -> dict[str, float]:
+        """The counts of all processes since the last call, by the names of their metrics."""
+        own = [torch.as_tensor(self.sums[k], device=self.device).long() for k in KINDS]
+        self._clear()
+        total = processes.sum(torch.stack(own)).tolist()
+        return {f"tokens/{k}": float(n) for k, n in zip(KINDS, total, strict=True)}
