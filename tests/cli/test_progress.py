@@ -265,7 +265,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 def test_a_phase_that_cannot_tick_has_lines_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """One call into vLLM may take ten minutes; and behind the run nothing is printed."""
-    monkeypatch.setattr("prefix_rft.training.progress.LOOK_SECONDS", 0.002)
+    monkeypatch.setattr("prefix_rft.support.display.LOOK_SECONDS", 0.002)
     now = Clock()
     lines = Lines(now)
     with Display(Console(file=lines, width=200), now) as display:

@@ -153,7 +153,7 @@ def test_so_may_a_tracker(task: Path, tmp_path: Path, monkeypatch: pytest.Monkey
         init(self, *args, **kwargs)
         (Path(self.args.output_dir) / "emissions.csv").write_text("0")
 
-    monkeypatch.setattr("prefix_rft.training.train.PrefixRFTTrainer.__init__", tracked)
+    monkeypatch.setattr("prefix_rft.training.run.PrefixRFTTrainer.__init__", tracked)
     more = [*OVERRIDES, "max_steps=1", f"runs={tmp_path}"]
     for name in ("run", "run-2"):
         assert train(str(task / "recipe.yaml"), more, QUIET) == tmp_path / name
@@ -170,7 +170,7 @@ def test_another_run_that_began_meanwhile_is_left_alone(
         init(self, *args, **kwargs)
         (tmp_path / "run/recipe.yaml").write_text("name: run\n")
 
-    monkeypatch.setattr("prefix_rft.training.train.PrefixRFTTrainer.__init__", slow)
+    monkeypatch.setattr("prefix_rft.training.run.PrefixRFTTrainer.__init__", slow)
     with pytest.raises(UserError, match="another run has taken the folder"):
         train(str(task / "recipe.yaml"), [*OVERRIDES, f"runs={tmp_path}"], QUIET)
     assert [p.name for p in (tmp_path / "run").iterdir() if p.name != ".lock"] == ["recipe.yaml"]

@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prefix_rft import DemonstrationConfig, DemonstrationTrainer, PrefixRFTTrainer
 from prefix_rft.data.demonstrations import IDS
-from prefix_rft.training import run as command
+from prefix_rft.training import run
+from prefix_rft.training.train import train
 from tiny import make_chat_tokenizer, make_config, make_model, shaped_reward
 
 END, EOS, OTHER = 1, 3, 4
@@ -87,8 +88,8 @@ def recipe(folder: Path, method: str, monkeypatch: pytest.MonkeyPatch) -> Any:
         f"runs: {folder}/runs\nmax_steps: 1\nmax_completion_length: 40\nprompts_per_step: 2\n"
     )
     made: list[Any] = []
-    monkeypatch.setattr(command, "work", lambda *parts: made.append(parts[2]) or folder)
-    command.train(str(folder / "recipe.yaml"), [], Console(quiet=True))
+    monkeypatch.setattr(run, "work", lambda *parts: made.append(parts[2]) or folder)
+    train(str(folder / "recipe.yaml"), [], Console(quiet=True))
     return made[0]
 
 

@@ -22,7 +22,10 @@ from tiny import make_config, make_model, make_rows, make_tokenizer, shaped_rewa
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src/prefix_rft"
-VERL = [SOURCE / "engines/verl" / f"{name}.py" for name in ("graded", "trainer")]
+VERL = [
+    SOURCE / "engines/metrics.py",
+    *(SOURCE / "engines/verl" / f"{name}.py" for name in ("graded", "trainer")),
+]
 
 RUNS: dict[str, dict[str, Any]] = {
     "prefix_rft": {"gradient_shares_every": 1, "log_prefix_leak": True},
