@@ -11,6 +11,7 @@ import yaml
 from prefix_rft.cli import main
 from prefix_rft.engines.setup import configure
 from prefix_rft.engines.verl import from_recipe as cluster
+from prefix_rft.engines.verl import results
 from prefix_rft.support.errors import UserError
 from tiny import make_model, make_tokenizer
 
@@ -171,7 +172,7 @@ def test_metrics_are_taken_over(tmp_path: Path) -> None:
     for i, lines in enumerate((first, second), 1):
         text = "".join(json.dumps(x) + "\n" for x in lines)
         (tmp_path / f"verl-{i:03d}.jsonl").write_text(text + '{"step": 9, "da')
-    cluster.take_metrics(tmp_path)
+    results.take_metrics(tmp_path)
     lines = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert lines == [
         {"step": 1, "loss": 0.1, "prefix/low": 0.5, "val": 0.1},
@@ -182,13 +183,13 @@ def test_metrics_are_taken_over(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("strategy", "backend"), [("fsdp2", "fsdp"), ("megatron", "megatron")])
 def test_how_to_merge_the_newest_checkpoint(tmp_path: Path, strategy: str, backend: str) -> None:
     saved = tmp_path / "elsewhere"
-    assert "no checkpoint" in cluster.to_merge(tmp_path, saved, strategy)
+    assert "no checkpoint" in results.to_merge(tmp_path, saved, strategy)
     saved.mkdir()
     (saved / "latest_checkpointed_iteration.txt").write_text("12")
-    words = cluster.to_merge(tmp_path, saved, strategy)
+    words = results.to_merge(tmp_path, saved, strategy)
     assert f"--backend {backend} --local_dir {saved}/global_step_12/actor" in words
     assert words.endswith(f"--target_dir {tmp_path}/model")
-    assert "python" not in cluster.to_merge(tmp_path, saved, "torchtitan")
+    assert "python" not in results.to_merge(tmp_path, saved, "torchtitan")
 
 
 @pytest.mark.parametrize(("logged", "folder"), [(True, "rollouts"), (False, None)])

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from prefix_rft.core import Batch, Method, Stream, advantages, dropped, loss, prepare, with_sequence
 from prefix_rft.core.advantage import group_advantage
-from prefix_rft.core.objective import ratio
 from prefix_rft.core.outcome import all_right, all_wrong, overlong_penalty, solve_rate, solved
 from prefix_rft.core.parts import Normaliser, Overlong
 from prefix_rft.core.schedules import linear
+from prefix_rft.core.surrogate import ratio
 from prefix_rft.core.weights import Scores, Weight, probability
 from prefix_rft.methods import load
 from prefix_rft.support.errors import UserError

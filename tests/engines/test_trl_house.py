@@ -15,18 +15,11 @@ ENGINES = Path(__file__).parents[2] / "src/prefix_rft/engines"
 FOLDER = ENGINES / "trl"
 PACKAGE = "prefix_rft.engines.trl"
 
-# From the ground. A file imports from layers below its own, or from its own folder.
-LAYERS = [
-    {"processes", "window", "tensors", "clock", "plain_rows", "ranges", "settings"},
-    {"reference", "policy"},
-    {"forward"},
-    {"rollout"},
-    {"update"},
-    {"safety"},
-    {"config", "imitation_config"},
-    {"trainer", "imitation", "from_recipe"},
-    {"__init__"},
-]
+RULE = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
+TOP_DOWN = re.search(r"```\n(trainer, .*?)```", RULE, re.DOTALL)
+assert TOP_DOWN is not None
+LAYERS = [{"__init__"}, *(set(line.split(", ")) for line in TOP_DOWN[1].splitlines())][::-1]
+"""From the ground. A file imports from layers below its own, or from its own folder."""
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 
 TRAINERS = {"trainer.py", "imitation.py"}

@@ -6,12 +6,13 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from prefix_rft.compare.arms import Arm, Comparison
 from prefix_rft.compare.costs import Costs
+from prefix_rft.compare.inputs import deciding, defaults_of, same_inputs
 from prefix_rft.compare.work import DONE, HELD_OUT, VALIDATION, expand, sets_of
 from prefix_rft.evaluation.run import fingerprint
 from prefix_rft.evaluation.sets import EvalSet
@@ -19,50 +20,11 @@ from prefix_rft.recipe.recipe import Recipe
 from prefix_rft.support.errors import UserError
 
 BASE = "base"
-HASHED = (
-    *("model", "train_data", "eval_data", "columns", "system_prompt", "reward", "method", "rif"),
-    *("max_demonstrations", "demonstration_fraction", "only_correct_demonstrations"),
-    *("prompts_per_step", "micro_batch_size", "trainer"),
-    *("eval_samples", "eval_temperature", "eval_problems"),
-)
-"""Keys of a recipe that are in the hash of every record. A key that came later is in it only where
-it is not at its default: records from before it are of the same recipe."""
-NOT_HASHED = ("folder", "runs", "name")
-"""Keys that decide no number."""
 
 
 def written(value: Any) -> str:
     """A swept value in names and tables."""
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def defaults_of(kind: Any) -> dict[str, Any]:
-    """The fields of a dataclass that have a default, and what it is."""
-    found = {f.name: f.default for f in fields(kind) if f.default is not MISSING}
-    made = {f.name: f.default_factory() for f in fields(kind) if f.default_factory is not MISSING}
-    return {**found, **made}
-
-
-def same_inputs(
-    known: Mapping[str, Mapping[str, Any]],
-    now: Mapping[str, Mapping[str, Any]],
-    defaults: Mapping[str, Any],
-) -> bool:
-    """Whether the sets of a record are those of today.
-
-    What a record does not say, because it is older than that setting, was at the default; and a
-    hash that is not kept in it cannot be compared.
-
-    Args:
-        known: settings by set, from a record.
-        now: as they would be written today.
-        defaults: of settings that a set can have.
-    """
-    return known.keys() == now.keys() and all(
-        one.get(k, defaults.get(k, now[name].get(k))) == now[name].get(k)
-        for name, one in known.items()
-        for k in {**one, **now[name]}
-    )
 
 
 @dataclass(frozen=True)
@@ -370,7 +332,7 @@ class Board:
     def _recipe_hash(self) -> str:
         """Of the shared recipe, its files of rows, and the base model."""
         if self._data is None:
-            digest = hashlib.sha256(repr(self.resolved_mapping()).encode())
+            digest = hashlib.sha256(repr(deciding(self.resolved)).encode())
             for data in (self.resolved.train_data, self.resolved.eval_data):
                 path = self.resolved.folder / str(data)
                 if path.is_file():
@@ -379,13 +341,3 @@ class Board:
             digest.update(str(model.get("sha256", model["source"])).encode())
             self._data = digest.hexdigest()[:16]
         return self._data
-
-    def resolved_mapping(self) -> dict[str, Any]:
-        """The shared recipe as plain data, without what does not decide a number."""
-        defaults = defaults_of(type(self.resolved))
-        shown = {
-            k: v
-            for k, v in vars(self.resolved).items()
-            if k not in NOT_HASHED and (k in HASHED or v != defaults.get(k, MISSING))
-        }
-        return json.loads(json.dumps(shown, sort_keys=True, default=str))

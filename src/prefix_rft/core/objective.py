@@ -22,7 +22,7 @@ from prefix_rft.core.method import Method
 from prefix_rft.core.parts import DEFAULT_CONST
 from prefix_rft.core.select import keep_fraction
 from prefix_rft.core.stream import ORIGINS, REGULARISERS, Stream
-from prefix_rft.core.weights import Scores
+from prefix_rft.core.surrogate import count_clipped, surrogate, weight
 from prefix_rft.support.errors import UserError
 
 
@@ -211,7 +211,7 @@ def loss(
         total = total - targets.scale_S[s] * value_B.sum()
         if stream.surrogate in ("clip", "cispo"):
             advantage_B1 = targets.advantage_SB[s].to(logp_BT.dtype)[:, None]
-            _count_clipped(stats, method, stream, batch, logp_BT, advantage_B1, acts_BT)
+            count_clipped(stats, method, stream, batch, logp_BT, advantage_B1, acts_BT)
     return LossOutput(total, stats)
 
 
@@ -248,91 +248,12 @@ def _value(
     # Padding and tokens without advantage never reach an exp: they leave before it, not after.
     stream, acts_BT = method.streams[s], targets.acts_SBT[s]
     advantage_B1 = targets.advantage_SB[s].to(logp_BT.dtype)[:, None]
-    value_BT = _surrogate(method, stream, batch, logp_BT, entropy_BT, advantage_B1, acts_BT)
+    value_BT = surrogate(method, stream, batch, logp_BT, entropy_BT, advantage_B1, acts_BT)
     weight_BT = None
     if stream.weight is not None:
-        weight_BT = _weight(stream, batch, logp_BT, entropy_BT, acts_BT)
+        weight_BT = weight(stream, batch, logp_BT, entropy_BT, acts_BT)
         value_BT = value_BT * weight_BT
     return value_BT.where(acts_BT, 0.0), weight_BT
-
-
-def _surrogate(
-    method: Method,
-    stream: Stream,
-    batch: Batch,
-    logp_BT: Tensor,
-    entropy_BT: Tensor | None,
-    advantage_B1: Tensor,
-    acts_BT: Tensor,
-) -> Tensor:
-    if stream.surrogate == "entropy":
-        if entropy_BT is None:
-            raise UserError(f"stream '{stream.name}' of '{method.name}' needs entropies, got none")
-        return entropy_BT
-    logp = logp_BT.where(acts_BT, 0.0)
-    if stream.surrogate == "kl":
-        if batch.ref_logp_BT is None:
-            raise UserError(f"stream '{stream.name}' of '{method.name}' needs ref_logp_BT")
-        log_ratio = batch.ref_logp_BT.where(acts_BT, 0.0) - logp
-        # Beyond the limit the exponential goes on as a line, so that it still pulls back.
-        held = log_ratio.clamp(max=LOG_RATIO_LIMIT)
-        return -(held.exp() * (1.0 + log_ratio - held) - log_ratio - 1.0)
-    if stream.surrogate == "logp":
-        return advantage_B1 * logp
-    if stream.surrogate == "likelihood":
-        likelihood = logp.exp()
-        return advantage_B1 * (likelihood if stream.shape is None else stream.shape.of(likelihood))
-    rho = ratio(batch, logp, acts_BT, stream.level)
-    if stream.surrogate == "cispo":
-        held = rho.detach().clamp(1.0 - method.clip.low, 1.0 + method.clip.upper)
-        value = held * advantage_B1 * logp
-        return value if batch.weight_BT is None else value * batch.weight_BT.where(acts_BT, 0.0)
-    bounded = rho if method.clip.delta is None else rho.clamp(max=method.clip.delta)
-    value = bounded * advantage_B1
-    if stream.surrogate == "clip":
-        value = torch.minimum(
-            value, rho.clamp(1.0 - method.clip.low, 1.0 + method.clip.upper) * advantage_B1
-        )
-    return value if batch.weight_BT is None else value * batch.weight_BT.where(acts_BT, 0.0)
-
-
-LOG_RATIO_LIMIT = 20.0
-"""Beyond it (a factor of 5e8) a ratio is held: an infinite one would make a clipped token NaN."""
-
-
-def ratio(batch: Batch, logp_BT: Tensor, mask_BT: Tensor, level: str = "token") -> Tensor:
-    """Importance ratio ``pi / pi_old``; 1 outside the mask, and where there is no old policy.
-
-    At level ``sequence`` every token of a row has the geometric mean over its masked tokens.
-    """
-    old = logp_BT.detach() if batch.old_logp_BT is None else batch.old_logp_BT
-    log_ratio = logp_BT.where(mask_BT, 0.0) - old.where(mask_BT, 0.0)
-    if level == "sequence":
-        n = mask_BT.sum(1, keepdim=True).clamp(min=1)
-        log_ratio = (log_ratio.sum(1, keepdim=True) / n).where(mask_BT, 0.0)
-    return log_ratio.clamp(max=LOG_RATIO_LIMIT).exp()
-
-
-@torch.no_grad()
-def _weight(
-    stream: Stream, batch: Batch, logp_BT: Tensor, entropy_BT: Tensor | None, acts_BT: Tensor
-) -> Tensor:
-    """The stream's weight of every token, shape (B, T), without gradient."""
-    assert stream.weight is not None  # noqa: S101
-    ref = batch.ref_logp_BT
-    scores = Scores(
-        logp_BT.where(acts_BT, 0.0),
-        acts_BT,
-        None if entropy_BT is None else entropy_BT.where(acts_BT, 0.0),
-        None if ref is None else ref.where(acts_BT, 0.0),
-    )
-    weight = stream.weight.of(scores)
-    if weight.shape not in (acts_BT.shape, (len(acts_BT), 1)):
-        raise UserError(
-            f"weight '{stream.weight.name}' of stream '{stream.name}' must have shape (B, T) or "
-            f"(B, 1), got {tuple(weight.shape)}"
-        )
-    return weight.expand(acts_BT.shape)
 
 
 @torch.no_grad()
@@ -363,25 +284,3 @@ def _stats(
     stats["prefix/token_share"] = (batch.prefix_mask_BT.sum(), response.sum())
     stats["trained/token_share"] = (targets.acts_SBT.any(0).sum(), response.sum())
     return stats
-
-
-@torch.no_grad()
-def _count_clipped(
-    stats: dict[str, tuple[Tensor, Tensor]],
-    method: Method,
-    stream: Stream,
-    batch: Batch,
-    logp_BT: Tensor,
-    advantage_B1: Tensor,
-    acts_BT: Tensor,
-) -> None:
-    """Add the tokens that the clip acts on to ``clip_ratio/region_mean``: those whose gradient it
-    removes, or, for ``cispo``, whose weight it holds."""
-    rho = ratio(batch, logp_BT, acts_BT, stream.level)
-    clipped = (rho < 1.0 - method.clip.low) & (advantage_B1 < 0)
-    clipped = (clipped | ((rho > 1.0 + method.clip.upper) & (advantage_B1 > 0))) & acts_BT
-    if stream.surrogate == "cispo":
-        clipped = ((rho < 1.0 - method.clip.low) | (rho > 1.0 + method.clip.upper)) & acts_BT
-    name = "clip_ratio/region_mean"
-    s, n = stats.get(name, (clipped.new_zeros((), dtype=torch.int64),) * 2)
-    stats[name] = (s + clipped.sum(), n + acts_BT.sum())

@@ -137,6 +137,11 @@ def draw(chart: Chart, identity: int, limit: int, window: int) -> Markup:
             for x, y in lonely(points)
         ]
         parts.append(Markup("</g>"))
+    return _framed(chart, identity, Markup("").join(parts))
+
+
+def _framed(chart: Chart, identity: int, parts: Markup) -> Markup:
+    """The parts of a chart within an SVG element that a screen reader can read."""
     words = visible(". ".join(describe(line) for line in chart.lines))
     return Markup(
         '<svg viewBox="0 0 {} {}" role="img" aria-labelledby="t{} d{}">'
@@ -148,7 +153,7 @@ def draw(chart: Chart, identity: int, limit: int, window: int) -> Markup:
             visible(f"{chart.title} by {chart.across}"),
             identity,
             words,
-            Markup("").join(parts),
+            parts,
         ),
     )
 

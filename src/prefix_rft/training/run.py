@@ -34,6 +34,7 @@ from prefix_rft.runs.reader import RunFolder
 from prefix_rft.support.console import say
 from prefix_rft.support.display import Display
 from prefix_rft.support.errors import Interrupted, UserError, one_line
+from prefix_rft.support.phases import Phases
 from prefix_rft.support.writing import check_folder, write_json
 from prefix_rft.training.agreement import agree, agree_to_start, hears_others
 from prefix_rft.training.progress import Progress
@@ -70,79 +71,31 @@ def run(setup: Setup, display: Display, start: Start, command: Command) -> Path:
         start: where the run goes on.
         command: how it was asked for.
     """
-    recipe, method, rewards, args = setup.recipe, setup.method, setup.rewards, setup.args
+    recipe, args = setup.recipe, setup.args
     console, phases = display.console, display.phases
+    folder = Path(args.output_dir)
+    check_folder(folder, "the run folder")
     phases.begin("reading the rows")
-    check_folder(Path(args.output_dir), "the run folder")
-    rows = load_rows(recipe.train_data, folder=recipe.folder, reading=recipe.reading(args.seed))
-    held_out = None
-    if recipe.eval_data is not None and rewards:
-        held_out = load_rows(
-            recipe.eval_data,
-            folder=recipe.folder,
-            reading=recipe.reading(args.seed),
-            limit=recipe.eval_problems,
-        )
+    rows, held_out = read_all(setup)
     phases.begin("loading the model")
     model, tokenizer = load_model(
         recipe.model_source(), recipe.folder, trainable=True, **recipe.model_options
     )
-
     if args.chat_template_date is None and tells_time(tokenizer):
         args.chat_template_date = start.date()
     stop_clock(args, tokenizer)
     rows, held_out = preflight(setup, model, tokenizer, rows, held_out, console, phases)
-    folder = Path(args.output_dir)
     filtered = None
     if recipe.rif is not None:
-        rule, record = Filter.read(recipe.rif), folder / "rif.json"
-        if args.resume_from_checkpoint and record.is_file():
-            rows, filtered = choose_rows(rule, rows, recorded(rule, rows, record), console)
-        else:
-            display.soon()
-            phases.begin(FILTERING, len(rows))
-            rows, filtered = filter_rows(
-                rule, model, tokenizer, rows, rewards[0], args, console, phases.at
-            )
+        rows, filtered = filter_prompts(setup, model, tokenizer, rows, display)
     agree(rows)
-    new = [f for f in (folder, folder.parent) if not f.exists()]
     # Looked at before the trainer is made, which writes what TRL and trackers want there.
     others = start.folder is None and taken(folder)
     phases.begin("making the trainer")
-    shared: dict[str, Any] = {
-        "train_dataset": rows,
-        "processing_class": tokenizer,
-        "phases": phases,
-    }
-    try:
-        if method.samples:
-            trainer: Any = PrefixRFTTrainer(model, rewards, args, **shared)
-        else:
-            trainer = DemonstrationTrainer(model, args, **shared)
-    except DataError as error:
-        remove_empty(new)
-        raise UserError(f"data '{recipe.train_data}': {error}") from error
-    except UserError:
-        remove_empty(new)
-        raise
-    except (ValueError, ImportError) as error:
-        remove_empty(new)
-        raise UserError(f"the trainer cannot be made: {one_line(error)}") from error
+    trainer = make_trainer(setup, model, tokenizer, rows, phases)
     main = trainer.accelerator.is_main_process
     with ExitStack() as stack:
-        refused = None
-        if main:
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(alone(folder))
-                start.look()
-                if start.checkpoint is not None:
-                    before = RunFolder(folder).recipe()
-                    refuse_another_model(folder, before, resolved(recipe, method, args))
-                if others or (start.folder is None and begun(folder)):
-                    raise UserError(f"another run has taken the folder '{folder}': start again")
-            except UserError as error:
-                refused = str(error)
+        refused = claim(setup, start, stack, others) if main else None
         agree_to_start(refused, start)
         if start.checkpoint is not None:
             trainer.look_at_checkpoint(start.checkpoint)
@@ -153,6 +106,85 @@ def run(setup: Setup, display: Display, start: Start, command: Command) -> Path:
         trainer.add_callback(Loaded(lambda: begin(setup, start, console), start))
         with hears_others(trainer, lambda: command.to_go_on(start, folder)):
             return work(setup, display, trainer, held_out, lambda: command.to_go_on(start, folder))
+
+
+def read_all(setup: Setup) -> tuple[Dataset, Dataset | None]:
+    """The rows to train on, and the held-out ones where they can be graded."""
+    recipe = setup.recipe
+    reading = recipe.reading(setup.args.seed)
+    rows = load_rows(recipe.train_data, folder=recipe.folder, reading=reading)
+    if recipe.eval_data is None or not setup.rewards:
+        return rows, None
+    return rows, load_rows(
+        recipe.eval_data, folder=recipe.folder, reading=reading, limit=recipe.eval_problems
+    )
+
+
+def filter_prompts(
+    setup: Setup, model: Any, tokenizer: Any, rows: Dataset, display: Display
+) -> tuple[Dataset, dict[str, Any]]:
+    """The rows that the recipe's ``rif`` leaves, and its record; a run that goes on has one."""
+    args, console = setup.args, display.console
+    rule, record = Filter.read(setup.recipe.rif or {}), Path(args.output_dir) / "rif.json"
+    if args.resume_from_checkpoint and record.is_file():
+        return choose_rows(rule, rows, recorded(rule, rows, record), console)
+    display.soon()
+    display.phases.begin(FILTERING, len(rows))
+    tick = display.phases.at
+    return filter_rows(rule, model, tokenizer, rows, setup.rewards[0], args, console, tick)
+
+
+def make_trainer(setup: Setup, model: Any, tokenizer: Any, rows: Dataset, phases: Phases) -> Any:
+    """The trainer of the recipe's method; folders that it made for nothing are taken back.
+
+    Raises:
+        UserError: a setting or a row that it cannot use.
+    """
+    folder = Path(setup.args.output_dir)
+    new = [f for f in (folder, folder.parent) if not f.exists()]
+    shared: dict[str, Any] = {
+        "train_dataset": rows,
+        "processing_class": tokenizer,
+        "phases": phases,
+    }
+    try:
+        if setup.method.samples:
+            return PrefixRFTTrainer(model, setup.rewards, setup.args, **shared)
+        return DemonstrationTrainer(model, setup.args, **shared)
+    except DataError as error:
+        remove_empty(new)
+        raise UserError(f"data '{setup.recipe.train_data}': {error}") from error
+    except UserError:
+        remove_empty(new)
+        raise
+    except (ValueError, ImportError) as error:
+        remove_empty(new)
+        raise UserError(f"the trainer cannot be made: {one_line(error)}") from error
+
+
+def claim(setup: Setup, start: Start, stack: ExitStack, others: bool) -> str | None:
+    """Take the run folder for this process while ``stack`` is open; why it cannot be had, if so.
+
+    Args:
+        setup: the resolved recipe.
+        start: where the run goes on.
+        stack: holds the folder's lock.
+        others: someone had written into the new folder before the trainer was made.
+    """
+    folder = Path(setup.args.output_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(alone(folder))
+        start.look()
+        if start.checkpoint is not None:
+            before = RunFolder(folder).recipe()
+            now = resolved(setup.recipe, setup.method, setup.args)
+            refuse_another_model(folder, before, now)
+        if others or (start.folder is None and begun(folder)):
+            raise UserError(f"another run has taken the folder '{folder}': start again")
+    except UserError as error:
+        return str(error)
+    return None
 
 
 class Loaded(TrainerCallback):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import shlex
 import sys
 from collections.abc import Mapping
 from contextlib import redirect_stdout
@@ -27,9 +25,9 @@ from prefix_rft.engines.changes import (
 )
 from prefix_rft.engines.options import SHARED
 from prefix_rft.engines.verl.block import KEY, unsupported
+from prefix_rft.engines.verl.results import NEWEST, take_metrics, to_merge
 from prefix_rft.recipe.batches import BatchPlan
 from prefix_rft.recipe.recipe import RECOMPUTE, Recipe
-from prefix_rft.runs.metrics import append_metrics
 from prefix_rft.runs.rollouts import cut_rollouts
 from prefix_rft.support.console import say
 from prefix_rft.support.errors import UserError, nearest
@@ -65,10 +63,6 @@ NO_LIMIT = 1e9
 """For the norm of the gradient; 0, TRL's word for it, would take the gradient away on verl."""
 
 SCHEDULES = ("constant", "cosine")
-
-
-NEWEST = "latest_checkpointed_iteration.txt"
-"""In the folder of verl's checkpoints, once there is one."""
 
 
 def refuse(recipe: Recipe, method: Method) -> None:
@@ -284,33 +278,6 @@ def refuse_changes(
             )
 
 
-RENAMED = {
-    "actor/loss": "loss",
-    "actor/grad_norm": "grad_norm",
-    "actor/lr": "learning_rate",
-}
-"""Metrics of verl's, and what the TRL engine calls them."""
-
-
-def take_metrics(folder: Path) -> None:
-    """Write ``metrics.jsonl`` as other runs have it, from verl's own files, one of each part.
-
-    A part that goes on from a checkpoint does the steps behind it anew.
-    """
-    lines: dict[int, dict[str, Any]] = {}
-    for path in sorted(folder.glob("verl-*.jsonl")):
-        text = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        found = [json.loads(x) for x in text if x.endswith("\n")]  # the last may be cut off
-        trained = [int(x["step"]) for x in found if "actor/loss" in x["data"]]
-        for step in [s for s in lines if trained and s >= min(trained)]:
-            del lines[step]
-        for line in found:
-            lines.setdefault(int(line["step"]), {}).update(line["data"])
-    (folder / "metrics.jsonl").unlink(missing_ok=True)
-    for step in sorted(lines):
-        append_metrics(folder, step, {RENAMED.get(k, k): v for k, v in lines[step].items()})
-
-
 def run(recipe: Recipe, args: Any, folder: Path, console: Console, resume: bool) -> None:
     """Run on verl, to the end.
 
@@ -333,28 +300,3 @@ def run(recipe: Recipe, args: Any, folder: Path, console: Console, resume: bool)
     finally:
         take_metrics(folder)
     say(console, to_merge(folder, Path(saved), str(config.actor_rollout_ref.actor.strategy)))
-
-
-MERGED = {"fsdp": "fsdp", "fsdp2": "fsdp", "megatron": "megatron"}
-"""verl's strategies, and the backend of its merger for each."""
-
-
-def to_merge(folder: Path, saved: Path, strategy: str) -> str:
-    """How the trained model comes out of the newest checkpoint, in words.
-
-    Args:
-        folder: of the run.
-        saved: where its checkpoints are.
-        strategy: verl's, of the actor.
-    """
-    newest = saved / NEWEST
-    if not newest.is_file():
-        return f"there is no checkpoint in {saved}, and so no trained model"
-    part = saved / f"global_step_{newest.read_text(encoding='utf-8').strip()}" / "actor"
-    if strategy not in MERGED:
-        return f"the trained model is in parts in {part}, in the form of verl's '{strategy}'"
-    return (
-        f"the trained model is in parts; to have it whole, in bf16, in {folder}/model:\n"
-        f"python -m verl.model_merger merge --backend {MERGED[strategy]} "
-        f"--local_dir {shlex.quote(str(part))} --target_dir {shlex.quote(str(folder / 'model'))}"
-    )

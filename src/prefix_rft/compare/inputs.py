@@ -1,0 +1,61 @@
+"""What a record of a comparison was made from, and whether it is that of today."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from typing import Any
+
+from prefix_rft.recipe.recipe import Recipe
+
+HASHED = (
+    *("model", "train_data", "eval_data", "columns", "system_prompt", "reward", "method", "rif"),
+    *("max_demonstrations", "demonstration_fraction", "only_correct_demonstrations"),
+    *("prompts_per_step", "micro_batch_size", "trainer"),
+    *("eval_samples", "eval_temperature", "eval_problems"),
+)
+"""Keys of a recipe that are in the hash of every record. A key that came later is in it only where
+it is not at its default: records from before it are of the same recipe."""
+NOT_HASHED = ("folder", "runs", "name")
+"""Keys that decide no number."""
+
+
+def defaults_of(kind: Any) -> dict[str, Any]:
+    """The fields of a dataclass that have a default, and what it is."""
+    found = {f.name: f.default for f in fields(kind) if f.default is not MISSING}
+    made = {f.name: f.default_factory() for f in fields(kind) if f.default_factory is not MISSING}
+    return {**found, **made}
+
+
+def same_inputs(
+    known: Mapping[str, Mapping[str, Any]],
+    now: Mapping[str, Mapping[str, Any]],
+    defaults: Mapping[str, Any],
+) -> bool:
+    """Whether the sets of a record are those of today.
+
+    What a record does not say, because it is older than that setting, was at the default; and a
+    hash that is not kept in it cannot be compared.
+
+    Args:
+        known: settings by set, from a record.
+        now: as they would be written today.
+        defaults: of settings that a set can have.
+    """
+    return known.keys() == now.keys() and all(
+        one.get(k, defaults.get(k, now[name].get(k))) == now[name].get(k)
+        for name, one in known.items()
+        for k in {**one, **now[name]}
+    )
+
+
+def deciding(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as plain data, without what does not decide a number."""
+    defaults = defaults_of(type(recipe))
+    shown = {
+        k: v
+        for k, v in vars(recipe).items()
+        if k not in NOT_HASHED and (k in HASHED or v != defaults.get(k, MISSING))
+    }
+    return json.loads(json.dumps(shown, sort_keys=True, default=str))
