@@ -19,7 +19,7 @@ from prefix_rft.tasks.countdown.files import write
 from prefix_rft.tasks.countdown.grade import grade
 from tiny import make_config, make_model, make_rows, make_tokenizer, shaped_reward
 
-PAGE = Path(__file__).parents[2] / "examples" / "from_scratch.py"
+PAGE = Path(__file__).parents[3] / "examples" / "from_scratch.py"
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from prefix_rft.engines.verl import results
 from prefix_rft.support.errors import UserError
 from tiny import make_model, make_tokenizer
 
-EXAMPLES = Path(__file__).parents[1] / "examples/cluster"
+EXAMPLES = Path(__file__).parents[2] / "examples/cluster"
 RECIPE = {
     "engine": "verl",
     "model": "org/model",

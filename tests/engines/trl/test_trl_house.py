@@ -11,11 +11,11 @@ import transformers.trainer
 import trl.trainer.grpo_trainer
 import trl.trainer.sft_trainer
 
-ENGINES = Path(__file__).parents[2] / "src/prefix_rft/engines"
+ENGINES = Path(__file__).parents[3] / "src/prefix_rft/engines"
 FOLDER = ENGINES / "trl"
 PACKAGE = "prefix_rft.engines.trl"
 
-RULE = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
+RULE = (Path(__file__).parents[3] / "CONTRIBUTING.md").read_text()
 TOP_DOWN = re.search(r"```\n(trainer, .*?)```", RULE, re.DOTALL)
 assert TOP_DOWN is not None
 LAYERS = [{"__init__"}, *(set(line.split(", ")) for line in TOP_DOWN[1].splitlines())][::-1]
