@@ -250,7 +250,7 @@ def test_a_checkpoint_goes_on_as_it_began(task: Path, tmp_path: Path) -> None:
         ("speft", "parameter_mask=5", "must be a mapping with a kind"),
         ("retain", "parameter_mask.data=nope.jsonl", "nope.jsonl"),
         ("relift", "method.sft_prompts=100000", "but a generation has 256 rows"),
-        ("relift", "method.all_wrong=resample", "sets aside prompts that fail"),
+        ("relift", "method.all_wrong=resample", "prompts that fail are set aside"),
         ("relift", "method.unsolved_at=2", "a solve rate must be in"),
         ("uft", "method.chunks=0", "chunks must be at least 1"),
         ("pope", "method.guided_share=2", "guided_share must be in"),

@@ -17,6 +17,7 @@ import torch
 
 from prefix_rft import DemonstrationTrainer, PrefixRFTTrainer
 from prefix_rft.core import Method
+from prefix_rft.core.parts import Groups, Overlong
 from prefix_rft.methods.luffy import luffy
 from tables import rest_slow
 from tiny import make_imitation_config, make_tokenizer
@@ -50,7 +51,7 @@ HINTS = ("hint:5", "hint:9", "mixed", "right")
 
 def priced_luffy() -> Method:
     """A method of one's own: LUFFY with a price on long rollouts."""
-    return replace(luffy(), name="priced_luffy", overlong_buffer=0.5)
+    return replace(luffy(), name="priced_luffy", groups=Groups(overlong=Overlong(0.5)))
 
 
 ROLLOUTS = [
