@@ -43,7 +43,7 @@ Ranks = tuple[Path, list[dict[str, Any]]]
 
 def launch(folder: Path, cases: Sequence[str]) -> Ranks:
     """What each of two processes found, of all these cases in one launch."""
-    paths = [str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")]
+    paths = [str(HERE), str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -495,7 +495,7 @@ def test_sums_of_a_step_are_double_and_what_has_no_count_is_left_out() -> None:
 @pytest.mark.slow
 def test_two_processes_measure_together(tmp_path: Path) -> None:
     """A group of eight lies across both; every number is that of the whole update."""
-    path = os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(HERE), str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [
             sys.executable,

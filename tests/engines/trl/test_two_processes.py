@@ -19,7 +19,7 @@ def launch(folder: Path, *args: str) -> list[list[dict]]:
     environment = os.environ | {
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join(
-            [str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")]
+            [str(HERE), str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")]
         ),
     }
     done = subprocess.run(
