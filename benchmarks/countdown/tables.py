@@ -83,7 +83,7 @@ def board(name: str, data: Path, output: Path | None = None) -> Board:
     return read_board(str(path), overrides, None, seeds, None, str(folder))
 
 
-def columns(block: tables.Block, *names: str) -> dict[str, Row]:
+def columns(block: tables.Section, *names: str) -> dict[str, Row]:
     """Some columns of a table, by arm."""
     at = [list(block.head).index(name) for name in names]
     return {row[0]: [row[i] for i in at] for row in block.rows}

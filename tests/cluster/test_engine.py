@@ -30,17 +30,17 @@ from prefix_rft.cli import main
 from prefix_rft.core import Batch, loss, prepare
 from prefix_rft.core.planner import Group, Start
 from prefix_rft.data.demonstrations import EXAMPLE, IDS
-from prefix_rft.engines.plan import Moment, RowPlan, replanned, starting, starts_of
+from prefix_rft.engines.plan import RowPlan, RunPoint, replanned, starting, starts_of
 from prefix_rft.engines.setup import configure as configure_recipe
 from prefix_rft.engines.verl import columns, require_verl
 from prefix_rft.engines.verl import from_recipe as cluster
 from prefix_rft.engines.verl.agent_loop import PrefixAgentLoop
-from prefix_rft.engines.verl.block import KEY, Block, unsupported
+from prefix_rft.engines.verl.credit import Graded, verdict_shares
 from prefix_rft.engines.verl.dataset import COLUMNS, PROMPT_IDS, Prompts
-from prefix_rft.engines.verl.graded import Graded, verdict_shares
 from prefix_rft.engines.verl.launch import verify
 from prefix_rft.engines.verl.loss import means, method_loss
-from prefix_rft.engines.verl.plan import Plan
+from prefix_rft.engines.verl.method_config import KEY, MethodConfig, unsupported
+from prefix_rft.engines.verl.prompt_plan import Plan
 from prefix_rft.engines.verl.rewards import UNGRADED, Graders, combined
 from prefix_rft.engines.verl.rollouts import VERDICTS, rollouts_of
 from prefix_rft.engines.verl.settings import MODES, configure
@@ -204,7 +204,7 @@ def test_other_versions_are_refused(monkeypatch: pytest.MonkeyPatch, found: str)
 @pytest.mark.parametrize("name", METHODS)
 def test_methods_that_run(name: str) -> None:
     assert unsupported(load(name)) is None
-    assert Block(name).resolve_method(8, 64).name == name
+    assert MethodConfig(name).resolve_method(8, 64).name == name
 
 
 @pytest.mark.parametrize("nodes", [1, 4])
@@ -432,8 +432,8 @@ def test_attempts_are_those_of_the_trl_engine(all_wrong: str) -> None:
     options: dict[str, Any] = {"all_wrong": all_wrong}
     if all_wrong == "lengthen":
         options["attempts"] = 2
-    method = Block("prefix_rft", options).resolve_method(4, 64)
-    moment = Moment(4, seed=3, step=5, total_steps=20, max_completion_length=64)
+    method = MethodConfig("prefix_rft", options).resolve_method(4, 64)
+    moment = RunPoint(4, seed=3, step=5, total_steps=20, max_completion_length=64)
     example = {EXAMPLE: 7, IDS: [list(range(30)), list(range(40))]}
     plan = Plan.of(method, example, moment)
     first = starts_of(method, moment.group(method, example))
@@ -532,7 +532,7 @@ def add_graded(method: Any, data: Any, tags: Any) -> Graded:
 @pytest.mark.parametrize("name", METHODS)
 def test_both_engines_have_one_loss(name: str) -> None:
     """Rows as core takes them from the TRL engine, and as it takes them out of verl's columns."""
-    method = Block(name).resolve_method(4, 16)
+    method = MethodConfig(name).resolve_method(4, 16)
     data, tags = rollouts()
     add_graded(method, data, tags)
     T = max(LENGTHS)
@@ -599,7 +599,7 @@ def test_later_updates_select_by_the_present_entropies(
 ) -> None:
     """Two updates of one step; the policy may have moved before, where steps share a sync."""
     options = {"entropy_source": source, "entropy_scope": "row", "entropy_keep": 0.01}
-    method = Block("prefix_rft", options).resolve_method(4, 16)
+    method = MethodConfig("prefix_rft", options).resolve_method(4, 16)
     data, tags = rollouts()
     add_graded(method, data, tags)
     tu.assign_non_tensor(data, **{STEP: 0, TOTAL: 4, MOVED: moved})
@@ -629,7 +629,7 @@ def test_later_updates_select_by_the_present_entropies(
 
 
 def test_rows_that_fill_the_batch_take_no_part() -> None:
-    method = Block("prefix_rft").resolve_method(4, 16)
+    method = MethodConfig("prefix_rft").resolve_method(4, 16)
     data, tags = rollouts()
     rows = add_graded(method, data, tags)
     assert rows.dropped_N.tolist() == [False] * 8 + [True]
@@ -639,7 +639,7 @@ def test_rows_that_fill_the_batch_take_no_part() -> None:
     assert found["prefix/row_share"] == 2 / 8
     assert found["groups/all_wrong"] == 0
     assert "groups/resampled" not in found
-    again = Block("bread").resolve_method(4, 16)
+    again = MethodConfig("bread").resolve_method(4, 16)
     assert add_graded(again, *rollouts()).metrics(again)["groups/resampled"] == 4 / 8
     assert found["prefix/length"] == 2.5
     assert found["rewards/ungraded"] == 1 / 8
@@ -652,7 +652,7 @@ def texts(rows: list[list[int]]) -> list[str]:
 
 
 def test_rollouts_are_written_as_the_trl_engine_writes_them() -> None:
-    method = Block("luffy").resolve_method(4, 16)
+    method = MethodConfig("luffy").resolve_method(4, 16)
     data, tags = rollouts()
     add_graded(method, data, tags)
     said = {"exact": {"status": "correct", "reward": 1.0, "detail": "", "answer": None}}

@@ -8,7 +8,7 @@ import torch
 from prefix_rft.engines.models import load_configs, load_model, load_tokenizer
 from prefix_rft.engines.packages import check_packages
 from prefix_rft.engines.setup import configure
-from prefix_rft.recipe.model_options import look_for, model_options
+from prefix_rft.recipe.model_options import find_model, model_options
 from prefix_rft.recipe.recipe import RecipeFile
 from prefix_rft.support.errors import UserError
 from tiny import make_config, make_model, make_rows, make_tokenizer
@@ -63,7 +63,7 @@ def test_a_recipe_elsewhere_is_told_what_stands_beside_it(
         load_model(recipe.model_source(), recipe.folder)
     good = RecipeFile.read(folder / "recipe.yaml", ["model=./models/base/"]).recipe()
     assert Path(good.model_source()) == folder / "models/base"
-    assert look_for("owner/name", folder) == "owner/name"
+    assert find_model("owner/name", folder) == "owner/name"
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "torch.bfloat16"])

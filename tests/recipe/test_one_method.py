@@ -21,7 +21,7 @@ from prefix_rft.engines.options import SHARED, with_const
 from prefix_rft.engines.setup import configure, set_up
 from prefix_rft.engines.trl import DemonstrationConfig
 from prefix_rft.engines.verl import from_recipe as cluster
-from prefix_rft.engines.verl.block import Block
+from prefix_rft.engines.verl.method_config import MethodConfig
 from prefix_rft.methods import load
 from prefix_rft.recipe.recipe import RecipeFile
 from prefix_rft.recipe.resolved import resolved
@@ -102,8 +102,8 @@ def test_every_place_has_the_same_method(key: str, how: str, folder: Path, tmp_p
     setup = configure(str(folder / "recipe.yaml"), [*named, "engine=verl"])
     setup.close()
     told = cluster.settings(setup.recipe, setup.args, tmp_path / "x", resume=False)
-    block = {f.name: told[k] for f in fields(Block) if (k := f"prefix_rft.{f.name}") in told}
-    assert Block(**block).resolve_method(4, 24) == setup.method
+    block = {f.name: told[k] for f in fields(MethodConfig) if (k := f"prefix_rft.{f.name}") in told}
+    assert MethodConfig(**block).resolve_method(4, 24) == setup.method
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from prefix_rft.rewards import STATUSES
 from prefix_rft.runs.reader import RunFolder
 from prefix_rft.show import run_show
 from prefix_rft.show.groups import Filters, find, load, read_range
-from prefix_rft.show.view import KEPT, PREFIX, SAMPLED, UNMARKED, marked
+from prefix_rft.show.view import PREFIX, SAMPLED, SELECTED, UNMARKED, marked
 
 Row = dict[str, Any]
 WORDS = ["a", "b", "c", "d", "e", "f"]
@@ -218,7 +218,7 @@ def test_marks_never_split_a_character() -> None:
     one = row(0, 0, 1.0, completion_ids=ids, text="aéaaaaa", prefix_length=2, kept=[1, 5, "x"])
     assert marked(tokenizer, one) == [
         ("a", PREFIX),
-        ("«»", KEPT),
+        ("«»", SELECTED),
         ("┃", "bold"),
         ("éaaaaa", SAMPLED),
     ]

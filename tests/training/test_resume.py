@@ -17,7 +17,7 @@ from prefix_rft.recipe.resolved import resolved_value
 from prefix_rft.runs.checkpoints import checkpoints
 from prefix_rft.support.errors import UserError
 from prefix_rft.training.agreement import agree_to_start
-from prefix_rft.training.resume import Start, changes, find, go_on_with, newest_run
+from prefix_rft.training.resume import ResumePoint, changes, find, go_on_with, newest_run
 from prefix_rft.training.train import train
 
 OVERRIDES = ["max_steps=4", "save_steps=2"]
@@ -161,13 +161,13 @@ def test_a_damaged_record_costs_nothing(
 def test_processes_start_together(monkeypatch: pytest.MonkeyPatch) -> None:
     others: list[Any] = []
     monkeypatch.setattr("prefix_rft.training.agreement.gather_object", lambda own: [*own, *others])
-    agree_to_start(None, Start())
+    agree_to_start(None, ResumePoint())
     others.append((None, 3))
     with pytest.raises(UserError, match="processes have found different checkpoints"):
-        agree_to_start(None, Start())
+        agree_to_start(None, ResumePoint())
     others[0] = ("in use", 0)
     with pytest.raises(UserError, match="in use"):
-        agree_to_start(None, Start())
+        agree_to_start(None, ResumePoint())
 
 
 def test_a_damaged_later_checkpoint_is_set_aside(recipe: Path, whole: Path, tmp_path: Path) -> None:
@@ -187,13 +187,13 @@ def test_a_run_that_has_gone_on_meanwhile_is_left_alone(
     shutil.rmtree(runs / "run/model")
     start = find(runs, ["run"], lambda words: None)
     assert start.checkpoint == runs / "run/checkpoint-4"
-    start.look()
+    start.verify_unchanged()
     if what == "more":
         (runs / "run/checkpoint-6").mkdir()
     else:
         shutil.rmtree(runs / "run/checkpoint-4")
     with pytest.raises(UserError, match="has gone on with the run"):
-        start.look()
+        start.verify_unchanged()
 
 
 def test_weights_alone_are_not_gone_on_with(whole: Path, tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_weights_alone_are_not_gone_on_with(whole: Path, tmp_path: Path) -> None
     known["trainer"]["save_only_model"] = True
     path.write_text(yaml.safe_dump(known))
     said: list[str] = []
-    assert find(runs, ["run"], said.append) == Start()
+    assert find(runs, ["run"], said.append) == ResumePoint()
     assert "weights alone (save_only_model)" in said[0]
 
 
@@ -267,14 +267,16 @@ def test_stages_of_an_older_pass_are_not_gone_on_with(tmp_path: Path) -> None:
     first = made("x-1-sft", "base")
     second = made("x-2-rl", str(first / "model"))
     names = ["x-1-sft", "x-2-rl"]
-    assert find(tmp_path, names, said.append) == Start(1, folder=second, finished=True)
+    assert find(tmp_path, names, said.append) == ResumePoint(1, folder=second, finished=True)
     again = made("x-1-sft-2", "base", done=False)
-    assert find(tmp_path, names, said.append) == Start(0, None, again, seen=())
+    assert find(tmp_path, names, said.append) == ResumePoint(0, None, again, seen=())
     assert "begins again" in said[-1]
     (again / "model").mkdir()
-    assert find(tmp_path, names, said.append) == Start(1, str(again / "model"))
+    assert find(tmp_path, names, said.append) == ResumePoint(1, str(again / "model"))
     later = made("x-2-rl-2", str(again / "model"), done=False)
-    assert find(tmp_path, names, said.append) == Start(1, str(again / "model"), later, seen=())
+    assert find(tmp_path, names, said.append) == ResumePoint(
+        1, str(again / "model"), later, seen=()
+    )
 
 
 def test_changes_are_those_of_what_is_trained() -> None:
@@ -285,16 +287,16 @@ def test_changes_are_those_of_what_is_trained() -> None:
 
 def test_the_command_that_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = ["runs=my runs", "resume_from_checkpoint=x/checkpoint-1", "method.beta=0.1"]
-    said = go_on_with("a b.yaml", given, Start(), tmp_path)
+    said = go_on_with("a b.yaml", given, ResumePoint(), tmp_path)
     assert said == "prefix-rft train 'a b.yaml' 'runs=my runs' method.beta=0.1 --resume"
     # One that was named: --resume could find another run, and both at once are refused.
     for step in (1, 12):
         (tmp_path / f"checkpoint-{step}").mkdir()
-    named = Start(folder=tmp_path, checkpoint=tmp_path / "checkpoint-1")
+    named = ResumePoint(folder=tmp_path, checkpoint=tmp_path / "checkpoint-1")
     said = go_on_with("a.yaml", given, named, tmp_path)
     assert said.endswith(f"method.beta=0.1 resume_from_checkpoint={tmp_path}/checkpoint-12")
     monkeypatch.setenv("WORLD_SIZE", "4")
-    assert go_on_with("a.yaml", [], Start(), tmp_path) == (
+    assert go_on_with("a.yaml", [], ResumePoint(), tmp_path) == (
         "(as 4 processes again) prefix-rft train a.yaml --resume"
     )
 

@@ -11,7 +11,7 @@ from typing import Any
 import killed_runs as killed
 import pytest
 
-from prefix_rft.engines.tripwires import WIRES, Wire
+from prefix_rft.engines.tripwires import WIRES, Tripwire
 from prefix_rft.engines.trl.processes import Processes
 from prefix_rft.engines.trl.safety.interrupt import StopOnSignal
 from prefix_rft.runs.checkpoints import checkpoints, fault
@@ -159,7 +159,7 @@ def test_a_reader_that_has_left_stops_nothing() -> None:
 def test_the_line_that_a_tripwire_stops_at_is_written(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(WIRES, "zero_gradient", Wire(lambda line, last: True, "seen"))
+    monkeypatch.setitem(WIRES, "zero_gradient", Tripwire(lambda line, last: True, "seen"))
     given = ["max_steps=3", "tripwires={zero_gradient: stop}", "tripwire_steps=2"]
     given.append("logging_steps=1")
     with pytest.raises(RunError, match="stopped at step 2 by the tripwire zero_gradient"):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from prefix_rft.core import select_prefix
 from prefix_rft.data import DataError, Renderer, find_source, read_rows
-from prefix_rft.data.demonstrations import EXAMPLE, IDS, KEPT, fate_of
+from prefix_rft.data.demonstrations import EXAMPLE, IDS, USABLE, usable_or_why
 from prefix_rft.data.render import end_of_text_ids
 from prefix_rft.engines.models import (
     give_template,
@@ -25,7 +25,7 @@ from prefix_rft.engines.models import (
     load_tokenizer,
     quiet,
 )
-from prefix_rft.engines.plan import Moment, plan_rows
+from prefix_rft.engines.plan import RunPoint, plan_rows
 from prefix_rft.engines.sampling import SamplingSettings, generate, sample, supported
 from prefix_rft.engines.setup import Setup, configure
 from prefix_rft.engines.trl.clock import template_kwargs
@@ -116,7 +116,7 @@ def show_row(
     demonstrations = [
         i
         for i, t in zip(ids_of, texts, strict=True)
-        if fate_of(i, t, render, setup.args.max_completion_length) == KEPT
+        if usable_or_why(i, t, render, setup.args.max_completion_length) == USABLE
     ]
     tokens = [Token(i, PROMPT) for i in prompt]
     if setup.method.samples:
@@ -159,7 +159,7 @@ def hybrid_row(
     plan = plan_rows(
         setup.method,
         [{IDS: demonstrations, EXAMPLE: number - 1}],
-        Moment(
+        RunPoint(
             setup.plan.generations,
             setup.args.seed,
             step,
@@ -225,7 +225,7 @@ def continuation(
 
 def show(console: Console, tokens: list[Token], render: Renderer, ids: bool) -> None:
     """The legend with counts, then the row; the selection is marked « » for lack of colours."""
-    fates = {
+    reasons = {
         PROMPT: "not trained",
         PREFIX: "not trained",
         CHOSEN: "trained with the row's advantage",
@@ -238,10 +238,10 @@ def show(console: Console, tokens: list[Token], render: Renderer, ids: bool) -> 
     }
     roles = [t.role for t in tokens]
     if CHOSEN not in roles:
-        fates[PREFIX] = "its tokens of highest entropy are trained; give --model to see them"
-    for role, fate in fates.items():
+        reasons[PREFIX] = "its tokens of highest entropy are trained; give --model to see them"
+    for role, reason in reasons.items():
         if n := roles.count(role):
-            count = f" {n} token{'s' if n > 1 else ''}, {fate}"
+            count = f" {n} token{'s' if n > 1 else ''}, {reason}"
             line = Text.assemble((f" {role} ", STYLES[role]), count)
             console.print(line, soft_wrap=True)
     console.print()

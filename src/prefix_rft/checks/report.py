@@ -18,7 +18,7 @@ from rich.text import Text
 from prefix_rft.checks.device_memory import count_parameters, estimate
 from prefix_rft.checks.findings import Finding
 from prefix_rft.checks.rows import Checked, Scope, check_data
-from prefix_rft.data.demonstrations import KEPT
+from prefix_rft.data.demonstrations import USABLE
 from prefix_rft.data.render import end_of_text_ids
 from prefix_rft.engines.adapters import find_adapter
 from prefix_rft.engines.models import hub, load_configs, load_tokenizer, quiet
@@ -116,10 +116,10 @@ def show_data(console: Console, found: Checked) -> None:
     """Rows, lengths, and what the rewards say of the demonstrations."""
     shape = f" read as {found.shape}" if found.shape else ""
     say(console, f"\n{found.name}: {found.rows} rows{shape}")
-    kept = found.fates[KEPT]
+    kept = found.reasons[USABLE]
     text = f"{kept} demonstrations in {found.with_demonstration} rows"
-    for why, n in found.fates.items():
-        text += f"; {n} dropped: {why}" if why != KEPT else ""
+    for why, n in found.reasons.items():
+        text += f"; {n} dropped: {why}" if why != USABLE else ""
     say(console, text)
     if not found.rows:
         return
@@ -174,7 +174,7 @@ def show_batches(console: Console, setup: Setup, train: Checked) -> None:
             )
     if method.samples and (lost := train.rows - kept.rows):
         say(console, f"{kept.rows} rows are trained on; {lost} dropped: unreadable gold answer")
-    found = train.fates[KEPT]
+    found = train.reasons[USABLE]
     if setup.recipe.only_correct_demonstrations and found > kept.demonstrations:
         lost = found - kept.demonstrations
         say(console, f"{kept.demonstrations} demonstrations are used; {lost} dropped: not correct")

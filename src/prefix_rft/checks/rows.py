@@ -17,7 +17,7 @@ from prefix_rft.checks.findings import Findings
 from prefix_rft.checks.grading import Grading, Item, Kept
 from prefix_rft.checks.texts import Texts
 from prefix_rft.data import DataError, Renderer, find_source, read_rows
-from prefix_rft.data.demonstrations import EMPTY, ENDS_INSIDE, KEPT, TOO_LONG, fate_of
+from prefix_rft.data.demonstrations import EMPTY, ENDS_INSIDE, TOO_LONG, USABLE, usable_or_why
 from prefix_rft.data.files import Row
 from prefix_rft.data.rows import BATCH, ColumnTypes, batched
 from prefix_rft.data.shapes import detect
@@ -38,7 +38,7 @@ class Checked:
         with_demonstration: rows that have one left.
         prompt_lengths: tokens of each prompt.
         demonstration_lengths: tokens of each demonstration that is kept, EOS included.
-        fates: demonstrations by what becomes of them.
+        reasons: demonstrations by what becomes of them.
         verdicts: by reward, demonstrations by status.
         kept: what a run keeps of all that.
         whole: all rows were looked at.
@@ -52,7 +52,7 @@ class Checked:
     with_demonstration: int = 0
     prompt_lengths: array[int] = field(default_factory=lambda: array("i"))
     demonstration_lengths: array[int] = field(default_factory=lambda: array("i"))
-    fates: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
     verdicts: dict[str, Counter[str]] = field(default_factory=dict)
     kept: Kept = field(default_factory=Kept)
     whole: bool = True
@@ -115,25 +115,27 @@ def check_data(
 
     every = read_rows(source, setup.recipe.reading(setup.args.seed), refuse)
     rows = islice(every, scope.rows)
-    look: Look | None = None
+    checker: RowChecker | None = None
     try:
         for batch in batched(rows, BATCH):
-            if look is None:
+            if checker is None:
                 row, values = batch[0]
                 found.shape = str(detect(row))
                 plain = give_template(tokenizer, values["prompt"])
-                look = Look(setup, tokenizer, eos_ids, max_length, found, plain, scope, graders)
-            look.at(batch)
+                checker = RowChecker(
+                    setup, tokenizer, eos_ids, max_length, found, plain, scope, graders
+                )
+            checker.at(batch)
             progress(found.rows)
         found.whole = next(every, None) is None
     except DataError as error:  # nothing more can be read
         refuse(error)
-    if look is not None:
-        look.end()
+    if checker is not None:
+        checker.end()
     return found
 
 
-class Look:
+class RowChecker:
     """One pass over the rows of one source."""
 
     def __init__(
@@ -236,10 +238,10 @@ class Look:
         read = self.render.completions(ids)
         kept = []
         for ((row, values), text), own, graded in zip(all_texts, ids, read, strict=True):
-            fate = fate_of(own, text, self.render, self.budget)
-            self.found.fates[fate] += 1
-            if fate != KEPT:
-                self._dropped(fate, self.found.label(row), len(own))
+            reason = usable_or_why(own, text, self.render, self.budget)
+            self.found.reasons[reason] += 1
+            if reason != USABLE:
+                self._dropped(reason, self.found.label(row), len(own))
                 continue
             self.found.demonstration_lengths.append(len(own))
             kept.append(Item(row, values, graded, own))
@@ -250,14 +252,16 @@ class Look:
         self.found.with_demonstration += len({id(item.row) for item in kept})
         return kept
 
-    def _dropped(self, fate: str, row: str, length: int) -> None:
+    def _dropped(self, reason: str, row: str, length: int) -> None:
         fixes = {
             TOO_LONG: f"raise max_completion_length above {self.budget}",
             EMPTY: "write null where there is no demonstration",
             ENDS_INSIDE: "take the end-of-sequence text out of it",
         }
-        example = f"{length} tokens" if fate == TOO_LONG else ""
-        self.findings.add(f"a demonstration is dropped: {fate}", fixes[fate], row, example, False)
+        example = f"{length} tokens" if reason == TOO_LONG else ""
+        self.findings.add(
+            f"a demonstration is dropped: {reason}", fixes[reason], row, example, False
+        )
 
     def _turn(self, row: str, messages: list[dict[str, Any]], text: str) -> None:
         if fault := self.render.think_fault(text):
@@ -282,7 +286,7 @@ class Look:
             return  # nothing to be said of rows that were not seen
         method, kept = self.setup.method, self.found.kept
         limit = self.scope.graded
-        ungraded = limit is not None and self.found.fates[KEPT] > limit
+        ungraded = limit is not None and self.found.reasons[USABLE] > limit
         if self.setup.recipe.only_correct_demonstrations and ungraded:
             return
         if (method.needs_demonstrations or not method.samples) and not kept.demonstrations:

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from prefix_rft.compare import tables
 from prefix_rft.compare.jobs import BASE, Board
 from prefix_rft.compare.results import Line, mean_path
-from prefix_rft.compare.tables import Block, at
+from prefix_rft.compare.tables import Section, at
 from prefix_rft.compare.view import as_markdown
 from prefix_rft.compare.work import HELD_OUT
 from prefix_rft.evaluation.estimates import Estimate
@@ -77,7 +77,7 @@ def signed(difference: Estimate) -> str:
     return difference.signed.replace("-", MINUS)
 
 
-def _grid(block: Block, found: Sequence[Line]) -> dict[str, Any]:
+def _grid(block: Section, found: Sequence[Line]) -> dict[str, Any]:
     """A table whose rows stand in groups, with minus signs."""
     starts = [i > 0 and line.group != found[i - 1].group for i, line in enumerate(found)]
     rows = [[name, *(c.replace("-", MINUS) for c in cells)] for name, *cells in block.rows]

@@ -14,7 +14,7 @@ from prefix_rft.evaluation.table import few_of, percent
 
 
 @dataclass(frozen=True)
-class Block:
+class Section:
     """A table.
 
     Attributes:
@@ -43,7 +43,7 @@ def at(temperature: float) -> str:
     return f"T = {temperature:g}" if temperature else "greedy"
 
 
-def results(board: Board, found: Sequence[Line], between: str = " ") -> Block:
+def results(board: Board, found: Sequence[Line], between: str = " ") -> Section:
     """Mean rewards on held-out problems; ``between`` stands between a mean and its interval."""
     comparison = board.comparison
     temperatures = comparison.temperatures
@@ -61,16 +61,16 @@ def results(board: Board, found: Sequence[Line], between: str = " ") -> Block:
         )
     less = f"less {comparison.reference}, {at(temperatures[0])}"
     title = f"held-out avg@{comparison.samples} in % [95 % interval over seeds and problems]"
-    return Block(title, ["arm", *map(at, temperatures), less], rows)
+    return Section(title, ["arm", *map(at, temperatures), less], rows)
 
 
-def costs(board: Board, found: Sequence[Line]) -> Block:
+def costs(board: Board, found: Sequence[Line]) -> Section:
     """Costs, pass@k and shares of samples, means over seeds, at the first temperature."""
     k = board.comparison.samples
     names = ["arm", "steps", "sampled", "trained", "FLOPs", "time"]
     head = [*names, f"pass@{k}", "cut", "no answer", "sd"]
     title = "means over seeds, what an arm starts from included; sd over seeds in points"
-    return Block(title, head, [_costs_row(board, line) for line in found])
+    return Section(title, head, [_costs_row(board, line) for line in found])
 
 
 def _costs_row(board: Board, line: Line) -> list[str]:
@@ -94,11 +94,11 @@ def _share(estimate: Estimate, of: int) -> str:
     return f"{100 * estimate.mean:.1f}{' ' * bool(few)}{few}"
 
 
-def parts(board: Board, found: Sequence[Line]) -> list[Block]:
+def parts(board: Board, found: Sequence[Line]) -> list[Section]:
     """Mean rewards on the parts of the problems, a table for each column they are split by."""
     first = board.comparison.temperatures[0]
     return [
-        Block(
+        Section(
             f"By {column}, {at(first)}",
             ["arm", *labels],
             [
@@ -114,7 +114,7 @@ def _part(cell: Cell, column: str, label: str) -> str:
     return percent(cell.parts[column][label], of=cell.part_sizes[column][label])
 
 
-def other_sets(board: Board, found: Sequence[Line]) -> list[Block]:
+def other_sets(board: Board, found: Sequence[Line]) -> list[Section]:
     """Mean rewards on the sets besides the held-out one, and how they differ from the base's."""
     temperatures = board.comparison.temperatures
     head = ["arm", *map(at, temperatures), f"less base, {at(temperatures[0])}"]
@@ -126,11 +126,11 @@ def other_sets(board: Board, found: Sequence[Line]) -> list[Block]:
             less = cells[0].less_base
             signed = "" if less is None else less.signed
             rows.append([line.name, *(percent(c.avg, of=c.problems) for c in cells), signed])
-        blocks.append(Block(f"On {name}", head, rows))
+        blocks.append(Section(f"On {name}", head, rows))
     return blocks
 
 
-def pass_at(board: Board, found: Sequence[Line]) -> list[Block]:
+def pass_at(board: Board, found: Sequence[Line]) -> list[Section]:
     """pass@k at the first temperature; nothing where there is one sample."""
     first = board.comparison.temperatures[0]
     ks = sorted({k for line in found for k in line.cells[HELD_OUT][first].pass_at})
@@ -140,10 +140,10 @@ def pass_at(board: Board, found: Sequence[Line]) -> list[Block]:
     for line in found:
         known, of = line.cells[HELD_OUT][first].pass_at, line.cells[HELD_OUT][first].problems
         rows.append([line.name, *(percent(known[k], of=of) if k in known else "" for k in ks)])
-    return [Block(f"pass@k, {at(first)}", ["arm", *(f"k = {k}" for k in ks)], rows)]
+    return [Section(f"pass@k, {at(first)}", ["arm", *(f"k = {k}" for k in ks)], rows)]
 
 
-def along_training(board: Board, found: Sequence[Line]) -> list[Block]:
+def along_training(board: Board, found: Sequence[Line]) -> list[Section]:
     """The models saved along training, means over seeds; nothing where none were."""
     rows = []
     for line in found:
@@ -155,4 +155,4 @@ def along_training(board: Board, found: Sequence[Line]) -> list[Block]:
         return []
     title = "Along training (SFT loss in nats on held-out demonstrations, rewards in %, T = 1)"
     head = ["arm", "step", "SFT loss", "reward", "after half a demonstration", "more"]
-    return [Block(title, head, rows)]
+    return [Section(title, head, rows)]

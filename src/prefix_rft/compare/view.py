@@ -17,7 +17,7 @@ from rich.text import Text
 from prefix_rft.compare import tables
 from prefix_rft.compare.jobs import Board
 from prefix_rft.compare.results import Cell, Line
-from prefix_rft.compare.tables import Block
+from prefix_rft.compare.tables import Section
 from prefix_rft.support.console import say
 
 
@@ -30,7 +30,7 @@ def show(console: Console, board: Board, found: Sequence[Line]) -> None:
             say(console, f"{line.name}: {line.swept}")
 
 
-def _rich(block: Block, found: Sequence[Line]) -> Table:
+def _rich(block: Section, found: Sequence[Line]) -> Table:
     table = Table(title=block.title, box=box.SIMPLE_HEAD, padding=0, show_edge=False)
     for name in block.head:
         is_name = name == "arm"
@@ -105,7 +105,7 @@ def as_markdown(board: Board, found: Sequence[Line]) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-def _markdown(block: Block) -> str:
+def _markdown(block: Section) -> str:
     lines = [block.head, ["---", *["---:"] * (len(block.head) - 1)], *block.rows]
     # Names of parts are data: a bar would be read as the end of a cell.
     table = "\n".join("| " + " | ".join(c.replace("|", "\\|") for c in x) + " |" for x in lines)

@@ -20,9 +20,9 @@ from prefix_rft.data.shapes import demonstration_texts, wanted
 
 IDS = "prefix_rft_demonstration_ids"
 EXAMPLE = "prefix_rft_example"
-FATES = "prefix_rft_fates"
+DROP_REASON = "prefix_rft_drop_reason"
 
-KEPT = "kept"
+USABLE = "usable"
 TOO_LONG = "longer than the budget"
 EMPTY = "empty"
 ENDS_INSIDE = "with an end-of-sequence token inside"
@@ -61,7 +61,7 @@ class DemonstrationReport:
         return "; ".join(f"{n} dropped: {words.get(why, why)}" for why, n in self.dropped.items())
 
 
-def fate_of(ids: list[int], text: str, renderer: Renderer, max_tokens: int) -> str:
+def usable_or_why(ids: list[int], text: str, renderer: Renderer, max_tokens: int) -> str:
     """Whether a demonstration is kept, or why it is dropped.
 
     A longer one is dropped and not cut: it would lose its answer and its EOS.
@@ -70,7 +70,7 @@ def fate_of(ids: list[int], text: str, renderer: Renderer, max_tokens: int) -> s
         return EMPTY
     if renderer.ends_inside(ids):
         return ENDS_INSIDE
-    return KEPT if len(ids) <= max_tokens else TOO_LONG
+    return USABLE if len(ids) <= max_tokens else TOO_LONG
 
 
 def tokenize_demonstrations(
@@ -118,31 +118,34 @@ def tokenize_demonstrations(
             texts_of.append(demonstration_texts(row, cell, column) if wanted(row) else [])
         # One call for all rows: a fast tokenizer works on several texts at once.
         ids = iter(render.demonstrations([t for row in texts_of for t in row], conversation))
-        added: dict[str, list[Any]] = {IDS: [], EXAMPLE: indices, FATES: []}
+        added: dict[str, list[Any]] = {IDS: [], EXAMPLE: indices, DROP_REASON: []}
         for texts in texts_of:
-            own = [(i, fate_of(i, t, render, max_tokens)) for t, i in zip(texts, ids, strict=False)]
-            added[IDS].append([i for i, fate in own if fate == KEPT])
-            added[FATES].append([fate for _, fate in own])
+            own = [
+                (i, usable_or_why(i, t, render, max_tokens))
+                for t, i in zip(texts, ids, strict=False)
+            ]
+            added[IDS].append([i for i, reason in own if reason == USABLE])
+            added[DROP_REASON].append([reason for _, reason in own])
         return added
 
     options: dict[str, Any] = {"batched": True, "batch_size": 64, "with_indices": True}
     if isinstance(rows, IterableDataset):
-        return rows.map(add_ids, **options).remove_columns([FATES]), None
+        return rows.map(add_ids, **options).remove_columns([DROP_REASON]), None
     features = rows.features.copy()
     features.update({IDS: List(List(Value("int32"))), EXAMPLE: Value("int64")})
-    features.update({FATES: List(Value("string"))})
+    features.update({DROP_REASON: List(Value("string"))})
     options |= {"writer_batch_size": 64, "desc": "demonstrations to ids"}
     mapped = rows.map(add_ids, features=features, **options)
     # Counted from a column of short words: the ids themselves stay on disk.
-    fates = list(mapped[FATES])
+    reasons = list(mapped[DROP_REASON])
     report = DemonstrationReport(
         rows=len(mapped),
-        rows_with_demonstration=sum(KEPT in row for row in fates),
-        demonstrations=sum(row.count(KEPT) for row in fates),
+        rows_with_demonstration=sum(USABLE in row for row in reasons),
+        demonstrations=sum(row.count(USABLE) for row in reasons),
         max_tokens=max_tokens,
-        dropped={why: n for why in DROPS if (n := sum(row.count(why) for row in fates))},
+        dropped={why: n for why in DROPS if (n := sum(row.count(why) for row in reasons))},
     )
-    return mapped.remove_columns([FATES]), report
+    return mapped.remove_columns([DROP_REASON]), report
 
 
 def imitation_rows(

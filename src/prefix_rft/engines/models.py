@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 
 from prefix_rft.data import PLAIN_TEMPLATE, Renderer
 from prefix_rft.engines.adapters import adapt, find_adapter
-from prefix_rft.recipe.model_options import look_for, near
+from prefix_rft.recipe.model_options import find_model, near
 from prefix_rft.support.errors import UserError, one_line
 
 UNUSABLE = (OSError, ValueError, TypeError, AttributeError, ImportError, SafetensorError)
@@ -56,7 +56,7 @@ def load_tokenizer(source: str, beside: Path = Path(), **where: Any) -> Any:
     Raises:
         UserError: there is none at ``source``.
     """
-    source = look_for(source)
+    source = find_model(source)
     adapter = find_adapter(source)
     place, words = source, f"model '{source}'"
     if adapter is not None:
@@ -96,7 +96,7 @@ def load_configs(source: str, beside: Path = Path(), **where: Any) -> tuple[Any,
     Raises:
         UserError: there is no config at ``source``.
     """
-    source = look_for(source)
+    source = find_model(source)
     adapter = find_adapter(source)
     words = f"model '{source}'"
     if adapter is not None:
@@ -127,7 +127,7 @@ def load_model(
         UserError: there is none at ``source``, or an adapter does not fit its base.
     """
     options = {"dtype": "float32", **kwargs, "trust_remote_code": False, "use_safetensors": True}
-    source = look_for(source)
+    source = find_model(source)
     tokenizer = load_tokenizer(source, beside, **hub(kwargs))
     adapter = find_adapter(source)
     place, words = source, f"model '{source}'"

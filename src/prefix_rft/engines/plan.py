@@ -62,7 +62,7 @@ class RowPlan:
 
 
 @dataclass(frozen=True)
-class Moment:
+class RunPoint:
     """What planning needs to know of the run.
 
     Attributes:
@@ -114,7 +114,7 @@ class Moment:
 def plan_rows(
     method: Method,
     inputs: Sequence[Mapping[str, Any]],
-    moment: Moment,
+    moment: RunPoint,
     offset: int = 0,
     attempt: int = 0,
 ) -> list[RowPlan]:
@@ -174,7 +174,7 @@ def starting(plan: RowPlan, example: Mapping[str, Any], start: Start | None) -> 
 def starts_again(
     method: Method,
     example: Mapping[str, Any],
-    moment: Moment,
+    moment: RunPoint,
     attempt: int,
     how: str,
     before: Starts,
@@ -200,7 +200,7 @@ def replanned(
     method: Method,
     plan: RowPlan,
     example: Mapping[str, Any],
-    moment: Moment,
+    moment: RunPoint,
     attempt: int,
     how: str,
 ) -> RowPlan | None:
@@ -229,7 +229,7 @@ def replanned(
     return starting(blank, example, start)
 
 
-def another_example(rows: Any, moment: Moment, attempt: int, group: int) -> dict[str, Any]:
+def another_example(rows: Any, moment: RunPoint, attempt: int, group: int) -> dict[str, Any]:
     """An example of the dataset in place of a group's own, the same on every process."""
     rng = random.Random(f"resample:{moment.seed}:{moment.step}:{attempt}:{group}")
     return dict(rows[rng.randrange(len(rows))])

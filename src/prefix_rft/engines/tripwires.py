@@ -18,7 +18,7 @@ FAR_APART = 0.5
 
 
 @dataclass(frozen=True)
-class Wire:
+class Tripwire:
     """One sign.
 
     Attributes:
@@ -57,41 +57,41 @@ def _low_entropy(line: Line, last: Line) -> bool | None:
 
 
 WIRES = {
-    "constant_reward": Wire(
+    "constant_reward": Tripwire(
         _constant_reward,
         "every rollout had the same reward: the grader may not find the answers (`prefix-rft show "
         "RUN` shows some), or the task is too hard or too easy for the model",
     ),
-    "all_ungraded": Wire(
+    "all_ungraded": Tripwire(
         _at_least("rewards/ungraded", 1.0),
         "no rollout could be graded: `prefix-rft show RUN` has the verdicts, which say why",
     ),
-    "all_truncated": Wire(
+    "all_truncated": Tripwire(
         _at_least("completions/clipped_ratio", 1.0),
         "every rollout ran into the length limit: max_completion_length is too short, or the model "
         "does not know the end-of-sequence token",
     ),
-    "nothing_trained": Wire(
+    "nothing_trained": Tripwire(
         _at_most("trained/token_share", 0.0),
         "no token was trained: all groups were dropped or had the same reward throughout, or the "
         "method masks what is left",
     ),
-    "zero_gradient": Wire(
+    "zero_gradient": Tripwire(
         _zero_gradient,
         "the gradient was zero although tokens were trained: the weights may be frozen, or the "
         "advantages cancel",
     ),
-    "entropy_collapsed": Wire(
+    "entropy_collapsed": Tripwire(
         _low_entropy,
         f"the entropy of the policy was below {LOW_ENTROPY} nats a token: it explores no more; a "
         "lower learning_rate, a higher temperature or epsilon_high may help",
     ),
-    "stale_sampler": Wire(
+    "stale_sampler": Tripwire(
         _at_least("sampling/sampling_logp_difference/mean", FAR_APART),
         f"sampler and trainer were {FAR_APART} nats a token apart: the sampler may have old "
         "weights or another dtype",
     ),
-    "no_demonstrations": Wire(
+    "no_demonstrations": Tripwire(
         _at_least("demonstrations/missing", 1.0),
         "no prompt had a demonstration, which the method asks for: the rows of these batches have "
         "none within the length budget",
@@ -131,7 +131,7 @@ class Tripwires:
             choose(f"action of tripwire '{name}'", given[name], ACTIONS)
         return cls({name: given.get(name, "warn") for name in WIRES}, steps)
 
-    def look(self, line: Line, steps: int) -> list[tuple[str, str]]:
+    def observe(self, line: Line, steps: int) -> list[tuple[str, str]]:
         """Signs that have now shown for long enough, each once, as action and sentence.
 
         Args:

@@ -122,7 +122,7 @@ def run_eval(plan: Plan, folder: Path, progress: Any) -> dict[str, Any]:
     """
     if any(not is_done(folder, *job) for job in plan.jobs()):
         for one in plan.sets:
-            look_at_golds(one)
+            check_golds(one)
     date = open_folder(folder, plan.settings())
     for role, source in plan.models.items():
         loaded = None
@@ -137,7 +137,7 @@ def run_eval(plan: Plan, folder: Path, progress: Any) -> dict[str, Any]:
     return result
 
 
-def look_at_golds(one: EvalSet) -> None:
+def check_golds(one: EvalSet) -> None:
     """Look whether any gold answer of a set can be read, before anything is sampled.
 
     Raises:

@@ -13,7 +13,7 @@ from prefix_rft.support.errors import UserError, check_types
 DTYPE = "dtype"
 
 
-def look_for(name: str, folder: Path = Path()) -> str:
+def find_model(name: str, folder: Path = Path()) -> str:
     """The path of a model's folder as ``name`` is seen from ``folder``, or a Hub name as it stands.
 
     Raises:

@@ -14,7 +14,7 @@ from typing import Any
 from prefix_rft.data import Reading
 from prefix_rft.recipe.derived import DERIVED
 from prefix_rft.recipe.mapping import read_recipe
-from prefix_rft.recipe.model_options import look_for, model_options
+from prefix_rft.recipe.model_options import find_model, model_options
 from prefix_rft.recipe.stages import DEFAULT_METHOD, STAGES, stage_names, stages_of
 from prefix_rft.support.errors import UserError, check_types, choose, refuse_unknown
 
@@ -124,7 +124,7 @@ class Recipe:
         Raises:
             UserError: it can only be a folder, and there is none.
         """
-        return look_for(self.model, self.folder)
+        return find_model(self.model, self.folder)
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ def load(
         node = loader.get_single_node()
         if node is None:
             return None
-        _Look(loader, what, words_at, bool(line)).at(node, keys, ())
+        _Checker(loader, what, words_at, bool(line)).at(node, keys, ())
         return loader.construct_document(node)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         if isinstance(error, UserError):
@@ -71,7 +71,7 @@ def load(
         loader.dispose()
 
 
-class _Look:
+class _Checker:
     """Looks at the nodes of a document before values are made of them."""
 
     def __init__(

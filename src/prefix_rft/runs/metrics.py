@@ -14,7 +14,7 @@ SUMMARY = "train_runtime"
 """Only the last line of a run's metrics has this key."""
 
 
-def cut_metrics(folder: Path, step: int, look: bool = False) -> None:
+def cut_metrics(folder: Path, step: int, dry_run: bool = False) -> None:
     """Take out of ``metrics.jsonl`` what a run that goes on from ``step`` writes anew.
 
     These are the lines behind that step, and the summary of the part that ended there.
@@ -22,7 +22,7 @@ def cut_metrics(folder: Path, step: int, look: bool = False) -> None:
     Args:
         folder: of the run.
         step: from which it goes on.
-        look: only read.
+        dry_run: only read, and see whether the files can be cut.
 
     Raises:
         UserError: a line is damaged.
@@ -35,7 +35,7 @@ def cut_metrics(folder: Path, step: int, look: bool = False) -> None:
             kept = [x for x in whole if (y := json.loads(x))["step"] <= step and SUMMARY not in y]
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"'{path}' is damaged: {type(error).__name__}: {error}") from error
-        if not look:
+        if not dry_run:
             write_text(path, "".join(kept))
 
 

@@ -94,7 +94,7 @@ def write_generation(folder: Path, step: int, lines: Sequence[Mapping[str, Any]]
     write_text(generation_path(folder, step), text)
 
 
-def cut_rollouts(folder: Path, step: int, look: bool = False) -> None:
+def cut_rollouts(folder: Path, step: int, dry_run: bool = False) -> None:
     """Take away what a run has written of the optimizer steps from ``step`` on.
 
     Rollouts made before ``step`` stay, but later updates on them leave ``kept_N.jsonl``. Nothing is
@@ -103,7 +103,7 @@ def cut_rollouts(folder: Path, step: int, look: bool = False) -> None:
     Args:
         folder: of the rollouts.
         step: from which the run goes on.
-        look: only read.
+        dry_run: only read, and see whether the files can be cut.
 
     Raises:
         UserError: a file is damaged.
@@ -124,7 +124,7 @@ def cut_rollouts(folder: Path, step: int, look: bool = False) -> None:
                 raise UserError(f"'{path}' is damaged: {type(error).__name__}: {error}") from error
             if len(before) < len(lines):
                 shorter.append((path, "".join(before)))
-    if look:
+    if dry_run:
         return
     for path in gone:
         path.unlink()

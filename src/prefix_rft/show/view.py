@@ -32,7 +32,7 @@ DETAIL = 200
 UNMARKED = "  (prefix not marked: the tokens do not add up to the text)"
 BAR, INDENT = "  │ ", 7
 # As `inspect` has them.
-KEPT, PREFIX, SAMPLED = "bold black on green", "green", "yellow"
+SELECTED, PREFIX, SAMPLED = "bold black on green", "green", "yellow"
 STYLES = {POLICY: SAMPLED, DEMONSTRATION: PREFIX, HYBRID: ""}
 OUTCOMES = {CORRECT: "bold green", WRONG: "bold red"}
 
@@ -152,7 +152,7 @@ def marked(tokenizer: Tokenizer | None, row: Row) -> list[Piece] | None:
     pieces: list[Piece] = []
     for own, run in groupby(enumerate(prefix), key=lambda pair: pair[0] in kept):
         words = "".join(text for _, text in run)
-        pieces.append((f"«{words}»", KEPT) if own else (words, PREFIX))
+        pieces.append((f"«{words}»", SELECTED) if own else (words, PREFIX))
     rest = whole[sum(map(len, prefix)) :]
     return [*pieces, ("┃", "bold"), (rest, SAMPLED)] if length < len(ids) else pieces
 

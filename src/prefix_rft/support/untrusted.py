@@ -9,7 +9,7 @@ import io
 import unicodedata
 from typing import Any
 
-KEPT = {"\n", "\t", "\N{ZERO WIDTH JOINER}", "\N{ZERO WIDTH NON-JOINER}"}
+SHOWN = {"\n", "\t", "\N{ZERO WIDTH JOINER}", "\N{ZERO WIDTH NON-JOINER}"}
 """Shown as they are: lines and tabs, and the two joiners without which scripts and emoji break."""
 
 HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
@@ -28,7 +28,7 @@ class _Pictures(dict[int, str]):
 
     def __missing__(self, code: int) -> str:
         character = chr(code)
-        hidden = character not in KEPT and unicodedata.category(character) in HIDDEN
+        hidden = character not in SHOWN and unicodedata.category(character) in HIDDEN
         self[code] = _picture(code) if hidden else character
         return self[code]
 

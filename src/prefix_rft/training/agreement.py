@@ -13,7 +13,7 @@ from datasets import Dataset
 
 from prefix_rft.data.rows import PLACE
 from prefix_rft.support.errors import RunError, UserError, one_line
-from prefix_rft.training.resume import Start
+from prefix_rft.training.resume import ResumePoint
 
 
 def agree(rows: Dataset) -> None:
@@ -35,7 +35,7 @@ def _cells(rows: Dataset) -> Iterator[Any]:
     yield from rows.select_columns([PLACE, "demonstration"])
 
 
-def agree_to_start(refused: str | None, start: Start) -> None:
+def agree_to_start(refused: str | None, start: ResumePoint) -> None:
     """Make sure that no process waits for one that has been refused, or goes on from elsewhere.
 
     Raises:

@@ -31,7 +31,7 @@ TWICE = ("trainer.method_options",)
 
 
 @dataclass(frozen=True)
-class Start:
+class ResumePoint:
     """Where training begins.
 
     Attributes:
@@ -67,7 +67,7 @@ class Start:
         date = (RunFolder(self.folder).recipe().get("trainer") or {}).get("chat_template_date")
         return None if date is None else str(date)
 
-    def look(self) -> None:
+    def verify_unchanged(self) -> None:
         """Look at the folder again, now that no other process can change it.
 
         Raises:
@@ -82,13 +82,13 @@ class Start:
                 f"another process has gone on with the run '{self.folder}' meanwhile: look at it, "
                 "then start again"
             )
-        cut_metrics(self.folder, self.step, look=True)
-        cut_rollouts(self.folder / "rollouts", self.step, look=True)
+        cut_metrics(self.folder, self.step, dry_run=True)
+        cut_rollouts(self.folder / "rollouts", self.step, dry_run=True)
         if (self.folder / "environment.json").is_file():
             read_environment(self.folder)
 
 
-def from_checkpoint(checkpoint: Path, names: Sequence[str]) -> Start:
+def from_checkpoint(checkpoint: Path, names: Sequence[str]) -> ResumePoint:
     """Go on from a checkpoint that was named.
 
     Raises:
@@ -99,13 +99,13 @@ def from_checkpoint(checkpoint: Path, names: Sequence[str]) -> Start:
     for stage, name in enumerate(names):
         if len(names) == 1 or re.fullmatch(rf"{re.escape(name)}(-\d+)?", folder.name):
             model = None if stage == 0 else str(recipe["model"])
-            return Start(stage, model, folder, checkpoint)
+            return ResumePoint(stage, model, folder, checkpoint)
     raise UserError(
         f"resume_from_checkpoint '{checkpoint}' is of none of the stages {', '.join(names)}"
     )
 
 
-def find(runs: Path, names: Sequence[str], say: Callable[[str], None]) -> Start:
+def find(runs: Path, names: Sequence[str], say: Callable[[str], None]) -> ResumePoint:
     """Go on with the newest run of these names, from its newest whole checkpoint.
 
     Args:
@@ -130,8 +130,8 @@ def find(runs: Path, names: Sequence[str], say: Callable[[str], None]) -> Start:
                 if there:
                     words += f", or resume_from_checkpoint={there[max(there)]} to train it longer"
                 say(words)
-                return Start(stage, folder=folder, finished=True)
-            return Start(stage + 1, _model_of(folder))
+                return ResumePoint(stage, folder=folder, finished=True)
+            return ResumePoint(stage + 1, _model_of(folder))
         recipe = RunFolder(folder).recipe()
         model = None if stage == 0 else str(recipe["model"])
         if recipe.get("trainer", {}).get("save_only_model"):
@@ -139,7 +139,7 @@ def find(runs: Path, names: Sequence[str], say: Callable[[str], None]) -> Start:
                 f"the run '{folder}' has saved weights alone (save_only_model), from which no run "
                 "goes on: a new one begins"
             )
-            return Start(stage, model)
+            return ResumePoint(stage, model)
         checkpoint = newest_whole(folder, say)
         if checkpoint is not None:
             say(f"going on with '{folder}' from step {step_of(checkpoint)}")
@@ -150,9 +150,9 @@ def find(runs: Path, names: Sequence[str], say: Callable[[str], None]) -> Start:
             )
         else:
             say(f"the run '{folder}' has no checkpoint to go on from: it begins again")
-        return Start(stage, model, folder, checkpoint, seen=tuple(there))
+        return ResumePoint(stage, model, folder, checkpoint, seen=tuple(there))
     say(f"no run of the name '{names[0]}' in '{runs}' to go on with: a new one begins")
-    return Start()
+    return ResumePoint()
 
 
 def newest_run(runs: Path, name: str) -> Path | None:
@@ -183,7 +183,7 @@ def finished(folder: Path) -> bool:
     return not (recipe.get("eval_data") and recipe.get("reward")) or "trained" in run.evaluations()
 
 
-def clear(start: Start) -> None:
+def clear(start: ResumePoint) -> None:
     """Take away what a run has written behind the point from which it goes on.
 
     Call it when that point has been reached: when its checkpoint has been loaded.
@@ -247,7 +247,7 @@ def as_trained(recipe: Mapping[str, Any]) -> dict[str, str]:
     return flat
 
 
-def go_on_with(recipe: str, overrides: Sequence[str], start: Start, folder: Path) -> str:
+def go_on_with(recipe: str, overrides: Sequence[str], start: ResumePoint, folder: Path) -> str:
     """The command that goes on with a run that began at ``start``, from its newest checkpoint."""
     given = [x for x in overrides if not x.startswith("resume_from_checkpoint=")]
     there = checkpoints(folder)

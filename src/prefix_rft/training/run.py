@@ -22,7 +22,7 @@ from prefix_rft.engines.setup import Setup
 from prefix_rft.engines.trl import DemonstrationTrainer, PrefixRFTTrainer
 from prefix_rft.engines.trl.clock import stop_clock, template_kwargs
 from prefix_rft.engines.trl.safety.interrupt import StopOnSignal
-from prefix_rft.engines.trl.safety.watch import LooksAtLines
+from prefix_rft.engines.trl.safety.watch import ObservesMetrics
 from prefix_rft.evaluation.samples import Request
 from prefix_rft.evaluation.scores import evaluate
 from prefix_rft.evaluation.table import few_of
@@ -39,7 +39,7 @@ from prefix_rft.support.writing import check_folder, write_json
 from prefix_rft.training.agreement import agree, agree_to_start, hears_others
 from prefix_rft.training.progress import Progress
 from prefix_rft.training.resume import (
-    Start,
+    ResumePoint,
     changes,
     clear,
     go_on_with,
@@ -57,12 +57,12 @@ class Command:
     recipe: str
     overrides: tuple[str, ...]
 
-    def to_go_on(self, start: Start, folder: Path) -> str:
+    def to_go_on(self, start: ResumePoint, folder: Path) -> str:
         """The command that goes on with it."""
         return go_on_with(self.recipe, self.overrides, start, folder)
 
 
-def run(setup: Setup, display: Display, start: Start, command: Command) -> Path:
+def run(setup: Setup, display: Display, start: ResumePoint, command: Command) -> Path:
     """Load, train, evaluate and save; returns the run folder.
 
     Args:
@@ -98,7 +98,7 @@ def run(setup: Setup, display: Display, start: Start, command: Command) -> Path:
         refused = claim(setup, start, stack, others) if main else None
         agree_to_start(refused, start)
         if start.checkpoint is not None:
-            trainer.look_at_checkpoint(start.checkpoint)
+            trainer.verify_checkpoint(start.checkpoint)
         elif main:
             begin(setup, start, console)
         if main and filtered is not None:
@@ -162,7 +162,7 @@ def make_trainer(setup: Setup, model: Any, tokenizer: Any, rows: Dataset, phases
         raise UserError(f"the trainer cannot be made: {one_line(error)}") from error
 
 
-def claim(setup: Setup, start: Start, stack: ExitStack, others: bool) -> str | None:
+def claim(setup: Setup, start: ResumePoint, stack: ExitStack, others: bool) -> str | None:
     """Take the run folder for this process while ``stack`` is open; why it cannot be had, if so.
 
     Args:
@@ -175,7 +175,7 @@ def claim(setup: Setup, start: Start, stack: ExitStack, others: bool) -> str | N
     try:
         folder.mkdir(parents=True, exist_ok=True)
         stack.enter_context(alone(folder))
-        start.look()
+        start.verify_unchanged()
         if start.checkpoint is not None:
             before = RunFolder(folder).recipe()
             now = resolved(setup.recipe, setup.method, setup.args)
@@ -190,7 +190,7 @@ def claim(setup: Setup, start: Start, stack: ExitStack, others: bool) -> str | N
 class Loaded(TrainerCallback):
     """A run that goes on changes its folder once its checkpoint has been loaded, not before."""
 
-    def __init__(self, begin: Callable[[], None], start: Start) -> None:
+    def __init__(self, begin: Callable[[], None], start: ResumePoint) -> None:
         self.begin, self.waits = begin, start.checkpoint is not None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -199,7 +199,7 @@ class Loaded(TrainerCallback):
             self.begin()
 
 
-def begin(setup: Setup, start: Start, console: Console) -> None:
+def begin(setup: Setup, start: ResumePoint, console: Console) -> None:
     """Write what the run is, and clear what an earlier part of it left behind its checkpoint."""
     folder = Path(setup.args.output_dir)
     recipe = resolved(setup.recipe, setup.method, setup.args)
@@ -226,7 +226,7 @@ def work(
     main = trainer.accelerator.is_main_process
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Progress(display, folder))
-    trainer.add_callback(trainer.pop_callback(LooksAtLines))  # what it stops is written first
+    trainer.add_callback(trainer.pop_callback(ObservesMetrics))  # what it stops is written first
     trainer.warn = lambda words: say(console, f"warning: {words}", style="yellow")
     if main:
         say(console, f"{setup.method.name}: {setup.method.about.summary}")
@@ -236,7 +236,7 @@ def work(
     # Every process evaluates, with the same samples: a sharded model needs them all.
     evaluations: dict[str, HeldOut] = {}
 
-    def look(name: str) -> None:
+    def evaluate_as(name: str) -> None:
         if held_out is None:
             return
         display.soon()
@@ -245,7 +245,7 @@ def work(
         if main:
             write_evaluations(folder, evaluations)
 
-    look("base")
+    evaluate_as("base")
     with StopOnSignal(trainer.processes, trainer.record, lambda words: say(console, words)) as stop:
         trainer.add_callback(stop)
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
@@ -255,7 +255,7 @@ def work(
             raise Interrupted(f"{saved} as weights alone (save_only_model)", stop.caught)
         raise Interrupted(f"{saved}; go on with: {go_on()}", stop.caught)
     trainer.save_whole_model(folder / "model")
-    look("trained")
+    evaluate_as("trained")
     if main:
         summarise(console, folder, evaluations)
     trainer.accelerator.wait_for_everyone()  # the next stage reads what one process has written

@@ -23,7 +23,7 @@ from prefix_rft.support.display import Display
 from prefix_rft.support.errors import UserError
 from prefix_rft.support.writing import check_folder
 from prefix_rft.training.resume import (
-    Start,
+    ResumePoint,
     changes,
     find,
     from_checkpoint,
@@ -52,7 +52,7 @@ def train(path: str, overrides: Sequence[str], console: Console, resume: bool = 
     names = file.stages
     if file.engine in ENGINES and engine_of(file.engine).RUNS_ITSELF:
         return by_itself(file, console, resume)
-    start = Start()
+    start = ResumePoint()
     if checkpoint := file.data.get("resume_from_checkpoint"):
         if resume:
             raise UserError("give --resume or resume_from_checkpoint, not both")
@@ -77,7 +77,7 @@ def train(path: str, overrides: Sequence[str], console: Console, resume: bool = 
             Display(console) as display,
         ):
             folder = run(setup, display, start, Command(path, tuple(overrides)))
-        start = Start(stage + 1, str((folder / "model").resolve()))
+        start = ResumePoint(stage + 1, str((folder / "model").resolve()))
         gc.collect()  # a trainer and its callbacks know each other: free it before the next one
     return folder
 
@@ -98,7 +98,7 @@ def by_itself(file: RecipeFile, console: Console, resume: bool) -> Path:
         with alone(folder):
             if not resume and taken(folder):
                 raise UserError(f"another run has taken the folder '{folder}': start again")
-            start = Start(folder=folder, checkpoint=folder) if resume else Start()
+            start = ResumePoint(folder=folder, checkpoint=folder) if resume else ResumePoint()
             args.chat_template_date = args.chat_template_date or start.date() or now()
             told = resolved(recipe, setup.method, args)
             if resume:

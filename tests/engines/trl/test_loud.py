@@ -15,7 +15,7 @@ from prefix_rft import PrefixRFTTrainer
 from prefix_rft.engines.nonfinite import first_bad
 from prefix_rft.engines.tripwires import WIRES, Tripwires
 from prefix_rft.engines.trl.safety.finite import Finite
-from prefix_rft.engines.trl.safety.watch import LooksAtLines
+from prefix_rft.engines.trl.safety.watch import ObservesMetrics
 from prefix_rft.runs.checkpoints import checkpoints, fault
 from prefix_rft.support.errors import RunError, UserError
 from tiny import make_config, make_model, make_rows, make_tokenizer, shaped_reward
@@ -327,7 +327,7 @@ def test_a_resumed_run_counts_from_its_last_line() -> None:
     """Not from the checkpoint, and not from the beginning."""
     seen: list[int] = []
     wires: Any = SimpleNamespace(look=lambda line, steps: seen.append(steps) or [])
-    looks = LooksAtLines(wires, seen.append, lambda: 4)
+    looks = ObservesMetrics(wires, seen.append, lambda: 4)
     looks.on_train_begin(None, None, None)
     for step in (6, 9):
         looks.on_log(None, SimpleNamespace(global_step=step), None, {"loss": 0.1})

@@ -214,7 +214,7 @@ def test_what_cannot_change_is_refused(
     trainer = make(folder, **{**SCHEDULE, **more, **changed})
     checkpoint = folder / ("checkpoint-1" if make is rl else "checkpoint-2")
     with pytest.raises(UserError, match=words):
-        trainer.look_at_checkpoint(checkpoint)
+        trainer.verify_checkpoint(checkpoint)
     with pytest.raises(UserError, match=words):
         trainer.train(resume_from_checkpoint=str(checkpoint))
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("*")} == before

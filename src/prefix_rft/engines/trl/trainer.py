@@ -26,7 +26,7 @@ from prefix_rft.core import Method
 from prefix_rft.data.demonstrations import DemonstrationReport
 from prefix_rft.data.render import Renderer
 from prefix_rft.engines.dropout import turn_off_dropout
-from prefix_rft.engines.plan import Moment, RowPlan
+from prefix_rft.engines.plan import RowPlan, RunPoint
 from prefix_rft.engines.positions import refuse_too_long
 from prefix_rft.engines.sampling import no_law_of_its_own
 from prefix_rft.engines.trl.clock import stop_clock, template_kwargs
@@ -157,10 +157,10 @@ class PrefixRFTTrainer(Watched, EvaluatesPlainRows, ResumesExactly, GRPOTrainer)
         for name, value in metrics.items():
             lists[name].append(value)
 
-    def _moment(self) -> Moment:
+    def _moment(self) -> RunPoint:
         """What planning and updates need to know of the run, now."""
         boundaries = self.method.planner.needs_boundaries
-        return Moment(
+        return RunPoint(
             num_generations=self.num_generations,
             seed=self.args.seed,
             step=self.state.global_step,

@@ -27,14 +27,14 @@ with in_one_sentence():
 
 import hydra  # noqa: E402
 
-from prefix_rft.engines.verl.launch import launch, look_at_rewards  # noqa: E402
+from prefix_rft.engines.verl.launch import check_rewards, launch  # noqa: E402
 
 
 @hydra.main(config_path="config", config_name="prefix_rft", version_base=None)
 def main(config: Any) -> None:
     """Start a run from verl's overrides."""
     with in_one_sentence():
-        look_at_rewards(config)
+        check_rewards(config)
         launch(config)
 
 

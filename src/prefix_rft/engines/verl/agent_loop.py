@@ -21,8 +21,8 @@ from verl.protocol import DataProto
 
 from prefix_rft.engines.verl.columns import ATTEMPT, PLAN, PREFIX, REWARD, WHOLE
 from prefix_rft.engines.verl.dataset import PROMPT_IDS
-from prefix_rft.engines.verl.meetings import Meetings, all_wrong
-from prefix_rft.engines.verl.plan import Plan
+from prefix_rft.engines.verl.group_barrier import GroupBarrier, all_wrong
+from prefix_rft.engines.verl.prompt_plan import Plan
 from prefix_rft.engines.verl.rewards import UNGRADED
 
 
@@ -56,7 +56,7 @@ class PrefixOutput(AgentLoopOutput):
         return columns
 
 
-MEETINGS = Meetings()
+BARRIER = GroupBarrier()
 
 
 class PrefixAgentLoop(AgentLoopBase):
@@ -81,14 +81,14 @@ class PrefixAgentLoop(AgentLoopBase):
                     await self.grade(made, kwargs)
                 brings = (made.reward, made.whole)
                 group = (str(kwargs["uid"]), attempt, rollout, plan.rollouts)
-                if not all_wrong(await MEETINGS.meet(*group, brings), plan.solved_above):
+                if not all_wrong(await BARRIER.meet(*group, brings), plan.solved_above):
                     break
                 if plan.changes(rollout, attempt):
                     known, whole = plan.known(rollout, attempt)
                     made = await self.sample(sampling_params, kwargs, known, whole)
                     made.attempt = attempt
         except BaseException:
-            MEETINGS.leave(str(kwargs["uid"]))
+            BARRIER.leave(str(kwargs["uid"]))
             raise
         return made
 

@@ -24,7 +24,7 @@ from prefix_rft.data.moment import pinned
 from prefix_rft.data.render import end_of_text_ids
 from prefix_rft.data.rows import PLACE
 from prefix_rft.engines.models import give_template, load_configs
-from prefix_rft.engines.verl.block import KEY, Block
+from prefix_rft.engines.verl.method_config import KEY, MethodConfig
 from prefix_rft.engines.verl.settings import MODEL
 from prefix_rft.rewards.completions import visible
 
@@ -63,7 +63,7 @@ class Prompts(Dataset):
     ) -> None:
         if processor is not None and getattr(processor, "image_processor", None) is not None:
             raise DataError("vision-language models are not supported yet")
-        block = Block.read(OmegaConf.to_container(config[KEY], resolve=True))  # pyright: ignore[reportArgumentType]
+        block = MethodConfig.read(OmegaConf.to_container(config[KEY], resolve=True))  # pyright: ignore[reportArgumentType]
         several = [data_files] if isinstance(data_files, str) else list(data_files)
         limit = max_samples if max_samples > 0 else None
         tables = [

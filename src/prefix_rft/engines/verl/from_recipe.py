@@ -24,7 +24,7 @@ from prefix_rft.engines.changes import (
     among,
 )
 from prefix_rft.engines.options import SHARED
-from prefix_rft.engines.verl.block import KEY, unsupported
+from prefix_rft.engines.verl.method_config import KEY, unsupported
 from prefix_rft.engines.verl.results import NEWEST, take_metrics, to_merge
 from prefix_rft.recipe.batches import BatchPlan
 from prefix_rft.recipe.recipe import RECOMPUTE, Recipe

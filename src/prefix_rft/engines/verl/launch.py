@@ -17,7 +17,7 @@ from verl.trainer.ppo.utils import need_critic, need_reference_policy
 from verl.utils.config import validate_config
 from verl.utils.device import auto_set_device
 
-from prefix_rft.engines.verl.block import KEY, Block
+from prefix_rft.engines.verl.method_config import KEY, MethodConfig
 from prefix_rft.engines.verl.settings import configure
 from prefix_rft.rewards import load_rewards
 from prefix_rft.rewards.graded import close_all
@@ -73,7 +73,7 @@ def verify(config: Any) -> None:
         raise UserError(f"verl does not take its settings: {error}") from error
 
 
-def look_at_rewards(config: Any) -> None:
+def check_rewards(config: Any) -> None:
     """Load the block's rewards once: verl takes one that cannot be loaded for prompts that failed.
 
     Recipes have loaded them before.
@@ -82,7 +82,7 @@ def look_at_rewards(config: Any) -> None:
         UserError: a reward that cannot be used.
     """
     given: Any = OmegaConf.to_container(config[KEY], resolve=True)
-    block = Block.read(given)
+    block = MethodConfig.read(given)
     if block.reward is not None:
         close_all(load_rewards(block.reward, Path(block.folder))[0])
 

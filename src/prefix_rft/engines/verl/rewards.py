@@ -14,8 +14,8 @@ from typing import Any
 from omegaconf import OmegaConf
 from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
 
-from prefix_rft.engines.verl.block import KEY, Block
 from prefix_rft.engines.verl.dataset import COLUMNS, renderer_of
+from prefix_rft.engines.verl.method_config import KEY, MethodConfig
 from prefix_rft.engines.verl.rollouts import VERDICTS
 from prefix_rft.rewards import load_rewards
 from prefix_rft.rewards.checked import name_of
@@ -30,7 +30,7 @@ class Graders(RewardManagerBase):
 
     def __init__(self, config: Any, tokenizer: Any, compute_score: Any, **kwargs: Any) -> None:
         super().__init__(config, tokenizer, compute_score)
-        block = Block.read(OmegaConf.to_container(config[KEY], resolve=True))  # pyright: ignore[reportArgumentType]
+        block = MethodConfig.read(OmegaConf.to_container(config[KEY], resolve=True))  # pyright: ignore[reportArgumentType]
         cores = max(1, (os.cpu_count() or 1) // int(config.reward.num_workers))
         entries = [{"workers": cores, **_plain(e)} for e in _several(block.reward)]
         self.rewards, self.weights = load_rewards(entries, Path(block.folder))

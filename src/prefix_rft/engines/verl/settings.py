@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from prefix_rft.core import Method
-from prefix_rft.engines.verl.block import KEY, Block
+from prefix_rft.engines.verl.method_config import KEY, MethodConfig
 from prefix_rft.support.errors import UserError, choose
 
 MODEL = "prefix_rft_model"
@@ -73,16 +73,16 @@ SHARED_ROWS = (
 """Settings with which several processes hold the same rows, and one of them what comes out."""
 
 
-def configure(config: DictConfig) -> tuple[Block, Method]:
+def configure(config: DictConfig) -> tuple[MethodConfig, Method]:
     """Read the block, refuse what contradicts it, and set what the engine needs of verl.
 
     May be called again on a configuration that it has changed.
 
     Raises:
-        UserError: see :class:`Block`; or a setting of verl's that the method replaces.
+        UserError: see :class:`MethodConfig`; or a setting of verl's that the method replaces.
     """
     given: Any = OmegaConf.to_container(config.get(KEY) or OmegaConf.create(), resolve=True)
-    block = Block.read(given)
+    block = MethodConfig.read(given)
     actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
     choose("trainer.v1.trainer_mode", config.trainer.v1.trainer_mode, MODES)
     for key, (value, instead) in {**OWNED, **NEEDED}.items():

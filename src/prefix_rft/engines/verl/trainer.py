@@ -31,7 +31,7 @@ from prefix_rft.core import selection_seed
 from prefix_rft.data import DataError
 from prefix_rft.data.demonstrations import EXAMPLE, IDS
 from prefix_rft.engines.metrics import prefix_bounds
-from prefix_rft.engines.plan import Moment
+from prefix_rft.engines.plan import RunPoint
 from prefix_rft.engines.state import MethodState, hash_of_rows
 from prefix_rft.engines.verl import require_verl
 from prefix_rft.engines.verl.columns import (
@@ -47,10 +47,10 @@ from prefix_rft.engines.verl.columns import (
     WHOLE,
     padded,
 )
+from prefix_rft.engines.verl.credit import Graded, verdict_shares
 from prefix_rft.engines.verl.dataset import Prompts
-from prefix_rft.engines.verl.graded import Graded, verdict_shares
 from prefix_rft.engines.verl.loss import means
-from prefix_rft.engines.verl.plan import Plan
+from prefix_rft.engines.verl.prompt_plan import Plan
 from prefix_rft.engines.verl.rollouts import FIELDS, rollouts_of
 from prefix_rft.engines.verl.settings import MODES, configure
 from prefix_rft.engines.verl.worker import MOVED, STEP, TOTAL, DetachMethodWorker, MethodWorker
@@ -123,10 +123,10 @@ class MethodTrainer:
         batch.set(PLAN, NonTensorStack(*plans))  # pyright: ignore[reportAbstractUsage]
         return batch
 
-    def moment(self) -> Moment:
+    def moment(self) -> RunPoint:
         """What planning needs to know of the run, now."""
         law = self.method.planner
-        return Moment(
+        return RunPoint(
             num_generations=int(self.config.actor_rollout_ref.rollout.n),
             seed=self.block.seed,
             step=self.global_steps - 1,

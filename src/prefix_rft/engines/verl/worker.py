@@ -25,9 +25,9 @@ from verl.workers.utils.padding import no_padding_2_padding
 
 from prefix_rft.core import Batch, Method, prepare, select_prefix, selection_seed
 from prefix_rft.engines.dropout import turn_off_dropout
-from prefix_rft.engines.verl.block import KEY, Block
 from prefix_rft.engines.verl.columns import ADVANTAGE, KEEP, padded, put_targets, to_batch
 from prefix_rft.engines.verl.loss import method_loss
+from prefix_rft.engines.verl.method_config import KEY, MethodConfig
 
 logger = logging.getLogger("prefix_rft")
 
@@ -137,7 +137,7 @@ class MethodWorker(ActorRolloutRefWorker):
         if self.actor is None:
             return
         given: Any = OmegaConf.to_container(self.config.rollout.custom[KEY], resolve=True)
-        block = Block.read(given)
+        block = MethodConfig.read(given)
         rollout = self.config.rollout
         actor: Any = self.actor
         actor.method = block.resolve_method(int(rollout.n), int(rollout.response_length))

@@ -10,7 +10,7 @@ from torch import Tensor
 from prefix_rft.core import Method, step_credit
 from prefix_rft.data.demonstrations import IDS
 from prefix_rft.engines.metrics import prefix_bounds, start_metrics
-from prefix_rft.engines.plan import Moment
+from prefix_rft.engines.plan import RunPoint
 from prefix_rft.engines.trl.forward import Forward
 from prefix_rft.engines.trl.processes import Processes
 from prefix_rft.engines.trl.rollout.generation import Generation
@@ -20,7 +20,7 @@ from prefix_rft.engines.trl.window import Rows
 def credited(
     method: Method,
     generation: Generation,
-    moment: Moment,
+    moment: RunPoint,
     processes: Processes,
     forward: Forward,
     eos_ids: Sequence[int],
@@ -100,7 +100,7 @@ def _truncated(rows: Rows, eos_ids: Sequence[int]) -> Tensor:
 
 
 def _dropped_and_missing(
-    method: Method, moment: Moment, dropped_N: Tensor, without_N: Tensor
+    method: Method, moment: RunPoint, dropped_N: Tensor, without_N: Tensor
 ) -> dict[str, float]:
     metrics = {"groups/dropped": dropped_N.float().mean().item()}
     if method.needs_demonstrations:

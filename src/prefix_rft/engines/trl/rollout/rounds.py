@@ -20,8 +20,8 @@ from prefix_rft.core.prefix import generator
 from prefix_rft.data.demonstrations import IDS
 from prefix_rft.engines.metrics import group_metrics
 from prefix_rft.engines.plan import (
-    Moment,
     RowPlan,
+    RunPoint,
     another_example,
     plan_rows,
     replanned,
@@ -91,7 +91,7 @@ class Rounds:
         self.method, self.state, self.dataset = method, state, dataset
         self.processes, self.filler = processes, filler
 
-    def generate(self, moment: Moment, inputs: Inputs, sample: Sample) -> Generation:
+    def generate(self, moment: RunPoint, inputs: Inputs, sample: Sample) -> Generation:
         """Plan and sample the rows, and change groups as the method's ``all_wrong`` asks.
 
         Args:
@@ -131,7 +131,7 @@ class Rounds:
         inputs: Inputs,
         plans: Sequence[RowPlan],
         sampled: Sampled,
-        moment: Moment,
+        moment: RunPoint,
         attempt: int,
         results: GroupResults,
     ) -> Attempt | None:
@@ -157,7 +157,7 @@ class Rounds:
         return (examples, fresh) if int(total) else None
 
     def _learn(
-        self, inputs: Inputs, plans: Sequence[RowPlan], moment: Moment, results: GroupResults
+        self, inputs: Inputs, plans: Sequence[RowPlan], moment: RunPoint, results: GroupResults
     ) -> dict[str, float]:
         """Tell the planner how its groups went, and set aside what waits for imitation."""
         method, state = self.method, self.state

@@ -254,7 +254,7 @@ class ResumesExactly:
         elif self.rates is not None:
             self.rates.restore(self.run_state.rates, f"checkpoint '{checkpoint}'")
 
-    def look_at_checkpoint(self, folder: Path) -> None:
+    def verify_checkpoint(self, folder: Path) -> None:
         """Look whether this trainer can go on from a checkpoint, and change nothing.
 
         Raises:

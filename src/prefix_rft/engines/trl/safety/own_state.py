@@ -77,10 +77,10 @@ class OwnState:
             )
         data, examples, budget = str(options.data), options.examples, args.max_completion_length
 
-        def look() -> Any:
+        def of_retain_set() -> Any:
             return retain_gradients(model, renderer, data, examples, budget)
 
-        return cls(state, reference, ParameterMask(options, model, args.seed, look))
+        return cls(state, reference, ParameterMask(options, model, args.seed, of_retain_set))
 
     def enter_stage(self, method: Method, step: int, total_steps: int) -> None:
         """Make the policy of now the reference where a new stage of the method begins.

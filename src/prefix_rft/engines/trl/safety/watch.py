@@ -89,7 +89,7 @@ class Watched:
             self.warn(words)  # which may be another one by then
 
         state = self.run_state
-        self.add_callback(LooksAtLines(self.tripwires, warn, lambda: state.last_logged))
+        self.add_callback(ObservesMetrics(self.tripwires, warn, lambda: state.last_logged))
         self.add_callback(TellsNotes(self.notes, warn))
 
     @property
@@ -137,7 +137,7 @@ class TellsNotes(TrainerCallback):
         self.notes.clear()
 
 
-class LooksAtLines(TrainerCallback):
+class ObservesMetrics(TrainerCallback):
     """Shows each line of the log to the tripwires.
 
     Args:
@@ -167,7 +167,7 @@ class LooksAtLines(TrainerCallback):
         if not logs or "loss" not in logs:
             return
         steps, self.step = state.global_step - self.step, state.global_step
-        for action, words in self.tripwires.look(logs, steps):
+        for action, words in self.tripwires.observe(logs, steps):
             if action == "stop":
                 raise RunError(f"stopped at step {state.global_step} by the tripwire {words}")
             self.warn(f"step {state.global_step}: tripwire {words}")

@@ -90,7 +90,7 @@ class MaskOptions:
         return options
 
 
-Look = Callable[[], tuple[dict[str, Tensor], dict[str, Tensor]]]
+RetainGradients = Callable[[], tuple[dict[str, Tensor], dict[str, Tensor]]]
 """Sums of the gradients of a retain set and of their squares, by the names of weights."""
 
 
@@ -101,11 +101,22 @@ class ParameterMask(TrainerCallback):
         options: which weights are trained.
         model: the policy, neither sharded nor wrapped.
         seed: of the score ``random``.
-        look: the gradients of the retain set, asked for when training begins (``retain``).
+        retain_gradients: gives those of the retain set, when training begins (``retain``).
     """
 
-    def __init__(self, options: MaskOptions, model: torch.nn.Module, seed: int, look: Look) -> None:
-        self.options, self.model, self.seed, self.look = options, model, seed, look
+    def __init__(
+        self,
+        options: MaskOptions,
+        model: torch.nn.Module,
+        seed: int,
+        retain_gradients: RetainGradients,
+    ) -> None:
+        self.options, self.model, self.seed, self.retain_gradients = (
+            options,
+            model,
+            seed,
+            retain_gradients,
+        )
         self.step = 0
         self.masks: dict[str, Tensor] | None = None
         self.imitation = False
@@ -161,7 +172,7 @@ class ParameterMask(TrainerCallback):
             )
         if self.options.kind != "retain" or self.masks is not None:
             return
-        sums, squares = self.look()
+        sums, squares = self.retain_gradients()
         scores = self._scores(sums, squares)
         if self.options.action == "freeze":
             needed = keep_most_salient(scores, self.options.fraction, self.options.scope)

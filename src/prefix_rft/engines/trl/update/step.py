@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from prefix_rft.core import Batch, Method, Targets, loss, prepare, selection_seed
-from prefix_rft.engines.plan import Moment
+from prefix_rft.engines.plan import RunPoint
 from prefix_rft.engines.state import MethodState
 from prefix_rft.engines.trl.forward import Forward
 from prefix_rft.engines.trl.processes import Processes
@@ -35,7 +35,7 @@ class OptimizerStep:
         method: Method,
         generation: Sequence[Rows],
         window: slice,
-        moment: Moment,
+        moment: RunPoint,
         state: MethodState,
         forward: Forward,
         processes: Processes,

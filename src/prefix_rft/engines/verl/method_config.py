@@ -16,7 +16,7 @@ KEY = "prefix_rft"
 
 
 @dataclass(frozen=True)
-class Block:
+class MethodConfig:
     """Keys, names and defaults of the TRL engine; None is the method's own default.
 
     Attributes:
@@ -58,7 +58,7 @@ class Block:
     weight_check: float | None = 0.5
 
     @classmethod
-    def read(cls, given: Mapping[str, Any]) -> Block:
+    def read(cls, given: Mapping[str, Any]) -> MethodConfig:
         """From the configuration.
 
         Raises:

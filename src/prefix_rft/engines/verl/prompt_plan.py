@@ -11,7 +11,7 @@ import numpy as np
 from prefix_rft.core import Method
 from prefix_rft.core.planner import Group, Start, Starts
 from prefix_rft.data.demonstrations import IDS
-from prefix_rft.engines.plan import Moment, starts_again, starts_of
+from prefix_rft.engines.plan import RunPoint, starts_again, starts_of
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Plan:
     step: int = 0
 
     @classmethod
-    def of(cls, method: Method, example: Mapping[str, Any], moment: Moment) -> Plan:
+    def of(cls, method: Method, example: Mapping[str, Any], moment: RunPoint) -> Plan:
         """As the method's planner says."""
         asked = moment.group(method, example)
         attempts = [starts_of(method, asked)]

@@ -11,8 +11,8 @@ from typing import Any
 
 
 @dataclass
-class Meetings:
-    """Meetings that are open, by prompt and attempt.
+class GroupBarrier:
+    """GroupBarrier that are open, by prompt and attempt.
 
     Attributes:
         open: what those who have come brought, and what they wait for.
