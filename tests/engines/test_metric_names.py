@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src/prefix_rft"
 VERL = [
     SOURCE / "engines/metrics.py",
-    *(SOURCE / "engines/verl" / f"{name}.py" for name in ("graded", "trainer")),
+    *(SOURCE / "engines/verl" / f"{name}.py" for name in ("credit", "trainer")),
 ]
 
 RUNS: dict[str, dict[str, Any]] = {

@@ -300,33 +300,33 @@ BAD = {
 def test_a_sign_counts_when_it_shows_without_a_break(name: str) -> None:
     wires = Tripwires.read({name: "stop"}, 3)
     bad = GOOD | BAD[name]
-    quiet = [wires.look(line, 1) for line in (GOOD, bad, bad, GOOD, bad, bad, {"loss": 0.0})]
+    quiet = [wires.observe(line, 1) for line in (GOOD, bad, bad, GOOD, bad, bad, {"loss": 0.0})]
     assert not any(quiet)  # the last line says nothing: neither a sign nor a break
-    assert [action for action, _ in wires.look(bad, 1)] == ["stop"]
-    assert not wires.look(bad, 1)  # told once
-    assert not wires.look(GOOD, 1)
-    assert wires.look(bad, 3)[0][1].startswith(f"{name}: for 3 steps ")
+    assert [action for action, _ in wires.observe(bad, 1)] == ["stop"]
+    assert not wires.observe(bad, 1)  # told once
+    assert not wires.observe(GOOD, 1)
+    assert wires.observe(bad, 3)[0][1].startswith(f"{name}: for 3 steps ")
     off = Tripwires.read({name: False}, 1)
-    assert not off.look(bad, 5)
+    assert not off.observe(bad, 5)
 
 
 def test_a_reward_that_changes_between_steps_is_not_constant() -> None:
     wires = Tripwires.read(None, 2)
     for reward in (0.0, 1.0, 0.0, 1.0):
-        assert not wires.look(GOOD | {"reward_std": 0.0, "reward": reward}, 1)
+        assert not wires.observe(GOOD | {"reward_std": 0.0, "reward": reward}, 1)
 
 
 def test_bounds() -> None:
     """Just beside them there is no sign."""
     wires = Tripwires.read(None, 1)
     beside = {"entropy": 0.011, "sampling/sampling_logp_difference/mean": 0.49}
-    assert not wires.look(GOOD | beside, 5)
+    assert not wires.observe(GOOD | beside, 5)
 
 
 def test_a_resumed_run_counts_from_its_last_line() -> None:
     """Not from the checkpoint, and not from the beginning."""
     seen: list[int] = []
-    wires: Any = SimpleNamespace(look=lambda line, steps: seen.append(steps) or [])
+    wires: Any = SimpleNamespace(observe=lambda line, steps: seen.append(steps) or [])
     looks = ObservesMetrics(wires, seen.append, lambda: 4)
     looks.on_train_begin(None, None, None)
     for step in (6, 9):
@@ -336,7 +336,7 @@ def test_a_resumed_run_counts_from_its_last_line() -> None:
 
 def test_imitation_explores_nothing() -> None:
     wires = Tripwires.read(None, 1)
-    assert not wires.look({"loss": 0.1, "entropy": 0.0, "grad_norm": 1.0}, 5)
+    assert not wires.observe({"loss": 0.1, "entropy": 0.0, "grad_norm": 1.0}, 5)
 
 
 @pytest.mark.parametrize("method", ["prefix_rft", "srft", "chord"])
