@@ -28,7 +28,7 @@ def models() -> list:
     gpt2 = GPT2LMHeadModel(
         GPT2Config(vocab_size=vocab, n_embd=32, n_layer=2, n_head=2, n_positions=128)
     )
-    return [make_model(make_tokenizer()), llama, gpt2]
+    return [make_model(make_tokenizer(), layers=2), llama, gpt2]
 
 
 @pytest.mark.parametrize("model", models(), ids=lambda m: type(m).__name__)
@@ -52,7 +52,7 @@ def test_greedy_equals_generate(model: torch.nn.Module) -> None:
 
 
 def test_a_row_stops_at_eos_and_only_where_it_sampled_it() -> None:
-    model = make_model(make_tokenizer()).eval()
+    model = make_model(make_tokenizer(), layers=2).eval()
     settings = SamplingSettings(tuple(range(3, 20)), 0)
     # The prefix holds EOS ids; they are given, not sampled, and end nothing.
     rows = sample(model, [[5]] * 64, [30] * 64, settings, [[4, 4, 4]] * 64)
@@ -72,7 +72,7 @@ def test_a_row_stops_at_eos_and_only_where_it_sampled_it() -> None:
 )
 def test_the_law_of_a_token(settings: dict, support: int | None) -> None:
     tokenizer = make_tokenizer()
-    model = make_model(tokenizer, hidden=64).eval()
+    model = make_model(tokenizer, hidden=64, layers=2).eval()
     with torch.no_grad():
         for p in model.parameters():
             p.mul_(3.0)  # far from uniform
@@ -105,7 +105,7 @@ def test_the_law_of_a_token(settings: dict, support: int | None) -> None:
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
 def test_given_uniforms_invert_the_distribution_function(temperature: float) -> None:
     """A token is the first whose cumulative probability lies above the row's number."""
-    model = make_model(make_tokenizer(), hidden=64).eval()
+    model = make_model(make_tokenizer(), hidden=64, layers=2).eval()
     with torch.no_grad():
         for p in model.parameters():
             p.mul_(3.0)
@@ -129,7 +129,7 @@ def test_given_uniforms_invert_the_distribution_function(temperature: float) -> 
 
 
 def test_zero_does_not_draw_what_is_impossible() -> None:
-    model = make_model(make_tokenizer(), hidden=64).eval()
+    model = make_model(make_tokenizer(), hidden=64, layers=2).eval()
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([[5, 6, 7]])).logits[0, -1]
     best = int(logits.argmax())

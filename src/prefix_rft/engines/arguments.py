@@ -20,9 +20,11 @@ from transformers.integrations import (
 from transformers.integrations.integration_utils import is_flytekit_available
 
 from prefix_rft.core import Method
+from prefix_rft.data import find_source
 from prefix_rft.engines.options import SHARED
 from prefix_rft.engines.trl import DemonstrationConfig, PrefixRFTConfig
 from prefix_rft.engines.trl.ranges import check_numbers
+from prefix_rft.engines.trl.update.parameter_mask import MaskOptions
 from prefix_rft.recipe.batches import BatchPlan, plan_batches
 from prefix_rft.recipe.recipe import RECOMPUTE, Recipe
 from prefix_rft.runs.folder import free_run_folder
@@ -114,6 +116,8 @@ def trainer_arguments(
             given[key] = "no"
     if "report_to" in given and given["report_to"] in (None, False, "no"):
         given["report_to"] = "none"
+    if given.get("parameter_mask") is not None:
+        given["parameter_mask"] = seen_from_here(given["parameter_mask"], recipe.folder)
     kinds = {f.name: kind_of(f.type) for f in fields(config)}
     check_types("recipe key", given, kinds)
     check_numbers(given)
@@ -160,3 +164,22 @@ def trainer_arguments(
         raise
     except REFUSALS as error:
         raise UserError(f"the recipe's trainer settings are refused: {one_line(error)}") from error
+
+
+def seen_from_here(mask: Any, folder: Path) -> Any:
+    """The options of a parameter mask, with the path of its data no longer the recipe's.
+
+    Args:
+        mask: options, as the recipe gives them.
+        folder: of the recipe.
+
+    Raises:
+        UserError: the options cannot be used, or there is no such data.
+    """
+    data = MaskOptions.read(mask).data
+    if data is None:
+        return mask
+    if not (folder / data).exists():
+        find_source(data, folder)
+        return mask
+    return {**mask, "data": str(folder / data)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -12,11 +12,9 @@ from typing import Any, Protocol, cast
 from rich.console import Console
 
 from prefix_rft.core import Method
-from prefix_rft.data import find_source
 from prefix_rft.engines.arguments import check_trackers, keys, trainer_arguments
 from prefix_rft.engines.options import SHARED, resolve
 from prefix_rft.engines.packages import check_packages
-from prefix_rft.engines.trl.update.parameter_mask import MaskOptions
 from prefix_rft.recipe.batches import BatchPlan
 from prefix_rft.recipe.recipe import ENGINES, Recipe, RecipeFile, refuse_unknown_keys
 from prefix_rft.recipe.rif_options import Filter
@@ -145,7 +143,6 @@ def set_up(file: RecipeFile, stage: int = 0, folder: Path | None = None, **setti
     refuse_unknown_keys(recipe, keys(method))
     engine = engine_of(recipe.engine)
     engine.refuse(recipe, method)
-    recipe = with_mask_data(recipe)
     if recipe.rif is not None:
         Filter.read(recipe.rif)
         if not recipe.reward:
@@ -157,23 +154,6 @@ def set_up(file: RecipeFile, stage: int = 0, folder: Path | None = None, **setti
     if method.samples and args.reward_weights is None:
         args.reward_weights = weights
     return Setup(recipe, args.resolve_method(), rewards, args, plan, engine)
-
-
-def with_mask_data(recipe: Recipe) -> Recipe:
-    """The recipe with the data of its parameter mask as a path seen from here.
-
-    Raises:
-        UserError: the mask's options cannot be used, or there is no such data.
-    """
-    mask = recipe.trainer.get("parameter_mask")
-    data = None if mask is None else MaskOptions.read(mask).data
-    if mask is None or data is None:
-        return recipe
-    if not (recipe.folder / data).exists():
-        find_source(data, recipe.folder)
-        return recipe
-    mask = {**mask, "data": str(recipe.folder / data)}
-    return replace(recipe, trainer={**recipe.trainer, "parameter_mask": mask})
 
 
 def reward_functions(recipe: Recipe, method: Method) -> tuple[list[Any], list[float]]:

@@ -140,8 +140,8 @@ def over_seeds(values_SP: ArrayLike) -> Estimate:
     Variance Components, 1992, chapter 4). Each of the two counts with Student's t at its own
     degrees of freedom, S - 1 and P - 1, and the squares of the half-widths add up. So the interval
     is not too short where few seeds differ much: a bootstrap over 3 such seeds covers the truth in
-    84 % of cases, not in 95 % (``tests/eval/test_estimates.py``). Where seeds hardly differ it is
-    longer than it had to be.
+    84 % of cases, not in 95 % (``tests/evaluation/test_estimates.py``). Where seeds hardly differ
+    it is longer than it had to be.
 
     One seed says nothing about seeds: the interval is then over problems alone.
 

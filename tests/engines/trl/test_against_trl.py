@@ -51,7 +51,7 @@ def test_without_prefix_the_loss_is_trls(
 ) -> None:
     """The same rollouts, four updates on two generations, clipped ratios included."""
     tokenizer = make_tokenizer()
-    make_model(tokenizer).save_pretrained(tmp_path / "model")
+    make_model(tokenizer, layers=2).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     shared: dict[str, Any] = {
         "max_steps": 4,
@@ -92,7 +92,7 @@ def test_prefix_rft_without_hybrid_rows_is_dr_grpo_bit_for_bit(tmp_path: Path) -
     for method, options in (("dr_grpo", {}), ("prefix_rft", {"num_hybrid": 0})):
         tokenizer = make_tokenizer()
         trainer = PrefixRFTTrainer(
-            make_model(tokenizer),
+            make_model(tokenizer, layers=2),
             shaped_reward,
             make_config(tmp_path / method, max_steps=3, method=method, method_options=options),
             train_dataset=make_rows(),
@@ -128,7 +128,7 @@ def test_sft_equals_trls_and_ignores_the_split(tmp_path: Path) -> None:
     for parts in (1, 2, 4):
         tokenizer = make_tokenizer()
         trainer = DemonstrationTrainer(
-            make_model(tokenizer),
+            make_model(tokenizer, layers=2),
             DemonstrationConfig(**sft_settings(tmp_path / str(parts), parts)),
             train_dataset=make_rows(16),
             processing_class=tokenizer,
@@ -137,7 +137,7 @@ def test_sft_equals_trls_and_ignores_the_split(tmp_path: Path) -> None:
         weights.append([p.detach().clone() for p in trainer.model.parameters()])
     rows = make_rows(16).select_columns(["prompt", "demonstration"])
     theirs = SFTTrainer(
-        make_model(make_tokenizer()),
+        make_model(make_tokenizer(), layers=2),
         SFTConfig(**sft_settings(tmp_path / "trl", 1)),
         train_dataset=rows.rename_column("demonstration", "completion"),
         processing_class=make_tokenizer(),
@@ -162,7 +162,7 @@ def test_lora_runs(tmp_path: Path, overrides: dict[str, Any]) -> None:
 
     tokenizer = make_tokenizer()
     trainer = PrefixRFTTrainer(
-        make_model(tokenizer),
+        make_model(tokenizer, layers=2),
         shaped_reward,
         make_config(tmp_path, max_steps=4, gradient_accumulation_steps=2, **overrides),
         train_dataset=make_rows(),
@@ -183,7 +183,7 @@ def test_lora_runs(tmp_path: Path, overrides: dict[str, Any]) -> None:
 def test_full_weights_with_checkpointing_or_bf16(tmp_path: Path, overrides: dict) -> None:
     tokenizer = make_tokenizer()
     trainer = PrefixRFTTrainer(
-        make_model(tokenizer),
+        make_model(tokenizer, layers=2),
         shaped_reward,
         make_config(tmp_path, max_steps=3, **overrides),
         train_dataset=make_rows(),

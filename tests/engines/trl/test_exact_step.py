@@ -19,7 +19,7 @@ def run(tmp_path: Path, **overrides: Any) -> tuple[Any, plain.Recorder]:
     settings = {"temperature": TEMPERATURE, "learning_rate": 3e-3, **overrides}
     recorder = plain.Recorder()
     trainer = PrefixRFTTrainer(
-        make_model(tokenizer),
+        make_model(tokenizer, layers=2),
         shaped_reward,
         make_config(tmp_path, **settings),
         train_dataset=make_rows(),
@@ -33,7 +33,7 @@ def run(tmp_path: Path, **overrides: Any) -> tuple[Any, plain.Recorder]:
 
 def check_steps(records: list[plain.Record], num_iterations: int) -> list[float]:
     """Every recorded step against the second computation; returns its largest |ratio - 1|."""
-    model = make_model(make_tokenizer())
+    model = make_model(make_tokenizer(), layers=2)
     spreads = []
     for number, record in enumerate(records):
         at_rollout = records[number - number % num_iterations].weights
@@ -86,7 +86,7 @@ def test_several_updates_per_generation(tmp_path: Path, scope: str) -> None:
     first, second = recorder.records
     generation = [*first.rows, *second.rows]
     adv = plain.advantages(generation)
-    model = make_model(make_tokenizer())
+    model = make_model(make_tokenizer(), layers=2)
     for number, record in enumerate(recorder.records):
         model.load_state_dict(first.weights)
         with torch.no_grad():

@@ -39,7 +39,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> list[plain.Record]:
     tokenizer = make_tokenizer()
     recorder = plain.Recorder()
     trainer = PrefixRFTTrainer(
-        make_model(tokenizer).double(),
+        make_model(tokenizer, layers=2).double(),
         shaped_reward,
         make_config(
             tmp_path_factory.mktemp("run"),
@@ -60,7 +60,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> list[plain.Record]:
 def step_of_page(page: Any, record: plain.Record, at_rollout: plain.Record) -> Any:
     """Loss and gradient that the page computes for the rows of a trainer's update."""
     rows = [page.Rollout(r.prompt, r.completion, r.prefix, r.group, r.reward) for r in record.rows]
-    model = make_model(make_tokenizer()).double()
+    model = make_model(make_tokenizer(), layers=2).double()
     model.load_state_dict(at_rollout.weights)
     with torch.no_grad():
         old_logp_BT, _ = page.logp_and_entropy(model, rows)

@@ -55,7 +55,7 @@ def launch(folder: Path, *args: str) -> list[list[dict]]:
 def test_two_processes_are_one(tmp_path: Path, scope: str, source: str, generations: int) -> None:
     """A group of 8 lies across both; with groups of 4, each has one and they share the pool."""
     ranks = launch(tmp_path, scope, source, str(generations))
-    model = make_model(make_tokenizer())
+    model = make_model(make_tokenizer(), layers=2)
     assert len(ranks[0]) == len(ranks[1]) == 3
     for first, second in zip(*ranks, strict=True):
         for a, b in zip(first["gradient"], second["gradient"], strict=True):

@@ -18,7 +18,7 @@ folder, scope, source = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 tokenizer = make_tokenizer()
 recorder = plain.Recorder()
 trainer = PrefixRFTTrainer(
-    make_model(tokenizer),
+    make_model(tokenizer, layers=2),
     shaped_reward,
     make_config(
         folder,
