@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -77,13 +78,19 @@ def render(
         template: its file.
         package: that holds it; what it does not hold, such as the style, is this package's.
     """
+    return _environment(package).get_template(template).render(variables)
+
+
+@functools.cache
+def _environment(package: str) -> Environment:
+    # Kept, since it compiles each template once.
     folders = [files(package), files("prefix_rft.report")]
 
     def load(name: str) -> str:
         folder = next(f for f in folders if (f / name).is_file())
         return (folder / name).read_text(encoding="utf-8")
 
-    environment = Environment(
+    return Environment(
         loader=FunctionLoader(load),
         autoescape=True,
         undefined=StrictUndefined,
@@ -91,7 +98,6 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(template).render(variables)
 
 
 def _finalize(value: Any) -> Any:
