@@ -102,6 +102,7 @@ def test_the_records_of_the_hard_comparison_too(tables: ModuleType, tmp_path: Pa
     tables.board("hard", tmp_path).check()
 
 
+@pytest.mark.slow
 def test_anyone_makes_the_tables_again(data: Path, tmp_path: Path) -> None:
     """The README's own command, on a copy of the folder."""
     from rich.console import Console

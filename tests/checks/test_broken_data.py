@@ -1189,6 +1189,7 @@ def test_check(name: str, folder: Path, capfd: pytest.CaptureFixture[str]) -> No
         assert words in where, out
 
 
+@pytest.mark.slow
 def test_a_grader_may_be_slow_to_import(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Its second process is not ready yet when the training rows have been graded."""
     held_out(prompt_rows(5), reward={"name": "late:right", "workers": 2})(folder)

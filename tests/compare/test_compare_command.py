@@ -50,7 +50,14 @@ def test_refused(task: Path, capsys: pytest.CaptureFixture[str], name: str) -> N
     assert sorted(task.rglob("*")) == before
 
 
-@pytest.mark.parametrize("recipe", ["recipe.yaml", "compare/methods.yaml", "compare/quick.yaml"])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "recipe.yaml",
+        pytest.param("compare/methods.yaml", marks=pytest.mark.slow),
+        "compare/quick.yaml",
+    ],
+)
 def test_recipes_that_come_with_the_task_can_be_compared(task: Path, recipe: str) -> None:
     board = board_of(recipe, [], None, None, None, None)
     names = [a.name for a in board.comparison.arms]

@@ -153,6 +153,7 @@ def rollouts(data: Path, folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
+@pytest.mark.slow
 def test_a_step_is_the_same_from_every_shape(tmp_path: Path) -> None:
     found = [rollouts(write(tmp_path), tmp_path / write.__name__) for write in SHAPES]
     assert all(other == found[0] for other in found[1:])

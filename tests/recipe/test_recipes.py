@@ -22,7 +22,7 @@ RECIPES = Path(__file__).parents[2] / "src/prefix_rft/tasks/countdown/recipes"
 PAGES = Path(__file__).parents[2] / "docs/methods"
 STAGED = "sft_then_rl"
 NAMES = sorted(p.stem for p in RECIPES.glob("*.yaml"))
-QUICK = ("relift",)
+QUICK = ("prefix_rft",)
 STATE = {"adaback": "examples", "pope": "examples", "discriminative": "examples"}
 INTERLEAVED = ("relift", "mifo")
 ROWS = 100
@@ -73,7 +73,7 @@ def run(task: Path, name: str, runs: Path, *more: str) -> Path:
     rest_slow((n for n in NAMES if n != STAGED), lambda name: name in QUICK),
 )
 def test_a_recipe_trains_and_resumes(task: Path, tmp_path: Path, name: str) -> None:
-    half, steps = (6, 12) if name in QUICK else (12, 24)
+    half, steps = (2, 4) if name in QUICK else (12, 24)
     own = [f"max_steps={steps}", f"save_steps={half}"]
     own += ["method.sft_prompts=12"] if name in INTERLEAVED else []
     folder = run(task, name, tmp_path / "runs", *own)
@@ -114,7 +114,7 @@ def test_a_recipe_trains_and_resumes(task: Path, tmp_path: Path, name: str) -> N
     assert all(resumed[k].equal(whole[k]) for k in whole)
 
 
-@pytest.mark.parametrize("name", ["sft", "prefix_rft"])
+@pytest.mark.parametrize("name", ["sft", pytest.param("prefix_rft", marks=pytest.mark.slow)])
 def test_from_its_last_checkpoint_nothing_is_trained(name: str, task: Path, tmp_path: Path) -> None:
     """transformers would take a step more; and the last line of the metrics may be cut off."""
     own = ["max_steps=3", "save_steps=3"]
@@ -203,6 +203,7 @@ def test_rif_leaves_out_what_is_never_solved(task: Path, tmp_path: Path) -> None
     assert set(rows) - solved
 
 
+@pytest.mark.slow
 def test_a_checkpoint_goes_on_as_it_began(task: Path, tmp_path: Path) -> None:
     """Another method, another rule of RIF, or fewer rows: a sentence, and nothing is lost."""
     short = ["max_steps=4", "save_steps=2", "rif.samples=2"]

@@ -167,6 +167,7 @@ def test_a_run_of_a_thousand_steps_stays_small(tmp_path: Path) -> None:
     assert 200 <= longest <= 300
 
 
+@pytest.mark.slow
 def test_eight_hostile_runs_stay_small(tmp_path: Path) -> None:
     first = hostile_run(tmp_path / "0", 3)
     others = [tmp_path / str(i) / "r" for i in range(1, 8)]

@@ -88,7 +88,14 @@ def no_process_left() -> Iterator[None]:
     assert sleepers() <= asleep
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+LIKE_ANOTHER = (
+    *("sleeps", "backtracks", "ignores", "children", "closes", "signals", "crashes"),
+    *("fork_holds", "scribbles", "forges", "speechless", "several", "infinite"),
+)
+"""Faults for whose kind another one stands in the default suite: a time, a process, a value."""
+
+
+@pytest.mark.parametrize("fault", rest_slow(FAULTS, lambda fault: fault not in LIKE_ANOTHER))
 def test_every_item_gets_its_verdict(
     fault: str, no_process_left: None, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -134,7 +141,7 @@ def test_verdicts_do_not_depend_on_the_size_of_the_pool(workers: int) -> None:
     ("fault", "workers"),
     rest_slow(
         product(("dies", "leaks"), (1, 2)),
-        lambda fault, workers: workers == (2 if fault == "dies" else 1),
+        lambda fault, workers: (fault, workers) == ("dies", 2),
     ),
 )
 def test_an_innocent_item_is_not_blamed(fault: str, workers: int) -> None:
@@ -146,6 +153,7 @@ def test_an_innocent_item_is_not_blamed(fault: str, workers: int) -> None:
     assert [v.status for v in verdicts] == ["correct"] * 20
 
 
+@pytest.mark.slow
 def test_waiting_for_a_processor_is_no_sleep() -> None:
     """Four times as many busy workers as cores: each item takes its own time, and no other."""
     workers = 4 * (os.cpu_count() or 1)
@@ -254,7 +262,12 @@ pool.grade([{"completions": "bad"}] * 2)
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number",
+    rest_slow(
+        (signal.SIGKILL, signal.SIGINT, signal.SIGTERM), lambda number: number == signal.SIGKILL
+    ),
+)
 def test_workers_end_with_their_parent(number: int) -> None:
     """Also when they are stuck in a grader and the parent has no time to say goodbye."""
     parent = subprocess.Popen(

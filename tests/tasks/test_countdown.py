@@ -320,7 +320,11 @@ def test_a_short_rebuild_writes_well_formed_chains(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "rules", "least"), [("base", Rules(), 0.95), ("base_four", Rules((4,)), 0.9)]
+    ("name", "rules", "least"),
+    [
+        ("base", Rules(), 0.95),
+        pytest.param("base_four", Rules((4,)), 0.9, marks=pytest.mark.slow),
+    ],
 )
 def test_shipped_base_is_small_and_starts_low(name, rules, least):
     folder = BASE.parent / name

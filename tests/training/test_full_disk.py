@@ -49,6 +49,7 @@ def refuse(whole: Path, runs: Path, kind: str, number: int) -> None:
 WANTED = ("model.safetensors", "optimizer.pt", "rollouts_0.safetensors", "metrics.jsonl")
 
 
+@pytest.mark.slow
 def test_every_kind_of_file_is_written(whole: Path) -> None:
     """What the tests below refuse."""
     names = {name.removesuffix(".part") for _, name in files(whole)}
@@ -60,6 +61,7 @@ def test_every_kind_of_file_is_written(whole: Path) -> None:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "kind"), [("model.safetensors", "ENOSPC"), ("metrics.jsonl", "short")]
 )

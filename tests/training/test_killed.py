@@ -66,6 +66,7 @@ def error(runs: Path) -> str:
     return path.read_text() if path.is_file() else "it ended"
 
 
+@pytest.mark.slow
 def test_killed_twice(recipe: Path, tmp_path: Path) -> None:
     """While it saves, and while it writes down what it did: the moments that leave half a file."""
     name, phases = "two iterations, two updates each", ("checkpoint", "record")

@@ -32,7 +32,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of runs with one that is finished."""
     runs = tmp_path_factory.mktemp("whole") / "runs"
-    assert killed.run(recipe, runs, OVERRIDES) == 0
+    train(str(recipe), [*OVERRIDES, f"runs={runs}"], killed.QUIET)
     return runs
 
 
@@ -73,6 +73,7 @@ def test_a_damaged_checkpoint_is_passed_over(recipe: Path, whole: Path, tmp_path
     assert [(x["step"], x["changed"]) for x in history] == [(2, {})]
 
 
+@pytest.mark.slow
 def test_without_a_checkpoint_the_run_begins_again(
     recipe: Path, whole: Path, tmp_path: Path
 ) -> None:

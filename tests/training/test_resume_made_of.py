@@ -143,6 +143,7 @@ def test_trl_may_write_into_the_folder_before_the_run_begins(task: Path, tmp_pat
         assert list((tmp_path / name / "completions").iterdir())
 
 
+@pytest.mark.slow
 def test_so_may_a_tracker(task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As codecarbon, which makes its files when the trainer is made."""
     from prefix_rft.engines.trl import PrefixRFTTrainer

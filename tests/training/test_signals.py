@@ -38,14 +38,14 @@ def whole(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return runs / "run"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "signals",
     [
         [signal.SIGINT, signal.SIGTERM],  # as torchrun passes Ctrl-C on
-        *(
-            pytest.param([n], marks=pytest.mark.slow)
-            for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-        ),
+        [signal.SIGINT],
+        [signal.SIGTERM],
+        [signal.SIGUSR1],
     ],
 )
 def test_the_step_is_finished_and_the_run_goes_on(
@@ -71,6 +71,7 @@ def test_the_step_is_finished_and_the_run_goes_on(
     assert found == expected
 
 
+@pytest.mark.slow
 def test_a_signal_in_the_last_step(recipe: Path, whole: Path, tmp_path: Path) -> None:
     """All that is left is the model."""
     again = tmp_path / "again"
@@ -82,6 +83,7 @@ def test_a_signal_in_the_last_step(recipe: Path, whole: Path, tmp_path: Path) ->
     assert killed.evidence(again / "run") == killed.evidence(whole)
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_the_process_at_once(recipe: Path, tmp_path: Path) -> None:
     status = run(recipe, tmp_path / "runs", signal.SIGTERM, signal.SIGTERM)
     assert status == -signal.SIGTERM

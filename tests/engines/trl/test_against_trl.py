@@ -151,9 +151,9 @@ def test_sft_equals_trls_and_ignores_the_split(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "overrides",
     [
-        {"beta": 0.04, "num_iterations": 2},
+        pytest.param({"beta": 0.04, "num_iterations": 2}, marks=pytest.mark.slow),
         {"beta": 0.04, "activation_checkpointing": True},
-        {"bf16": True},
+        pytest.param({"bf16": True}, marks=pytest.mark.slow),
     ],
     ids=["lora-kl", "lora-kl-checkpointing", "lora-bf16"],
 )

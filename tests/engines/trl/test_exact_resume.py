@@ -19,6 +19,7 @@ from trl.trainer.utils import RepeatSampler
 from prefix_rft.engines.trl.safety.interrupt import StopOnSignal
 from prefix_rft.runs.checkpoints import checkpoints, fault, newest_whole, rotate
 from prefix_rft.support.errors import UserError
+from tables import rest_slow
 from tiny import make_config
 
 CLOCKS = ("time", "_per_second")
@@ -110,14 +111,17 @@ def resume_and_compare(tmp_path: Path, name: str, steps: Sequence[int] | None) -
 
 @pytest.mark.parametrize(
     ("name", "step"),
-    [
-        ("two iterations", 3),
-        ("later epochs", 7),
-        ("a method with a memory", 3),
-        ("lines of three steps", 4),
-        ("imitation, third epoch", 7),
-        ("imitation by length", 7),
-    ],
+    rest_slow(
+        [
+            ("two iterations", 3),
+            ("later epochs", 7),
+            ("a method with a memory", 3),
+            ("lines of three steps", 4),
+            ("imitation, third epoch", 7),
+            ("imitation by length", 7),
+        ],
+        lambda name, step: name in ("two iterations", "later epochs", "imitation, third epoch"),
+    ),
 )
 def test_from_a_step(tmp_path: Path, name: str, step: int) -> None:
     """In the middle of a generation, and in the third epoch of imitation at its first step."""

@@ -55,7 +55,7 @@ def check_steps(records: list[plain.Record], num_iterations: int) -> list[float]
     return spreads
 
 
-@pytest.mark.parametrize("num_iterations", [1, 2])
+@pytest.mark.parametrize("num_iterations", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_loss_and_gradient_equal_plain_torch(tmp_path: Path, num_iterations: int) -> None:
     _, recorder = run(
         tmp_path,

@@ -222,10 +222,8 @@ def test_a_planner_remembers_each_of_its_groups(tmp_path: Path, method: str, opt
             ("discriminative", {"negatives": "policy"}, [0] * 6),
             ("self_sft", {"rollouts": "reference"}, [0] * 6),
         ],
-        # Renewed in stages of unlike length; never, and not what samples; never, and what samples.
-        lambda method, options, stages: (
-            options.get("stages") == 4 or "negatives" in options or method == "self_sft"
-        ),
+        # Renewed in stages of unlike length.
+        lambda method, options, stages: options.get("stages") == 4,
     ),
 )
 def test_the_reference_is_renewed_where_a_stage_begins(
@@ -436,8 +434,8 @@ def equal(a: Any, b: Any) -> bool:
 
 @pytest.mark.parametrize(
     "case",
-    # A queue; memories of examples and a shared one; stage and reference.
-    rest_slow(RESUMED, lambda case: case in ("relift", "adaback", "irft")),
+    # A queue; a memory of examples. Stage and reference are among the slow ones.
+    rest_slow(RESUMED, lambda case: case in ("relift", "adaback")),
 )
 def test_a_resumed_run_is_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str

@@ -16,8 +16,6 @@ import pytest
 import torch
 from family_two_processes import CASES, STEPS
 
-from tables import rest_slow
-
 HERE = Path(__file__).parent
 
 
@@ -35,9 +33,8 @@ FORMULAS = {
 STAGES = {"irft-split": [0, 1, 2]}
 
 
-QUICK = ("lengthen", "bread")
-"""A group that is split, with selected prefix tokens; and one process alone with the groups that
-fail and the demonstrations."""
+pytestmark = pytest.mark.slow
+
 Ranks = tuple[Path, list[dict[str, Any]]]
 
 
@@ -76,19 +73,8 @@ def launch(folder: Path, cases: Sequence[str]) -> Ranks:
 
 
 @pytest.fixture(scope="module")
-def quick(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
-    return launch(tmp_path_factory.mktemp("two"), QUICK)
-
-
-@pytest.fixture(scope="module")
-def rest(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
-    return launch(tmp_path_factory.mktemp("two"), [c for c in CASES if c not in QUICK])
-
-
-@pytest.fixture
-def ranks(case: str, request: pytest.FixtureRequest) -> Ranks:
-    """Of the launch that has the case."""
-    return request.getfixturevalue("quick" if case in QUICK else "rest")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
+    return launch(tmp_path_factory.mktemp("two"), list(CASES))
 
 
 def joined(parts: list[dict[str, Any]]) -> list[plain.Record]:
@@ -101,7 +87,7 @@ def joined(parts: list[dict[str, Any]]) -> list[plain.Record]:
     return records
 
 
-@pytest.mark.parametrize("case", rest_slow(CASES, QUICK.__contains__))
+@pytest.mark.parametrize("case", CASES)
 def test_two_processes_are_one(ranks: Ranks, case: str) -> None:
     first, second = parts = [r[case] for r in ranks[1]]
     assert first["forwards"] == second["forwards"]
@@ -143,16 +129,15 @@ def kinds_of(ranks: Ranks, rank: int, case: str) -> list[set[str]]:
     return [{plain.Row(**r).kind for r in x["rows"]} for x in records]
 
 
-def test_one_process_alone_is_helped(quick: Ranks) -> None:
+def test_one_process_alone_is_helped(ranks: Ranks) -> None:
     """It has the groups that fail and the demonstrations."""
-    assert any("hybrid" in k for k in kinds_of(quick, 0, "bread"))
-    assert kinds_of(quick, 1, "bread") == [{"own"}] * STEPS
+    assert any("hybrid" in k for k in kinds_of(ranks, 0, "bread"))
+    assert kinds_of(ranks, 1, "bread") == [{"own"}] * STEPS
 
 
-@pytest.mark.slow
-def test_the_cases_are_what_they_say(rest: Ranks) -> None:
+def test_the_cases_are_what_they_say(ranks: Ranks) -> None:
     """One process alone has demonstrations, groups that fail, solved rows; groups are split."""
-    ranks, kinds = rest, partial(kinds_of, rest)
+    kinds = partial(kinds_of, ranks)
     for case in ("luffy", "chord"):
         assert kinds(0, case) == [{"own", "demo"}] * STEPS
         assert kinds(1, case) == [{"own"}] * STEPS
@@ -170,10 +155,7 @@ def test_the_cases_are_what_they_say(rest: Ranks) -> None:
     assert len(ranks[1][0]["adaback"]["state"]["examples"]) == 6
 
 
-@pytest.mark.parametrize(
-    "case",
-    rest_slow(["luffy-split", "dapo", "bread", "lengthen", "demonstration"], QUICK.__contains__),
-)
+@pytest.mark.parametrize("case", ["luffy-split", "dapo", "bread", "lengthen", "demonstration"])
 def test_each_changes_the_groups_that_failed(ranks: Ranks, case: str) -> None:
     """Whoever holds them; what another process changes is no reason to change one's own."""
     changes = [0, 0]
@@ -200,7 +182,7 @@ def test_each_changes_the_groups_that_failed(ranks: Ranks, case: str) -> None:
     assert changes[0] > 0
 
 
-@pytest.mark.parametrize("case", rest_slow(["dapo", "bread"], QUICK.__contains__))
+@pytest.mark.parametrize("case", ["dapo", "bread"])
 def test_files_have_the_rows_of_both(ranks: Ranks, case: str) -> None:
     """Only the group of the first process is sampled again."""
     folder, parts = ranks

@@ -23,6 +23,7 @@ from prefix_rft.engines.trl.update.gradient_shares import GradientShares, source
 from prefix_rft.engines.trl.update.stats import StepStats
 from prefix_rft.methods import load
 from prefix_rft.runs.reader import RunFolder
+from tables import rest_slow
 from tiny import make_config, make_model, make_rows, make_tokenizer, shaped_reward
 
 HERE = Path(__file__).parent
@@ -411,11 +412,14 @@ def test_gradients_of_half_precision_and_frozen_weights(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [
-        {},
-        {"activation_checkpointing": True},
-        {"parameter_mask": {"kind": "speft", "fraction": 0.2}},
-    ],
+    rest_slow(
+        [
+            {},
+            {"activation_checkpointing": True},
+            {"parameter_mask": {"kind": "speft", "fraction": 0.2}},
+        ],
+        lambda settings: "parameter_mask" in settings,
+    ),
     ids=["plain", "checkpointing", "masked"],
 )
 def test_measuring_changes_no_weight(tmp_path: Path, settings: dict[str, Any]) -> None:

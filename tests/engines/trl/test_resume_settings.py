@@ -115,7 +115,7 @@ SCHEDULES: list[tuple[dict[str, Any], list[float]]] = [
     ("make", "changed", "rates"),
     rest_slow(
         ((make, *case) for make in (sft, rl) for case in SCHEDULES),
-        lambda make, changed, rates: make is sft or "learning_rate" in changed,
+        lambda make, changed, rates: (make is rl) == ("learning_rate" in changed),
     ),
 )
 def test_the_rate_is_that_of_the_new_schedule_at_once(
