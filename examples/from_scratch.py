@@ -22,8 +22,6 @@ source, the learning rate is constant, and each generation gives one update, so 
 Shape letters: B rollouts, T completion tokens, V vocabulary.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import math
@@ -36,7 +34,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-PROMPTS, GROUP = 32, 8  # prompts of a step, and rollouts of a prompt, of which one is hybrid
+PROMPTS, GROUP = 16, 8  # prompts of a step, and rollouts of a prompt, of which one is hybrid
 BUDGET = 12  # tokens of a completion, prefix included
 LOW, HIGH = (0.95, 0.05), 0.95  # the prefix ratio is uniform in [low, 0.95]; low decays by a cosine
 KEEP = 0.2  # share of prefix tokens that keep their advantage
@@ -61,11 +59,8 @@ class Rollout:
 def prefix_length(uniform: float, step: int, steps: int, length: int) -> int:
     """Tokens of the prefix (section 3, A.2): early nearly the whole demonstration, later any part.
 
-    Args:
-        uniform: a number in [0, 1), drawn for this rollout.
-        step: of the run, from 0.
-        steps: of the whole run.
-        length: tokens of the demonstration, with its end-of-sequence token.
+    ``uniform`` is drawn from [0, 1) for this rollout; ``length`` tokens has the demonstration, with
+    its end-of-sequence token.
     """
     low = LOW[1] + (LOW[0] - LOW[1]) * 0.5 * (1 + math.cos(math.pi * step / steps))
     ratio = low + (HIGH - low) * uniform
@@ -133,13 +128,7 @@ def advantages(rollouts: list[Rollout]) -> Tensor:
 def keep_highest(entropy_BT: Tensor, prefix_BT: Tensor, share: float) -> Tensor:
     """The ``share`` of all prefix tokens of the step at which the policy's entropy is highest.
 
-    Args:
-        entropy_BT: of the policy before each completion token, in nats.
-        prefix_BT: bool, tokens of a prefix.
-        share: in [0, 1].
-
-    Returns:
-        Bool, shape (B, T), a subset of ``prefix_BT``.
+    ``entropy_BT`` is in nats, before each completion token; ``prefix_BT`` and the result are masks.
     """
     count = math.ceil(share * int(prefix_BT.sum()) - 1e-6)
     ranked = entropy_BT.masked_fill(~prefix_BT, -torch.inf).flatten()
