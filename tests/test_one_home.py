@@ -104,15 +104,39 @@ def test_what_a_grader_is_called_with_is_made_in_one_place() -> None:
 def test_the_files_of_rollouts_are_named_and_averaged_in_one_place() -> None:
     named = {f for f, n in nodes() if isinstance(n, ast.Constant) and n.value in ("step_", "kept_")}
     assert named == {"runs/rollouts.py"}
-    # Whatever takes the reward of several rollouts to average it; a comparison has other rows.
+
+    def takes_reward(element: str, room: str) -> bool:
+        # A comparison has other rows, and verdicts have a reward, too.
+        key = "['reward']" in element and room != "compare"
+        return key or (element.endswith(".reward") and room in ("runs", "report", "show"))
+
+    # Whatever takes the reward of several rollouts to average it.
     averaging = [
         f
         for f, n in nodes()
         if isinstance(n, (ast.ListComp, ast.GeneratorExp))
-        and "['reward']" in ast.unparse(n.elt)
-        and not f.startswith("compare/")
+        and takes_reward(ast.unparse(n.elt), f.partition("/")[0])
     ]
     assert averaging == ["runs/rollouts.py"]
+
+
+def test_a_rollout_is_read_and_its_prefix_marked_in_one_place() -> None:
+    """Whoever takes a field of a line checks it, and whoever splits a text marks it."""
+    fields = {"completion_ids", "prefix_length", "advantage"}
+    readers = {
+        f
+        for f, n in nodes()
+        if (isinstance(n, ast.Dict) and len(fields & set(constants(n))) > 1)
+        or (
+            isinstance(n, ast.Subscript)
+            and isinstance(n.slice, ast.Constant)
+            and n.slice.value == "prefix_length"
+        )
+    }
+    assert readers == {"runs/rollouts.py"}
+    assert {f for f, n in nodes() if calls(n, "split") and len(getattr(n, "args", ())) > 3} == {
+        "runs/token_texts.py"
+    }
 
 
 def test_a_method_beside_a_recipe_is_loaded_from_its_folder(tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from prefix_rft.runs.rollouts import Rollout
+
 RECIPE = {
     "model": "base",
     "train_data": "train.jsonl",
@@ -56,6 +58,14 @@ def row(group: int = 0, number: int = 0, **changes: Any) -> dict[str, Any]:
         "truncated": False,
     }
     return {**given, **changes}
+
+
+def rollout(
+    group: int = 0, number: int = 0, kept: Sequence[int] | None = None, **changes: Any
+) -> Rollout:
+    """The same as it is read."""
+    places = None if kept is None else frozenset(kept)
+    return Rollout.read(row(group, number, **changes), kept=places)
 
 
 def words() -> Tokenizer:

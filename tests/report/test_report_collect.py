@@ -3,35 +3,35 @@
 from pathlib import Path
 
 import pytest
-from report_runs import metrics_of, row, write_run
+from report_runs import metrics_of, rollout, row, write_run
 
 from prefix_rft.report.chart import Line
 from prefix_rft.report.collect import EXTREMES, collect
 from prefix_rft.report.curves import place, plots, series_of
 from prefix_rft.report.evaluation import scale_of, share
 from prefix_rft.report.groups import SHORTEST, text_limit
-from prefix_rft.report.samples import LONGEST, MOST_ROWS, group_of, mean_reward
+from prefix_rft.report.samples import LONGEST, MOST_ROWS, group_of
 from prefix_rft.report.settings import side_by_side
 from prefix_rft.report.view import context
 from prefix_rft.runs.evaluations import HeldOut, write_evaluations
 from prefix_rft.runs.metric_names import OTHER, SCHEDULE, SPLIT, TRAINING
 from prefix_rft.runs.reader import RunFolder, flatten
-from prefix_rft.support.errors import UserError
+from prefix_rft.runs.rollouts import OLDER, mean_reward
 
 
 def test_only_on_policy_rows_that_were_graded_rank_a_group() -> None:
     rows = [
-        row(reward=1.0, prefix_length=2),
-        row(reward=0.0),
-        row(reward=1.0),
-        row(reward=None),
-        row(reward=float("nan")),
-        row(reward=1.0, demonstration=True),
+        rollout(reward=1.0, prefix_length=2),
+        rollout(reward=0.0),
+        rollout(reward=1.0),
+        rollout(reward=None),
+        rollout(reward=None),
+        rollout(reward=1.0, demonstration=True),
     ]
     assert mean_reward(rows, "on-policy") == 0.5
     assert mean_reward(rows, "hybrid") == 1.0
     assert mean_reward(rows[:1], "on-policy") is None
-    assert [s.kind for s in group_of(rows, 0).samples] == [
+    assert [s.origin for s in group_of(rows, 0).samples] == [
         "hybrid",
         *["on-policy"] * 4,
         "demonstration",
@@ -91,11 +91,11 @@ def test_mean_lengths_by_origin(tmp_path: Path) -> None:
 
 def test_rows_of_an_older_version_are_read(tmp_path: Path) -> None:
     old = row(prefix_length=1)
-    for name in ("verdicts", "demonstration", "attempt"):
+    for name in OLDER:
         del old[name]
     found = collect(RunFolder(write_run(tmp_path / "r", rollouts=[[old]])))
     sample = found.over_training[0][0].samples[0]
-    assert (sample.kind, sample.kept, list(sample.verdicts)) == ("hybrid", None, [])
+    assert (sample.origin, sample.completion.kept, list(sample.verdicts)) == ("hybrid", None, [])
     assert not found.kept_known
 
 
@@ -103,42 +103,16 @@ def test_kept_tokens_come_from_their_file(tmp_path: Path) -> None:
     rows = [row(prefix_length=2, kept=[0])]
     found = collect(RunFolder(write_run(tmp_path / "r", rollouts=[rows])))
     assert found.kept_known
-    assert found.over_training[0][0].samples[0].kept == {0}
+    assert found.over_training[0][0].samples[0].completion.kept == {0}
 
 
 def test_long_rows_and_large_groups_are_not_held() -> None:
-    rows = [row(0, i, text="x" * 9000, completion_ids=[1] * 9000) for i in range(40)]
+    rows = [rollout(0, i, text="x" * 9000, completion_ids=[1] * 9000) for i in range(40)]
     group = group_of(rows, 0)
     assert (group.rows, len(group.samples)) == (40, MOST_ROWS)
-    sample = group.samples[0]
-    assert (len(sample.text.start), sample.text.characters) == (LONGEST, 9000)
-    assert (len(sample.ids), sample.tokens) == (LONGEST, 9000)
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"text": 5},
-        {"completion_ids": None},
-        {"completion_ids": [-1]},
-        {"reward": "high"},
-        {"verdicts": {"reward": "wrong"}},
-        {"group": []},
-        {"prefix_length": "2"},
-    ],
-)
-def test_a_row_that_is_none_is_refused_by_its_file(tmp_path: Path, changes: dict) -> None:
-    run = RunFolder(write_run(tmp_path / "r", rollouts=[[row()], [row(**changes)]]))
-    with pytest.raises(UserError, match=r"step_000001\.jsonl' is damaged: a row is no rollout"):
-        collect(run)
-
-
-def test_a_row_that_lacks_something_is_refused(tmp_path: Path) -> None:
-    line = row()
-    del line["prefix_length"]
-    run = RunFolder(write_run(tmp_path / "r", rollouts=[[line]]))
-    with pytest.raises(UserError, match="it lacks 'prefix_length'"):
-        collect(run)
+    completion = group.samples[0].completion
+    assert (len(completion.text), completion.characters) == (LONGEST, 9000)
+    assert (len(completion.ids), completion.tokens) == (LONGEST, 9000)
 
 
 def test_texts_get_shorter_where_there_are_many(tmp_path: Path) -> None:

@@ -1,12 +1,13 @@
 """Text that nobody can trust, and tokens that add up to it."""
 
 import pytest
-from report_runs import HOSTILE, byte_level, row, words
+from report_runs import HOSTILE, byte_level, rollout, words
 
-from prefix_rft.report.marks import cut_segments, segments
-from prefix_rft.report.samples import group_of
+from prefix_rft.report.groups import cut_parts, row
+from prefix_rft.report.samples import LONGEST, group_of
 from prefix_rft.report.text import COST, cost, cut, more, number, signed
-from prefix_rft.runs.token_texts import pieces, split
+from prefix_rft.runs.rollouts import Rollout
+from prefix_rft.runs.token_texts import KEPT, PREFIX, SAMPLED, Completion, marked, pieces, split
 from prefix_rft.support.untrusted import visible
 
 
@@ -103,22 +104,49 @@ def test_only_what_is_shown_is_split() -> None:
     assert split(words(), ids[:3], len(ids), text[:3], 10) == ["a", " b", " a"]
 
 
+def start(rollout: Rollout) -> Completion:
+    """What the report keeps of a completion."""
+    return group_of([rollout], 0).samples[0].completion
+
+
 def test_prefix_and_kept_tokens_are_marked_apart() -> None:
-    sample = group_of([row(prefix_length=2, kept=[1])], 0).samples[0]
-    parts = segments(sample, words(), 100)
-    assert parts == [("prefix", "a"), ("kept", " b"), ("", " c")]
-    assert segments(sample, None, 100) is None
-    assert cut_segments(parts, 2, 5) == ([("prefix", "a"), ("kept", " ")], 3)
+    completion = start(rollout(prefix_length=2, kept=[1]))
+    parts = marked(words(), completion, 100)
+    assert parts == [(PREFIX, "a"), (KEPT, " b"), (SAMPLED, " c")]
+    assert marked(None, completion, 100) is None
+    assert cut_parts(parts, 2, 5) == ([(PREFIX, "a"), (KEPT, " ")], 3)
     # A token behind the prefix is never called kept, whatever the file says.
-    odd = group_of([row(prefix_length=1, kept=[0, 2])], 0).samples[0]
-    assert segments(odd, words(), 100) == [("kept", "a"), ("", " b c")]
+    odd = start(rollout(prefix_length=1, kept=[0, 2]))
+    assert marked(words(), odd, 100) == [(KEPT, "a"), (SAMPLED, " b c")]
 
 
 def test_a_prefix_that_ends_within_a_character_is_marked_at_its_end() -> None:
     tokenizer = byte_level()
     ids = tokenizer.encode("é!").ids
-    sample = group_of([row(completion_ids=ids, prefix_length=1, text="é!")], 0).samples[0]
-    assert segments(sample, tokenizer, 100) == [("", "é!")]
+    made = rollout(completion_ids=ids, prefix_length=1, text="é!")
+    assert marked(tokenizer, start(made), 100) == [(PREFIX, ""), (SAMPLED, "é!")]
+    assert row(group_of([made], 0).samples[0], tokenizer, 100)["segments"] == [("", "é!")]
+
+
+def test_the_marks_are_those_of_the_whole_text_as_far_as_its_start_goes() -> None:
+    """``prefix-rft show`` has the whole text, the report what stands before a limit."""
+    ids = [0, 1] * 3000
+    for length in (1, 500, 1500, 5000):
+        made = rollout(completion_ids=ids, text=words().decode(ids), prefix_length=length)
+        whole, cut_off = marked(words(), Completion.of(made)), marked(words(), start(made), 600)
+        assert whole is not None
+        assert cut_off is not None
+        assert cut_parts(cut_off, 600, 11_999) == cut_parts(whole, 600, 11_999)
+        assert sum(len(text) for _, text in cut_off) <= LONGEST
+
+
+def test_no_prefix_is_marked_in_what_has_none_and_none_is_missed_there() -> None:
+    demonstration = rollout(prefix_length=3, demonstration=True, text="other words")
+    for made in (demonstration, rollout(text="other words")):
+        assert marked(None, start(made), 100) == [(SAMPLED, "other words")]
+        assert not row(group_of([made], 0).samples[0], words(), 100)["unmarked"]
+    hybrid = rollout(prefix_length=2, text="other words")
+    assert row(group_of([hybrid], 0).samples[0], words(), 100)["unmarked"]
 
 
 @pytest.mark.parametrize("text", HOSTILE)

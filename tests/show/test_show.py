@@ -15,9 +15,10 @@ from prefix_rft import show
 from prefix_rft.cli import main
 from prefix_rft.rewards import STATUSES
 from prefix_rft.runs.reader import RunFolder
+from prefix_rft.runs.rollouts import OLDER, Rollout
 from prefix_rft.show import run_show
 from prefix_rft.show.groups import Filters, find, load, read_range
-from prefix_rft.show.view import PREFIX, SAMPLED, SELECTED, UNMARKED, marked
+from prefix_rft.show.view import GREEN, SELECTED, UNMARKED, YELLOW, styled
 
 Row = dict[str, Any]
 WORDS = ["a", "b", "c", "d", "e", "f"]
@@ -215,19 +216,19 @@ def test_marks_never_split_a_character() -> None:
     tokenizer = Tokenizer(models.BPE(vocab, [], byte_fallback=True))
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
     ids = [0, 1, 2, 3, 3, 3, 3, 3]
-    one = row(0, 0, 1.0, completion_ids=ids, text="aéaaaaa", prefix_length=2, kept=[1, 5, "x"])
-    assert marked(tokenizer, one) == [
-        ("a", PREFIX),
+    line = row(0, 0, 1.0, completion_ids=ids, text="aéaaaaa", prefix_length=2)
+    assert styled(tokenizer, Rollout.read(line, kept=frozenset({1, 5}))) == [
+        ("a", GREEN),
         ("«»", SELECTED),
         ("┃", "bold"),
-        ("éaaaaa", SAMPLED),
+        ("éaaaaa", YELLOW),
     ]
 
 
 def test_a_prefix_that_is_the_whole_row_ends_nowhere() -> None:
     tokenizer = Tokenizer(models.WordLevel({"a": 0, "<unk>": 1}, unk_token="<unk>"))
-    one = row(0, 0, 1.0, completion_ids=[0, 0], text="a a", prefix_length=2)
-    assert marked(tokenizer, one) == [("a a", PREFIX)]
+    one = Rollout.read(row(0, 0, 1.0, completion_ids=[0, 0], text="a a", prefix_length=2))
+    assert styled(tokenizer, one) == [("a a", GREEN)]
 
 
 def test_colours_of_prefix_and_sample(run: Path) -> None:
@@ -272,7 +273,7 @@ HOSTILE = (
 @pytest.mark.parametrize("terminal", [False, True])
 def test_hostile_words_are_shown_and_not_obeyed(tmp_path: Path, terminal: bool) -> None:
     verdicts = {HOSTILE: {"status": HOSTILE, "reward": 0.0, "detail": HOSTILE}}
-    bad = row(0, 0, 0.0, text=HOSTILE, prompt=HOSTILE, verdicts=verdicts, example=HOSTILE)
+    bad = row(0, 0, 0.0, text=HOSTILE, prompt=HOSTILE, verdicts=verdicts)
     file = io.StringIO()
     # A terminal without colours: any escape in its output would be the model's.
     console = Console(
@@ -283,7 +284,7 @@ def test_hostile_words_are_shown_and_not_obeyed(tmp_path: Path, terminal: bool) 
     own = r"\x1b\[[0-9;?]*[a-zA-Z]|\r" if terminal else r"(?!)"  # of the spinner
     body = re.sub(own, "", text.partition("worst first")[2])
     assert all(c.isprintable() or c == "\n" for c in body)
-    assert "[bold]x[/bold] [link=http://e]y[/link] [/]" in re.sub(r"\n *│? *", " ", body)
+    assert "[bold]x[/bold] [link=http://e]y[/link] [/]" in re.sub(r"\s+│?\s*", " ", body)
     assert "⟨ESC⟩[2J⟨ESC⟩]8;;http://evil⟨BEL⟩here" in body
     assert not re.search(r"^row 9", body, re.MULTILINE)
 
@@ -332,9 +333,8 @@ def test_other_scripts_stay_legible(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_older_runs_lack_fields(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Rollouts without verdict, attempt, demonstration, advantage: as the first version wrote."""
-    late = ("verdicts", "attempt", "demonstration", "advantage", "example", "truncated")
     rows = [row(0, 0, 1.0, prefix_length=2), row(0, 1, 1.0), row(0, 2, 0.5)]
-    old = [{k: v for k, v in r.items() if k not in late} for r in rows]
+    old = [{k: v for k, v in r.items() if k not in OLDER} for r in rows]
     path = str(make_run(tmp_path / "r", {0: old}))
     text = shown(capsys, path)
     assert "step 0  group 0  solved 1 of 2 on-policy rows  mean reward 0.750\n" in text
@@ -403,7 +403,7 @@ def test_a_hostile_name_in_an_error(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_lines_fit_a_terminal(width: int, tmp_path: Path) -> None:
-    rows = [row(0, 0, 0.0, text="word " * 300, prefix_length=2, kept=[0], truncated=True)]
+    rows = [row(0, 0, 0.0, text="word " * 300, prefix_length=2, truncated=True)]
     file = io.StringIO()
     console = Console(file=file, width=width, force_terminal=True, color_system=None)
     run_show(console, str(make_run(tmp_path / "r", {0: rows})))
@@ -481,33 +481,6 @@ def test_runs_without_rollouts(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.parametrize(
-    "change",
-    [
-        {"reward": "1"},
-        {"reward": float("nan")},
-        {"reward": 10**400},
-        {"advantage": float("-inf")},
-        {"prefix_length": -1},
-        {"verdicts": {"math": "correct"}},
-        {"completion_ids": None},
-        {"text": 3},
-        {"group": None},
-        {"row": "1"},
-        {"prompt": ["q"]},
-        {"prefix_length": 1.5},
-        {"advantage": "1"},
-        {"verdicts": ["correct"]},
-        {"attempt": "1"},
-        {"kept": 3},
-    ],
-)
-def test_damaged_rollouts(change: Row, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = make_run(tmp_path / "r", {4: [row(0, 0, 1.0), {**row(0, 1, 1.0), **change}]})
-    assert main(["show", str(path)]) == 2
-    assert f"step 4, line 2 is damaged: its '{next(iter(change))}'" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
     "line",
     [b'{"row": 1}', b'{"group": [1], "row": 1}', b'{"prompt": "\xff"}', b"[" * 100_000, b"3"],
 )
@@ -523,7 +496,10 @@ def test_lines_that_no_run_writes(
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("line", ['{"group": 0}', '{"group": 0, "row": 0, "kept": 3}'])
+@pytest.mark.parametrize(
+    "line",
+    ['{"group": 0}', *(f'{{"group": 0, "row": 0, "kept": {k}}}' for k in ("3", '["x"]', "[-1]"))],
+)
 def test_damaged_kept_tokens(line: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = run / "rollouts/kept_000007.jsonl"
     path.write_text(line + "\n")
@@ -544,12 +520,9 @@ def test_files_beside_the_rollouts(run: Path, capsys: pytest.CaptureFixture[str]
     assert len(order(shown(capsys, str(run)))) == 5
 
 
-def test_damaged_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [row(0, 0, 1.0, prefix_length=1, completion_ids=[0, "1"])]
-    path = make_run(tmp_path / "r", {4: rows})
+def test_a_damaged_tokenizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = make_run(tmp_path / "r", {4: [row(0, 0, 1.0)]})
     add_tokenizer(path)
-    assert main(["show", str(path)]) == 2
-    assert "row 0 of group 0 is damaged" in capsys.readouterr().err
     (path / "model/tokenizer.json").write_text("{")
     assert main(["show", str(path)]) == 2
     assert "tokenizer.json' is damaged" in capsys.readouterr().err

@@ -6,21 +6,11 @@ import heapq
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from prefix_rft.report.points import Point
-from prefix_rft.report.samples import Group, damaged, group_of
-from prefix_rft.runs.numbers import DAMAGE
+from prefix_rft.report.samples import Group, group_of
 from prefix_rft.runs.reader import RunFolder
-from prefix_rft.runs.rollouts import (
-    DEMONSTRATION,
-    HYBRID,
-    POLICY,
-    ROLLOUTS,
-    generation_path,
-    mean_reward,
-    origin,
-)
+from prefix_rft.runs.rollouts import DEMONSTRATION, HYBRID, POLICY, Rollout, mean_reward
 
 EXTREMES = 10
 """Worst and best groups to show."""
@@ -28,7 +18,7 @@ EXTREMES = 10
 OVER_TRAINING = 3
 """Groups to show of the first, the middle and the last generation."""
 
-Rows = Sequence[Mapping[str, Any]]
+Rollouts = Sequence[Rollout]
 Rank = tuple[float, int, int]
 """Mean reward (or its negative), negative step, group: the smallest come first."""
 
@@ -70,25 +60,21 @@ def collect(run: RunFolder) -> Collected:
     shown = {steps[0], steps[len(steps) // 2], steps[-1]} if steps else set()
     # Backwards: of equal groups the later ones are shown, and so the earlier need not be built.
     for step in reversed(steps):
-        path = str(generation_path(run.path / ROLLOUTS, step))
-        try:
-            _add(found, run.rollouts(step), step, step in shown)
-        except DAMAGE as error:
-            raise damaged(path, error) from error
+        _add(found, run.rollouts(step), step, step in shown)
     for points in found.lengths.values():
         points.reverse()
     found.over_training = dict(sorted(found.over_training.items()))
     return found
 
 
-def _add(found: Collected, rows: Rows, step: int, shown: bool) -> None:
-    groups: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
-    for row in rows:
-        groups[row["group"]].append(row)
+def _add(found: Collected, rollouts: Rollouts, step: int, shown: bool) -> None:
+    groups: dict[int, list[Rollout]] = defaultdict(list)
+    for rollout in rollouts:
+        groups[rollout.group].append(rollout)
     found.generations += 1
-    found.rows += len(rows)
+    found.rows += len(rollouts)
     found.groups += len(groups)
-    found.kept_known |= any(row.get("kept") is not None for row in rows)
+    found.kept_known |= any(r.kept is not None for r in rollouts)
     means = {g: mean_reward(part, POLICY) for g, part in groups.items()}
     ranked = {(m, -step, g): groups[g] for g, m in means.items() if m is not None}
     found.worst = extremes(found.worst, ranked, step)
@@ -96,24 +82,24 @@ def _add(found: Collected, rows: Rows, step: int, shown: bool) -> None:
     if shown:
         first = [groups[g] for g in sorted(groups)[:OVER_TRAINING]]
         found.over_training[step] = [group_of(part, step) for part in first]
-    for name, length in mean_lengths(rows).items():
+    for name, length in mean_lengths(rollouts).items():
         found.lengths[name].append((step, length))
 
 
-def extremes(kept: dict[Rank, Group], new: Mapping[Rank, Rows], step: int) -> dict[Rank, Group]:
+def extremes(kept: dict[Rank, Group], new: Mapping[Rank, Rollouts], step: int) -> dict[Rank, Group]:
     """The ``EXTREMES`` smallest ranks among groups that were kept and those of a new step."""
     ranks = heapq.nsmallest(EXTREMES, [*kept, *new])
     return {rank: kept[rank] if rank in kept else group_of(new[rank], step) for rank in ranks}
 
 
-def mean_lengths(rows: Rows) -> dict[str, float]:
+def mean_lengths(rollouts: Rollouts) -> dict[str, float]:
     """Mean number of tokens by origin, for origins that have rows."""
     lengths: dict[str, list[int]] = defaultdict(list)
-    for row in rows:
-        kind, tokens = origin(row), len(row["completion_ids"])
-        if kind == HYBRID:
+    for rollout in rollouts:
+        origin, tokens = rollout.origin, len(rollout.completion_ids)
+        if origin == HYBRID:
             lengths["prefix"].append(tokens)
-            lengths["continuation"].append(tokens - row["prefix_length"])
+            lengths["continuation"].append(tokens - rollout.prefix_length)
         else:
-            lengths["demonstration" if kind == DEMONSTRATION else "policy"].append(tokens)
+            lengths["demonstration" if origin == DEMONSTRATION else "policy"].append(tokens)
     return {name: sum(values) / len(values) for name, values in lengths.items()}

@@ -8,16 +8,18 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from prefix_rft.report.collect import Collected
-from prefix_rft.report.marks import cut_segments, segments
 from prefix_rft.report.samples import LONGEST, Group, Sample, Text
 from prefix_rft.report.text import cut, more, number, signed
 from prefix_rft.runs.rollouts import HYBRID
+from prefix_rft.runs.token_texts import KEPT, PREFIX, SAMPLED, Part, marked
 
 CHARACTERS = 500_000
 """Of all texts together, about; a page with many runs shows less of each."""
 
 SHORTEST = 200
 LONGEST_DETAIL = 160
+MARKS = {PREFIX: "prefix", KEPT: "kept", SAMPLED: ""}
+"""The page's class of each part of a completion."""
 
 
 def text_limit(runs: Sequence[Collected]) -> int:
@@ -62,25 +64,44 @@ def view(group: Group, tokenizer: Tokenizer | None, limit: int) -> dict[str, Any
 
 def row(sample: Sample, tokenizer: Tokenizer | None, limit: int) -> dict[str, Any]:
     """A rollout in words."""
-    parts = segments(sample, tokenizer, limit)
-    marked = parts is not None
-    shown, left = cut_segments(
-        [("", sample.text.start)] if parts is None else parts, limit, sample.text.characters
+    completion = sample.completion
+    parts = marked(tokenizer, completion, limit)
+    shown, left = cut_parts(
+        [(SAMPLED, completion.text)] if parts is None else parts, limit, completion.characters
     )
     return {
         "number": sample.row,
-        "kind": sample.kind,
-        "tokens": f"{sample.tokens:,}",
-        "prefix": f"{sample.prefix_length:,}" if sample.kind == HYBRID else None,
-        "kept": None if sample.kept is None else f"{len(sample.kept):,}",
+        "kind": sample.origin,
+        "tokens": f"{completion.tokens:,}",
+        "prefix": f"{sample.prefix_length:,}" if sample.origin == HYBRID else None,
+        "kept": None if completion.kept is None else f"{len(completion.kept):,}",
         "reward": number(sample.reward),
         "advantage": signed(sample.advantage),
         "verdicts": [(g, status, cut(d, LONGEST_DETAIL)[0]) for g, status, d in sample.verdicts],
         "truncated": sample.truncated,
-        "segments": shown,
+        "segments": [(MARKS[state], text) for state, text in shown if text],
         "more": more(left),
-        "unmarked": not marked and bool(sample.prefix_length),
+        "unmarked": parts is None,
     }
+
+
+def cut_parts(parts: Sequence[Part], limit: int, characters: int) -> tuple[list[Part], int]:
+    """The first parts up to a limit, and how many characters of the whole are left out.
+
+    Args:
+        parts: a text's parts, or its first ones.
+        limit: the characters to keep at most; fewer where they take too much of the page.
+        characters: the length of the whole text.
+    """
+    shown, _ = cut("".join(text for _, text in parts), limit)
+    room = len(shown)
+    result: list[Part] = []
+    for state, text in parts:
+        if room <= 0:
+            break
+        result.append((state, text[:room]))
+        room -= len(result[-1][1])
+    return result, characters - len(shown)
 
 
 def _cut(text: Text, limit: int) -> tuple[str, int]:

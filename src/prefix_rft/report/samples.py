@@ -1,14 +1,12 @@
-"""Rollouts as the report shows them: read from their lines, checked, cut to what is shown."""
+"""Rollouts as the report shows them: cut to what is shown."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from prefix_rft.runs.numbers import count, damage, finite
-from prefix_rft.runs.rollouts import HYBRID, POLICY, mean_reward, origin
-from prefix_rft.support.errors import UserError
+from prefix_rft.runs.rollouts import HYBRID, POLICY, Rollout, mean_reward
+from prefix_rft.runs.token_texts import Completion
 
 LONGEST = 2000
 """Characters of a text, and tokens of a completion, that are kept for the page."""
@@ -31,25 +29,19 @@ class Sample:
 
     Attributes:
         row: its number in the group.
-        kind: ``on-policy``, ``hybrid`` or ``demonstration``.
-        tokens: of the completion with its prefix.
-        prefix_length: tokens of it that are a prefix.
-        ids: the first tokens.
-        kept: places of the prefix tokens that were trained; None where that is not recorded.
-        text: the completion with its prefix.
-        reward: None where it could not be graded.
-        advantage: None where it was not known when the row was written.
-        verdicts: grader, status, detail.
+        origin: ``on-policy``, ``hybrid`` or ``demonstration``.
+        prefix_length: the number of tokens of its completion that are a prefix.
+        completion: the start of the completion with its prefix.
+        reward: its reward; None where it could not be graded.
+        advantage: its advantage; None where it was not known when the row was written.
+        verdicts: what each grader said: its name, a status, a detail.
         truncated: whether it ran into the length limit.
     """
 
     row: int
-    kind: str
-    tokens: int
+    origin: str
     prefix_length: int
-    ids: Sequence[int]
-    kept: frozenset[int] | None
-    text: Text
+    completion: Completion
     reward: float | None
     advantage: float | None
     verdicts: Sequence[tuple[str, str, str]]
@@ -61,20 +53,20 @@ class Group:
     """The rollouts of one prompt at one step.
 
     Attributes:
-        step: of the generation.
-        number: of the group in it.
-        example: row of the dataset.
+        step: the step of its generation.
+        number: the group's number in its generation.
+        example: the index of its row in the dataset; None where that is not recorded.
         attempt: how often the group was sampled before.
-        prompt: its text.
+        prompt: the start of the prompt.
         samples: the first ``MOST_ROWS`` rows.
-        rows: how many there are.
-        policy_reward: mean over on-policy rows that could be graded; None without any.
-        hybrid_reward: the same over hybrid rollouts.
+        rows: the number of all its rows.
+        policy_reward: the mean over on-policy rows that could be graded; None without any.
+        hybrid_reward: the mean over hybrid rows, likewise.
     """
 
     step: int
     number: int
-    example: int
+    example: int | None
     attempt: int
     prompt: Text
     samples: Sequence[Sample]
@@ -83,50 +75,30 @@ class Group:
     hybrid_reward: float | None
 
 
-def group_of(rows: Sequence[Mapping[str, Any]], step: int) -> Group:
-    """A group from its lines."""
-    first = rows[0]
+def group_of(rollouts: Sequence[Rollout], step: int) -> Group:
+    """A group of rollouts, cut to what is shown."""
+    first = rollouts[0]
     return Group(
         step=step,
-        number=count(first["group"]),
-        example=count(first["example"]),
-        attempt=count(first.get("attempt", 0)),
-        prompt=_text(first["prompt"]),
-        samples=[_sample(row) for row in rows[:MOST_ROWS]],
-        rows=len(rows),
-        policy_reward=mean_reward(rows, POLICY),
-        hybrid_reward=mean_reward(rows, HYBRID),
+        number=first.group,
+        example=first.example,
+        attempt=first.attempt,
+        prompt=Text(first.prompt[:LONGEST], len(first.prompt)),
+        samples=[_sample(rollout) for rollout in rollouts[:MOST_ROWS]],
+        rows=len(rollouts),
+        policy_reward=mean_reward(rollouts, POLICY),
+        hybrid_reward=mean_reward(rollouts, HYBRID),
     )
 
 
-def _sample(row: Mapping[str, Any]) -> Sample:
-    ids = row["completion_ids"]
-    kept = row.get("kept")
-    verdicts = row.get("verdicts") or {}
+def _sample(rollout: Rollout) -> Sample:
     return Sample(
-        row=count(row["row"]),
-        kind=origin(row),
-        tokens=len(ids),
-        prefix_length=count(row["prefix_length"]),
-        ids=[count(i) for i in ids[:LONGEST]],
-        kept=None if kept is None else frozenset(count(k) for k in kept),
-        text=_text(row["text"]),
-        reward=finite(row["reward"]),
-        advantage=finite(row["advantage"]),
-        verdicts=[(g, str(v["status"]), str(v.get("detail", ""))) for g, v in verdicts.items()],
-        truncated=bool(row["truncated"]),
-    )
-
-
-def _text(value: Any) -> Text:
-    if not isinstance(value, str):
-        raise TypeError("not a text")
-    return Text(value[:LONGEST], len(value))
-
-
-def damaged(path: str, error: Exception) -> UserError:
-    """The refusal of a file whose rows are not what the library writes."""
-    return UserError(
-        f"'{path}' is damaged: a row is no rollout of prefix-rft ({damage(error)}); move the file "
-        "away to report on the others"
+        row=rollout.row,
+        origin=rollout.origin,
+        prefix_length=rollout.prefix_length,
+        completion=Completion.of(rollout, characters=LONGEST, tokens=LONGEST),
+        reward=rollout.reward,
+        advantage=rollout.advantage,
+        verdicts=[(g, v["status"], v.get("detail", "")) for g, v in rollout.verdicts.items()],
+        truncated=rollout.truncated,
     )

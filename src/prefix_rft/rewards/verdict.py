@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from prefix_rft.support.errors import UserError, choose
+from prefix_rft.support.single_precision import LARGEST
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -25,7 +26,6 @@ NO_ANSWER_IS = ("wrong", "exclude")
 """What a completion without an answer may count as."""
 NO_LISTS = (str, bytes, bytearray, memoryview, Mapping, Set)
 """What can be iterated and is no list of rewards."""
-LARGEST = 3.4e38
 LONGEST_DETAIL = 300
 
 

@@ -33,6 +33,20 @@ def count(value: Any) -> int:
     return value
 
 
+def counts(value: Any) -> list[int]:
+    """A list of counts, of places or of token ids.
+
+    Raises:
+        TypeError: something else.
+    """
+    if not isinstance(value, list):
+        raise TypeError("not a list")
+    # A run holds hundreds of millions of ids: no step of Python's own for each.
+    if value and not (set(map(type, value)) == {int} and min(value) >= 0 and max(value) < 2**32):
+        raise TypeError("a value in it is not a count, a place or an id")
+    return value
+
+
 def damage(error: Exception) -> str:
     """What is wrong with a file, in words, from one of ``DAMAGE``."""
     return f"it lacks {error}" if isinstance(error, KeyError) else str(error)

@@ -14,7 +14,7 @@ from prefix_rft.runs.evaluations import FILE as EVALUATIONS
 from prefix_rft.runs.evaluations import HeldOut
 from prefix_rft.runs.lines import read_lines
 from prefix_rft.runs.numbers import DAMAGE, damage
-from prefix_rft.runs.rollouts import ROLLOUTS, Row, generations, read_generation
+from prefix_rft.runs.rollouts import ROLLOUTS, Rollout, generations, read_generation
 from prefix_rft.support.errors import UserError
 
 
@@ -88,7 +88,7 @@ class RunFolder:
         """The steps at which rollouts were written, in order."""
         return generations(self.path / ROLLOUTS)
 
-    def rollouts(self, step: int) -> list[Row]:
+    def rollouts(self, step: int) -> list[Rollout]:
         """The rollouts that were written at a step; see :func:`read_generation`."""
         return read_generation(self.path / ROLLOUTS, step)
 

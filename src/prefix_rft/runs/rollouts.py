@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from prefix_rft.runs.lines import read_lines
-from prefix_rft.runs.numbers import finite
+from prefix_rft.runs.numbers import DAMAGE, count, counts, damage, finite
 from prefix_rft.support.errors import UserError
+from prefix_rft.support.single_precision import LARGEST
 from prefix_rft.support.writing import write_text
 
 ROLLOUTS = "rollouts"
 """The folder in a run's folder that holds them."""
-
-Row = dict[str, Any]
-"""A rollout as its line holds it, see :class:`Rollout`; older versions wrote less."""
 
 POLICY, HYBRID, DEMONSTRATION = "on-policy", "hybrid", "demonstration"
 """Where a rollout's tokens are from, in words."""
@@ -35,25 +33,28 @@ class Rollout:
     """What was sampled, from what, and its verdict.
 
     Attributes:
-        step: steps of the trainer done before the first one on its rows.
-        example: index in the dataset.
-        group: number of its group in the generation.
-        row: place in the group.
-        prompt_ids: of the prompt.
-        completion_ids: of the completion, prefix included.
-        prefix_length: in tokens.
-        demonstration: a whole demonstration; nothing was sampled.
+        step: the trainer's steps before the first one on the rollouts of this generation.
+        example: the index of its row in the dataset; None where an older version has written it.
+        group: the number of its group in the generation.
+        row: its place in the group.
+        prompt_ids: the prompt's tokens.
+        completion_ids: the completion's tokens, prefix included.
+        prefix_length: the number of tokens of the prefix.
+        demonstration: whether it is a whole demonstration, of which nothing was sampled.
         attempt: how often its group had been sampled before.
-        prompt: as text, special tokens included.
-        text: of the completion, likewise; graders see it without the tokens that end it.
-        reward: None if it could not be graded.
-        verdicts: of each grader, by its name.
-        advantage: of the sampled tokens; None where a contrast gives it at the update.
-        truncated: it ran into the length limit.
+        prompt: the prompt's text, special tokens included.
+        text: the completion's text, likewise; graders see it without the tokens that end it.
+        reward: its reward; None if it could not be graded.
+        verdicts: each grader's verdict as plain data, by the grader's name.
+        advantage: the advantage of its sampled tokens; None where a contrast gives it at the
+            update.
+        truncated: whether it ran into the length limit.
+        kept: the places in ``completion_ids`` of the prefix tokens that the first update on it has
+            trained; None where that is not recorded. It stands in a file of its own.
     """
 
     step: int
-    example: int
+    example: int | None
     group: int
     row: int
     prompt_ids: list[int]
@@ -67,10 +68,109 @@ class Rollout:
     verdicts: Mapping[str, Mapping[str, Any]]
     advantage: float | None
     truncated: bool
+    kept: frozenset[int] | None = None
+
+    @classmethod
+    def read(
+        cls, line: Mapping[str, Any], step: int = 0, kept: frozenset[int] | None = None
+    ) -> Rollout:
+        """A rollout from its line, every field checked. Older versions have written fewer.
+
+        Args:
+            line: the mapping that the line holds.
+            step: the step by which its file is named.
+            kept: what the file beside it says on it.
+
+        Raises:
+            UserError: a field is missing or not what a run writes; the sentence's subject is the
+                line, and is left out.
+        """
+        values = dict(OLDER)
+        for name, read in FIELDS.items():
+            if name not in line:
+                if name not in OLDER:
+                    raise UserError(f"it lacks '{name}'")
+                continue
+            try:
+                values[name] = read(line[name])
+            except (TypeError, OverflowError) as error:
+                raise UserError(f"its '{name}' is not what a run writes: {error}") from error
+        return cls(step=step, kept=kept, **values)
 
     def line(self) -> dict[str, Any]:
-        """As plain data."""
-        return asdict(self)
+        """The rollout as plain data, without what stands in a file of its own."""
+        line = asdict(self)
+        del line["kept"]
+        return line
+
+    @property
+    def origin(self) -> str:
+        """Where its tokens are from: ``on-policy``, ``hybrid`` or ``demonstration``."""
+        if self.demonstration:
+            return DEMONSTRATION
+        return HYBRID if self.prefix_length else POLICY
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError("not a text")
+    return value
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError("neither true nor false")
+    return value
+
+
+def _number(value: Any) -> float | None:
+    number = finite(value)
+    if number is None and value is not None:
+        raise TypeError("not finite")
+    if number is not None and abs(number) > LARGEST:
+        raise OverflowError("too large a number")
+    return number
+
+
+def _verdicts(value: Any) -> Mapping[str, Mapping[str, Any]]:
+    if not isinstance(value, dict) or not all(isinstance(v, dict) for v in value.values()):
+        raise TypeError("not a mapping of graders to their verdicts")
+    for verdict in value.values():
+        if not all(isinstance(verdict.get(k, ""), str) for k in ("status", "detail")):
+            raise TypeError("a verdict's words are no text")
+        if "status" not in verdict:
+            raise TypeError("a verdict has no status")
+    return value
+
+
+FIELDS: Mapping[str, Callable[[Any], Any]] = {
+    "example": count,
+    "group": count,
+    "row": count,
+    "prompt_ids": counts,
+    "completion_ids": counts,
+    "prefix_length": count,
+    "demonstration": _flag,
+    "attempt": count,
+    "prompt": _text,
+    "text": _text,
+    "reward": _number,
+    "verdicts": _verdicts,
+    "advantage": _number,
+    "truncated": _flag,
+}
+"""What a line holds, and how each field is checked."""
+
+OLDER: Mapping[str, Any] = {
+    "example": None,
+    "prompt_ids": [],
+    "demonstration": False,
+    "attempt": 0,
+    "verdicts": {},
+    "advantage": None,
+    "truncated": False,
+}
+"""Fields that a line of an older version may lack, and what they are then."""
 
 
 def generation_path(folder: Path, step: int) -> Path:
@@ -140,50 +240,47 @@ def generations(folder: Path) -> list[int]:
     return sorted(step for step in steps if generation_path(folder, step).is_file())
 
 
-def read_generation(folder: Path, step: int) -> list[Row]:
+def read_generation(folder: Path, step: int) -> list[Rollout]:
     """The rollouts that were written at a step, with ``kept`` where it is known.
 
-    ``kept`` holds the places in ``completion_ids`` of the prefix tokens that the first update on
-    the row has trained.
-
     Raises:
-        UserError: a line is damaged; but what a row holds is not looked at.
+        UserError: a line is damaged.
     """
-    rows = list(read_lines(generation_path(folder, step)))
-    path = kept_path(folder, step)
-    if path.is_file():
-        kept = {}
-        for number, line in enumerate(read_lines(path), 1):
-            key = identity(line)
-            if key is None or not isinstance(line.get("kept"), list):
-                raise UserError(f"'{path}', line {number} is damaged: it names no kept tokens")
-            kept[key] = line["kept"]
-        for row in rows:
-            if (key := identity(row)) in kept:
-                row["kept"] = kept[key]
-    return rows
+    kept = _read_kept(kept_path(folder, step))
+    path = generation_path(folder, step)
+    rollouts = []
+    for number, line in enumerate(read_lines(path), 1):
+        try:
+            rollout = Rollout.read(line, step)
+        except UserError as error:
+            raise UserError(
+                f"'{path}', line {number} is damaged: {error}; move the file away to read the "
+                "others"
+            ) from error
+        rollouts.append(replace(rollout, kept=kept.get((rollout.group, rollout.row))))
+    return rollouts
 
 
-def identity(row: Row) -> tuple[int, int] | None:
-    """Group and number, which name a row within its generation; None if it has none."""
-    group, number = row.get("group"), row.get("row")
-    return (group, number) if isinstance(group, int) and isinstance(number, int) else None
+def _read_kept(path: Path) -> dict[tuple[int, int], frozenset[int]]:
+    """The kept prefix tokens by group and row; none without the file."""
+    kept = {}
+    for number, line in enumerate(read_lines(path) if path.is_file() else (), 1):
+        try:
+            kept[count(line["group"]), count(line["row"])] = frozenset(counts(line["kept"]))
+        except DAMAGE as error:
+            raise UserError(
+                f"'{path}', line {number} is damaged: it names no kept tokens ({damage(error)})"
+            ) from error
+    return kept
 
 
-def origin(row: Mapping[str, Any]) -> str:
-    """Where a row's tokens are from. Runs of older versions do not name whole demonstrations."""
-    if row.get("demonstration"):
-        return DEMONSTRATION
-    return HYBRID if row["prefix_length"] else POLICY
-
-
-def mean_reward(rows: Sequence[Mapping[str, Any]], kind: str) -> float | None:
-    """Mean reward over the rows of a kind that could be graded; None where there is none.
+def mean_reward(rollouts: Sequence[Rollout], origin: str) -> float | None:
+    """The mean reward of the rollouts of an origin that could be graded; None without any.
 
     Args:
-        rows: of one group, say.
-        kind: ``on-policy``, ``hybrid`` or ``demonstration``.
+        rollouts: the rollouts of one group, say.
+        origin: ``on-policy``, ``hybrid`` or ``demonstration``.
     """
-    rewards = [finite(row["reward"]) for row in rows if origin(row) == kind]
+    rewards = [r.reward for r in rollouts if r.origin == origin]
     graded = [r for r in rewards if r is not None]
     return sum(graded) / len(graded) if graded else None

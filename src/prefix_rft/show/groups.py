@@ -12,27 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from prefix_rft.rewards.verdict import CORRECT, FULL_REWARD, LARGEST, SKIPPED
+from prefix_rft.rewards.verdict import CORRECT, FULL_REWARD, SKIPPED
 from prefix_rft.runs.reader import RunFolder
-from prefix_rft.runs.rollouts import HYBRID, POLICY, Row, mean_reward, origin
+from prefix_rft.runs.rollouts import HYBRID, POLICY, Rollout, mean_reward
 from prefix_rft.support.errors import UserError
-
-NOTHING = type(None)
-FIELDS: dict[str, tuple[type, ...]] = {
-    "group": (int,),
-    "row": (int,),
-    "prompt": (str,),
-    "text": (str,),
-    "completion_ids": (list,),
-    "prefix_length": (int,),
-    "reward": (int, float, NOTHING),
-    # Older runs have none of these.
-    "advantage": (int, float, NOTHING),
-    "verdicts": (dict, NOTHING),
-    "attempt": (int, NOTHING),
-    "kept": (list, NOTHING),
-}
-"""What is used of a rollout, and its types."""
 
 
 @dataclass(frozen=True)
@@ -86,10 +69,10 @@ class Filters:
     verdict: str | None = None
     prefix: Range | None = None
 
-    def take(self, rows: Sequence[Row]) -> bool:
-        """Whether a group of these rows is wanted, whatever its step."""
-        lengths = [r["prefix_length"] for r in rows if origin(r) == HYBRID] or [0]
-        right = self.verdict is None or any(self.verdict in statuses(r) for r in rows)
+    def take(self, rollouts: Sequence[Rollout]) -> bool:
+        """Whether a group of these rollouts is wanted, whatever its step."""
+        lengths = [r.prefix_length for r in rollouts if r.origin == HYBRID] or [0]
+        right = self.verdict is None or any(self.verdict in statuses(r) for r in rollouts)
         return right and (self.prefix is None or any(n in self.prefix for n in lengths))
 
     def __str__(self) -> str:
@@ -117,10 +100,10 @@ def find(folder: RunFolder, filters: Filters, best: bool) -> list[Place]:
         )
     places, graded = [], False
     for step in wanted:
-        for group, rows in load(folder, step).items():
-            graded = graded or any(r.get("verdicts") for r in rows)
-            if filters.take(rows):
-                places.append(Place(*mean(rows), step, group))
+        for group, rollouts in load(folder, step).items():
+            graded = graded or any(r.verdicts for r in rollouts)
+            if filters.take(rollouts):
+                places.append(Place(*mean(rollouts), step, group))
     if not places and filters.verdict and not graded:
         raise UserError(f"the rollouts of '{folder.path}' hold no verdicts: leave out --verdict")
     if not places:
@@ -138,49 +121,32 @@ def why_none(folder: RunFolder) -> str:
     return "it has not sampled yet" if logged else "log_rollouts was off"
 
 
-def load(folder: RunFolder, step: int) -> dict[int, list[Row]]:
+def load(folder: RunFolder, step: int) -> dict[int, list[Rollout]]:
     """The groups of a generation.
 
     Raises:
         UserError: a rollout is not what a run writes.
     """
-    found: dict[int, list[Row]] = {}
-    for number, row in enumerate(folder.rollouts(step), 1):
-        bad = fault(row)
-        if bad is not None:
-            place = f"'{folder.path / 'rollouts'}', step {step}, line {number}"
-            raise UserError(f"{place} is damaged: its '{bad}' is not what a run writes")
-        found.setdefault(row["group"], []).append(row)
-    return found
+    groups: dict[int, list[Rollout]] = {}
+    for rollout in folder.rollouts(step):
+        groups.setdefault(rollout.group, []).append(rollout)
+    return groups
 
 
-def fault(row: Row) -> str | None:
-    """The first field of a rollout that cannot be used."""
-    for key, types in FIELDS.items():
-        if not isinstance(row.get(key), types):
-            return key
-    if not all(isinstance(v, dict) for v in (row.get("verdicts") or {}).values()):
-        return "verdicts"
-    if row["prefix_length"] < 0:
-        return "prefix_length"
-    numbers = ("reward", "advantage")
-    return next((k for k in numbers if not abs(row.get(k) or 0.0) <= LARGEST), None)
-
-
-def mean(rows: Sequence[Row]) -> tuple[int, float]:
+def mean(rollouts: Sequence[Rollout]) -> tuple[int, float]:
     """Mean reward of the on-policy rows, or of the hybrid ones where no other has any."""
-    for kind, name in enumerate((POLICY, HYBRID)):
-        if (found := mean_reward(rows, name)) is not None:
-            return kind, found
+    for kind, origin in enumerate((POLICY, HYBRID)):
+        if (reward := mean_reward(rollouts, origin)) is not None:
+            return kind, reward
     return 2, 0.0
 
 
-def statuses(row: Row) -> list[str]:
+def statuses(rollout: Rollout) -> list[str]:
     """What the graders say, in their order."""
-    return [str(v.get("status")) for v in (row.get("verdicts") or {}).values()]
+    return [verdict["status"] for verdict in rollout.verdicts.values()]
 
 
-def solved(row: Row) -> bool:
+def solved(rollout: Rollout) -> bool:
     """Whether the first grader that applies calls it correct; by its reward in older runs."""
-    known = [s for s in statuses(row) if s != SKIPPED]
-    return known[0] == CORRECT if known else (row["reward"] or 0.0) >= FULL_REWARD
+    applied = [s for s in statuses(rollout) if s != SKIPPED]
+    return applied[0] == CORRECT if applied else (rollout.reward or 0.0) >= FULL_REWARD

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import groupby
 
 from rich.console import Console
 from rich.text import Text
@@ -17,10 +16,9 @@ from tokenizers import Tokenizer
 
 from prefix_rft.rewards.verdict import CORRECT, WRONG
 from prefix_rft.runs.reader import RunFolder
-from prefix_rft.runs.rollouts import DEMONSTRATION, HYBRID, POLICY, Row, origin
-from prefix_rft.runs.token_texts import LONGEST_CHARACTER, run_tokenizer, split
+from prefix_rft.runs.rollouts import DEMONSTRATION, HYBRID, POLICY, Rollout
+from prefix_rft.runs.token_texts import KEPT, SAMPLED, Completion, marked, run_tokenizer
 from prefix_rft.show.groups import Place, load, solved, statuses
-from prefix_rft.support.errors import UserError
 from prefix_rft.support.untrusted import visible
 
 Piece = tuple[str, str]
@@ -32,8 +30,8 @@ DETAIL = 200
 UNMARKED = "  (prefix not marked: the tokens do not add up to the text)"
 BAR, INDENT = "  │ ", 7
 # As `inspect` has them.
-SELECTED, PREFIX, SAMPLED = "bold black on green", "green", "yellow"
-STYLES = {POLICY: SAMPLED, DEMONSTRATION: PREFIX, HYBRID: ""}
+GREEN, YELLOW, SELECTED = "green", "yellow", "bold black on green"
+STYLES = {POLICY: YELLOW, DEMONSTRATION: GREEN, HYBRID: ""}
 OUTCOMES = {CORRECT: "bold green", WRONG: "bold red"}
 
 
@@ -61,21 +59,21 @@ class View:
         """Draw one group under a heading with its number."""
         rows = sorted(
             self.load(place.step)[place.group],
-            key=lambda r: (self.verdict is not None and self.verdict not in statuses(r), r["row"]),
+            key=lambda r: (self.verdict is not None and self.verdict not in statuses(r), r.row),
         )
         self.console.print()
         self.say(heading(place, rows, number))
         prompt = None
         for row in rows:
-            if row["prompt"] != prompt:
-                prompt = row["prompt"]
+            if row.prompt != prompt:
+                prompt = row.prompt
                 self.quote([(prompt, "")], PROMPT_CHARACTERS, PROMPT_LINES)
-            found = marked(self.tokenizer, row)
+            pieces = styled(self.tokenizer, row)
             self.say(row_heading(row))
-            if found is None and self.tokenizer is not None:
+            if pieces is None and self.tokenizer is not None:
                 self.say(Text(UNMARKED, "italic"))
-            plain = [(row["text"], STYLES[origin(row)])]
-            self.quote(plain if found is None else found, CHARACTERS, LINES)
+            plain = [(row.text, STYLES[row.origin])]
+            self.quote(plain if pieces is None else pieces, CHARACTERS, LINES)
 
     def say(self, text: Text) -> None:
         """A line of the command's own; a terminal gets it in as many as it needs."""
@@ -129,77 +127,63 @@ def _lines(pieces: Sequence[Piece], start: int, stop: int) -> list[Text]:
     return list(text.split("\n", allow_blank=True))
 
 
-def marked(tokenizer: Tokenizer | None, row: Row) -> list[Piece] | None:
-    """What a row says, with its prefix marked; None where its tokens cannot be told apart.
-
-    Raises:
-        UserError: its ids are none.
-    """
-    ids, length, whole = row["completion_ids"], row["prefix_length"], row["text"]
-    if origin(row) != HYBRID:
-        return [(whole, STYLES[origin(row)])]
-    if tokenizer is None:
+def styled(tokenizer: Tokenizer | None, row: Rollout) -> list[Piece] | None:
+    """What a row says, with its prefix marked; None where its tokens cannot be told apart."""
+    if row.origin != HYBRID:
+        return [(row.text, STYLES[row.origin])]
+    parts = marked(tokenizer, Completion.of(row))
+    if parts is None:
         return None
-    if not all(type(i) is int and 0 <= i < 2**32 for i in ids):
-        raise UserError(f"row {row['row']} of group {row['group']} is damaged: its ids are none")
-    # Behind the prefix only as many as one character may take: the rest is known from the text.
-    near = ids[: length + LONGEST_CHARACTER]
-    found = split(tokenizer, near, len(ids), whole, len(whole) + 1)
-    prefix = [] if found is None else found[:length]
-    if found is None or not whole.startswith("".join(prefix)):
-        return None
-    kept = {place for place in row.get("kept") or () if isinstance(place, int)}
     pieces: list[Piece] = []
-    for own, run in groupby(enumerate(prefix), key=lambda pair: pair[0] in kept):
-        words = "".join(text for _, text in run)
-        pieces.append((f"«{words}»", SELECTED) if own else (words, PREFIX))
-    rest = whole[sum(map(len, prefix)) :]
-    return [*pieces, ("┃", "bold"), (rest, SAMPLED)] if length < len(ids) else pieces
+    for state, words in parts:
+        if state == SAMPLED:
+            pieces += [("┃", "bold"), (words, YELLOW)]
+        else:
+            pieces.append((f"«{words}»", SELECTED) if state == KEPT else (words, GREEN))
+    return pieces
 
 
-def heading(place: Place, rows: Sequence[Row], number: str) -> Text:
+def heading(place: Place, rows: Sequence[Rollout], number: str) -> Text:
     """Which group this is, and how it went."""
     text = Text.assemble((f"{number}  ", "dim"), (f"step {place.step}", "bold"))
     text.append(f"  group {place.group}")
-    if "example" in rows[0]:
-        text.append(f"  example {short(rows[0]['example'])}")
+    if rows[0].example is not None:
+        text.append(f"  example {rows[0].example}")
     kind = HYBRID if place.kind == 1 else POLICY
-    own = [r for r in rows if origin(r) == kind]
-    if own:
-        text.append(f"  solved {sum(map(solved, own))} of {count(len(own), f'{kind} row')}")
+    counted = [r for r in rows if r.origin == kind]
+    if counted:
+        text.append(f"  solved {sum(map(solved, counted))} of {count(len(counted), f'{kind} row')}")
     text.append(f"  mean reward {place.mean:.3f}" if place.kind < 2 else "  none has a reward")
     return text
 
 
-def row_heading(row: Row) -> Text:
+def row_heading(row: Rollout) -> Text:
     """One row's origin, reward, advantage, lengths and verdicts."""
-    reward, advantage, name = row["reward"], row.get("advantage"), origin(row)
-    text = Text.assemble((f"row {row['row']}", "bold"), f"  {name:<9}")
+    reward, advantage, name = row.reward, row.advantage, row.origin
+    text = Text.assemble((f"row {row.row}", "bold"), f"  {name:<9}")
     text.append("  no reward" if reward is None else f"  reward {reward:.3f}")
     if advantage is not None:
         text.append(f"  advantage {advantage:+.3f}")
     elif name != DEMONSTRATION:
         text.append("  advantage known at the update only")
-    length = count(len(row["completion_ids"]), "token")
-    text.append(f"  prefix {row['prefix_length']} of {length}" if name == HYBRID else f"  {length}")
-    if name == HYBRID and row.get("kept") is not None:
-        text.append(f", {len(row['kept'])} kept")
-    if row.get("attempt"):
-        text.append(f"  attempt {row['attempt'] + 1}")
-    if row.get("truncated"):
+    length = count(len(row.completion_ids), "token")
+    text.append(f"  prefix {row.prefix_length} of {length}" if name == HYBRID else f"  {length}")
+    if name == HYBRID and row.kept is not None:
+        text.append(f", {len(row.kept)} kept")
+    if row.attempt:
+        text.append(f"  attempt {row.attempt + 1}")
+    if row.truncated:
         text.append("  truncated", "bold magenta")
-    verdicts = row.get("verdicts") or {}
-    for grader, verdict in verdicts.items():
-        status, detail = str(verdict.get("status")), verdict.get("detail")
-        text.append("  " if len(verdicts) == 1 else f"  {short(grader)} ")
+    for grader, verdict in row.verdicts.items():
+        status, detail = verdict["status"], verdict.get("detail")
+        text.append("  " if len(row.verdicts) == 1 else f"  {short(grader)} ")
         text.append(short(status), OUTCOMES.get(status, "bold magenta"))
         text.append(f": {short(detail)}" if detail else "")
     return text
 
 
-def short(value: object) -> str:
-    """Anything as a few harmless words on one line."""
-    words = str(value)
+def short(words: str) -> str:
+    """A text as a few harmless words on one line."""
     cut = visible(words[:DETAIL]).replace("\n", "↵")
     over = len(words) - DETAIL
     return cut if over <= 0 else f"{cut} … {count(over, 'character')} left out …"

@@ -23,6 +23,7 @@ from prefix_rft.engines.trl.update.gradient_shares import GradientShares, source
 from prefix_rft.engines.trl.update.stats import StepStats
 from prefix_rft.methods import load
 from prefix_rft.runs.reader import RunFolder
+from prefix_rft.runs.rollouts import HYBRID
 from tables import rest_slow
 from tiny import make_config, make_model, make_rows, make_tokenizer, shaped_reward
 
@@ -84,10 +85,10 @@ def test_kept_tokens_are_the_top_fifth_of_the_first_update(tmp_path: Path, passe
     assert any(not x["kept"] for x in lines)
     (tmp_path / "recipe.yaml").write_text("{}\n")
     rollouts = RunFolder(tmp_path).rollouts(0)
-    assert all(("kept" in x) == measured.hybrid(x) for x in rollouts)
-    wrong = {x["group"] for x in rollouts} - {x["group"] for x in rollouts if x["reward"]}
+    assert all((x.kept is not None) == (x.origin == HYBRID) for x in rollouts)
+    wrong = {x.group for x in rollouts} - {x.group for x in rollouts if x.reward}
     assert wrong
-    assert all(x["kept"] == [] for x in rollouts if measured.hybrid(x) and x["group"] in wrong)
+    assert all(x.kept == set() for x in rollouts if x.origin == HYBRID and x.group in wrong)
 
 
 def test_a_generation_made_again_is_not_appended(tmp_path: Path) -> None:
