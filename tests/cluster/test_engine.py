@@ -215,7 +215,7 @@ def test_verl_takes_the_recipes_in_docs(nodes: int) -> None:
             cluster.verify_settings(setup.recipe, setup.args)
             == "engine verl: its settings are taken"
         )
-        wrong = replace(setup.recipe, verl={"trainer.nodes": 2})
+        wrong = replace(setup.recipe, engine_settings={"verl": {"trainer.nodes": 2}})
         with pytest.raises(UserError, match=r"does not take 'trainer\.nodes'"):
             cluster.verify_settings(wrong, setup.args)
 

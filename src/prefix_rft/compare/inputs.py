@@ -17,8 +17,8 @@ HASHED = (
 )
 """Keys of a recipe that are in the hash of every record. A key that came later is in it only where
 it is not at its default: records from before it are of the same recipe."""
-NOT_HASHED = ("folder", "runs", "name")
-"""Keys that decide no number."""
+NOT_HASHED = ("folder", "runs", "name", "engine_settings")
+"""Keys that decide no number; an engine's settings, where there are any, are hashed by its name."""
 
 
 def defaults_of(kind: Any) -> dict[str, Any]:
@@ -52,10 +52,10 @@ def same_inputs(
 
 def deciding(recipe: Recipe) -> dict[str, Any]:
     """A recipe as plain data, without what does not decide a number."""
-    defaults = defaults_of(type(recipe))
+    defaults = {**defaults_of(type(recipe)), **{key: {} for key in recipe.engine_settings}}
     shown = {
         k: v
-        for k, v in vars(recipe).items()
+        for k, v in {**vars(recipe), **recipe.engine_settings}.items()
         if k not in NOT_HASHED and (k in HASHED or v != defaults.get(k, MISSING))
     }
     return json.loads(json.dumps(shown, sort_keys=True, default=str))

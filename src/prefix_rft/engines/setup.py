@@ -63,7 +63,7 @@ class Engine(Protocol):
 
 def engine_of(name: str) -> Engine:
     """The module of an engine, which is imported now."""
-    return cast(Engine, import_module(ENGINES[name]))
+    return cast(Engine, import_module(ENGINES[name].module))
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ def _assign(data: Any, keys: list[str], value: Any, override: str) -> None:
             raise UserError(f"'{override}' must name a key of the stage")
     for number, key in enumerate(keys[:-1]):
         whole = ".".join(keys[number:])
-        if whole in data:  # verl's keys may be written with their dots
+        if whole in data:  # an engine's own keys may be written with their dots
             data[whole] = value
             return
         inner = data.get(key)

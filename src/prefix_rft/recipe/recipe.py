@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from prefix_rft.data import Reading
 from prefix_rft.recipe.derived import DERIVED
@@ -19,11 +19,25 @@ from prefix_rft.recipe.stages import DEFAULT_METHOD, STAGES, stage_names, stages
 from prefix_rft.support.errors import UserError, check_types, choose, refuse_unknown
 
 INIT = "model_init_kwargs"
+
+
+class EngineRow(NamedTuple):
+    """A row of the table of engines.
+
+    Attributes:
+        module: the import path of the module that has what ``engines.setup.Engine`` says.
+        has_settings: whether a recipe may give the engine's own settings, under the engine's name.
+    """
+
+    module: str
+    has_settings: bool
+
+
 ENGINES = {
-    "trl": "prefix_rft.engines.trl.from_recipe",
-    "verl": "prefix_rft.engines.verl.from_recipe",
+    "trl": EngineRow("prefix_rft.engines.trl.from_recipe", False),  # on this machine
+    "verl": EngineRow("prefix_rft.engines.verl.from_recipe", True),  # on a Ray cluster
 }
-"""The table of engines: name, and the module that has what ``engines.setup.Engine`` says."""
+"""The table of engines, by name."""
 DEFAULT_ENGINE = "trl"
 RECOMPUTE = ("activation_checkpointing", "gradient_checkpointing")
 """What trades time for the memory of activations: its name since transformers 5.23, and before."""
@@ -60,8 +74,9 @@ class Recipe:
         eval_samples: samples per held-out problem.
         eval_temperature: of those samples.
         eval_problems: evaluate on the first N held-out rows; all by default.
-        engine: ``trl``, on this machine, or ``verl``, on a Ray cluster.
-        verl: settings of verl's own, by key; dots reach into mappings.
+        engine: a name in ``ENGINES``.
+        engine_settings: the engines' own settings, by engine and key; a file has those of an
+            engine under its name.
         trainer: TRL's own keys.
         folder: the recipe's folder.
     """
@@ -84,8 +99,8 @@ class Recipe:
     eval_samples: int = 4
     eval_temperature: float = 1.0
     eval_problems: int | None = None
-    engine: str = "trl"
-    verl: Mapping[str, Any] = field(default_factory=dict)
+    engine: str = DEFAULT_ENGINE
+    engine_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     trainer: Mapping[str, Any] = field(default_factory=dict)
     folder: Path = Path()
 
@@ -188,37 +203,62 @@ class RecipeFile:
             if key in data:
                 raise UserError(f"recipe key '{key}' cannot be set: {instead}")
         mine = {k: v for k, v in data.items() if k in OWN}
-        rest = {k: v for k, v in data.items() if k not in OWN}
+        engine_settings = {engine: data.get(engine, {}) for engine in with_settings()}
+        rest = {k: v for k, v in data.items() if k not in (*OWN, *engine_settings)}
         if INIT in rest:
             rest[INIT] = model_options(rest[INIT])
         for key in ("model", "train_data"):
             if key not in mine:
                 raise UserError(f"recipe '{self.path}' needs the key '{key}' (a path)")
         check_types("recipe key", mine, {f.name: str(f.type) for f in fields(Recipe)})
-        check_values(mine)
-        return Recipe(**mine, trainer=rest, folder=self.path.parent)
+        check_types(
+            "recipe key", engine_settings, dict.fromkeys(engine_settings, "Mapping[str, Any]")
+        )
+        check_values(mine, engine_settings)
+        return Recipe(
+            **mine, engine_settings=engine_settings, trainer=rest, folder=self.path.parent
+        )
 
 
-OWN = tuple(f.name for f in fields(Recipe) if f.name not in ("trainer", "folder"))
-"""Keys that are a recipe's own; the others are the trainer's."""
+OWN = tuple(
+    f.name for f in fields(Recipe) if f.name not in ("engine_settings", "trainer", "folder")
+)
+"""Keys that are a recipe's own; the others are an engine's or the trainer's."""
+
+
+def with_settings() -> list[str]:
+    """The engines whose own settings a recipe may give, each under the engine's name."""
+    return [engine for engine, row in ENGINES.items() if row.has_settings]
 
 
 def refuse_unknown_keys(recipe: Recipe, trainer_keys: Iterable[str]) -> None:
     """Raise UserError for a key that is neither a recipe's own nor one of the trainer's."""
-    refuse_unknown("recipe key", recipe.trainer, [*OWN, STAGES, *trainer_keys])
+    refuse_unknown("recipe key", recipe.trainer, [*OWN, *with_settings(), STAGES, *trainer_keys])
 
 
-def check_values(given: Mapping[str, Any]) -> None:
-    """Raise UserError for a value of a recipe's own keys that is out of its range."""
-    name = given.get("name", "run")
+def check_values(
+    values: Mapping[str, Any], engine_settings: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Look whether the values of a recipe's own keys are in their ranges.
+
+    Args:
+        values: the recipe's own keys, as far as it gives them.
+        engine_settings: the engines' own settings, by engine.
+
+    Raises:
+        UserError: one is not, or there are settings of another engine than the recipe's.
+    """
+    name = values.get("name", "run")
     if "/" in name or name in ("", ".", ".."):
         raise UserError(f"recipe key 'name' is the name of a folder, not a path: {name!r}")
-    choose("engine", given.get("engine", DEFAULT_ENGINE), ENGINES)
-    if given.get("verl") and given.get("engine", DEFAULT_ENGINE) != "verl":
-        raise UserError("recipe key 'verl' has no effect without engine: verl")
-    if given.get("eval_temperature", 1.0) < 0:
+    engine = values.get("engine", DEFAULT_ENGINE)
+    choose("engine", engine, ENGINES)
+    for other, settings in engine_settings.items():
+        if settings and other != engine:
+            raise UserError(f"recipe key '{other}' has no effect without engine: {other}")
+    if values.get("eval_temperature", 1.0) < 0:
         raise UserError("recipe key 'eval_temperature' must be at least 0")
     for key in ("prompts_per_step", "micro_batch_size", "eval_samples", "eval_problems"):
-        value = given.get(key, 1)
+        value = values.get(key, 1)
         if value is not None and value < 1:
             raise UserError(f"recipe key '{key}' must be at least 1, got {value}")

@@ -12,7 +12,10 @@ from prefix_rft.recipe.recipe import Recipe
 
 def resolved(recipe: Recipe, method: Method, args: Any) -> dict[str, Any]:
     """Everything that decided the run, as plain data."""
-    ours = {k: v for k, v in asdict(recipe).items() if k not in ("trainer", "folder", "method")}
+    apart = ("engine_settings", "trainer", "folder", "method")
+    ours = {k: v for k, v in asdict(recipe).items() if k not in apart} | dict(
+        recipe.engine_settings
+    )
     options = {k: asdict(v) if hasattr(v, "kind") else v for k, v in method.about.options.items()}
     init = dict(recipe.trainer.get("model_init_kwargs") or {})
     trainer = {k: v for k, v in args.to_dict().items() if v is not None}

@@ -174,7 +174,7 @@ def settings(recipe: Recipe, args: Any, folder: Path, resume: bool) -> dict[str,
         found[f"{ACTOR}.ppo_micro_batch_size_per_gpu"] = recipe.micro_batch_size
         for part in (ROLLOUT, "actor_rollout_ref.ref"):
             found[f"{part}.log_prob_micro_batch_size_per_gpu"] = recipe.micro_batch_size
-    return found | dotted(recipe.verl)
+    return found | dotted(recipe.engine_settings["verl"])
 
 
 def save_freq(args: Any) -> int:
