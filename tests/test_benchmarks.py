@@ -18,7 +18,7 @@ import yaml
 
 from prefix_rft.compare.command import run_compare
 from prefix_rft.compare.jobs import Board, same_inputs
-from prefix_rft.compare.results import lines
+from prefix_rft.compare.results import arm_results
 from prefix_rft.compare.view import as_csv, as_markdown
 from prefix_rft.recipe.recipe import Recipe
 from prefix_rft.support.errors import UserError
@@ -75,7 +75,7 @@ def test_tables_of_a_comparison_follow_from_its_records(
     name: str, boards: dict[str, Board]
 ) -> None:
     own = boards[name]
-    found = lines(own)
+    found = arm_results(own)
     assert sum(own.record(j) is not None for j in own.jobs()) == own.total()
     assert (own.folder / "comparison.md").read_text() == as_markdown(own, found)
     made, kept = (

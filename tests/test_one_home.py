@@ -120,6 +120,15 @@ def test_the_files_of_rollouts_are_named_and_averaged_in_one_place() -> None:
     assert averaging == ["runs/rollouts.py"]
 
 
+def test_a_word_names_one_class() -> None:
+    """Whoever searches for a class finds it, and no other."""
+    names = [(n.name, f) for f, n in nodes() if isinstance(n, ast.ClassDef)]
+    places: dict[str, set[str]] = {}
+    for name, file in names:
+        places.setdefault(name.lstrip("_"), set()).add(file)
+    assert {name: files for name, files in places.items() if len(files) > 1} == {}
+
+
 def test_a_rollout_is_read_and_its_prefix_marked_in_one_place() -> None:
     """Whoever takes a field of a line checks it, and whoever splits a text marks it."""
     fields = {"completion_ids", "prefix_length", "advantage"}

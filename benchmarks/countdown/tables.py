@@ -16,7 +16,7 @@ from typing import Any
 from prefix_rft.compare import tables
 from prefix_rft.compare.command import read_board
 from prefix_rft.compare.jobs import Board
-from prefix_rft.compare.results import Line, lines
+from prefix_rft.compare.results import ArmResult, arm_results
 from prefix_rft.tasks.countdown import write
 
 HERE = Path(__file__).parent
@@ -89,29 +89,29 @@ def columns(block: tables.Section, *names: str) -> dict[str, Row]:
     return {row[0]: [row[i] for i in at] for row in block.rows}
 
 
-def results(own: Board, found: Sequence[Line], more: Sequence[str] = ()) -> list[Row]:
+def results(own: Board, arms: Sequence[ArmResult], more: Sequence[str] = ()) -> list[Row]:
     """Rewards of the arms on held-out problems, and some of their costs behind them."""
-    block = tables.results(own, found)
-    rewards, rest = columns(block, *block.head[1:]), columns(tables.costs(own, found), *more)
-    return [[ARMS[x.name], *rewards[x.name], *rest[x.name]] for x in found]
+    block = tables.results(own, arms)
+    rewards, rest = columns(block, *block.head[1:]), columns(tables.costs(own, arms), *more)
+    return [[ARMS[x.name], *rewards[x.name], *rest[x.name]] for x in arms]
 
 
-def ablations(own: Board, found: Sequence[Line]) -> list[Row]:
+def ablations(own: Board, arms: Sequence[ArmResult]) -> list[Row]:
     """Rewards of the switches at T = 1, less Prefix-RFT's, and pass@16."""
-    rewards = columns(tables.results(own, found), "T = 1", "less prefix_rft, T = 1")
-    passed = columns(tables.costs(own, found), "pass@16")
+    rewards = columns(tables.results(own, arms), "T = 1", "less prefix_rft, T = 1")
+    passed = columns(tables.costs(own, arms), "pass@16")
     return [[label, *rewards[name], *passed[name]] for name, label in SWITCHES.items()]
 
 
-def forgetting(found: dict[str, Sequence[Line]]) -> list[Row]:
+def forgetting(arms: dict[str, Sequence[ArmResult]]) -> list[Row]:
     """Arithmetic in both regimes at T = 1, and what it is less than the base's."""
 
-    def cell(line: Line) -> str:
+    def cell(line: ArmResult) -> str:
         here = line.cells["arithmetic"][1.0]
         less = "" if here.less_base is None else f" ({100 * here.less_base.mean:+.1f})"
         return f"{100 * here.avg.mean:.1f}{less}"
 
-    by_arm = {name: {line.name: cell(line) for line in some} for name, some in found.items()}
+    by_arm = {name: {line.name: cell(line) for line in some} for name, some in arms.items()}
     return [
         [label, *(by_arm[regime][arm] for regime in ("ordinary", "hard"))]
         for arm, label in ARMS.items()
@@ -138,14 +138,14 @@ def shares() -> list[Row]:
 
 def all_tables(boards: dict[str, Board]) -> dict[str, list[Row]]:
     """The tables of the page, in its order; an empty text stands for an empty cell."""
-    found = {name: lines(own) for name, own in boards.items()}
-    long = results(boards["long"], found["long"], ["pass@32"])
-    long[1][0] += f" ({columns(tables.costs(boards['long'], found['long']), 'FLOPs')['sft'][0]})"
+    arms = {name: arm_results(own) for name, own in boards.items()}
+    long = results(boards["long"], arms["long"], ["pass@32"])
+    long[1][0] += f" ({columns(tables.costs(boards['long'], arms['long']), 'FLOPs')['sft'][0]})"
     return {
-        "ordinary": results(boards["ordinary"], found["ordinary"], ["FLOPs"]),
-        "hard": results(boards["hard"], found["hard"], ["pass@32"]),
-        "forgetting": forgetting({x: found[x] for x in ("ordinary", "hard")}),
-        "ablations": ablations(boards["ablations"], found["ablations"]),
+        "ordinary": results(boards["ordinary"], arms["ordinary"], ["FLOPs"]),
+        "hard": results(boards["hard"], arms["hard"], ["pass@32"]),
+        "forgetting": forgetting({x: arms[x] for x in ("ordinary", "hard")}),
+        "ablations": ablations(boards["ablations"], arms["ablations"]),
         "shares": shares(),
         "long": long,
     }

@@ -35,12 +35,12 @@ from prefix_rft.engines.setup import configure as configure_recipe
 from prefix_rft.engines.verl import columns, require_verl
 from prefix_rft.engines.verl import from_recipe as cluster
 from prefix_rft.engines.verl.agent_loop import PrefixAgentLoop
-from prefix_rft.engines.verl.credit import Graded, verdict_shares
+from prefix_rft.engines.verl.credit import CreditedRows, verdict_shares
 from prefix_rft.engines.verl.dataset import COLUMNS, PROMPT_IDS, Prompts
 from prefix_rft.engines.verl.launch import verify
 from prefix_rft.engines.verl.loss import means, method_loss
 from prefix_rft.engines.verl.method_config import KEY, MethodConfig, unsupported
-from prefix_rft.engines.verl.prompt_plan import Plan
+from prefix_rft.engines.verl.prompt_plan import PromptPlan
 from prefix_rft.engines.verl.rewards import UNGRADED, Graders, combined
 from prefix_rft.engines.verl.rollouts import VERDICTS, rollouts_of
 from prefix_rft.engines.verl.settings import MODES, configure
@@ -335,7 +335,7 @@ def test_a_rollout(start: Start | None, sampled: int, training: bool) -> None:
     server = Server()
     config = OmegaConf.create({"actor_rollout_ref": {"rollout": {"response_length": 16}}})
     agent = PrefixAgentLoop(SimpleNamespace(config=config), server)
-    plan = Plan({1: torch.tensor(DEMO, dtype=torch.int32).numpy()}, ((None, start),))
+    plan = PromptPlan({1: torch.tensor(DEMO, dtype=torch.int32).numpy()}, ((None, start),))
     given = {PROMPT_IDS: [1, 2], "session_id": 1, "global_steps": 5}
     if training:
         given[columns.PLAN] = json.loads(json.dumps(plan.plain(), default=lambda b: b.hex()))
@@ -367,7 +367,7 @@ class Grades(PrefixAgentLoop):
         made.extra_fields["reward_extra_info"] = {UNGRADED: float(row["enough"] < 0)}
 
 
-def group(plan: Plan, enough: int, uid: str = "a") -> list[Any]:
+def group(plan: PromptPlan, enough: int, uid: str = "a") -> list[Any]:
     """All rollouts of a prompt, side by side."""
     config = OmegaConf.create(
         {"actor_rollout_ref": {"rollout": {"response_length": 128}}, "reward": {"num_workers": 1}}
@@ -403,7 +403,7 @@ def starts(*lengths: int) -> tuple[Start | None, ...]:
 def test_a_group_that_fails_is_sampled_again(
     enough: int, prefixes: list[int], attempts: list[int]
 ) -> None:
-    plan = Plan(LONG, (starts(0, 10, 20), starts(50, 60, 20), starts(80, 90, 20)))
+    plan = PromptPlan(LONG, (starts(0, 10, 20), starts(50, 60, 20), starts(80, 90, 20)))
     made = group(plan, enough)
     assert [m.prefix_length for m in made] == prefixes
     assert [m.attempt for m in made] == attempts
@@ -413,7 +413,7 @@ def test_a_group_that_fails_is_sampled_again(
 
 
 def test_a_demonstration_in_the_place_of_a_row_that_failed() -> None:
-    plan = Plan(LONG, (starts(0, 10), starts(100, 10)))
+    plan = PromptPlan(LONG, (starts(0, 10), starts(100, 10)))
     made = group(plan, 1000)
     assert [(m.prefix_length, m.whole, m.attempt) for m in made] == [(100, True, 1), (10, False, 0)]
     found, replaced = plan.learnt([1, 0])
@@ -421,7 +421,7 @@ def test_a_demonstration_in_the_place_of_a_row_that_failed() -> None:
 
 
 def test_nobody_waits_for_a_rollout_that_failed() -> None:
-    plan = Plan(LONG, (starts(0, 99, 20), starts(50, 60, 70)))
+    plan = PromptPlan(LONG, (starts(0, 99, 20), starts(50, 60, 70)))
     made = group(plan, 1000, "b")
     assert [type(m) for m in made] == [RuntimeError, ValueError, RuntimeError]
     assert "another rollout of prompt b has failed" in str(made[0])
@@ -435,7 +435,7 @@ def test_attempts_are_those_of_the_trl_engine(all_wrong: str) -> None:
     method = MethodConfig("prefix_rft", options).resolve_method(4, 64)
     moment = RunPoint(4, seed=3, step=5, total_steps=20, max_completion_length=64)
     example = {EXAMPLE: 7, IDS: [list(range(30)), list(range(40))]}
-    plan = Plan.of(method, example, moment)
+    plan = PromptPlan.of(method, example, moment)
     first = starts_of(method, moment.group(method, example))
     if all_wrong == "keep":
         assert plan.attempts == (first,)
@@ -447,14 +447,14 @@ def test_attempts_are_those_of_the_trl_engine(all_wrong: str) -> None:
         rows = [old if new is None else new for old, new in zip(rows, again, strict=True)]
         assert plan.attempts[attempt] == tuple(p.start for p in rows)
     assert len(plan.attempts) == (3 if all_wrong == "lengthen" else 2)
-    assert not Plan.of(method, {EXAMPLE: 7, IDS: []}, moment).demonstrations
+    assert not PromptPlan.of(method, {EXAMPLE: 7, IDS: []}, moment).demonstrations
 
 
 def test_a_plan_survives_the_queue() -> None:
     asked = Group(3, 2, (4, 5), own={"a": 1.0}, boundaries=((1, 2), (3,)))
     starts = (Start(0, 2, 0.5), None)
-    plan = Plan({0: torch.arange(4, dtype=torch.int32).numpy()}, (starts,), 0.5, asked)
-    again = Plan.read(plan.plain())
+    plan = PromptPlan({0: torch.arange(4, dtype=torch.int32).numpy()}, (starts,), 0.5, asked)
+    again = PromptPlan.read(plan.plain())
     assert again.known(0) == ([0, 1], False)
     assert again.known(1) == ([], False)
     assert (again.attempts, again.solved_above, again.asked) == ((starts,), 0.5, asked)
@@ -520,8 +520,8 @@ def rollouts(seed: int = 0) -> tuple[Any, list[dict[str, bool]]]:
     return data, tags
 
 
-def add_graded(method: Any, data: Any, tags: Any) -> Graded:
-    rows = Graded.of(method, data, tags, 16, (8,))
+def add_graded(method: Any, data: Any, tags: Any) -> CreditedRows:
+    rows = CreditedRows.of(method, data, tags, 16, (8,))
     data[columns.PREFIX], data[columns.WHOLE] = rows.prefix_N, rows.whole_N
     data[columns.REWARD], data[columns.GROUP] = rows.reward_N, rows.group_N
     data[columns.ADVANTAGE] = rows.advantage_SN.T.contiguous()

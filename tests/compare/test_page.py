@@ -12,7 +12,7 @@ from browser import console, need_browser, widths
 from prefix_rft.compare import tables
 from prefix_rft.compare.jobs import Board
 from prefix_rft.compare.page import verdict, write_page
-from prefix_rft.compare.results import lines, mean_path
+from prefix_rft.compare.results import arm_results, mean_path
 from prefix_rft.compare.work import DONE
 from prefix_rft.evaluation.estimates import Estimate
 
@@ -64,7 +64,7 @@ def board(tmp_path: Path) -> Board:
 
 
 def page_of(board: Board) -> Path:
-    return write_page(board, lines(board))
+    return write_page(board, arm_results(board))
 
 
 def test_numbers_and_words(board: Board) -> None:
@@ -89,7 +89,7 @@ def test_nothing_from_data_runs(board: Board) -> None:
 
 
 def test_other_sets_are_compared_with_the_base(board: Board) -> None:
-    [block] = tables.other_sets(board, lines(board))
+    [block] = tables.other_sets(board, arm_results(board))
     assert block.title == "On other"
     rows = {row[0]: row[-1] for row in block.rows}
     assert rows["base"] == ""

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from prefix_rft.compare import tables
 from prefix_rft.compare.jobs import Board
-from prefix_rft.compare.results import lines
+from prefix_rft.compare.results import arm_results
 from prefix_rft.compare.tables import number
 from prefix_rft.compare.view import as_csv, as_markdown, show
 from prefix_rft.compare.work import compact, expand
@@ -46,7 +46,7 @@ def board(tmp_path: Path) -> Board:
 
 
 def test_means_and_differences_by_hand(board: Board) -> None:
-    base, ours, rl, later = lines(board)
+    base, ours, rl, later = arm_results(board)
     assert [x.name for x in (base, ours, rl, later)] == ["base", "prefix_rft", "rl", "later/rl"]
     assert [x.seeds for x in (base, ours, rl, later)] == [1, 2, 2, 1]
     cell = rl.cells["held-out"][1.0]
@@ -70,29 +70,29 @@ def test_means_and_differences_by_hand(board: Board) -> None:
 def test_the_interval_is_over_seeds_and_problems(board: Board) -> None:
     from prefix_rft.evaluation.estimates import over_seeds, paired
 
-    rl = lines(board)[2].cells["held-out"][1.0]
+    rl = arm_results(board)[2].cells["held-out"][1.0]
     assert rl.avg == over_seeds([[0.25, 1], [0.5, 1]])
     assert rl.difference == paired([[0.25, 1], [0.5, 1]], [[0.5, 1], [1, 1]])
 
 
 def test_a_seed_that_is_missing_is_not_paired_away(board: Board) -> None:
     """``later/rl`` has seed 0 only: it is paired with seed 0 of the reference, and marked."""
-    later = lines(board)[3]
+    later = arm_results(board)[3]
     difference = later.cells["held-out"][1.0].difference
     assert difference is not None
     assert difference.mean == pytest.approx(0.25)  # (4, 4) against (2, 4) of 4
     assert later.costs.flops == 101.0  # with the run that it starts from
-    assert "later/rl (1 of 2 seeds)" in as_markdown(board, lines(board))
+    assert "later/rl (1 of 2 seeds)" in as_markdown(board, arm_results(board))
 
 
 def test_base_is_compared_with_the_mean_of_the_reference(board: Board) -> None:
-    difference = lines(board)[0].cells["held-out"][1.0].difference
+    difference = arm_results(board)[0].cells["held-out"][1.0].difference
     assert difference is not None
     assert difference.mean == pytest.approx((0.25 + 0) / 2 - (0.75 + 1) / 2)
 
 
 def test_csv_holds_the_numbers(board: Board) -> None:
-    rows = {r["arm"]: r for r in csv.DictReader(io.StringIO(as_csv(lines(board))))}
+    rows = {r["arm"]: r for r in csv.DictReader(io.StringIO(as_csv(arm_results(board))))}
     assert list(rows) == ["base", "prefix_rft", "rl", "later/rl"]
     assert float(rows["rl"]["mean"]) == pytest.approx(0.6875)
     assert float(rows["rl"]["difference"]) == pytest.approx(-0.1875)
@@ -103,7 +103,7 @@ def test_csv_holds_the_numbers(board: Board) -> None:
 
 
 def test_costs_show_pass_at_all_samples(board: Board) -> None:
-    block = tables.costs(board, lines(board))
+    block = tables.costs(board, arm_results(board))
     rows = {row[0]: dict(zip(block.head, row, strict=True)) for row in block.rows}
     assert rows["rl"]["pass@4"] == "100.0"  # some sample of every problem is right; the mean is 69
     assert rows["base"]["pass@4"] == "50.0"
@@ -112,7 +112,7 @@ def test_costs_show_pass_at_all_samples(board: Board) -> None:
 
 def test_terminal_fits_eighty_columns(board: Board) -> None:
     console = Console(width=80, file=io.StringIO())
-    show(console, board, lines(board))
+    show(console, board, arm_results(board))
     said = console.file.getvalue()  # pyright: ignore
     assert max(map(len, said.splitlines())) <= 80
     assert "68.8" in said  # rl

@@ -7,7 +7,7 @@ from pathlib import Path
 from compare_records import finish, make_board
 
 from prefix_rft.compare import tables
-from prefix_rft.compare.results import lines
+from prefix_rft.compare.results import arm_results
 from prefix_rft.compare.view import as_csv
 from prefix_rft.compare.work import DONE
 from prefix_rft.evaluation.estimates import over_graded, seed_spread
@@ -27,7 +27,7 @@ def test_a_comparison_with_ungraded_parts_and_sets(tmp_path: Path) -> None:
         record["columns"] = {"subject": ["a", "a", "b"]}
         (job.folder / DONE).write_text(json.dumps(record))
     board.records.clear()
-    found = lines(board)
+    found = arm_results(board)
     assert [x.name for x in found] == ["base", "x", "y"]
     [block] = tables.parts(board, found)
     assert block.head == ["arm", "a", "b"]

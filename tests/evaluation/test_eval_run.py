@@ -13,7 +13,7 @@ import pytest
 from transformers.utils import chat_template_utils
 
 from prefix_rft.evaluation import run as eval_run
-from prefix_rft.evaluation.run import Plan, read_problems, run_eval
+from prefix_rft.evaluation.run import EvalPlan, read_problems, run_eval
 from prefix_rft.evaluation.samples import Request
 from prefix_rft.evaluation.sets import EvalSet
 from prefix_rft.support.errors import UserError
@@ -41,11 +41,13 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def plan(task: Path, batch_size: int = 8, models: Sequence[str] = ("new",), **rest: Any) -> Plan:
+def plan(
+    task: Path, batch_size: int = 8, models: Sequence[str] = ("new",), **rest: Any
+) -> EvalPlan:
     roles = {{"new": "model", "old": "base"}[m]: str(task / m) for m in models}
     sets = [EvalSet(name, f"{name}.jsonl", REWARD, folder=task) for name in ("a", "b")]
     request = Request(samples=3, max_completion_length=6, batch_size=batch_size)
-    return replace(Plan(roles, sets, (1.0, 0.0), request), **rest)
+    return replace(EvalPlan(roles, sets, (1.0, 0.0), request), **rest)
 
 
 def nothing(*_: Any) -> None:

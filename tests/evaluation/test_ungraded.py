@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from prefix_rft.evaluation import run as eval_run
-from prefix_rft.evaluation.run import Plan, run_eval, samples_file
+from prefix_rft.evaluation.run import EvalPlan, run_eval, samples_file
 from prefix_rft.evaluation.samples import Request
 from prefix_rft.evaluation.sets import EvalSet
 from prefix_rft.evaluation.table import few_of, show_eval
@@ -44,10 +44,12 @@ def write(task: Path, golds: list[str]) -> EvalSet:
     return EvalSet("a", "a.jsonl", "exact", folder=task)
 
 
-def plan(task: Path, one: EvalSet, base: bool = False) -> Plan:
+def plan(task: Path, one: EvalSet, base: bool = False) -> EvalPlan:
     models = {"base": str(task / "old")} if base else {}
     request = Request(samples=2, max_completion_length=4, batch_size=16)
-    return Plan({**models, "model": str(task / "new")}, [one], (1.0, 0.0), request, ("subject",))
+    return EvalPlan(
+        {**models, "model": str(task / "new")}, [one], (1.0, 0.0), request, ("subject",)
+    )
 
 
 UNREADABLE = " "

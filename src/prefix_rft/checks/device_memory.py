@@ -122,7 +122,7 @@ def estimate(
     Raises:
         UserError: the config lacks a field, or the model is no plain dense decoder.
     """
-    shape = _Shape.read(config)
+    shape = _ModelSize.read(config)
     length = prompt_length + completion_length
     tokens = micro_batch_size * length
     scored = micro_batch_size * (completion_length if triton else length - 1)
@@ -150,7 +150,7 @@ def estimate(
     return Memory(parts)
 
 
-def layer_bytes(shape: _Shape, length: int, weight_bytes: int, compute_bytes: int) -> int:
+def layer_bytes(shape: _ModelSize, length: int, weight_bytes: int, compute_bytes: int) -> int:
     """Bytes per token that autograd keeps for the backward of one layer.
 
     Counted as in Korthikanti et al., arXiv 2205.05198, section 4.1 (their eq. 1 is
@@ -174,7 +174,7 @@ def layer_bytes(shape: _Shape, length: int, weight_bytes: int, compute_bytes: in
 
 
 def logits_bytes(
-    shape: _Shape, scored: int, weight_bytes: int, compute_bytes: int, triton: bool
+    shape: _ModelSize, scored: int, weight_bytes: int, compute_bytes: int, triton: bool
 ) -> int:
     """Bytes for the log-probs and entropies of ``scored`` positions, at the peak of the backward.
 
@@ -197,7 +197,7 @@ def logits_bytes(
 
 
 @dataclass(frozen=True)
-class _Shape:
+class _ModelSize:
     """The sizes of a decoder; ``width`` is that of all queries of a token, ``kv_width`` of keys."""
 
     hidden: int
@@ -209,7 +209,7 @@ class _Shape:
     vocab: int
 
     @classmethod
-    def read(cls, config: Any) -> _Shape:
+    def read(cls, config: Any) -> _ModelSize:
         """Read the usual names of a config; transformers' own rules where a field may be absent."""
         text = config.get_text_config()
 

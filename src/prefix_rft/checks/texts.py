@@ -10,7 +10,7 @@ from typing import Any
 from prefix_rft.checks.findings import Findings
 from prefix_rft.data import Renderer
 from prefix_rft.data.round_trip import change, unknown_part
-from prefix_rft.data.shapes import Shape
+from prefix_rft.data.shapes import RowShape
 from prefix_rft.data.stringified import TEXTS, stringified
 
 EXAMPLE_LENGTH = 40
@@ -86,7 +86,7 @@ class Texts:
                 serious=False,
             )
 
-    def cells(self, row: str, values: Mapping[str, Any], shape: Shape) -> None:
+    def cells(self, row: str, values: Mapping[str, Any], shape: RowShape) -> None:
         """Cells that are the text of a list."""
         cell = values.get(shape.demonstration or "")
         if stringified(cell) == TEXTS:

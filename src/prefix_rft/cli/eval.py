@@ -13,7 +13,7 @@ from rich.console import Console
 
 from prefix_rft.engines.models import quiet
 from prefix_rft.engines.setup import configure
-from prefix_rft.evaluation.run import TEMPERATURES, Plan, run_eval
+from prefix_rft.evaluation.run import TEMPERATURES, EvalPlan, run_eval
 from prefix_rft.evaluation.samples import Request
 from prefix_rft.evaluation.sets import EvalSet, distinct, named_set, read_suite
 from prefix_rft.evaluation.table import show_eval
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
     say(console, f"result.json and all samples: {folder}")
 
 
-def plan_of(args: argparse.Namespace) -> Plan:
+def plan_of(args: argparse.Namespace) -> EvalPlan:
     """The plan behind the options.
 
     Raises:
@@ -71,7 +71,7 @@ def plan_of(args: argparse.Namespace) -> Plan:
         batch_size=args.batch_size,
         template_kwargs=given.get("template_kwargs"),
     )
-    return Plan(models, sets, temperatures, request, tuple(args.by or ()))
+    return EvalPlan(models, sets, temperatures, request, tuple(args.by or ()))
 
 
 def _from_recipe(path: str) -> dict[str, Any]:

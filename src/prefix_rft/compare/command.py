@@ -12,7 +12,7 @@ from rich.console import Console
 from prefix_rft.compare.arms import KEY, overrides_of, read_comparison
 from prefix_rft.compare.jobs import Board
 from prefix_rft.compare.page import write_page
-from prefix_rft.compare.results import lines
+from prefix_rft.compare.results import arm_results
 from prefix_rft.compare.runner import check_at_once, run_all
 from prefix_rft.compare.view import as_csv, show
 from prefix_rft.engines.models import quiet
@@ -79,13 +79,13 @@ def run_compare(
         except KeyboardInterrupt:
             say(console, "interrupted: the same command goes on from here")
             raise
-    found = lines(board)
-    if not found:
+    arms = arm_results(board)
+    if not arms:
         raise UserError(f"no run of '{board.folder}' is done: {'; '.join(failed) or 'run it'}")
-    show(console, board, found)
+    show(console, board, arms)
     board.folder.mkdir(parents=True, exist_ok=True)
-    write_text(board.folder / "comparison.csv", as_csv(found))
-    page = write_page(board, found)
+    write_text(board.folder / "comparison.csv", as_csv(arms))
+    page = write_page(board, arms)
     say(console, f"page: {page}; table: comparison.csv")
     return failed
 

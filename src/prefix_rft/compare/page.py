@@ -11,13 +11,12 @@ from markupsafe import Markup
 
 from prefix_rft.compare import tables
 from prefix_rft.compare.jobs import BASE, Board
-from prefix_rft.compare.results import Line, mean_path
+from prefix_rft.compare.results import ArmResult, mean_path
 from prefix_rft.compare.tables import Section, at
 from prefix_rft.compare.view import as_markdown
 from prefix_rft.compare.work import HELD_OUT
 from prefix_rft.evaluation.estimates import Estimate
-from prefix_rft.report.chart import Chart, draw
-from prefix_rft.report.chart import Line as Curve
+from prefix_rft.report.chart import Chart, Line, draw
 from prefix_rft.report.evaluation import draw_interval
 from prefix_rft.report.text import MINUS
 from prefix_rft.report.write import MOST_RUNS, render
@@ -27,40 +26,40 @@ CHECKPOINTS = 1000
 """Points of a curve; all of them."""
 
 
-def write_page(board: Board, found: Sequence[Line]) -> Path:
+def write_page(board: Board, arms: Sequence[ArmResult]) -> Path:
     """Write ``comparison.html`` and ``comparison.md``; returns the path of the first."""
-    write_text(board.folder / "comparison.md", as_markdown(board, found))
+    write_text(board.folder / "comparison.md", as_markdown(board, arms))
     path = board.folder / "comparison.html"
-    page = render(context(board, found), "comparison.html.jinja", "prefix_rft.compare")
+    page = render(context(board, arms), "comparison.html.jinja", "prefix_rft.compare")
     write_text(path, page)
     return path
 
 
-def context(board: Board, found: Sequence[Line]) -> dict[str, Any]:
+def context(board: Board, arms: Sequence[ArmResult]) -> dict[str, Any]:
     """What the template is given."""
     comparison = board.comparison
     first = comparison.temperatures[0]
-    colours = {line.name: i for i, line in enumerate(found[:MOST_RUNS])}
-    charts = [*_pass_charts(board, found, colours), *_along_training(board, found, colours)]
-    missing = [line for line in found if 0 < line.seeds < comparison.seeds and line.name != BASE]
+    colours = {line.name: i for i, line in enumerate(arms[:MOST_RUNS])}
+    charts = [*_pass_charts(board, arms, colours), *_along_training(board, arms, colours)]
+    missing = [line for line in arms if 0 < line.seeds < comparison.seeds and line.name != BASE]
     return {
         "title": Path(board.recipe).stem + ": " + ", ".join(a.name for a in comparison.arms[:6]),
         "arms": len(comparison.arms),
         "reference": comparison.reference,
         "seeds": comparison.seeds,
         "samples": comparison.samples,
-        "problems": max(line.cells[HELD_OUT][first].problems for line in found),
+        "problems": max(line.cells[HELD_OUT][first].problems for line in arms),
         "missing": [line.name for line in missing],
-        "differences": _differences(board, found),
-        "results": _grid(tables.results(board, found), found),
-        "costs": _grid(tables.costs(board, found), found),
+        "differences": _differences(board, arms),
+        "results": _grid(tables.results(board, arms), arms),
+        "costs": _grid(tables.costs(board, arms), arms),
         "validation": comparison.validation_data is not None,
-        "swept": [(line.name, line.swept) for line in found if line.swept],
-        "parts": [_grid(b, found) for b in tables.parts(board, found)],
-        "sets": [_grid(b, found) for b in tables.other_sets(board, found)],
+        "swept": [(line.name, line.swept) for line in arms if line.swept],
+        "parts": [_grid(b, arms) for b in tables.parts(board, arms)],
+        "sets": [_grid(b, arms) for b in tables.other_sets(board, arms)],
         "charts": [(c, draw(c, i, CHECKPOINTS, 1)) for i, c in enumerate(charts)],
         "legend": [(name, i, _dash(board, name)) for name, i in colours.items()],
-        "left_out": [line.name for line in found[MOST_RUNS:]],
+        "left_out": [line.name for line in arms[MOST_RUNS:]],
         "machine": _machine(board),
     }
 
@@ -77,18 +76,18 @@ def signed(difference: Estimate) -> str:
     return difference.signed.replace("-", MINUS)
 
 
-def _grid(block: Section, found: Sequence[Line]) -> dict[str, Any]:
+def _grid(block: Section, arms: Sequence[ArmResult]) -> dict[str, Any]:
     """A table whose rows stand in groups, with minus signs."""
-    starts = [i > 0 and line.group != found[i - 1].group for i, line in enumerate(found)]
+    starts = [i > 0 and line.group != arms[i - 1].group for i, line in enumerate(arms)]
     rows = [[name, *(c.replace("-", MINUS) for c in cells)] for name, *cells in block.rows]
     return {"title": block.title, "head": block.head, "rows": list(zip(starts, rows, strict=True))}
 
 
-def _differences(board: Board, found: Sequence[Line]) -> list[dict[str, Any]]:
+def _differences(board: Board, arms: Sequence[ArmResult]) -> list[dict[str, Any]]:
     """By temperature, the arms' paired differences from the reference, drawn on one scale."""
 
     def cells(temperature: float) -> list[tuple[str, Estimate]]:
-        pairs = [(line.name, line.cells[HELD_OUT][temperature].difference) for line in found]
+        pairs = [(line.name, line.cells[HELD_OUT][temperature].difference) for line in arms]
         return [(name, d) for name, d in pairs if d is not None and name != BASE]
 
     blocks = []
@@ -108,23 +107,25 @@ def _differences(board: Board, found: Sequence[Line]) -> list[dict[str, Any]]:
     return blocks
 
 
-def _picture(found: Estimate, scale: tuple[float, float]) -> Markup | str:
-    if not math.isfinite(found.low):
+def _picture(difference: Estimate, scale: tuple[float, float]) -> Markup | str:
+    if not math.isfinite(difference.low):
         return ""
-    return draw_interval((found.low, found.mean, found.high), scale, zero=True)
+    return draw_interval((difference.low, difference.mean, difference.high), scale, zero=True)
 
 
-def _pass_charts(board: Board, found: Sequence[Line], colours: Mapping[str, int]) -> list[Chart]:
+def _pass_charts(
+    board: Board, arms: Sequence[ArmResult], colours: Mapping[str, int]
+) -> list[Chart]:
     """pass@k against k, for each temperature with several samples."""
     charts = []
     for temperature in board.comparison.temperatures:
         curves = []
-        for line in found:
+        for line in arms:
             by_k = line.cells[HELD_OUT][temperature].pass_at
             if line.name in colours and len(by_k) > 1:
                 points = [(math.log2(k), 100 * e.mean) for k, e in sorted(by_k.items())]
                 look = colours[line.name], _dash(board, line.name)
-                curves.append(Curve(line.name, points, *look))
+                curves.append(Line(line.name, points, *look))
         if curves:
             title = f"pass@k, {at(temperature)}"
             charts.append(Chart(title, "%", "", curves, smooth=False, across="log2 of k"))
@@ -137,11 +138,13 @@ def _dash(board: Board, name: str) -> str:
     return "prefix" if later else "policy"
 
 
-def _along_training(board: Board, found: Sequence[Line], colours: Mapping[str, int]) -> list[Chart]:
+def _along_training(
+    board: Board, arms: Sequence[ArmResult], colours: Mapping[str, int]
+) -> list[Chart]:
     """Means over seeds of the models saved along training, where there are any."""
     paths = {
         line.name: path
-        for line in found
+        for line in arms
         if line.name in colours and line.name != BASE and (path := mean_path(board, line.name))
     }
     if not paths:
@@ -149,7 +152,7 @@ def _along_training(board: Board, found: Sequence[Line], colours: Mapping[str, i
 
     def chart(title: str, unit: str, across: str, pick: Callable[[Any], Any]) -> Chart:
         curves = [
-            Curve(name, [pick(p) for p in path], colours[name], _dash(board, name))
+            Line(name, [pick(p) for p in path], colours[name], _dash(board, name))
             for name, path in paths.items()
         ]
         return Chart(title, unit, "", curves, smooth=False, across=across)

@@ -55,7 +55,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Line:
+class ArmResult:
     """One arm.
 
     Attributes:
@@ -80,19 +80,19 @@ class Line:
         return self.name.rpartition("/")[0]
 
 
-def lines(board: Board) -> list[Line]:
-    """One line for the base and for each arm with at least one finished run."""
+def arm_results(board: Board) -> list[ArmResult]:
+    """The results of the base and of each arm with at least one finished run."""
     base = board.record(board.base)
     reference = _runs(board, board.comparison.arm(board.comparison.reference))
-    found = []
+    arms = []
     if base is not None:
-        found.append(_line(board, BASE, [board.base], None, None, reference))
+        arms.append(_arm_result(board, BASE, [board.base], None, None, reference))
     for arm in board.comparison.arms:
         runs = _runs(board, arm)
         if runs:
             against = None if arm.name == board.comparison.reference else reference
-            found.append(_line(board, arm.name, runs, arm, base, against))
-    return found
+            arms.append(_arm_result(board, arm.name, runs, arm, base, against))
+    return arms
 
 
 def _runs(board: Board, arm: Arm) -> list[Job]:
@@ -103,14 +103,14 @@ def _runs(board: Board, arm: Arm) -> list[Job]:
     return [j for j in jobs if board.record(j) is not None]
 
 
-def _line(
+def _arm_result(
     board: Board,
     name: str,
     runs: Sequence[Job],
     arm: Arm | None,
     base: Mapping[str, Any] | None,
     reference: Sequence[Job] | None,
-) -> Line:
+) -> ArmResult:
     records = [_record(board, job) for job in runs]
     costs = sum((board.costs(j) for j in runs), Costs())
     cells: dict[str, dict[float, Cell]] = {}
@@ -118,7 +118,7 @@ def _line(
         cells[one] = {}
         for temperature in board.comparison.temperatures:
             cells[one][temperature] = _cell(board, one, temperature, runs, base, reference)
-    return Line(
+    return ArmResult(
         name=name,
         seeds=len(runs),
         swept="" if arm is None else _swept(board, arm),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from prefix_rft.compare.jobs import BASE, Board
-from prefix_rft.compare.results import Cell, Line, mean_path
+from prefix_rft.compare.results import ArmResult, Cell, mean_path
 from prefix_rft.compare.work import HELD_OUT
 from prefix_rft.evaluation.estimates import Estimate
 from prefix_rft.evaluation.table import few_of, percent
@@ -43,12 +43,12 @@ def at(temperature: float) -> str:
     return f"T = {temperature:g}" if temperature else "greedy"
 
 
-def results(board: Board, found: Sequence[Line], between: str = " ") -> Section:
+def results(board: Board, arms: Sequence[ArmResult], between: str = " ") -> Section:
     """Mean rewards on held-out problems; ``between`` stands between a mean and its interval."""
     comparison = board.comparison
     temperatures = comparison.temperatures
     rows = []
-    for line in found:
+    for line in arms:
         by_t = line.cells[HELD_OUT]
         difference = by_t[temperatures[0]].difference
         few = 0 < line.seeds < comparison.seeds and line.name != BASE
@@ -64,16 +64,16 @@ def results(board: Board, found: Sequence[Line], between: str = " ") -> Section:
     return Section(title, ["arm", *map(at, temperatures), less], rows)
 
 
-def costs(board: Board, found: Sequence[Line]) -> Section:
+def costs(board: Board, arms: Sequence[ArmResult]) -> Section:
     """Costs, pass@k and shares of samples, means over seeds, at the first temperature."""
     k = board.comparison.samples
     names = ["arm", "steps", "sampled", "trained", "FLOPs", "time"]
     head = [*names, f"pass@{k}", "cut", "no answer", "sd"]
     title = "means over seeds, what an arm starts from included; sd over seeds in points"
-    return Section(title, head, [_costs_row(board, line) for line in found])
+    return Section(title, head, [_costs_row(board, line) for line in arms])
 
 
-def _costs_row(board: Board, line: Line) -> list[str]:
+def _costs_row(board: Board, line: ArmResult) -> list[str]:
     first = line.cells[HELD_OUT][board.comparison.temperatures[0]]
     k, spent = board.comparison.samples, line.costs
     return [
@@ -94,19 +94,16 @@ def _share(estimate: Estimate, of: int) -> str:
     return f"{100 * estimate.mean:.1f}{' ' * bool(few)}{few}"
 
 
-def parts(board: Board, found: Sequence[Line]) -> list[Section]:
+def parts(board: Board, arms: Sequence[ArmResult]) -> list[Section]:
     """Mean rewards on the parts of the problems, a table for each column they are split by."""
     first = board.comparison.temperatures[0]
     return [
         Section(
             f"By {column}, {at(first)}",
             ["arm", *labels],
-            [
-                [x.name, *(_part(x.cells[HELD_OUT][first], column, y) for y in labels)]
-                for x in found
-            ],
+            [[x.name, *(_part(x.cells[HELD_OUT][first], column, y) for y in labels)] for x in arms],
         )
-        for column, labels in found[0].cells[HELD_OUT][first].parts.items()
+        for column, labels in arms[0].cells[HELD_OUT][first].parts.items()
     ]
 
 
@@ -114,14 +111,14 @@ def _part(cell: Cell, column: str, label: str) -> str:
     return percent(cell.parts[column][label], of=cell.part_sizes[column][label])
 
 
-def other_sets(board: Board, found: Sequence[Line]) -> list[Section]:
+def other_sets(board: Board, arms: Sequence[ArmResult]) -> list[Section]:
     """Mean rewards on the sets besides the held-out one, and how they differ from the base's."""
     temperatures = board.comparison.temperatures
     head = ["arm", *map(at, temperatures), f"less base, {at(temperatures[0])}"]
     blocks = []
-    for name in dict.fromkeys(n for line in found for n in line.cells if n != HELD_OUT):
+    for name in dict.fromkeys(n for line in arms for n in line.cells if n != HELD_OUT):
         rows = []
-        for line in found:
+        for line in arms:
             cells = [line.cells[name][t] for t in temperatures]
             less = cells[0].less_base
             signed = "" if less is None else less.signed
@@ -130,23 +127,23 @@ def other_sets(board: Board, found: Sequence[Line]) -> list[Section]:
     return blocks
 
 
-def pass_at(board: Board, found: Sequence[Line]) -> list[Section]:
+def pass_at(board: Board, arms: Sequence[ArmResult]) -> list[Section]:
     """pass@k at the first temperature; nothing where there is one sample."""
     first = board.comparison.temperatures[0]
-    ks = sorted({k for line in found for k in line.cells[HELD_OUT][first].pass_at})
+    ks = sorted({k for line in arms for k in line.cells[HELD_OUT][first].pass_at})
     if len(ks) < 2:
         return []
     rows = []
-    for line in found:
+    for line in arms:
         known, of = line.cells[HELD_OUT][first].pass_at, line.cells[HELD_OUT][first].problems
         rows.append([line.name, *(percent(known[k], of=of) if k in known else "" for k in ks)])
     return [Section(f"pass@k, {at(first)}", ["arm", *(f"k = {k}" for k in ks)], rows)]
 
 
-def along_training(board: Board, found: Sequence[Line]) -> list[Section]:
+def along_training(board: Board, arms: Sequence[ArmResult]) -> list[Section]:
     """The models saved along training, means over seeds; nothing where none were."""
     rows = []
-    for line in found:
+    for line in arms:
         for point in mean_path(board, line.name) if line.name != BASE else ():
             alone, given = 100 * point["reward_0"], 100 * point["reward_0.5"]
             numbers = (f"{alone:.1f}", f"{given:.1f}", f"{given - alone:.1f}")

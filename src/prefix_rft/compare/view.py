@@ -16,28 +16,28 @@ from rich.text import Text
 
 from prefix_rft.compare import tables
 from prefix_rft.compare.jobs import Board
-from prefix_rft.compare.results import Cell, Line
+from prefix_rft.compare.results import ArmResult, Cell
 from prefix_rft.compare.tables import Section
 from prefix_rft.support.console import say
 
 
-def show(console: Console, board: Board, found: Sequence[Line]) -> None:
+def show(console: Console, board: Board, arms: Sequence[ArmResult]) -> None:
     """Two tables, results and costs, and what was chosen where something was swept."""
-    for block in (tables.results(board, found, "\n"), tables.costs(board, found)):
-        console.print(_rich(block, found))
-    for line in found:
+    for block in (tables.results(board, arms, "\n"), tables.costs(board, arms)):
+        console.print(_rich(block, arms))
+    for line in arms:
         if line.swept:
             say(console, f"{line.name}: {line.swept}")
 
 
-def _rich(block: Section, found: Sequence[Line]) -> Table:
+def _rich(block: Section, arms: Sequence[ArmResult]) -> Table:
     table = Table(title=block.title, box=box.SIMPLE_HEAD, padding=0, show_edge=False)
     for name in block.head:
         is_name = name == "arm"
         justify = "left" if is_name else "right"
         table.add_column(Text(name), justify=justify, no_wrap=is_name)
-    group = found[0].group
-    for line, cells in zip(found, block.rows, strict=True):
+    group = arms[0].group
+    for line, cells in zip(arms, block.rows, strict=True):
         if line.group != group:
             table.add_section()
             group = line.group
@@ -53,12 +53,12 @@ FIELDS = (
 )  # fmt: skip
 
 
-def as_csv(found: Sequence[Line]) -> str:
+def as_csv(arms: Sequence[ArmResult]) -> str:
     """One row for each arm, set and temperature; shares between 0 and 1."""
     file = io.StringIO()
     writer = csv.DictWriter(file, list[str](FIELDS), lineterminator="\n")
     writer.writeheader()
-    for line in found:
+    for line in arms:
         for one, by_t in line.cells.items():
             for temperature, cell in by_t.items():
                 writer.writerow(
@@ -93,15 +93,15 @@ def _plain(cell: Cell) -> dict[str, Any]:
     return found
 
 
-def as_markdown(board: Board, found: Sequence[Line]) -> str:
+def as_markdown(board: Board, arms: Sequence[ArmResult]) -> str:
     """All tables of the page."""
-    blocks = [_markdown(tables.results(board, found)), _markdown(tables.costs(board, found))]
-    notes = [f"- {line.name}: {line.swept}" for line in found if line.swept]
+    blocks = [_markdown(tables.results(board, arms)), _markdown(tables.costs(board, arms))]
+    notes = [f"- {line.name}: {line.swept}" for line in arms if line.swept]
     if notes:
         chosen = "validation" if board.comparison.validation_data else "held-out"
         blocks.append(f"Chosen on {chosen} rows at seed 0:\n\n" + "\n".join(notes))
     for make in (tables.parts, tables.other_sets, tables.pass_at, tables.along_training):
-        blocks += map(_markdown, make(board, found))
+        blocks += map(_markdown, make(board, arms))
     return "\n\n".join(blocks) + "\n"
 
 

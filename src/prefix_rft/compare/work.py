@@ -24,7 +24,7 @@ from prefix_rft.compare.costs import Costs, computing_parameters, costs_of
 from prefix_rft.compare.trajectory import measures, trajectory
 from prefix_rft.engines.models import quiet
 from prefix_rft.engines.setup import configure
-from prefix_rft.evaluation.run import Plan, read_problems, run_eval, samples_file
+from prefix_rft.evaluation.run import EvalPlan, read_problems, run_eval, samples_file
 from prefix_rft.evaluation.samples import Request
 from prefix_rft.evaluation.scores import Problem
 from prefix_rft.evaluation.sets import EvalSet, distinct, read_suite
@@ -142,7 +142,7 @@ def saved_every(job: Mapping[str, Any]) -> int:
     return max(1, round(int(job["spec"]["steps"]) / job["trajectory"]))
 
 
-def plan_of(job: Mapping[str, Any], models: Mapping[str, str]) -> Plan:
+def plan_of(job: Mapping[str, Any], models: Mapping[str, str]) -> EvalPlan:
     """What is evaluated: the held-out rows, or those that a swept value is chosen on."""
     setup = configure(job["recipe"], overrides_of(job["shared"]))
     setup.close()
@@ -155,7 +155,7 @@ def plan_of(job: Mapping[str, Any], models: Mapping[str, str]) -> Plan:
         batch_size=job["eval_batch_size"],
         template_kwargs=getattr(args, "chat_template_kwargs", None),
     )
-    return Plan(models, sets, job["temperatures"], request)
+    return EvalPlan(models, sets, job["temperatures"], request)
 
 
 def sets_of(recipe: Recipe, validation_data: Any, forgetting: str | None) -> list[EvalSet]:
@@ -178,7 +178,7 @@ def sets_of(recipe: Recipe, validation_data: Any, forgetting: str | None) -> lis
     return distinct(sets)
 
 
-def _of_set(plan: Plan, folder: Path, one: EvalSet) -> dict[str, Any]:
+def _of_set(plan: EvalPlan, folder: Path, one: EvalSet) -> dict[str, Any]:
     """By temperature, what is needed of every problem for any table, without the texts."""
     found = {}
     for temperature in plan.temperatures:
@@ -218,7 +218,7 @@ def expand(table: Mapping[str, Any]) -> dict[str, Any]:
     return {**table, "graded": graded, "reward": table.get("reward", shares)}
 
 
-def _columns(plan: Plan, folder: Path, by: Sequence[str]) -> dict[str, list[Any]]:
+def _columns(plan: EvalPlan, folder: Path, by: Sequence[str]) -> dict[str, list[Any]]:
     first = samples_file(folder, "model", plan.sets[0], plan.temperatures[0])
     rows = [line["columns"] for line in read_lines(first)]
     for column in by:

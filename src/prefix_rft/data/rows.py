@@ -18,7 +18,7 @@ from datasets import Dataset
 from datasets.config import HF_DATASETS_CACHE
 
 from prefix_rft.data.files import DataError, Row, Source, find_source
-from prefix_rft.data.shapes import Shape, canonical, detect, kind, rename
+from prefix_rft.data.shapes import RowShape, canonical, detect, kind, rename
 from prefix_rft.support.errors import UserError
 
 BATCH = 256
@@ -77,7 +77,7 @@ def read_rows(
     Raises:
         DataError: a row that cannot be used, rows that do not look alike, or no row.
     """
-    first: tuple[Row, Shape, dict[str, Any]] | None = None
+    first: tuple[Row, RowShape, dict[str, Any]] | None = None
     empty = True
     for index, raw in enumerate(source.rows()):
         empty = False
@@ -102,10 +102,10 @@ def read_rows(
 
 def _alike(
     row: Row,
-    shape: Shape,
+    shape: RowShape,
     found: dict[str, Any],
     first: Row,
-    shape_1: Shape,
+    shape_1: RowShape,
     found_1: dict[str, Any],
 ) -> None:
     if (shape.name, shape.prompt) != (shape_1.name, shape_1.prompt):

@@ -31,7 +31,7 @@ REASONING = ("reasoning_content", "reasoning", "thinking")
 
 
 @dataclass(frozen=True)
-class Shape:
+class RowShape:
     """Where a row keeps what; None where it has none.
 
     Attributes:
@@ -57,7 +57,7 @@ class Shape:
         return f"{self.name}: {', '.join(parts)}"
 
 
-def detect(row: Row) -> Shape:
+def detect(row: Row) -> RowShape:
     """The shape of a row.
 
     Raises:
@@ -75,10 +75,10 @@ def detect(row: Row) -> Shape:
     if "prompt" in columns and "reward_model" in columns:
         target = first("target_lst", "target")
         truth = "reward_model.ground_truth"
-        return Shape("verl rows", "prompt", target, truth, spent=("target", "target_lst"))
+        return RowShape("verl rows", "prompt", target, truth, spent=("target", "target_lst"))
     if "prompt" in columns and "completion" in columns:
         answer = answer or first("solution")
-        return Shape(
+        return RowShape(
             "prompt-completion rows", "prompt", "completion", answer, spent=("completion",)
         )
     if "chosen" in columns and "rejected" in columns and not first(*DEMONSTRATIONS):
@@ -86,18 +86,18 @@ def detect(row: Row) -> Shape:
         # A conversation holds its prompt itself.
         asked = None if _is_conversation(columns["chosen"]) else first("prompt", *QUESTIONS)
         ask = asked in QUESTIONS
-        return Shape("preference rows", asked or "chosen", "chosen", answer, ask, ("chosen",))
+        return RowShape("preference rows", asked or "chosen", "chosen", answer, ask, ("chosen",))
     if "prompt" in columns:
         demonstration = first(*DEMONSTRATIONS)
-        return Shape("prompt rows", "prompt", demonstration, answer, spent=("demonstrations",))
+        return RowShape("prompt rows", "prompt", demonstration, answer, spent=("demonstrations",))
     question = first(*QUESTIONS)
     if question:
         demonstration = first(*DEMONSTRATIONS, "generations", "solution")
         spent = ("demonstrations", "generations")
-        return Shape("problem rows", question, demonstration, answer, True, spent)
+        return RowShape("problem rows", question, demonstration, answer, True, spent)
     if "messages" in columns:
         answer = answer or first("solution")
-        return Shape("message rows", "messages", "messages", answer, spent=("messages",))
+        return RowShape("message rows", "messages", "messages", answer, spent=("messages",))
     raise row.error(
         "no column 'prompt', 'messages', 'problem' or 'question'; it has "
         f"{', '.join(columns) or 'none'} (map one with columns: {{prompt: NAME}})"
@@ -121,7 +121,7 @@ def rename(row: Row, columns: Mapping[str, str]) -> Row:
     return Row(row.source, row.number, values)
 
 
-def canonical(row: Row, shape: Shape, system: str | None = None) -> dict[str, Any]:
+def canonical(row: Row, shape: RowShape, system: str | None = None) -> dict[str, Any]:
     """``prompt`` (text or messages), ``demonstration`` (list of texts), ``answer``, and the rest.
 
     Args:

@@ -173,7 +173,7 @@ def sample(
 
     ids, mask = _left_pad(list(distinct), settings.pad_token_id, device)
     position = (mask.cumsum(1) - 1).clamp(min=0)
-    forward = _Forward(model)
+    forward = _CachedModel(model)
     logits = forward(ids, mask, position)
     select = torch.tensor(source, device=device)
     forward.keep(select)
@@ -226,7 +226,7 @@ def _undefined(model: PreTrainedModel, step: int, row: int) -> RunError:
     )
 
 
-class _Forward:
+class _CachedModel:
     """The model with its cache: logits of the last position."""
 
     def __init__(self, model: PreTrainedModel) -> None:

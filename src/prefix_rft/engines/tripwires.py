@@ -8,7 +8,7 @@ from typing import Any
 
 from prefix_rft.support.errors import check_types, choose, refuse_unknown
 
-Line = Mapping[str, Any]
+LogLine = Mapping[str, Any]
 ACTIONS = ("warn", "stop", "off")
 LOW_ENTROPY = 0.01
 """Nats a token, on average: the policy takes the same token nearly always."""
@@ -26,31 +26,31 @@ class Tripwire:
         words: what was seen, and the likely cause.
     """
 
-    sign: Callable[[Line, Line], bool | None]
+    sign: Callable[[LogLine, LogLine], bool | None]
     words: str
 
 
-def _at_least(name: str, bound: float) -> Callable[[Line, Line], bool | None]:
+def _at_least(name: str, bound: float) -> Callable[[LogLine, LogLine], bool | None]:
     return lambda line, last: None if line.get(name) is None else line[name] >= bound
 
 
-def _at_most(name: str, bound: float) -> Callable[[Line, Line], bool | None]:
+def _at_most(name: str, bound: float) -> Callable[[LogLine, LogLine], bool | None]:
     return lambda line, last: None if line.get(name) is None else line[name] <= bound
 
 
-def _constant_reward(line: Line, last: Line) -> bool | None:
+def _constant_reward(line: LogLine, last: LogLine) -> bool | None:
     if line.get("reward") is None or line.get("reward_std") is None:
         return None
     return line["reward_std"] == 0 and last.get("reward", line["reward"]) == line["reward"]
 
 
-def _zero_gradient(line: Line, last: Line) -> bool | None:
+def _zero_gradient(line: LogLine, last: LogLine) -> bool | None:
     if line.get("grad_norm") is None or line.get("trained/token_share") == 0:
         return None
     return line["grad_norm"] == 0
 
 
-def _low_entropy(line: Line, last: Line) -> bool | None:
+def _low_entropy(line: LogLine, last: LogLine) -> bool | None:
     if line.get("entropy") is None or line.get("reward") is None:  # imitation explores nothing
         return None
     return line["entropy"] <= LOW_ENTROPY
@@ -131,7 +131,7 @@ class Tripwires:
             choose(f"action of tripwire '{name}'", given[name], ACTIONS)
         return cls({name: given.get(name, "warn") for name in WIRES}, steps)
 
-    def observe(self, line: Line, steps: int) -> list[tuple[str, str]]:
+    def observe(self, line: LogLine, steps: int) -> list[tuple[str, str]]:
         """Signs that have now shown for long enough, each once, as action and sentence.
 
         Args:

@@ -47,7 +47,7 @@ TEMPERATURES = (1.0, 0.6, GREEDY)
 
 
 @dataclass(frozen=True)
-class Plan:
+class EvalPlan:
     """What an evaluation does.
 
     Attributes:
@@ -108,7 +108,7 @@ def _of_folder(source: str) -> dict[str, Any]:
     return {"source": source, "sha256": digest.hexdigest()}
 
 
-def run_eval(plan: Plan, folder: Path, progress: Any) -> dict[str, Any]:
+def run_eval(plan: EvalPlan, folder: Path, progress: Any) -> dict[str, Any]:
     """Draw the samples that are not in ``folder`` yet; write and return the result.
 
     Args:
@@ -165,7 +165,7 @@ def _load(source: str) -> tuple[Any, Any]:
 
 
 def _sample_set(
-    plan: Plan,
+    plan: EvalPlan,
     folder: Path,
     role: str,
     one: EvalSet,
@@ -300,7 +300,7 @@ def read_problems(path: Path) -> list[Problem]:
     return problems
 
 
-def summarise(plan: Plan, folder: Path) -> dict[str, Any]:
+def summarise(plan: EvalPlan, folder: Path) -> dict[str, Any]:
     """The numbers of all samples in a folder, as plain data."""
     results, differences = [], []
     for role, one, temperature in plan.jobs():

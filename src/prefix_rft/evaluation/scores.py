@@ -63,7 +63,7 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Scores:
+class EvalScores:
     """What the samples of some problems say.
 
     Attributes:
@@ -97,14 +97,14 @@ def powers(samples: int) -> list[int]:
     return found if found[-1] == samples else [*found, samples]
 
 
-def scores(problems: Sequence[Problem]) -> Scores:
+def scores(problems: Sequence[Problem]) -> EvalScores:
     """The numbers behind some problems; all have as many samples."""
     rewards = [p.reward for p in problems if p.reward is not None]
     samples = [s for p in problems for s in p.samples]
     k = len(problems[0].samples)
     # A grader that never names an answer leaves nothing to vote on.
     votes = any(s.verdict.answer is not None for s in samples)
-    return Scores(
+    return EvalScores(
         total=len(problems),
         problems=len(rewards),
         samples=k,

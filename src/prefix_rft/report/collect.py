@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from prefix_rft.report.points import Point
-from prefix_rft.report.samples import Group, group_of
+from prefix_rft.report.samples import ShownGroup, group_of
 from prefix_rft.runs.reader import RunFolder
 from prefix_rft.runs.rollouts import DEMONSTRATION, HYBRID, POLICY, Rollout, mean_reward
 
@@ -42,9 +42,9 @@ class Collected:
     generations: int = 0
     rows: int = 0
     groups: int = 0
-    worst: dict[Rank, Group] = field(default_factory=dict)
-    best: dict[Rank, Group] = field(default_factory=dict)
-    over_training: dict[int, list[Group]] = field(default_factory=dict)
+    worst: dict[Rank, ShownGroup] = field(default_factory=dict)
+    best: dict[Rank, ShownGroup] = field(default_factory=dict)
+    over_training: dict[int, list[ShownGroup]] = field(default_factory=dict)
     lengths: dict[str, list[Point]] = field(default_factory=lambda: defaultdict(list))
     kept_known: bool = False
 
@@ -86,7 +86,9 @@ def _add(found: Collected, rollouts: Rollouts, step: int, shown: bool) -> None:
         found.lengths[name].append((step, length))
 
 
-def extremes(kept: dict[Rank, Group], new: Mapping[Rank, Rollouts], step: int) -> dict[Rank, Group]:
+def extremes(
+    kept: dict[Rank, ShownGroup], new: Mapping[Rank, Rollouts], step: int
+) -> dict[Rank, ShownGroup]:
     """The ``EXTREMES`` smallest ranks among groups that were kept and those of a new step."""
     ranks = heapq.nsmallest(EXTREMES, [*kept, *new])
     return {rank: kept[rank] if rank in kept else group_of(new[rank], step) for rank in ranks}

@@ -8,7 +8,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from prefix_rft.report.collect import Collected
-from prefix_rft.report.samples import LONGEST, Group, Sample, Text
+from prefix_rft.report.samples import LONGEST, Excerpt, ShownGroup, ShownRollout
 from prefix_rft.report.text import cut, more, number, signed
 from prefix_rft.runs.rollouts import HYBRID
 from prefix_rft.runs.token_texts import KEPT, PREFIX, SAMPLED, Part, marked
@@ -28,7 +28,7 @@ def text_limit(runs: Sequence[Collected]) -> int:
     return max(SHORTEST, min(LONGEST, CHARACTERS // max(1, texts)))
 
 
-def _all(run: Collected) -> list[Group]:
+def _all(run: Collected) -> list[ShownGroup]:
     over_training = [g for groups in run.over_training.values() for g in groups]
     return [*run.worst.values(), *run.best.values(), *over_training]
 
@@ -45,7 +45,7 @@ def categories(
     return [(h, [view(g, tokenizer, limit) for g in groups]) for h, groups in found if groups]
 
 
-def view(group: Group, tokenizer: Tokenizer | None, limit: int) -> dict[str, Any]:
+def view(group: ShownGroup, tokenizer: Tokenizer | None, limit: int) -> dict[str, Any]:
     """A group in words."""
     prompt, left = _cut(group.prompt, limit)
     return {
@@ -62,7 +62,7 @@ def view(group: Group, tokenizer: Tokenizer | None, limit: int) -> dict[str, Any
     }
 
 
-def row(sample: Sample, tokenizer: Tokenizer | None, limit: int) -> dict[str, Any]:
+def row(sample: ShownRollout, tokenizer: Tokenizer | None, limit: int) -> dict[str, Any]:
     """A rollout in words."""
     completion = sample.completion
     parts = marked(tokenizer, completion, limit)
@@ -104,5 +104,5 @@ def cut_parts(parts: Sequence[Part], limit: int, characters: int) -> tuple[list[
     return result, characters - len(shown)
 
 
-def _cut(text: Text, limit: int) -> tuple[str, int]:
+def _cut(text: Excerpt, limit: int) -> tuple[str, int]:
     return cut(text.start, limit, text.characters)

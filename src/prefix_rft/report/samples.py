@@ -16,7 +16,7 @@ MOST_ROWS = 16
 
 
 @dataclass(frozen=True)
-class Text:
+class Excerpt:
     """The start of a text and the length of the whole in characters."""
 
     start: str
@@ -24,7 +24,7 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Sample:
+class ShownRollout:
     """One row of a group.
 
     Attributes:
@@ -49,7 +49,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Group:
+class ShownGroup:
     """The rollouts of one prompt at one step.
 
     Attributes:
@@ -68,22 +68,22 @@ class Group:
     number: int
     example: int | None
     attempt: int
-    prompt: Text
-    samples: Sequence[Sample]
+    prompt: Excerpt
+    samples: Sequence[ShownRollout]
     rows: int
     policy_reward: float | None
     hybrid_reward: float | None
 
 
-def group_of(rollouts: Sequence[Rollout], step: int) -> Group:
+def group_of(rollouts: Sequence[Rollout], step: int) -> ShownGroup:
     """A group of rollouts, cut to what is shown."""
     first = rollouts[0]
-    return Group(
+    return ShownGroup(
         step=step,
         number=first.group,
         example=first.example,
         attempt=first.attempt,
-        prompt=Text(first.prompt[:LONGEST], len(first.prompt)),
+        prompt=Excerpt(first.prompt[:LONGEST], len(first.prompt)),
         samples=[_sample(rollout) for rollout in rollouts[:MOST_ROWS]],
         rows=len(rollouts),
         policy_reward=mean_reward(rollouts, POLICY),
@@ -91,8 +91,8 @@ def group_of(rollouts: Sequence[Rollout], step: int) -> Group:
     )
 
 
-def _sample(rollout: Rollout) -> Sample:
-    return Sample(
+def _sample(rollout: Rollout) -> ShownRollout:
+    return ShownRollout(
         row=rollout.row,
         origin=rollout.origin,
         prefix_length=rollout.prefix_length,

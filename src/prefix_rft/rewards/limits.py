@@ -34,7 +34,7 @@ class Limits:
 
 
 @dataclass
-class Job:
+class GraderCall:
     """The items of one call, as JSON, and what is known about them."""
 
     items: list[str]

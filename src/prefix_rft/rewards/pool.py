@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from prefix_rft.rewards.limits import Job, Limits
+from prefix_rft.rewards.limits import GraderCall, Limits
 from prefix_rft.rewards.process import DisturbedError, Worker
 from prefix_rft.rewards.verdict import TIMEOUT, Verdict
 from prefix_rft.support.errors import UserError
@@ -78,7 +78,7 @@ class GraderPool:
             UserError: it cannot be imported.
         """
         if not self.signature:
-            self._run(Job([]), until_ready=True)
+            self._run(GraderCall([]), until_ready=True)
         return self.signature
 
     def grade(
@@ -94,9 +94,9 @@ class GraderPool:
             UserError: the reward function cannot be imported.
             TypeError, ValueError: an item that JSON cannot carry.
         """
-        job = Job([json.dumps(item) for item in items], tick)
-        self._run(job)
-        verdicts = [v for v in job.verdicts if v is not None]
+        call = GraderCall([json.dumps(item) for item in items], tick)
+        self._run(call)
+        verdicts = [v for v in call.verdicts if v is not None]
         if len(verdicts) != len(items):
             raise RuntimeError(f"{len(verdicts)} verdicts for {len(items)} items")
         return verdicts
@@ -105,26 +105,26 @@ class GraderPool:
         """End all workers; the next call starts new ones."""
         _end_all(self.workers, self._selector)
 
-    def _run(self, job: Job, until_ready: bool = False) -> None:
+    def _run(self, call: GraderCall, until_ready: bool = False) -> None:
         with self._lock:
-            job.offset, self._offset = self._offset, self._offset + len(job.items)
-            wanted = 1 if until_ready else min(self.size, len(job.items))
+            call.offset, self._offset = self._offset, self._offset + len(call.items)
+            wanted = 1 if until_ready else min(self.size, len(call.items))
             try:
                 self._end_dead()
                 while (
-                    job.open
+                    call.open
                     or any(w.given for w in self.workers)
                     or (until_ready and not self.signature)
                 ):
-                    self._make_room(job)
+                    self._make_room(call)
                     while len(self.workers) < wanted:
                         self._start()
                     for worker in [w for w in self.workers if w.idle]:
-                        self._give(worker, job)
+                        self._give(worker, call)
                     for key, _ in self._selector.select(self._patience()):
-                        self._serve(key, job)
-                    self._stop_late(job)
-                    job.tick(len(job.items) - len(job.waiting) - len(job.again) - self._given())
+                        self._serve(key, call)
+                    self._stop_late(call)
+                    call.tick(len(call.items) - len(call.waiting) - len(call.again) - self._given())
             except BaseException:
                 self.close()  # an interrupted call must not leave answers for the next one
                 raise
@@ -156,28 +156,28 @@ class GraderPool:
         for worker in [w for w in self.workers if w.process.poll() is not None]:
             self._end(worker)
 
-    def _make_room(self, job: Job) -> None:
+    def _make_room(self, call: GraderCall) -> None:
         """An item's second attempt is made in a fresh worker: end an old one if need be."""
-        if job.again and not any(not w.used for w in self.workers):
+        if call.again and not any(not w.used for w in self.workers):
             idle = next((w for w in self.workers if w.idle), None)
             if idle:
                 self._end(idle)
 
-    def _give(self, worker: Worker, job: Job) -> None:
+    def _give(self, worker: Worker, call: GraderCall) -> None:
         """Hand an idle worker its next items; fewer towards the end, so that all end together."""
-        if job.again and not worker.used:
-            chunk = [job.again.popleft()]
+        if call.again and not worker.used:
+            chunk = [call.again.popleft()]
         else:
-            size = max(1, min(CHUNK, len(job.waiting) // (2 * self.size)))
-            chunk = [job.waiting.popleft() for _ in range(min(size, len(job.waiting)))]
+            size = max(1, min(CHUNK, len(call.waiting) // (2 * self.size)))
+            chunk = [call.waiting.popleft() for _ in range(min(size, len(call.waiting)))]
         if chunk:
             worker.given.extend(chunk)
             worker.used = True
             worker.restart_clock()
-            worker.send(job.line(chunk))
+            worker.send(call.line(chunk))
             self._listen(worker)
 
-    def _serve(self, key: selectors.SelectorKey, job: Job) -> None:
+    def _serve(self, key: selectors.SelectorKey, call: GraderCall) -> None:
         worker: Worker = key.data
         if worker not in self.workers:  # ended a moment ago
             return
@@ -188,18 +188,18 @@ class GraderPool:
         try:
             messages = worker.receive()
             if messages is None:
-                self._bury(worker, job)
+                self._bury(worker, call)
             for message in messages or ():
-                if not self._take(worker, message, job):
+                if not self._take(worker, message, call):
                     return
         except DisturbedError:  # the grader wrote into our pipe
             code = self._end(worker)
             if not worker.ready:
                 self._failed_to_start(code)
-            job.blame(worker, "the grader disturbed its process")
-            job.take_back(worker)
+            call.blame(worker, "the grader disturbed its process")
+            call.take_back(worker)
 
-    def _take(self, worker: Worker, message: dict[str, Any], job: Job) -> bool:
+    def _take(self, worker: Worker, message: dict[str, Any], call: GraderCall) -> bool:
         """Take one message; whether the worker goes on."""
         if not worker.ready:
             if "failed" in message:
@@ -208,35 +208,35 @@ class GraderPool:
                 raise DisturbedError("a worker says first that it is ready")
             worker.ready, self.signature, self._failures = True, message["ready"], 0
             return True
-        if not worker.given or message.get("item") != job.offset + worker.given[0]:
+        if not worker.given or message.get("item") != call.offset + worker.given[0]:
             raise DisturbedError("an answer to no question")
         worker.restart_clock()
         if "memory" in message:
             self._end(worker)
-            job.blame(worker, f"ran out of memory ({self.limits.memory} MB)")
-            job.take_back(worker)
+            call.blame(worker, f"ran out of memory ({self.limits.memory} MB)")
+            call.take_back(worker)
             return False
         try:
             verdict = Verdict(*message["verdict"])
         except (KeyError, TypeError, UserError) as error:
             raise DisturbedError("no verdict") from error
-        job.verdicts[worker.given.popleft()] = verdict
+        call.verdicts[worker.given.popleft()] = verdict
         if message.get("last"):  # a thread of the grader's goes on in there
             self._end(worker)
-            job.take_back(worker)
+            call.take_back(worker)
             return False
         return True
 
-    def _bury(self, worker: Worker, job: Job) -> None:
+    def _bury(self, worker: Worker, call: GraderCall) -> None:
         """A worker has ended: find out why, and put its items back in the queue."""
         worker.let_end()
         code = self._end(worker)
         if not worker.ready:
             self._failed_to_start(code)
         if worker.given and code == -signal.SIGPROF:
-            job.verdicts[worker.given.popleft()] = self._too_slow("of processor time")
-        job.blame(worker, f"the grader's process ended ({_exit(code)})")
-        job.take_back(worker)
+            call.verdicts[worker.given.popleft()] = self._too_slow("of processor time")
+        call.blame(worker, f"the grader's process ended ({_exit(code)})")
+        call.take_back(worker)
 
     def _failed_to_start(self, code: int) -> None:
         """Start another one, unless the grader was never imported or this goes on."""
@@ -246,7 +246,7 @@ class GraderPool:
                 f"the process for reward '{self.function}' ended while importing it ({_exit(code)})"
             )
 
-    def _stop_late(self, job: Job) -> None:
+    def _stop_late(self, call: GraderCall) -> None:
         """Kill workers that sleep too long, or run on although their time is up."""
         now = time.monotonic()
         for worker in list(self.workers):
@@ -258,8 +258,8 @@ class GraderPool:
                 continue
             if worker.overslept(SLEEP_FACTOR * self.limits.seconds):
                 self._end(worker)
-                job.verdicts[worker.given.popleft()] = self._too_slow("and slept")
-                job.take_back(worker)
+                call.verdicts[worker.given.popleft()] = self._too_slow("and slept")
+                call.take_back(worker)
 
     def _too_slow(self, how: str) -> Verdict:
         return Verdict(TIMEOUT, detail=f"more than {self.limits.seconds:g} s {how}")

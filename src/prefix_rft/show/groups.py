@@ -19,7 +19,7 @@ from prefix_rft.support.errors import UserError
 
 
 @dataclass(frozen=True)
-class Range:
+class Span:
     """Whole numbers from ``low`` to ``high``, as someone typed them."""
 
     low: int
@@ -30,7 +30,7 @@ class Range:
         return self.low <= number <= self.high
 
 
-def read_range(name: str, typed: str | None) -> Range | None:
+def read_range(name: str, typed: str | None) -> Span | None:
     """``7``, ``3-9`` or ``3-``.
 
     Raises:
@@ -45,7 +45,7 @@ def read_range(name: str, typed: str | None) -> Range | None:
     high = low if not found[2] else int(found[3]) if found[3] else math.inf
     if high < low:
         raise UserError(f"{name} {typed} ends before it begins")
-    return Range(low, high, typed)
+    return Span(low, high, typed)
 
 
 class Place(NamedTuple):
@@ -65,9 +65,9 @@ class Place(NamedTuple):
 class Filters:
     """Which groups are wanted."""
 
-    step: Range | None = None
+    step: Span | None = None
     verdict: str | None = None
-    prefix: Range | None = None
+    prefix: Span | None = None
 
     def take(self, rollouts: Sequence[Rollout]) -> bool:
         """Whether a group of these rollouts is wanted, whatever its step."""

@@ -22,7 +22,7 @@ from verl.protocol import DataProto
 from prefix_rft.engines.verl.columns import ATTEMPT, PLAN, PREFIX, REWARD, WHOLE
 from prefix_rft.engines.verl.dataset import PROMPT_IDS
 from prefix_rft.engines.verl.group_barrier import GroupBarrier, all_wrong
-from prefix_rft.engines.verl.prompt_plan import Plan
+from prefix_rft.engines.verl.prompt_plan import PromptPlan
 from prefix_rft.engines.verl.rewards import UNGRADED
 
 
@@ -70,7 +70,7 @@ class PrefixAgentLoop(AgentLoopBase):
 
     async def run(self, sampling_params: dict[str, Any], **kwargs: Any) -> AgentLoopOutput:
         """One rollout; where the method asks for it, again while its whole group fails."""
-        plan = Plan.read(kwargs[PLAN]) if kwargs.get(PLAN) is not None else None
+        plan = PromptPlan.read(kwargs[PLAN]) if kwargs.get(PLAN) is not None else None
         if plan is None:
             return await self.sample(sampling_params, kwargs, [], False)
         rollout = int(kwargs["session_id"])

@@ -19,7 +19,7 @@ from prefix_rft.rewards.verdict import STATUSES
 
 
 @dataclass(frozen=True)
-class Graded:
+class CreditedRows:
     """The rows of a step, those that only fill the batch among them.
 
     Letters: N rows, T tokens, S streams.
@@ -58,7 +58,7 @@ class Graded:
         tags: Sequence[Any],
         budget: int,
         eos_ids: Sequence[int],
-    ) -> Graded:
+    ) -> CreditedRows:
         """From verl's columns, once all rows have a reward or none.
 
         Args:

@@ -15,7 +15,7 @@ from prefix_rft.engines.plan import RunPoint, starts_again, starts_of
 
 
 @dataclass(frozen=True)
-class Plan:
+class PromptPlan:
     """The plan of a prompt's group.
 
     Attributes:
@@ -33,7 +33,7 @@ class Plan:
     step: int = 0
 
     @classmethod
-    def of(cls, method: Method, example: Mapping[str, Any], moment: RunPoint) -> Plan:
+    def of(cls, method: Method, example: Mapping[str, Any], moment: RunPoint) -> PromptPlan:
         """As the method's planner says."""
         asked = moment.group(method, example)
         attempts = [starts_of(method, asked)]
@@ -68,7 +68,7 @@ class Plan:
         }
 
     @classmethod
-    def read(cls, plain: Mapping[str, Any]) -> Plan:
+    def read(cls, plain: Mapping[str, Any]) -> PromptPlan:
         """From what :meth:`plain` gave."""
         asked = plain["asked"]
         if asked is not None:

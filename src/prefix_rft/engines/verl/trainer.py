@@ -47,10 +47,10 @@ from prefix_rft.engines.verl.columns import (
     WHOLE,
     padded,
 )
-from prefix_rft.engines.verl.credit import Graded, verdict_shares
+from prefix_rft.engines.verl.credit import CreditedRows, verdict_shares
 from prefix_rft.engines.verl.dataset import Prompts
 from prefix_rft.engines.verl.loss import means
-from prefix_rft.engines.verl.prompt_plan import Plan
+from prefix_rft.engines.verl.prompt_plan import PromptPlan
 from prefix_rft.engines.verl.rollouts import FIELDS, rollouts_of
 from prefix_rft.engines.verl.settings import MODES, configure
 from prefix_rft.engines.verl.worker import MOVED, STEP, TOTAL, DetachMethodWorker, MethodWorker
@@ -139,10 +139,10 @@ class MethodTrainer:
             shared=self.method_state.shared,
         )
 
-    def plan(self, index: int) -> Plan:
+    def plan(self, index: int) -> PromptPlan:
         """Where the rollouts of a prompt start."""
         row: Any = self.train_dataset.rows[index]
-        return Plan.of(self.method, {EXAMPLE: index, IDS: row[IDS]}, self.moment())
+        return PromptPlan.of(self.method, {EXAMPLE: index, IDS: row[IDS]}, self.moment())
 
     # ---- between rollouts and update -----------------------------------------------------------
 
@@ -205,7 +205,7 @@ class MethodTrainer:
             PLAN,
             "extra_fields",
         )
-        rows = Graded.of(
+        rows = CreditedRows.of(
             method,
             data,
             batch.tags,
@@ -230,7 +230,7 @@ class MethodTrainer:
         batch = put(batch, **columns)
         metrics.update(rows.metrics(method))
         metrics.update(verdict_shares(list(data["extra_fields"]), rows.filler_N))
-        plans = [Plan.read(p) for p in data[PLAN]]
+        plans = [PromptPlan.read(p) for p in data[PLAN]]
         if method.rows.prefix is not None:
             # When these rows were planned, which was earlier where prompts wait.
             steps = [p.step for p, f in zip(plans, rows.filler_N, strict=True) if not f]
@@ -240,7 +240,7 @@ class MethodTrainer:
             metrics["memory/examples"] = len(self.method_state.examples)
         return batch
 
-    def learn(self, plans: list[Plan], keys: list[str], rows: Graded) -> None:
+    def learn(self, plans: list[PromptPlan], keys: list[str], rows: CreditedRows) -> None:
         """Tell a planner that remembers how its groups went."""
         groups: dict[int, dict[int, int]] = {}
         for i, key in enumerate(keys):

@@ -37,7 +37,7 @@ class Sampled:
     metrics: Lists
 
 
-Sample = Callable[[Inputs, list[RowPlan]], Sampled]
+Sampler = Callable[[Inputs, list[RowPlan]], Sampled]
 """Samples and rewards rows as planned."""
 
 

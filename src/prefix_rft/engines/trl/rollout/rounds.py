@@ -29,7 +29,7 @@ from prefix_rft.engines.plan import (
 )
 from prefix_rft.engines.state import MethodState
 from prefix_rft.engines.trl.processes import Processes
-from prefix_rft.engines.trl.rollout.generation import Generation, Inputs, Sample, Sampled
+from prefix_rft.engines.trl.rollout.generation import Generation, Inputs, Sampled, Sampler
 from prefix_rft.engines.trl.window import Rows
 
 Attempt = tuple[Inputs, list[RowPlan]]
@@ -91,7 +91,7 @@ class Rounds:
         self.method, self.state, self.dataset = method, state, dataset
         self.processes, self.filler = processes, filler
 
-    def generate(self, moment: RunPoint, inputs: Inputs, sample: Sample) -> Generation:
+    def generate(self, moment: RunPoint, inputs: Inputs, sample: Sampler) -> Generation:
         """Plan and sample the rows, and change groups as the method's ``all_wrong`` asks.
 
         Args:

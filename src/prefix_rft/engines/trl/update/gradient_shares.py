@@ -22,7 +22,7 @@ from prefix_rft.support.errors import UserError
 
 
 @dataclass(frozen=True)
-class Source:
+class LossPart:
     """A part of the loss.
 
     Attributes:
@@ -46,25 +46,25 @@ class Source:
         return self.origin in ("prefix", "continuation")
 
 
-def sources_of(method: Method) -> list[Source]:
+def sources_of(method: Method) -> list[LossPart]:
     """The sources of a method's gradient, which together are the whole loss."""
     found = []
     for s, stream in enumerate(method.streams):
         if stream.surrogate in REGULARISERS:
-            found.append(Source(stream.name, s, None))
+            found.append(LossPart(stream.name, s, None))
         elif len(set(stream.tokens)) == 1:
-            found.append(Source(stream.name, s, stream.tokens[0]))
+            found.append(LossPart(stream.name, s, stream.tokens[0]))
         else:
-            found += [Source(origin, s, origin) for origin in dict.fromkeys(stream.tokens)]
+            found += [LossPart(origin, s, origin) for origin in dict.fromkeys(stream.tokens)]
     return found
 
 
-def vectors_of(sources: Sequence[Source]) -> dict[str, list[int]]:
+def vectors_of(sources: Sequence[LossPart]) -> dict[str, list[int]]:
     """Which sources (by their places) add up to which vector, of which the norm is logged."""
     vectors: dict[str, list[int]] = {}
     for i, source in enumerate(sources):
         vectors.setdefault(source.name, []).append(i)
-    rules: dict[str, Callable[[Source], bool]] = {
+    rules: dict[str, Callable[[LossPart], bool]] = {
         "prefix": lambda s: s.prefix,
         "hybrid": lambda s: s.hybrid,
         "without_prefix": lambda s: not s.prefix,
@@ -176,7 +176,7 @@ class GradientShares:
         return self._named(norms, [self.sources[i] for i in active])
 
     @staticmethod
-    def _named(norms: dict[str, float], active: Sequence[Source]) -> dict[str, float]:
+    def _named(norms: dict[str, float], active: Sequence[LossPart]) -> dict[str, float]:
         found = {f"gradient/{name}_norm": norm for name, norm in norms.items()}
         if "prefix" not in norms:
             found.pop("gradient/without_prefix_norm", None)  # it is the whole
