@@ -43,6 +43,17 @@ def test_documented_attributes_are_there(path: Path) -> None:
             assert [n for n in documented(node) if n not in attributes(node)] == [], node.name
 
 
+FRAGMENT = re.compile(r"^ {4}(\w+): (?:of|whose|that|as|with|to|in|from|by|on|at) ", re.MULTILINE)
+"""A description that needs the name in front to be read."""
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(SOURCE).as_posix())
+def test_what_is_documented_has_a_whole_phrase(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            assert FRAGMENT.findall(ast.get_docstring(node) or "") == [], node.name
+
+
 def test_every_public_function_is_used_by_more_than_tests() -> None:
     words = [w for p in NAMED_BY_TEXT if p.suffix in (".py", ".md", ".toml", ".yaml", ".html")
              for w in set(re.findall(r"\w+", p.read_text()))]  # fmt: skip

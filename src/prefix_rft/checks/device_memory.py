@@ -107,13 +107,14 @@ def estimate(
 
     Args:
         config: a transformers config, or one that nests the text model's.
-        parameters: of the model, from :func:`count_parameters`.
+        parameters: the number of the model's parameters, from :func:`count_parameters`.
         micro_batch_size: rows in one forward and backward.
         generation_rows: rows sampled at the same time.
         prompt_length: tokens of the longest prompt.
         completion_length: tokens of the longest completion.
-        weight_bytes: of one weight.
-        compute_bytes: of one number in matrix products; 2 with bf16 or fp16 mixed precision.
+        weight_bytes: the bytes of one weight.
+        compute_bytes: the bytes of one number in matrix products; 2 with bf16 or fp16 mixed
+            precision.
         activation_checkpointing: layers are run again in the backward.
         reference_model: a second, frozen copy of the weights (``beta`` above 0).
         samples: rows are sampled in this process with transformers.

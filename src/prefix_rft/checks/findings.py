@@ -16,7 +16,7 @@ class Finding:
         fix: what to do about it.
         serious: training as the data stands would waste time.
         rows: the first ones, by number and, where there are several files, by file.
-        count: of all rows; 0 for something that is not about rows.
+        count: the number of all its rows; 0 for something that is not about rows.
         example: the first row's own words.
     """
 

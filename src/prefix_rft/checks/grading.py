@@ -26,10 +26,10 @@ class Item:
     """A row, and one of its demonstrations as graders see it.
 
     Attributes:
-        row: as it stands in the data.
+        row: the row as it stands in the data.
         values: its columns.
-        text: of the demonstration; empty where the gold answer is judged alone.
-        ids: of the demonstration; None where there is none.
+        text: the demonstration's text; empty where the gold answer is judged alone.
+        ids: the demonstration's tokens; None where there is none.
     """
 
     row: Row
@@ -43,8 +43,8 @@ class Kept:
     """What a run keeps.
 
     Attributes:
-        rows: whose gold answers can be read.
-        demonstrations: in these rows.
+        rows: the rows whose gold answers can be read.
+        demonstrations: the number of demonstrations in these rows.
         with_demonstration: rows that have one.
     """
 

@@ -73,7 +73,7 @@ def run_inspect(
     Args:
         path: the recipe.
         overrides: ``key=value`` strings.
-        console: to print on.
+        console: the console to print on.
         number: counts from 1.
         step: optimizer step, which decides the prefix.
         model: folder or Hub name; with it, prefix tokens are selected and a continuation sampled.

@@ -32,14 +32,14 @@ class Checked:
     """What is known about one set of rows.
 
     Attributes:
-        name: of the data.
+        name: the data's name.
         shape: how its columns were understood.
-        rows: that can be used.
+        rows: the number of rows that can be used.
         with_demonstration: rows that have one left.
         prompt_lengths: tokens of each prompt.
         demonstration_lengths: tokens of each demonstration that is kept, EOS included.
         reasons: demonstrations by what becomes of them.
-        verdicts: by reward, demonstrations by status.
+        verdicts: the number of demonstrations by reward and status.
         kept: what a run keeps of all that.
         whole: all rows were looked at.
         prompts: hashes of the prompts.

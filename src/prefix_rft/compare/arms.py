@@ -52,12 +52,12 @@ class Comparison:
     """What is compared, and how it is measured.
 
     Attributes:
-        arms: in the order of tables.
+        arms: the arms in the order of tables.
         seeds: the numbers 0, 1, ... of training.
         reference: the arm that the others are compared with.
         validation_data: rows to choose swept values on; None takes ``eval_data``.
-        samples: of each held-out problem.
-        temperatures: of the samples; the first one decides sweeps.
+        samples: the number of samples of each held-out problem.
+        temperatures: the temperatures of the samples; the first one decides sweeps.
         by: columns to split results by.
         forgetting: a suite of other tasks that every model is evaluated on.
         trajectory: models saved and evaluated along training, 0 for none.
@@ -89,8 +89,8 @@ def read_comparison(
     Args:
         data: the recipe, with ``compare`` where it has arms of its own.
         methods: names of arms, or of methods; ``A+B`` is B from the model that A has left.
-        seeds: in place of the recipe's.
-        learning_rates: of imitation methods, to choose from.
+        seeds: the number of seeds in place of the recipe's.
+        learning_rates: the learning rates that imitation methods choose from.
 
     Raises:
         UserError: anything that cannot be compared.

@@ -39,12 +39,12 @@ def run_compare(
     """Run what is missing, then write ``comparison.csv``, ``comparison.md`` and the page.
 
     Args:
-        console: for progress and the table.
+        console: the console for progress and the table.
         recipe: path of the recipe that all arms share.
         overrides: ``key=value`` strings for all arms.
         methods: arms; by default the recipe's own, or those of an honest table.
-        seeds: of training, in place of the recipe's.
-        learning_rates: of imitation methods, to choose from.
+        seeds: the number of seeds of training, in place of the recipe's.
+        learning_rates: the learning rates that imitation methods choose from.
         jobs: runs at once.
         output: folder; by default ``comparisons/NAME``.
         only_table: run nothing, make tables of what is done.

@@ -30,7 +30,7 @@ class Costs:
         flops: ``2 N`` for each of the first three kinds and ``6 N`` for the last (Kaplan et al.,
             arXiv 2001.08361, section 2.1), where N counts all parameters but the input embedding;
             attention to the context and grading are left out.
-        seconds: of training on the clock; of an interrupted run, since it last went on.
+        seconds: the seconds of training on the clock; of an interrupted run, since it last went on.
     """
 
     sampled: float = 0.0

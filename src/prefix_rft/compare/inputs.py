@@ -40,8 +40,8 @@ def same_inputs(
 
     Args:
         known: settings by set, from a record.
-        now: as they would be written today.
-        defaults: of settings that a set can have.
+        now: the settings by set as they would be written today.
+        defaults: the defaults of the settings that a set can have.
     """
     return known.keys() == now.keys() and all(
         one.get(k, defaults.get(k, now[name].get(k))) == now[name].get(k)

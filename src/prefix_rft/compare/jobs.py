@@ -33,9 +33,9 @@ class Job:
 
     Attributes:
         arm: None for the base.
-        seed: of training.
-        value: of the swept key; None where nothing is swept.
-        folder: of the run.
+        seed: the seed of its training.
+        value: the value of the swept key; None where nothing is swept.
+        folder: the run's folder.
     """
 
     arm: Arm | None
@@ -62,7 +62,7 @@ class Board:
         recipe: path of the shared recipe.
         resolved: the shared recipe.
         shared: keys that every run has been given beside the recipe.
-        folder: of the comparison.
+        folder: the comparison's folder.
         batch_size: rows sampled at once in evaluations.
         records: ``done.json`` by folder, as far as it was read.
     """

@@ -64,7 +64,7 @@ class ArmResult:
         swept: what was chosen, and whether it lies at an edge of the values tried.
         steps: optimizer steps of its own.
         costs: means over seeds, the arms that it starts from included.
-        cells: by set and temperature.
+        cells: the numbers by set and temperature.
     """
 
     name: str

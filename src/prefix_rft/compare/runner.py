@@ -49,7 +49,7 @@ def run_all(
 
     Args:
         board: the runs.
-        at_once: how many.
+        at_once: the number of runs at a time.
         say: takes a line for each run that ended.
         show: takes what is going on, several times a second.
     """

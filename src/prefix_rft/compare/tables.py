@@ -20,7 +20,7 @@ class Section:
     Attributes:
         title: above it.
         head: names of its columns, the first one ``arm``.
-        rows: as many texts each.
+        rows: the rows, each of as many texts.
     """
 
     title: str

@@ -38,10 +38,10 @@ def trajectory(
     """The measures of every saved model of a run, in the order of steps.
 
     Args:
-        folder: of the run, with ``checkpoint-N`` and ``model``.
+        folder: the run's folder, with ``checkpoint-N`` and ``model``.
         recipe: path of its recipe.
-        overrides: of the recipe.
-        last_step: of training, whose model is ``model``.
+        overrides: the recipe's overrides.
+        last_step: the last step of training, whose model is ``model``.
         every: steps between models; a run that a signal stopped has one more.
 
     Raises:

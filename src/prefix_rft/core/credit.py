@@ -89,8 +89,8 @@ def step_credit(
     """Advantages (S, N) and dropped rows (N,) of the rows of a generation, whole groups of them.
 
     Args:
-        method: whose.
-        reward_N: as graded, NaN where a row could not be.
+        method: the method whose credit it is.
+        reward_N: the rewards as graded, NaN where a row could not be.
         group_N: group ids.
         hybrid_N: bool, rows that start from a prefix.
         demo_N: bool, rows that are a whole demonstration.

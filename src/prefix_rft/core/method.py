@@ -26,11 +26,11 @@ class Method:
     """A post-training method as data. See the module docstring for the objective.
 
     Attributes:
-        name: how recipes call it.
+        name: the name by which recipes call it.
         streams: the terms of the objective.
         rows: the planner that decides where the rows of a group start.
         selection: which prefix tokens keep their advantage; None keeps all.
-        baseline: of the group advantages.
+        baseline: the baseline of the group advantages.
         normaliser: what the sums of the streams are divided by.
         clip: the range of the importance ratio.
         groups: what becomes of a group once its rewards are known.

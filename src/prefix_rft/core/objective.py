@@ -107,13 +107,15 @@ def prepare(
     """Fix advantages, selection and scales of one optimizer step.
 
     Args:
-        method: from ``prefix_rft.methods.load``.
+        method: the method, from ``prefix_rft.methods.load``.
         batch: all rows of the step that this process holds.
         entropy_BT: entropies of the policy at the response tokens, for the selection.
         step: optimizer step, for schedules.
         total_steps: steps of the run.
-        advantage_SB: from :func:`advantages`, where groups reach beyond this batch.
-        keep_BT: from :func:`select_prefix`, where the ranked pool reaches beyond this batch.
+        advantage_SB: the advantage of each row in each stream, from :func:`advantages`, where
+            groups reach beyond this batch.
+        keep_BT: bool, the prefix tokens that keep their advantage, from :func:`select_prefix`,
+            where the ranked pool reaches beyond this batch.
         all_sum: sums the counts over the processes that share the step.
     """
     if advantage_SB is None:
@@ -188,14 +190,14 @@ def loss(
     (sliced to these rows) the result is these rows' share of the step's loss: shares add up.
 
     Args:
-        method: from ``prefix_rft.methods.load``.
+        method: the method, from ``prefix_rft.methods.load``.
         batch: the rows.
         logp_BT: log-probabilities of ``batch.tokens_BT`` under the policy; values outside the
             response may be anything, NaN included.
         entropy_BT: entropies at the same positions, in nats.
         step: optimizer step, for schedules.
         total_steps: steps of the run, the horizon of open schedules.
-        targets: of the step that these rows belong to.
+        targets: the targets of the step that these rows belong to.
     """
     if targets is None:
         targets = prepare(method, batch, entropy_BT, step, total_steps)

@@ -26,7 +26,8 @@ class Normaliser:
         aggregation: ``token_mean`` divides by the number of counted tokens; ``seq_mean_token_mean``
             averages each row over its own counted tokens, then the rows; ``sum_over_const`` divides
             by the number of counted rows and ``const``; ``sum`` by ``const`` alone.
-        const: of the sums; None is the engine's ``max_completion_length``, or 8192.
+        const: the constant divisor of the sums; None is the engine's ``max_completion_length``, or
+            8192.
     """
 
     aggregation: str = "token_mean"
@@ -110,10 +111,10 @@ class Groups:
     """What becomes of a group once its rewards are known.
 
     Attributes:
-        all_wrong: of a group in which no sampled row is solved: ``keep`` it; ``drop`` it from the
-            step and its normalisers; ``resample`` another prompt in its place (and drop it if that
-            fails too); ``lengthen`` its prefixes and sample again; put a whole ``demonstration`` in
-            the place of its first row.
+        all_wrong: what becomes of a group in which no sampled row is solved: ``keep`` it; ``drop``
+            it from the step and its normalisers; ``resample`` another prompt in its place (and drop
+            it if that fails too); ``lengthen`` its prefixes and sample again; put a whole
+            ``demonstration`` in the place of its first row.
         all_right: ``keep``, ``drop`` or ``resample`` a group in which every row is solved.
         attempts: how many times a group may be sampled again.
         solved_above: a row is solved if its reward exceeds this.

@@ -38,7 +38,7 @@ class Group:
 
     Attributes:
         example: the example's index in the dataset.
-        rows: of the group.
+        rows: the number of the group's rows.
         lengths: tokens of each demonstration of the example, EOS included; may be empty.
         seed: the run's seed.
         step: optimizer step at which the group is generated.
@@ -112,9 +112,9 @@ class Planner:
         """What to remember of the example, and of all, once the group's rewards are known.
 
         Args:
-            group: as it was planned.
-            starts: of its rows.
-            rewards: of its rows, NaN where there is none.
+            group: the group as it was planned.
+            starts: the starts of its rows.
+            rewards: the rewards of its rows, NaN where there is none.
         """
         return group.own, group.shared
 

@@ -29,7 +29,7 @@ def salience(
         weight: the weight.
         gradient: sum of the gradients looked at, of the weight's shape.
         squares: sum of their squares.
-        seed: of ``random``.
+        seed: the seed of ``random``.
     """
     choose("salience score", score, SCORES)
     if score == "gradient":

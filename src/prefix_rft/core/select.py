@@ -44,7 +44,7 @@ def keep_fraction(
         fraction: share to keep, in [0, 1]; ``ceil(fraction * n)`` positions are kept.
         mode: ``high``, ``low`` or ``random``.
         per_row: rank each row by itself.
-        seed: of the random mode.
+        seed: the seed of the random mode.
 
     Returns:
         Bool mask, shape (B, T), a subset of the candidates.

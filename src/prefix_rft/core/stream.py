@@ -32,7 +32,7 @@ class Stream:
     """One term of the objective.
 
     Attributes:
-        name: for metrics and tables.
+        name: the stream's name in metrics and tables.
         tokens: origins of the tokens that the term trains.
         surrogate: ``clip`` is PPO's ``min(rho A, clip(rho) A)`` (arXiv 1707.06347, eq. 7);
             ``ratio`` is ``rho A``; ``cispo`` is ``A log pi`` with the detached clipped ratio as
@@ -51,9 +51,9 @@ class Stream:
         shape: ``f`` of ``likelihood``; the identity by default.
         gate: ``(low, high)``: the stream acts on groups whose on-policy rows are solved at a rate
             in ``(low, high]``. A closed gate leaves the normaliser as it is.
-        level: of the importance ratio: each ``token``, or the ``sequence`` (GSPO, arXiv 2507.18071,
-            eq. 7: the geometric mean over the row's tokens).
-        aggregation: of this stream; the method's by default.
+        level: the level of the importance ratio: each ``token``, or the ``sequence`` (GSPO, arXiv
+            2507.18071, eq. 7: the geometric mean over the row's tokens).
+        aggregation: how this stream's terms are averaged; the method's by default.
         counts: the normaliser counts ``all`` tokens and rows of the counted origins, or only those
             that are ``trained``.
     """

@@ -34,7 +34,7 @@ class DemonstrationReport:
     """What became of the demonstrations of a dataset.
 
     Attributes:
-        rows: of the dataset.
+        rows: the number of the dataset's rows.
         rows_with_demonstration: rows that have one left.
         demonstrations: left over all rows.
         max_tokens: the budget.
@@ -89,7 +89,7 @@ def tokenize_demonstrations(
         rows: the dataset; the column may be missing, then no row has a demonstration.
         tokenizer: must have an EOS token.
         max_tokens: completion budget.
-        column: where the demonstrations are.
+        column: the column in which the demonstrations are.
         renderer: how texts become ids; by default the tokenizer's own EOS ends them.
 
     Returns:

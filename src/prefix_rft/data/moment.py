@@ -78,8 +78,8 @@ def pinned(tokenizer: Any, kwargs: Mapping[str, Any] | None, moment: Any) -> dic
     """Arguments for ``apply_chat_template`` with which a template tells the given moment.
 
     Args:
-        tokenizer: with the template.
-        kwargs: for the template, such as ``enable_thinking``.
+        tokenizer: the tokenizer with the template.
+        kwargs: arguments for the template, such as ``enable_thinking``.
         moment: ISO 8601; None leaves the clock running.
 
     Raises:

@@ -56,7 +56,7 @@ class Renderer:
     Attributes:
         tokenizer: the model's.
         eos_ids: tokens that end a completion; the tokenizer's alone by default.
-        template_kwargs: for the chat template, such as ``enable_thinking``.
+        template_kwargs: arguments for the chat template, such as ``enable_thinking``.
         opening: what the template writes between the last user message and the completion.
         end: the token that ends a demonstration in a conversation: the one that the template ends
             an assistant's turn with if generation stops there, else the tokenizer's EOS.

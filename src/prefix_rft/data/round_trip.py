@@ -15,8 +15,8 @@ def unknown_part(render: Renderer, text: str, ids: list[int]) -> str | None:
     """The first part of a text that became the unknown token; None if there is none.
 
     Args:
-        render: with the tokenizer.
-        text: that was tokenised.
+        render: the renderer with the tokenizer.
+        text: the text that was tokenised.
         ids: what it became.
     """
     tokenizer: Any = render.tokenizer

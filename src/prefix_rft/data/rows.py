@@ -36,7 +36,7 @@ class Reading:
         max_demonstrations: keep the first N of a row.
         demonstration_fraction: share of rows that keep their demonstrations; which ones depends on
             ``seed`` and the row's place alone.
-        seed: of that choice.
+        seed: the seed of that choice.
 
     Raises:
         UserError: a value out of range.
@@ -70,7 +70,7 @@ def read_rows(
     """Each row as it stands, and as the library knows it.
 
     Args:
-        source: of the rows.
+        source: the source of the rows.
         reading: how to read them.
         refuse: called with the error of each row that cannot be used; by default it is raised.
 

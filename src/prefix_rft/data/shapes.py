@@ -125,8 +125,8 @@ def canonical(row: Row, shape: RowShape, system: str | None = None) -> dict[str,
     """``prompt`` (text or messages), ``demonstration`` (list of texts), ``answer``, and the rest.
 
     Args:
-        row: as it stands in the data, renamed.
-        shape: of this row.
+        row: the row as it stands in the data, renamed.
+        shape: the shape of this row.
         system: system message for conversations that have none.
 
     Raises:

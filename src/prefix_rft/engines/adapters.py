@@ -26,10 +26,10 @@ class Adapter:
     """An adapter, and what it adapts.
 
     Attributes:
-        source: as it was asked for, a folder or a Hub name.
-        folder: on this machine.
+        source: the adapter's name as it was asked for, a folder or a Hub name.
+        folder: its folder on this machine.
         base: folder or Hub name of the model that it adapts.
-        revision: of the base on the Hub, where the adapter names one.
+        revision: the revision of the base on the Hub, where the adapter names one.
     """
 
     source: str

@@ -102,9 +102,9 @@ def trainer_arguments(
     """The trainer's configuration, and how the rows of a step are split.
 
     Args:
-        recipe: as it stands.
-        method: of the recipe.
-        folder: of the run, in place of a new one.
+        recipe: the recipe as it stands.
+        method: the recipe's method.
+        folder: the run's folder, in place of a new one.
 
     Raises:
         UserError: numbers that do not divide, or a value that TRL refuses.
@@ -171,7 +171,7 @@ def seen_from_here(mask: Any, folder: Path) -> Any:
 
     Args:
         mask: options, as the recipe gives them.
-        folder: of the recipe.
+        folder: the recipe's folder.
 
     Raises:
         UserError: the options cannot be used, or there is no such data.

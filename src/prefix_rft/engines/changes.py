@@ -77,7 +77,7 @@ def settings_of(args: Any) -> dict[str, Any]:
     """The settings that decide what is trained, as plain data.
 
     Args:
-        args: of the trainer.
+        args: the trainer's configuration.
     """
     found = {k: v for k, v in args.to_dict().items() if not among(k, NOTHING)}
     plain = json.loads(json.dumps(found, default=str, sort_keys=True))
@@ -102,7 +102,7 @@ def refuse_changes(
         folder: the checkpoint's.
         before: settings that it was made with; only those of both are compared.
         now: those of this run.
-        method: that this run trains.
+        method: the method that this run trains.
         waiting: the checkpoint holds rollouts that wait for updates.
         deepspeed: DeepSpeed has the optimizer and its schedule.
 

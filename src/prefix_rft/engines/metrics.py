@@ -17,7 +17,7 @@ def group_metrics(method: Method, rate_N: Tensor, changed_N: Tensor) -> dict[str
     """Shares of the rows whose group failed, was solved, or was sampled again.
 
     Args:
-        method: whose groups they are.
+        method: the method whose groups they are.
         rate_N: solve rate of the sampled rows of each row's group; NaN where none has a reward.
         changed_N: bool, rows of groups that were sampled again.
     """
@@ -33,7 +33,8 @@ def start_metrics(
     """How many rows start from a prefix, how long it is, and how many are demonstrations.
 
     Args:
-        method: whose rows they are; none of this is told of one that never starts from anything.
+        method: the method whose rows they are; none of this is told of one that never starts from
+            anything.
         length_N: tokens of the demonstration that each row starts from.
         hybrid_N: bool, rows that continue a prefix.
         demo_N: bool, whole demonstrations.
@@ -53,7 +54,7 @@ def prefix_bounds(law: PrefixSampler, steps: Sequence[int], total_steps: int) ->
     """Means of the bounds of the prefix law over the steps in which rows were planned.
 
     Args:
-        law: of the prefix length.
+        law: the planner of the prefix length.
         steps: optimizer steps, at least one.
         total_steps: steps of the run.
     """

@@ -120,8 +120,8 @@ def load_model(
         source: a folder or a Hub name, of a model or of an adapter.
         beside: the folder in which to look for one of a like name, where there is none.
         trainable: an adapter's weights are to be trained; a model's own always can be.
-        kwargs: for ``from_pretrained``, such as ``dtype`` (float32 unless given: weights in
-            bfloat16 swallow the small steps of RL) or ``attn_implementation``.
+        kwargs: arguments for ``from_pretrained``, such as ``dtype`` (float32 unless given: weights
+            in bfloat16 swallow the small steps of RL) or ``attn_implementation``.
 
     Raises:
         UserError: there is none at ``source``, or an adapter does not fit its base.

@@ -45,7 +45,7 @@ def resolve(
 
     Args:
         name: a built-in method, or ``package.module:function``.
-        options: of the method.
+        options: the method's options.
         shared: values of some of ``SHARED``, exactly those that were given.
         where: they were given, for the message.
         under: what the options stand under, for the message.
@@ -78,10 +78,10 @@ class KeepsMethod:
 
         Args:
             made: what ``resolve`` made of the settings' method and its options.
-            settings: of the arguments.
+            settings: the settings of the arguments.
 
         Raises:
-            ValueError: as the arguments do by themselves.
+            ValueError: the arguments refuse a setting themselves.
         """
         args = cls.__new__(cls)
         args._made = made
@@ -129,8 +129,8 @@ def check_rows(method: Method, name: str, generations: int) -> None:
     """Raise ValueError where a group is too small for the rows that the method plans.
 
     Args:
-        method: with its options.
-        name: as it was asked for.
+        method: the method with its options.
+        name: the method's name as it was asked for.
         generations: rows of a group.
     """
     planned = method.rows.num_hybrid + method.rows.num_demonstrations

@@ -29,7 +29,7 @@ class RowPlan:
         attempt: how often its group has been sampled before.
         filler: the row takes no part in the step.
         replaced: a demonstration stands in the place of the row that had been sampled.
-        planned: where that row had started.
+        planned: the start of that row.
     """
 
     example: int
@@ -67,9 +67,9 @@ class RunPoint:
 
     Attributes:
         num_generations: rows of a group.
-        seed: of the run.
+        seed: the run's seed.
         step: optimizer step at which the rows are generated.
-        total_steps: of the run.
+        total_steps: the optimizer steps of the run.
         max_completion_length: budget in tokens, prefix included.
         newlines: ids of the tokens that end a line, for planners that ask for boundaries.
         examples: what the planner remembers of each example.
@@ -182,9 +182,9 @@ def starts_again(
     """Where the rows of a group start when it is sampled again because every row of it failed.
 
     Args:
-        method: whose planner decides.
-        example: of the group, with at least one demonstration.
-        moment: at which the group was planned first.
+        method: the method whose planner decides.
+        example: the group's example, with at least one demonstration.
+        moment: the point of the run at which the group was planned first.
         attempt: how often the group has been sampled before.
         how: ``lengthen`` its prefixes, or put a whole ``demonstration`` in its first row's place.
         before: where the rows started the last time.
@@ -207,10 +207,10 @@ def replanned(
     """The row's plan for the next attempt, or None where it stays as it is.
 
     Args:
-        method: whose planner decides.
-        plan: of the row in the attempt before.
-        example: which the row's group is to be of.
-        moment: at which the generation was planned first.
+        method: the method whose planner decides.
+        plan: the plan of the row in the attempt before.
+        example: the example which the row's group is to be of.
+        moment: the point of the run at which the generation was planned first.
         attempt: number of the next attempt, from 1.
         how: ``keep`` the group, ``resample`` it for another example, or see :func:`starts_again`.
     """

@@ -71,7 +71,7 @@ class Setup:
     """Everything that a recipe decides.
 
     Attributes:
-        recipe: as it stands, with overrides.
+        recipe: the recipe as it stands, with overrides.
         method: the one that is estimated, written, and trained, with all its options.
         rewards: functions with TRL's signature; ``verdicts`` are those of the last call.
         args: the trainer's configuration.
@@ -99,7 +99,8 @@ class Setup:
         """Optimizer steps of the run.
 
         Args:
-            rows: that are trained on: demonstrations for a method that does not sample.
+            rows: the number of rows that are trained on: demonstrations for a method that does not
+                sample.
         """
         if self.args.max_steps > 0:
             return self.args.max_steps
@@ -125,7 +126,7 @@ def set_up(file: RecipeFile, stage: int = 0, folder: Path | None = None, **setti
     Args:
         file: the recipe as it was read.
         stage: index of the stage.
-        folder: of the run, in place of a new one.
+        folder: the run's folder, in place of a new one.
         settings: keys in place of the recipe's own, such as the model of a later stage.
 
     Raises:

@@ -26,13 +26,13 @@ class MethodState:
     """The same on every process.
 
     Attributes:
-        method: whose memory it is.
+        method: the method whose memory it is.
         parameter_mask: the options of the run's mask.
         dataset: hash of the rows, which decide what a step is made of.
         examples: what the planner or the contrast remembers of each example.
         shared: what the planner remembers of all.
         waiting: examples, and which demonstration of each, that wait for a step of imitation.
-        stage: of the reference policy.
+        stage: the stage of the reference policy.
     """
 
     method: str = ""
@@ -61,7 +61,7 @@ class MethodState:
             law: the planner.
             asked: the group as it was planned.
             starts: where its rows had started when they were sampled.
-            rewards: of its rows, NaN where there is none.
+            rewards: the rewards of its rows, NaN where there is none.
             replaced: rows in whose place a demonstration was put; its reward says nothing about
                 them.
         """

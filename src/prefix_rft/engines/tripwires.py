@@ -104,10 +104,10 @@ class Tripwires:
     """Counts, for each sign, the optimizer steps that have shown it without a break.
 
     Attributes:
-        actions: by name, what happens when a sign has shown for ``steps``.
-        steps: that many.
-        counts: so far.
-        last: the line before.
+        actions: what happens, by the sign's name, when a sign has shown for ``steps``.
+        steps: the number of steps after which a sign counts.
+        counts: the steps up to now in which each sign has shown without a break.
+        last: the line of the log before this one.
     """
 
     actions: Mapping[str, str]
@@ -135,7 +135,7 @@ class Tripwires:
         """Signs that have now shown for long enough, each once, as action and sentence.
 
         Args:
-            line: of the log.
+            line: the log's line.
             steps: optimizer steps that it tells of.
         """
         found = []

@@ -26,7 +26,7 @@ class Estimate:
     """A mean and its 95 % interval.
 
     Attributes:
-        mean: of all values.
+        mean: the mean of all values.
         low: lower end.
         high: upper end.
         n: problems behind it.
@@ -64,7 +64,7 @@ def pass_at_k(correct: int, samples: int, k: int) -> float:
     Args:
         correct: c, samples that are correct.
         samples: n, samples that could be graded.
-        k: at most n.
+        k: the number of samples drawn, at most n.
 
     Raises:
         ValueError: not ``0 <= c <= n`` or not ``1 <= k <= n``.

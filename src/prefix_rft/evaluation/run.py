@@ -52,8 +52,8 @@ class EvalPlan:
 
     Attributes:
         models: source by role, ``model`` and perhaps ``base``.
-        sets: of problems.
-        temperatures: each is sampled apart; 0 is greedy and takes one sample.
+        sets: the sets of problems.
+        temperatures: the temperatures: each is sampled apart; 0 is greedy and takes one sample.
         request: how to sample; its temperature is not used.
         by: columns to split the numbers by.
     """
@@ -113,7 +113,8 @@ def run_eval(plan: EvalPlan, folder: Path, progress: Any) -> dict[str, Any]:
 
     Args:
         plan: what to do.
-        folder: of samples and result; a former evaluation with the same settings goes on.
+        folder: the folder of samples and result; a former evaluation with the same settings goes
+            on.
         progress: called with a job's name, the problems done, and those to do.
 
     Raises:

@@ -33,10 +33,10 @@ class Sample:
     """One sampled answer and what the grader said.
 
     Attributes:
-        text: as it was graded.
+        text: the text as it was graded.
         tokens: sampled, EOS included.
         truncated: it ran into the length limit.
-        verdict: on it.
+        verdict: the verdict on it.
     """
 
     text: str
@@ -62,12 +62,12 @@ class Request:
     Attributes:
         samples: k of each problem.
         temperature: 0 is greedy.
-        max_completion_length: in tokens.
-        seed: of the samples. A sample is a function of the seed, the problem's number and its own;
-            not of the batch, as far as the model's arithmetic is not (models without a cache whose
-            rows can be selected are sampled batch by batch).
+        max_completion_length: the longest completion in tokens.
+        seed: the seed of the samples. A sample is a function of the seed, the problem's number and
+            its own; not of the batch, as far as the model's arithmetic is not (models without a
+            cache whose rows can be selected are sampled batch by batch).
         batch_size: rows sampled at once.
-        template_kwargs: for the chat template, such as ``enable_thinking``.
+        template_kwargs: arguments for the chat template, such as ``enable_thinking``.
     """
 
     samples: int = 4
@@ -95,7 +95,7 @@ def sample_and_grade(
         rows: dataset with ``prompt`` and the columns that the reward wants.
         reward: function with TRL's signature.
         request: how to sample.
-        numbers: of the rows, which decide their samples; by default 0, 1, 2, ...
+        numbers: the numbers of the rows, which decide their samples; by default 0, 1, 2, ...
         tick: called now and then with how many problems are sampled, in samples of their number.
 
     Yields:

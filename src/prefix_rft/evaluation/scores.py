@@ -68,7 +68,7 @@ class EvalScores:
 
     Attributes:
         total: problems, graded or not.
-        problems: that have at least one graded sample.
+        problems: the number of problems that have at least one graded sample.
         samples: k.
         avg: mean reward (avg@k), bootstrap interval over problems; None where none was graded.
         pass_at: unbiased pass@k by k, over the problems with k graded samples.

@@ -19,12 +19,13 @@ class EvalSet:
     """Held-out problems and their grader.
 
     Attributes:
-        name: in tables and files.
-        data: as a recipe's ``eval_data``.
-        reward: as a recipe's ``reward``; the first one grades.
-        columns: as a recipe's.
-        system_prompt: as a recipe's.
-        max_completion_length: in tokens; None takes that of the whole evaluation.
+        name: the set's name in tables and files.
+        data: its rows, as a recipe's ``eval_data``.
+        reward: its graders, as a recipe's ``reward``; the first one grades.
+        columns: the names of its columns, as a recipe's.
+        system_prompt: its system prompt, as a recipe's.
+        max_completion_length: the longest completion in tokens; None takes that of the whole
+            evaluation.
         limit: the first N problems only.
         folder: what paths are relative to.
     """

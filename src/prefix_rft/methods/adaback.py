@@ -75,7 +75,7 @@ def adaback(
 
     Args:
         threshold: mean reward of a group below which more is revealed next time.
-        ema: of the average interval from which new examples start.
+        ema: the decay of the average interval from which new examples start.
         plain: probability of a group without prefix.
         beta: KL coefficient.
         entropy_coef: entropy bonus.

@@ -23,7 +23,7 @@ def fdiv_sft(
 
     Args:
         divergence: ``total_variation`` (plain SFT), ``pearson`` or ``squared_hellinger``.
-        beta: of the implicit reward.
+        beta: the scale of the implicit reward.
         floor: smallest weight; 0 keeps Pearson's from turning negative beyond x = 2.
         cap: largest weight; it holds the squared Hellinger's before its pole at x = -1.
     """

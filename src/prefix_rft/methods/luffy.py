@@ -23,7 +23,7 @@ def luffy(
 
     Args:
         num_demonstrations: rows of the group that are whole demonstrations (paper: 1 of 8).
-        gamma: of the shaping; None is plain ``A pi``.
+        gamma: the constant of the shaping; None is plain ``A pi``.
         beta: KL coefficient (authors' code: none).
         entropy_coef: entropy bonus (authors' code: 0.001).
     """

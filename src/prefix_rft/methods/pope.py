@@ -57,8 +57,8 @@ def pope(
     Plain rows are compared with plain ones, guided with guided ones.
 
     Args:
-        first_ratio: of the prefix, at an example's first visit.
-        ratio_step: by which it grows when all guided rows fail.
+        first_ratio: the share of the demonstration in the prefix, at an example's first visit.
+        ratio_step: the amount by which it grows when all guided rows fail.
         guided_share: share of a group's rows that are guided (paper: 1:1).
         beta: KL coefficient.
         entropy_coef: entropy bonus.

@@ -52,12 +52,12 @@ def prefix_rft(
         prefix_high: schedule of the upper bound.
         prefix_alpha: first parameter of the Beta law of the ratio; 1 and 1 are uniform.
         prefix_beta: second parameter.
-        min_prefix_length: in tokens.
+        min_prefix_length: the shortest prefix in tokens.
         advantage: ``one_group`` (paper: all rows jointly), ``policy_baseline`` (hybrid rows are
             compared with on-policy rows only), ``prefix_group`` (the authors' dr_grpo_prefix:
             prefixes as in policy_baseline, continuations the uncentred reward).
-        prefix_loss: on prefix tokens, ``clip`` (Eq. 3), ``unclipped`` ratio, ``frozen`` (no
-            policy gradient), ``all`` (clip without entropy selection), ``static`` (maximum
+        prefix_loss: the loss on prefix tokens, ``clip`` (Eq. 3), ``unclipped`` ratio, ``frozen``
+            (no policy gradient), ``all`` (clip without entropy selection), ``static`` (maximum
             likelihood of the kept tokens with ``static_weight``).
         static_weight: constant advantage of ``static`` (Table 8: 0.001).
         entropy_keep: share of prefix tokens that keep their advantage.

@@ -11,8 +11,8 @@ def self_sft(*, rollouts: str = "policy") -> Method:
     """Maximum likelihood of the rollouts that were solved; the others are thrown away.
 
     Args:
-        rollouts: from the current ``policy`` (each step), or from the ``reference``: the model
-            that the run starts from, as if they had been sampled beforehand.
+        rollouts: who samples them: the current ``policy`` (each step), or the ``reference``, the
+            model that the run starts from, as if they had been sampled beforehand.
     """
     return Method(
         name="self_sft",

@@ -67,12 +67,12 @@ class Recipe:
             with ``name`` and options, or a list of these.
         method: a method's name, or a mapping with ``name`` and options.
         rif: options of rollout-based instance filtering before training; ``{}`` is its defaults.
-        name: of the run folder.
-        runs: where run folders go (relative to the working directory).
+        name: the run folder's name.
+        runs: the folder in which run folders go (relative to the working directory).
         prompts_per_step: prompts in one optimizer step, over all processes.
         micro_batch_size: rows in one forward on one process; by default at most 32.
         eval_samples: samples per held-out problem.
-        eval_temperature: of those samples.
+        eval_temperature: the temperature of those samples.
         eval_problems: evaluate on the first N held-out rows; all by default.
         engine: a name in ``ENGINES``.
         engine_settings: the engines' own settings, by engine and key; a file has those of an
@@ -147,7 +147,7 @@ class RecipeFile:
     """A recipe's file as it was read, once for all that a command does with it.
 
     Attributes:
-        path: of the file.
+        path: the file's path.
         overrides: ``key=value`` strings, which are in ``data`` already.
         data: its mapping.
     """

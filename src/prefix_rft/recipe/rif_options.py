@@ -17,7 +17,7 @@ class Filter:
         samples: rollouts of each prompt.
         min_solved: fewer solved ones, and the prompt is left out.
         max_solved: more, and it is left out too; by default there is no such bound.
-        temperature: of the rollouts.
+        temperature: the temperature of the rollouts.
         solved_above: a rollout is solved if its reward exceeds this.
     """
 

@@ -47,7 +47,7 @@ def load(
         text: one document.
         what: it is, for messages.
         words_at: whether yes, no, on and off are plain words as the value at some keys.
-        keys: that lead to the text as a whole.
+        keys: the keys that lead to the text as a whole.
         line: 0 leaves lines out of messages.
 
     Raises:

@@ -31,10 +31,10 @@ class Chart:
     """What one plot shows.
 
     Attributes:
-        title: in words.
-        unit: of the vertical axis; may be empty.
+        title: the title in words.
+        unit: the unit of the vertical axis; may be empty.
         name: the metric as the run folder calls it.
-        lines: at least one of them has a finite point.
+        lines: its lines; at least one of them has a finite point.
         smooth: whether a centred mean is drawn over the bucket means.
         across: what the horizontal axis shows.
     """

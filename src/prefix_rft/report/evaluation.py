@@ -49,7 +49,7 @@ def draw_interval(
     Args:
         values: low end, mean, high end.
         scale: ends of the axis, the same for all pictures that are to be compared.
-        colour: of the run.
+        colour: the number of the run's colour.
         zero: whether to mark zero on the axis.
     """
 

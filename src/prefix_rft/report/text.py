@@ -24,7 +24,7 @@ def cut(text: str, limit: int, characters: int | None = None) -> tuple[str, int]
     """The start of ``text`` and how many characters are left out.
 
     Args:
-        text: as it was read.
+        text: the text as it was read.
         limit: characters to keep at most; fewer where they take over ``COST`` bytes each.
         characters: length of the whole, where ``text`` is only its start.
     """

@@ -74,9 +74,10 @@ def render(
     """The page. Every value that goes into it is made visible and escaped, whatever it holds.
 
     Args:
-        variables: of the template.
+        variables: the template's variables.
         template: its file.
-        package: that holds it; what it does not hold, such as the style, is this package's.
+        package: the package that holds it; what it does not hold, such as the style, is this
+            package's.
     """
     return _environment(package).get_template(template).render(variables)
 

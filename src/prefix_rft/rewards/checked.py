@@ -21,7 +21,7 @@ def verify_rewards(
     """The verdicts behind what a reward function returned.
 
     Args:
-        name: of the function, in messages.
+        name: the function's name, in messages.
         rewards: what it returned.
         expected: number of completions.
         no_answer: see :func:`prefix_rft.rewards.verdict.settled`.

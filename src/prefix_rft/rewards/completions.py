@@ -34,10 +34,10 @@ def grade_texts(
     """Verdicts on texts as completions of the rows' prompts, as in training.
 
     Args:
-        reward: that :func:`checked` or :class:`Graded` has made.
+        reward: a reward function that :func:`checked` or :class:`Graded` has made.
         rows: the columns of each text.
-        texts: of completions, as ``Renderer.completions`` makes them of ids.
-        ids: of the completions; none by default.
+        texts: the texts of completions, as ``Renderer.completions`` makes them of ids.
+        ids: the tokens of the completions; none by default.
     """
     names = [name for name in visible(rows[0]) if name not in RENAMED]
     columns = {name: [row.get(name) for row in rows] for name in names}

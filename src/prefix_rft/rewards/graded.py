@@ -30,15 +30,15 @@ class Graded:
 
     Args:
         function: ``package.module:function`` with TRL's signature.
-        name: in messages and metrics.
-        folder: where modules beside the recipe are looked for.
+        name: its name in messages and metrics.
+        folder: the folder where modules beside the recipe are looked for.
         options: keyword arguments of the function.
         no_answer: count rows without an answer as ``wrong`` (reward 0), or ``exclude`` them.
         workers: processes.
-        limits: of one completion.
+        limits: the limits of one completion.
 
     Attributes:
-        verdicts: of the last call.
+        verdicts: the verdicts of the last call.
         tick: called now and then with how many completions of a call are graded.
         required: parameters that must be columns of the data.
         tests_gold: it judges gold answers whatever the completion.

@@ -37,10 +37,10 @@ class GraderPool:
 
     Args:
         function: ``package.module:function`` with TRL's reward signature.
-        folder: where modules beside the recipe are looked for.
+        folder: the folder where modules beside the recipe are looked for.
         options: keyword arguments added to every call.
         workers: processes; by default one per core of this process's share, at most 8.
-        limits: of one item.
+        limits: the limits of one item.
     """
 
     def __init__(

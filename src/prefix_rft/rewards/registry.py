@@ -36,7 +36,7 @@ class Entry:
         workers: processes; by default one per core, at most 8.
         no_answer: count completions without an answer as ``wrong``, or ``exclude`` them.
         whole_batch: call it once with all completions, in the trainer's process, without limits.
-        options: for the function.
+        options: the function's options.
     """
 
     name: str
@@ -91,7 +91,7 @@ def load_rewards(spec: Any, folder: Path = Path()) -> tuple[list[Callable[..., A
 
     Args:
         spec: see :func:`parse_rewards`.
-        folder: where modules beside the recipe are looked for.
+        folder: the folder where modules beside the recipe are looked for.
 
     Raises:
         UserError: one of them cannot be used.

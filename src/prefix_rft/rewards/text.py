@@ -78,8 +78,8 @@ def format(
 
     Args:
         completions: texts or conversations.
-        pattern: by default some reasoning, ``</think>`` once or more, and an answer behind it; the
-            opening tag may stand in the prompt.
+        pattern: the regular expression; by default some reasoning, ``</think>`` once or more, and
+            an answer behind it; the opening tag may stand in the prompt.
         **kwargs: other columns; not used.
     """
     form = _compiled(pattern)

@@ -46,12 +46,12 @@ def seal(folder: Path, listed: bool = True) -> None:
     """Look whether the files of a new folder are whole, and have the disk keep them.
 
     Args:
-        folder: of a checkpoint or a model.
+        folder: the folder of a checkpoint or a model.
         listed: write the manifest, too.
 
     Raises:
         UserError: a file breaks off.
-        OSError: of the operating system.
+        OSError: the operating system refuses to write.
     """
     manifest = {}
     for path in files_of(folder):
@@ -119,7 +119,7 @@ def newest_whole(folder: Path, say: Callable[[str], None]) -> Path | None:
     """The newest checkpoint of a run that is whole; None where there is none.
 
     Args:
-        folder: of the run.
+        folder: the run's folder.
         say: hears of each damaged checkpoint that is passed over.
     """
     for path in reversed(checkpoints(folder).values()):
@@ -146,10 +146,10 @@ def rotate(folder: Path, keep: int | None, best: str | None, newest: int) -> Non
     """Delete the oldest checkpoints of a run, but not the last ``keep`` nor the best.
 
     Args:
-        folder: of the run.
-        keep: how many; None or 0 is all.
+        folder: the run's folder.
+        keep: the number of checkpoints to keep; None or 0 is all.
         best: path of the best one.
-        newest: step of the one that was written last; those of later steps are of older runs.
+        newest: the step of the one that was written last; those of later steps are of older runs.
     """
     if not keep or keep < 0:
         return

@@ -69,7 +69,7 @@ def write_evaluations(folder: Path, evaluations: Mapping[str, HeldOut]) -> None:
 
     Args:
         folder: the run's folder.
-        evaluations: by what was evaluated, ``base`` and ``trained``.
+        evaluations: the evaluations by what was evaluated, ``base`` and ``trained``.
 
     Raises:
         UserError: it cannot be written.

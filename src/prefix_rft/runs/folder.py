@@ -70,9 +70,9 @@ def write_start(
     """Make the folder; write ``recipe.yaml`` (resolved) and ``environment.json``.
 
     Args:
-        folder: of the run.
+        folder: the run's folder.
         recipe: resolved.
-        resumed: of a run that goes on, what there is to say about it; it is added to the list
+        resumed: for a run that goes on, what there is to say about it; it is added to the list
             ``resumed`` of the environment in which the run began.
     """
     with naming(folder):

@@ -41,10 +41,10 @@ class Metric:
     """What a name in ``metrics.jsonl`` stands for.
 
     Attributes:
-        name: as it is logged, or a pattern with words in capital letters.
-        title: over its plot.
-        unit: of its values; empty for a plain number.
-        section: of the report.
+        name: the name as it is logged, or a pattern with words in capital letters.
+        title: the title over its plot.
+        unit: the unit of its values; empty for a plain number.
+        section: the section of the report.
         meaning: a whole phrase.
         measured: whether it varies from step to step, so that a smoothed curve helps.
     """

@@ -20,8 +20,8 @@ def cut_metrics(folder: Path, step: int, dry_run: bool = False) -> None:
     These are the lines behind that step, and the summary of the part that ended there.
 
     Args:
-        folder: of the run.
-        step: from which it goes on.
+        folder: the run's folder.
+        step: the step from which it goes on.
         dry_run: only read, and see whether the files can be cut.
 
     Raises:

@@ -201,8 +201,8 @@ def cut_rollouts(folder: Path, step: int, dry_run: bool = False) -> None:
     changed before all files have been read.
 
     Args:
-        folder: of the rollouts.
-        step: from which the run goes on.
+        folder: the folder of the rollouts.
+        step: the step from which the run goes on.
         dry_run: only read, and see whether the files can be cut.
 
     Raises:

@@ -154,10 +154,10 @@ def split(
     """Pieces of at least the first ``enough`` characters of ``text``; None where they differ.
 
     Args:
-        tokenizer: of the run.
-        ids: of the text, or its first ones.
-        tokens: of the whole text.
-        text: as the run has written it, which is what counts; or its start.
+        tokenizer: the run's tokenizer.
+        ids: the text's tokens, or its first ones.
+        tokens: the number of the whole text's tokens.
+        text: the text as the run has written it, which is what counts; or its start.
         enough: characters that are to be shown.
     """
     found = pieces(tokenizer, ids, enough)

@@ -40,11 +40,11 @@ def run_show(
     """Show groups of rollouts: one by one in a terminal, as plain text elsewhere.
 
     Args:
-        console: to print on.
+        console: the console to print on.
         run: the run folder.
         step: ``N``, ``A-B`` or ``A-``: generations of these steps only.
         verdict: groups with a row of this verdict only, and those rows first.
-        prefix: as ``step``: groups with a prefix of so many tokens only; ``0``: with none.
+        prefix: groups with a prefix of so many tokens only, as ``step``; ``0``: with none.
         best: the best groups first.
         limit: number of groups; by default all of them in a terminal, and 20 elsewhere.
         full: whole texts, however long.

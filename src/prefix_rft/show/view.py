@@ -40,7 +40,7 @@ class View:
 
     Args:
         folder: the run.
-        console: to print on.
+        console: the console to print on.
         verdict: rows of this verdict are drawn first.
         full: nothing is cut.
 

@@ -18,8 +18,8 @@ def say(console: Console, text: str, style: str | None = None) -> None:
     """Print a text as it stands: nothing in it is markup, and nothing steers the terminal.
 
     Args:
-        console: where it is printed; a long line is left to the terminal to wrap.
-        text: of one or more lines, with whatever models, data or file names brought into it.
+        console: the console on which it is printed; a long line is left to the terminal to wrap.
+        text: a text of one or more lines, with whatever models, data or file names brought into it.
         style: rich's, of the whole text.
     """
     console.print(visible(text), style=style, markup=False, highlight=False, soft_wrap=True)

@@ -48,12 +48,12 @@ class Display:
     progress, and a thread looks at the clock for what cannot. A quiet console shows nothing.
 
     Attributes:
-        phases: to be handed to whatever takes long.
+        phases: the phases, to be handed to whatever takes long.
         before: what stands before the phase, asked for anew for each line.
         behind: what stands behind it.
 
     Args:
-        console: to show it on.
+        console: the console to show it on.
         now: a clock in seconds.
         thread: look at the clock from a thread as well.
     """

@@ -30,7 +30,7 @@ class Phases:
         """Begin another phase.
 
         Args:
-            what: in words.
+            what: what begins, in words.
             total: how many steps it has; None where they are not counted.
         """
         self.what, self.done, self.total = what, 0, total

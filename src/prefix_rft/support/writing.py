@@ -33,7 +33,7 @@ def check_folder(folder: Path, what: str) -> None:
     """Look whether a folder can be made and written, before there is anything to write.
 
     Args:
-        folder: that need not be there yet.
+        folder: a folder that need not be there yet.
         what: it is, for the message.
 
     Raises:

@@ -36,9 +36,9 @@ class ResumePoint:
 
     Attributes:
         stage: index of the stage.
-        model: that the stage starts from, if not the recipe's.
-        folder: of a run to go on with; None for a new one.
-        checkpoint: in that folder; None to begin the run again.
+        model: the model that the stage starts from, if not the recipe's.
+        folder: the folder of a run to go on with; None for a new one.
+        checkpoint: the checkpoint in that folder; None to begin the run again.
         finished: nothing is left to do.
         seen: steps of the checkpoints from which this one was chosen as the newest; None where it
             was named.
@@ -109,8 +109,8 @@ def find(runs: Path, names: Sequence[str], say: Callable[[str], None]) -> Resume
     """Go on with the newest run of these names, from its newest whole checkpoint.
 
     Args:
-        runs: where run folders are.
-        names: of the runs of the recipe's stages.
+        runs: the folder in which run folders are.
+        names: the names of the runs of the recipe's stages.
         say: hears what was found.
 
     Raises:
@@ -219,7 +219,7 @@ def refuse_another_model(folder: Path, before: Mapping[str, Any], now: Mapping[s
     """Refuse a run that goes on from another beginning.
 
     Args:
-        folder: of the run.
+        folder: the run's folder.
         before: its resolved recipe.
         now: the one that it is to go on with.
 

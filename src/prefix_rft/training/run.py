@@ -67,9 +67,9 @@ def run(setup: Setup, display: Display, start: ResumePoint, command: Command) ->
 
     Args:
         setup: the resolved recipe.
-        display: to report to.
+        display: the display to report to.
         start: where the run goes on.
-        command: how it was asked for.
+        command: the command, as it was asked for.
     """
     recipe, args = setup.recipe, setup.args
     console, phases = display.console, display.phases

@@ -36,9 +36,9 @@ def train(path: str, overrides: Sequence[str], console: Console, resume: bool = 
     """Train as the recipe says, stage by stage; returns the last run folder.
 
     Args:
-        path: of the recipe.
+        path: the recipe's path.
         overrides: ``key=value`` strings.
-        console: to report to.
+        console: the console to report to.
         resume: go on with the newest run of the recipe's name; begin where there is none.
 
     Raises:

@@ -21,8 +21,8 @@ def stop_clock(args: Any, tokenizer: Any) -> bool:
     """Settle the moment that the chat template tells, the same on all processes, if it tells one.
 
     Args:
-        args: of the trainer; ``chat_template_date`` is set.
-        tokenizer: with the template.
+        args: the trainer's configuration; ``chat_template_date`` is set.
+        tokenizer: the tokenizer with the template.
 
     Returns:
         Whether the moment was given.

@@ -26,8 +26,8 @@ class Forward:
 
     Args:
         score: a forward of the model's present weights, at the temperature of the rollouts.
-        args: of the trainer, for the rows of one forward.
-        processes: of the run.
+        args: the trainer's configuration, for the rows of one forward.
+        processes: the run's processes.
         reference: the policy that the method keeps for itself; None where it keeps none.
     """
 

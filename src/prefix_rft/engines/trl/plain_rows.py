@@ -18,7 +18,7 @@ def plain_rows(data: Any, name: str) -> Any:
 
     Args:
         data: what the trainer was given.
-        name: of the argument, for messages.
+        name: the argument's name, for messages.
 
     Raises:
         DataError: rows go through a function each time they are read, so that no row is known.

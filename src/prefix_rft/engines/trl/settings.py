@@ -108,7 +108,7 @@ def refuse_without_effect(
     """Raise ValueError for a setting of TRL's that has no effect here and is not at its default.
 
     Args:
-        config: as it was given, before TRL has derived one setting from another.
+        config: the configuration as it was given, before TRL has derived one setting from another.
         base: TRL's class.
         owned: why, by setting.
         harmful: settings that would act and must not, likewise.

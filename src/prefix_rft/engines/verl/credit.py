@@ -31,7 +31,7 @@ class CreditedRows:
         filler_N: bool, rows that fill the batch.
         reward_N: NaN where there is none.
         group_N: group ids.
-        advantage_SN: of every stream.
+        advantage_SN: the advantages in every stream.
         dropped_N: bool, rows that take no part.
         truncated_N: bool, rows that ran into the limit.
         attempt_N: how often the row had been sampled before.
@@ -62,7 +62,7 @@ class CreditedRows:
         """From verl's columns, once all rows have a reward or none.
 
         Args:
-            method: whose.
+            method: the method whose rows they are.
             data: ``uid``, ``responses``, ``response_mask`` and our columns of rollouts.
             tags: verl's, of the rows.
             budget: completion budget in tokens.

@@ -46,7 +46,7 @@ class Prompts(Dataset):
         max_samples: the first N rows only; -1 is all.
 
     Attributes:
-        rows: with ``prefix_rft_demonstration_ids`` and the other columns.
+        rows: the rows with ``prefix_rft_demonstration_ids`` and the other columns.
         report: what became of the demonstrations.
 
     Raises:

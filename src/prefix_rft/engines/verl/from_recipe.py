@@ -101,9 +101,9 @@ def settings(recipe: Recipe, args: Any, folder: Path, resume: bool) -> dict[str,
     """The recipe as settings of verl's, with dots in their keys.
 
     Args:
-        recipe: as it stands.
+        recipe: the recipe as it stands.
         args: TRL's configuration of it, which has the defaults.
-        folder: of the run.
+        folder: the run's folder.
         resume: go on from the newest checkpoint in it.
     """
     found: dict[str, Any] = {}
@@ -256,7 +256,7 @@ def refuse_changes(
     """Refuse what verl would not do on going on: it restores the optimizer and its schedule.
 
     Args:
-        folder: of the run.
+        folder: the run's folder.
         changed: settings in which the resolved recipe differs from that of the run's beginning,
             each with both values.
         recipe: the resolved recipe with which it is to go on.

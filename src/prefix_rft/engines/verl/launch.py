@@ -91,7 +91,8 @@ def composed(settings: Mapping[str, Any]) -> Any:
     """verl's configuration with our block and these settings.
 
     Args:
-        settings: by key, with dots; one that begins with ``+`` is new to verl's configuration.
+        settings: the settings by key, with dots; one that begins with ``+`` is new to verl's
+            configuration.
 
     Raises:
         UserError: verl's configuration has no such key.

@@ -22,7 +22,7 @@ def method_loss(
     """This micro-batch's share of the loss of its optimizer step.
 
     Args:
-        method: whose.
+        method: the method whose loss it is.
         model_output: verl's, with ``log_probs`` and ``entropy`` of all tokens.
         data: the rows, with targets.
         dp_group: unused; the counts over processes are in the targets.

@@ -21,18 +21,18 @@ class MethodConfig:
 
     Attributes:
         method: built-in method, or ``package.module:function``.
-        method_options: of the method; a mapping, or JSON.
+        method_options: the method's options; a mapping, or JSON.
         epsilon: lower clip range.
         epsilon_high: upper clip range.
         delta: two-sided clip.
         beta: KL coefficient.
         entropy_coef: entropy bonus.
-        reward: as in a recipe; None leaves rewards to verl's ``reward.*`` settings.
+        reward: the reward, as in a recipe; None leaves rewards to verl's ``reward.*`` settings.
         columns: names in the data, as in a recipe.
-        system_prompt: as in a recipe.
-        max_demonstrations: as in a recipe.
-        demonstration_fraction: as in a recipe.
-        seed: of prefixes, and of which rows keep their demonstrations.
+        system_prompt: the system prompt, as in a recipe.
+        max_demonstrations: the most demonstrations of a row, as in a recipe.
+        demonstration_fraction: the share of rows that keep theirs, as in a recipe.
+        seed: the seed of prefixes, and of which rows keep their demonstrations.
         folder: what relative paths and modules of methods and rewards are relative to.
         chat_template_date: the moment that a chat template tells which asks for the date; None is
             that at which its dataset is made.
@@ -88,7 +88,7 @@ class MethodConfig:
 
         Args:
             generations: rows of a group.
-            max_completion_length: in tokens, prefix included.
+            max_completion_length: the longest completion in tokens, prefix included.
 
         Raises:
             UserError: an unknown method or option, one given twice, one that this engine cannot

@@ -106,7 +106,7 @@ class PromptPlan:
         """Where the rollouts had started, and which of them a demonstration has replaced.
 
         Args:
-            attempts: in which each rollout was made.
+            attempts: the attempts in which each rollout was made.
         """
         starts, replaced = [], []
         for rollout, attempt in enumerate(attempts):

@@ -47,8 +47,8 @@ def to_merge(folder: Path, saved: Path, strategy: str) -> str:
     """How the trained model comes out of the newest checkpoint, in words.
 
     Args:
-        folder: of the run.
-        saved: where its checkpoints are.
+        folder: the run's folder.
+        saved: the folder in which its checkpoints are.
         strategy: verl's, of the actor.
     """
     newest = saved / NEWEST

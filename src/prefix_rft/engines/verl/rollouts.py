@@ -40,7 +40,7 @@ def rollouts_of(
     """Lines of the rows, by group and place; none for those that only fill the batch.
 
     Args:
-        method: whose.
+        method: the method whose rollouts they are.
         data: the columns ``FIELDS`` of all rows.
         keys: verl's, ``UID_ROLLOUT_OUTPUT``.
         fillers: which rows only fill the batch.

@@ -41,7 +41,7 @@ class MethodActor(TrainingWorker):
 
     Attributes:
         method: set once the worker is made.
-        seed: of random selections.
+        seed: the seed of random selections.
     """
 
     method: Method

@@ -60,14 +60,14 @@ def write(
     Validation rows are of the training split; no puzzle is in both files.
 
     Args:
-        folder: to write into.
+        folder: the folder to write into.
         n_train: rows to train on.
         n_test: held-out rows.
-        seed: of the puzzles and demonstrations.
+        seed: the seed of the puzzles and demonstrations.
         n_valid: rows for choices such as a learning rate.
         operands: how many numbers a puzzle may have; by default 2 and 3.
-        solver_accuracy: of the demonstrations to train on; the others are correct chains that lead
-            elsewhere.
+        solver_accuracy: the accuracy of the demonstrations to train on; the others are correct
+            chains that lead elsewhere.
 
     Raises:
         ValueError: there are fewer different puzzles than asked for, or no base for so many

@@ -30,9 +30,9 @@ def credited(
     Args:
         method: gives each stream its advantages.
         generation: the rows, which stay as they are.
-        moment: at which they were made.
-        processes: of the run.
-        forward: for log-probs of the reference policy and entropies of prefixes.
+        moment: the point of the run at which they were made.
+        processes: the run's processes.
+        forward: the forward for log-probs of the reference policy and entropies of prefixes.
         eos_ids: tokens that end a completion.
     """
     rows, plans = generation.sampled.rows, generation.plans

@@ -26,12 +26,13 @@ def tokenized(
     """The dataset with demonstrations as token ids, and what became of them.
 
     Args:
-        rows: as the trainer was given them.
+        rows: the rows as the trainer was given them.
         renderer: how prompts and demonstrations become ids.
-        method: to be trained.
-        args: of the trainer.
-        model: to be trained.
-        first: in which the main process goes first, so that the others find what it has written.
+        method: the method to be trained.
+        args: the trainer's configuration.
+        model: the model to be trained.
+        first: a context in which the main process goes first, so that the others find what it has
+            written.
 
     Returns:
         The dataset, and a report; None for a stream, whose rows are not known beforehand.

@@ -28,7 +28,7 @@ class Sampled:
         reward_N: rewards of the rows of all processes as graded, before any price on their length;
             NaN where there is none.
         verdicts: name and verdicts of each grader, of this process's rows.
-        metrics: of this attempt, which count if it stays.
+        metrics: the metrics of this attempt, which count if it stays.
     """
 
     rows: Rows
@@ -46,7 +46,7 @@ class Attempt:
     """One call of TRL's that samples and rewards rows: what its hooks are given, and leave.
 
     Attributes:
-        plans: of the rows.
+        plans: the plans of the rows.
         sampled: TRL has sampled them.
         rewards: what was said of them, once they are graded.
     """
@@ -90,7 +90,7 @@ class Generation:
         plans: what was known of each row.
         sampled: the attempt that stayed.
         imitation: the rows are demonstrations that had been set aside.
-        metrics: of the generation and of the attempt that stayed.
+        metrics: the metrics of the generation and of the attempt that stayed.
     """
 
     inputs: Inputs

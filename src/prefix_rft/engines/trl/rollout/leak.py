@@ -22,7 +22,7 @@ def prefix_leak(
         grader: a reward function that grades text.
         renderer: how ids become texts.
         generation: the rows.
-        processes: of the run.
+        processes: the run's processes.
     """
     pairs = zip(generation.inputs, generation.plans, strict=True)
     hybrid = [(row, plan) for row, plan in pairs if plan.hybrid]

@@ -24,10 +24,10 @@ class RolloutRecord:
     """Writes ``step_N.jsonl`` for each generation, and ``kept_N.jsonl`` beside it.
 
     Args:
-        output_dir: of the run, with the files in its folder ``rollouts``.
-        method: whose rollouts they are.
+        output_dir: the run's folder, with the files in its folder ``rollouts``.
+        method: the method whose rollouts they are.
         spelled: ids of several rows as texts.
-        processes: of the run; all call every method together, and the main one writes.
+        processes: the run's processes; all call every method together, and the main one writes.
     """
 
     def __init__(
@@ -47,9 +47,9 @@ class RolloutRecord:
 
         Args:
             step: optimizer steps before the first one on these rows.
-            rows: with their rewards and advantages.
-            plans: of the rows.
-            verdicts: on the rows.
+            rows: the rows with their rewards and advantages.
+            plans: the plans of the rows.
+            verdicts: the verdicts on the rows.
 
         Raises:
             UserError: the file cannot be written.
@@ -99,7 +99,7 @@ class RolloutRecord:
 
         Args:
             step: the optimizer step that begins.
-            rows: of this step on this process.
+            rows: the rows of this step on this process.
             keep_BT: bool, the prefix tokens of these rows that keep their advantage.
 
         Raises:

@@ -41,7 +41,7 @@ class GroupResults:
     """How the groups of an attempt went, on every row of all processes.
 
     Attributes:
-        reward_N: of the rows.
+        reward_N: the rewards of the rows.
         group_N: group ids.
         rate_N: solve rate of the group's sampled rows; NaN where none has a reward.
         again_N: bool, the method changes the group.
@@ -81,7 +81,7 @@ class Rounds:
         method: decides where rows start, and which groups are sampled again.
         state: what the method remembers; changed as groups go.
         dataset: rows with demonstrations as token ids; gone back to where the method asks for it.
-        processes: of the run.
+        processes: the run's processes.
         filler: id of the token that a row consists of which only fills a generation up.
     """
 
@@ -95,7 +95,7 @@ class Rounds:
         """Plan and sample the rows, and change groups as the method's ``all_wrong`` asks.
 
         Args:
-            moment: of the run, before the generation.
+            moment: the point of the run before the generation.
             inputs: this process's examples, as many as on every other one.
             sample: samples and rewards rows as planned; called once for each attempt.
         """

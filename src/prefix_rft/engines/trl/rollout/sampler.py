@@ -14,7 +14,7 @@ def serves(model: Any, args: Any) -> bool:
 
     Args:
         model: the policy, neither sharded nor wrapped.
-        args: of the trainer, among them settings that this sampler does not know.
+        args: the trainer's configuration, among them settings that this sampler does not know.
     """
     return (
         args.fast_generation
@@ -29,7 +29,7 @@ def settings_of(args: Any, eos_ids: Sequence[int], pad_id: Any) -> SamplingSetti
     """How the arguments of a trainer want a token to be drawn.
 
     Args:
-        args: of the trainer.
+        args: the trainer's configuration.
         eos_ids: tokens that end a completion.
         pad_id: the padding token, which TRL makes sure of.
     """
@@ -56,7 +56,7 @@ def continuations(
     Args:
         model: the policy; it comes back in the mode, training or evaluation, in which it was.
         prompts: token ids of each row's prompt.
-        plans: of the same rows.
+        plans: the plans of the same rows.
         settings: how to draw a token.
         budget: the most tokens of a completion, prefix included.
         tick: hears how many rows have ended.
@@ -99,9 +99,9 @@ def assembled(
     """Completions, which begin with what was known of a row, and the sampler's log-probs.
 
     Args:
-        plans: of the rows.
+        plans: the plans of the rows.
         sampled: token ids that were sampled for each row.
-        logps: of these under the sampler, where it says so.
+        logps: the log-probs of these under the sampler, where it says so.
         budget: the most tokens of a completion.
     """
     completions = [

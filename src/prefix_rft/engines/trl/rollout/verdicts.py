@@ -66,7 +66,7 @@ def pooled(reward_NF: Tensor, weight_F: Tensor, excluded_N: Tensor) -> tuple[Ten
 
     Args:
         reward_NF: rewards by row and function.
-        weight_F: of the functions.
+        weight_F: the weights of the functions.
         excluded_N: bool, rows that a grader could not judge.
 
     Returns:
@@ -83,9 +83,9 @@ class Rewards:
     """What reward functions and graders have said in one call of TRL's.
 
     Attributes:
-        reward_N: of the rows of all processes, NaN where there is none.
+        reward_N: the rewards of the rows of all processes, NaN where there is none.
         ungraded_N: bool, these rows.
-        verdicts: of this process's rows.
+        verdicts: the verdicts on this process's rows.
     """
 
     reward_N: Tensor
@@ -105,10 +105,10 @@ class Rewards:
 
         Args:
             reward_NF: rewards of the rows of all processes by function.
-            weight_F: of the functions.
+            weight_F: the weights of the functions.
             graders: those of the functions that give verdicts.
-            rows: how many this process holds.
-            processes: of the run.
+            rows: the number of rows that this process holds.
+            processes: the run's processes.
         """
         verdicts = [(name_of(g), list(g.verdicts)) for g in graders]
         own = torch.zeros(rows, dtype=torch.bool, device=processes.device)

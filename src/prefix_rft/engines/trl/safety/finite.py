@@ -28,7 +28,7 @@ class Finite:
     itself) or not there (DeepSpeed, which also has made its update by then).
 
     Args:
-        processes: that share the steps.
+        processes: the processes that share the steps.
         on_nonfinite: one of ``POLICIES``.
         limit: the most steps that may be left out.
         deepspeed: DeepSpeed makes the updates.
@@ -60,9 +60,10 @@ class Finite:
         """Look at numbers of each response token of a micro-batch, and at those in the batch.
 
         Args:
-            batch: with log-probs of the old and the reference policy, where there are any.
-            name_of_row: from its place in the micro-batch.
-            values: by what they are, each of shape (B, T); None where there are none.
+            batch: the batch, with log-probs of the old and the reference policy, where there are
+                any.
+            name_of_row: gives a row's name from its place in the micro-batch.
+            values: the values by what they are, each of shape (B, T); None where there are none.
         """
         where_BT = batch.response_mask_BT
         own = {"old log-prob": batch.old_logp_BT, "reference log-prob": batch.ref_logp_BT}

@@ -36,8 +36,8 @@ class StopOnSignal(TrainerCallback):
     any, there are none.
 
     Args:
-        processes: of the run.
-        record: of the run, which stays open where the run is to go on.
+        processes: the run's processes.
+        record: the run's record, which stays open where the run is to go on.
         say: how a user is told of a signal.
 
     Attributes:

@@ -38,11 +38,11 @@ def made_of(
     """A hash for each thing that decides prompts or rewards and is no setting, by what it is.
 
     Args:
-        model: that is trained.
-        tokenizer: that prompts are rendered with.
+        model: the model that is trained.
+        tokenizer: the tokenizer that prompts are rendered with.
         rows: the dataset as ids.
         rewards: the reward functions.
-        demonstration_column: where the demonstrations are in the rows.
+        demonstration_column: the column in which the demonstrations are in the rows.
         reference: a second model that is compared with; None where there is none, or where it is
             sharded.
     """
@@ -103,7 +103,7 @@ def refuse_others(folder: Path, before: Mapping[str, str], now: Mapping[str, str
     """Refuse a run that goes on with prompts or rewards of another kind.
 
     Args:
-        folder: of the checkpoint.
+        folder: the checkpoint's folder.
         before: what the run that wrote it was made of.
         now: what this one is made of.
 

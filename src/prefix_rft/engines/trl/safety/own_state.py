@@ -45,8 +45,8 @@ class OwnState:
         """The state that a run begins with.
 
         Args:
-            method: that is trained.
-            args: of the trainer.
+            method: the method that is trained.
+            args: the trainer's configuration.
             model: the policy, neither sharded nor wrapped.
             dataset: the rows as token ids.
             renderer: how the retain set of a mask becomes ids.
@@ -86,9 +86,9 @@ class OwnState:
         """Make the policy of now the reference where a new stage of the method begins.
 
         Args:
-            method: whose stages these are.
+            method: the method whose stages these are.
             step: optimizer steps done.
-            total_steps: of the run.
+            total_steps: the optimizer steps of the run.
         """
         if self.reference is None:
             return

@@ -26,7 +26,7 @@ class RunState:
     """The part of a trainer's memory that its checkpoints would lose.
 
     Raises:
-        UserError: in :meth:`load`, a checkpoint of other settings or a damaged one.
+        UserError: a checkpoint of other settings or a damaged one, in :meth:`load`.
     """
 
     def __init__(self, trainer: Any) -> None:

@@ -61,7 +61,7 @@ class Watched:
     Attributes:
         notes: what a user is told when training begins.
         phases: what the trainer tells of where it is; by default nobody hears it.
-        processes: that share the run.
+        processes: the processes that share the run.
     """
 
     args: Any
@@ -141,7 +141,7 @@ class ObservesMetrics(TrainerCallback):
     """Shows each line of the log to the tripwires.
 
     Args:
-        tripwires: that are looked out for.
+        tripwires: the tripwires that are looked out for.
         warn: how a user is told.
         last_logged: the optimizer step of the last line, when training begins.
     """

@@ -19,11 +19,11 @@ def contrasted(
     """Advantages (S, B) of the rows of an optimizer step, those of the contrast included.
 
     Args:
-        method: whose contrast it is; without one the advantages are as they were.
-        rows: of the step on this process, in whole groups over all of them.
+        method: the method whose contrast it is; without one the advantages are as they were.
+        rows: the rows of the step on this process, in whole groups over all of them.
         state: what is known of each example; what the contrast remembers is added.
-        forward: for log-probs under the present policy.
-        processes: of the run.
+        forward: the forward for log-probs under the present policy.
+        processes: the run's processes.
 
     Returns:
         The advantages, and metrics.

@@ -28,7 +28,7 @@ class LossPart:
     Attributes:
         name: the stream's, or the origin's where a stream trains tokens of several.
         stream: its place in the method.
-        origin: of the tokens; None for a regulariser, which is not split.
+        origin: the origin of its tokens; None for a regulariser, which is not split.
     """
 
     name: str
@@ -82,8 +82,8 @@ class GradientShares:
     mixture of experts is no source.
 
     Args:
-        args: of the trainer, with ``gradient_shares_every`` at 1 or more.
-        method: whose gradient it is.
+        args: the trainer's configuration, with ``gradient_shares_every`` at 1 or more.
+        method: the method whose gradient it is.
         model: the policy.
         sharded: its weights are spread over processes.
 

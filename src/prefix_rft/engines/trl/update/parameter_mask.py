@@ -34,8 +34,8 @@ class MaskOptions:
             steps of imitation, the weights that the other steps have changed most (arXiv
             2510.04454; the rule is ours); ``retain`` looks at what a retain set needs (after arXiv
             2410.03833; the rule is ours).
-        fraction: of the weights: trained (``speft``), frozen in imitation (``mifo``), frozen as
-            the most needed or zeroed as the least needed (``retain``).
+        fraction: the share of the weights that is: trained (``speft``), frozen in imitation
+            (``mifo``), frozen as the most needed or zeroed as the least needed (``retain``).
         score: salience, see ``core.saliency``.
         scope: the fraction is of all weights together (``global``) or of each tensor (``local``).
         update_every: choose anew after so many steps; 0 is never (``speft``).
@@ -100,7 +100,7 @@ class ParameterMask(TrainerCallback):
     Args:
         options: which weights are trained.
         model: the policy, neither sharded nor wrapped.
-        seed: of the score ``random``.
+        seed: the seed of the score ``random``.
         retain_gradients: gives those of the retain set, when training begins (``retain``).
     """
 

@@ -32,9 +32,9 @@ def selected(
         method: says how they are selected.
         generation: the micro-batches of a generation on this process.
         window: those of the optimizer step, one of several windows of the same size.
-        seed: of the random mode, see ``core.selection_seed``.
-        forward: for entropies under the present policy.
-        processes: of the run.
+        seed: the seed of the random mode, see ``core.selection_seed``.
+        forward: the forward for entropies under the present policy.
+        processes: the run's processes.
     """
     chosen = method.selection
     rows = join(generation[window])

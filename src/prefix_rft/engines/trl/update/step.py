@@ -23,7 +23,7 @@ class OptimizerStep:
     """The step that has begun, over its micro-batches and all processes.
 
     Attributes:
-        method: whose loss it is.
+        method: the method whose loss it is.
         rows: TRL's tensors of this process's rows.
         batch: the same rows as core has them.
         targets: advantages, selected tokens and normalisers of the step.
@@ -44,13 +44,13 @@ class OptimizerStep:
         """Fix targets and normalisers of the step that begins now.
 
         Args:
-            method: whose loss it is.
+            method: the method whose loss it is.
             generation: the micro-batches of the generation on this process.
             window: those of this step.
-            moment: of the run.
+            moment: the point of the run.
             state: what the method remembers; its contrast adds to it.
-            forward: of the present policy.
-            processes: that share the step.
+            forward: the forward of the present policy.
+            processes: the processes that share the step.
             shares: measures the gradient of each source, in the steps in which it is due.
         """
         rows = join(generation[window])
@@ -91,7 +91,7 @@ class OptimizerStep:
         """A part's share of the step's loss, with gradient; its metrics are added up.
 
         Args:
-            part: of :meth:`part`.
+            part: the micro-batch's part, from :meth:`part`.
             logp_BT: log-probs of the part's tokens under the present policy, with gradient.
             entropy_BT: entropies in nats at the same positions.
         """
@@ -106,7 +106,7 @@ class OptimizerStep:
         """Metrics of the whole step over all processes.
 
         Args:
-            processes: that share the step.
+            processes: the processes that share the step.
             tokens: counted since the step before; they begin anew.
         """
         metrics = self._begun | self._stats.take(processes) | tokens.take(processes)
