@@ -110,32 +110,34 @@ def read_comparison(
     choose(f"arm as 'reference' of '{KEY}'", reference, known)
     rest = {k: v for k, v in own.items() if k not in ("arms", "reference", "seeds")}
     number = own.get("seeds", 3) if seeds is None else seeds
-    found = Comparison(arms, number, reference, **rest)
-    return _checked(found, kinds)
+    comparison = Comparison(arms, number, reference, **rest)
+    return _checked(comparison, kinds)
 
 
-def _checked(found: Comparison, kinds: Mapping[str, str]) -> Comparison:
+def _checked(comparison: Comparison, kinds: Mapping[str, str]) -> Comparison:
     simple = ("seeds", "samples", "trajectory")
-    check_types(f"key of '{KEY}'", {k: getattr(found, k) for k in simple}, kinds)
+    check_types(f"key of '{KEY}'", {k: getattr(comparison, k) for k in simple}, kinds)
     for name in ("seeds", "samples"):
-        if getattr(found, name) < 1:
+        if getattr(comparison, name) < 1:
             raise UserError(f"a comparison needs at least one of '{name}'")
-    temperatures = found.temperatures
+    temperatures = comparison.temperatures
     numbers = isinstance(temperatures, (list, tuple)) and all(
         isinstance(t, (int, float)) and 0 <= t < math.inf for t in temperatures
     )
     if not numbers or not temperatures:
         raise UserError(f"'temperatures' of '{KEY}' must be a list of numbers, at least 0")
-    for arm in found.arms:
+    for arm in comparison.arms:
         for role in ("start", "match"):
             other = getattr(arm, role)
             if other is not None:
-                choose(f"arm as '{role}' of arm '{arm.name}'", other, [a.name for a in found.arms])
-        _follow(found, arm)
-    return replace(found, temperatures=tuple(float(t) for t in temperatures))
+                choose(
+                    f"arm as '{role}' of arm '{arm.name}'", other, [a.name for a in comparison.arms]
+                )
+        _follow(comparison, arm)
+    return replace(comparison, temperatures=tuple(float(t) for t in temperatures))
 
 
-def _follow(found: Comparison, arm: Arm) -> None:
+def _follow(comparison: Comparison, arm: Arm) -> None:
     """Raise UserError if an arm waits for itself."""
     waiting, todo = set(), [arm.start, arm.match]
     while todo:
@@ -144,7 +146,7 @@ def _follow(found: Comparison, arm: Arm) -> None:
             raise UserError(f"arm '{arm.name}' waits for itself by way of 'start' or 'match'")
         if name is not None and name not in waiting:
             waiting.add(name)
-            todo += [found.arm(name).start, found.arm(name).match]
+            todo += [comparison.arm(name).start, comparison.arm(name).match]
 
 
 def _own_arms(given: Any) -> list[Arm]:

@@ -23,9 +23,11 @@ NOT_HASHED = ("folder", "runs", "name", "engine_settings")
 
 def defaults_of(kind: Any) -> dict[str, Any]:
     """The fields of a dataclass that have a default, and what it is."""
-    found = {f.name: f.default for f in fields(kind) if f.default is not MISSING}
-    made = {f.name: f.default_factory() for f in fields(kind) if f.default_factory is not MISSING}
-    return {**found, **made}
+    values = {f.name: f.default for f in fields(kind) if f.default is not MISSING}
+    factories = {
+        f.name: f.default_factory() for f in fields(kind) if f.default_factory is not MISSING
+    }
+    return {**values, **factories}
 
 
 def same_inputs(

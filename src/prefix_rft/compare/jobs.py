@@ -142,14 +142,14 @@ class Board:
             if not path.is_file():
                 return None
             try:
-                found = json.loads(path.read_text(encoding="utf-8"))
-                found["sets"] = {
+                record = json.loads(path.read_text(encoding="utf-8"))
+                record["sets"] = {
                     name: {t: expand(table) for t, table in tables.items()}
-                    for name, tables in found["sets"].items()
+                    for name, tables in record["sets"].items()
                 }
             except (ValueError, KeyError, TypeError) as error:
                 raise UserError(f"'{path}' is damaged: delete the folder of this run") from error
-            self.records[path] = found
+            self.records[path] = record
         return self.records[path]
 
     def reread(self, job: Job) -> dict[str, Any] | None:
@@ -284,13 +284,13 @@ class Board:
         budget = self.costs(job).flops
         if arm.start is not None:
             budget -= self.costs(self.final(self.comparison.arm(arm.start), seed)).flops
-        found = int(budget / (own / steps))
-        if found < 1:
+        matched = int(budget / (own / steps))
+        if matched < 1:
             raise UserError(
                 f"arm '{arm.name}' has no step left within the compute of '{arm.match}': its start "
                 "costs as much"
             )
-        return found
+        return matched
 
     def spec(self, job: Job) -> dict[str, Any]:
         """Everything that decides a run's numbers, as plain data."""

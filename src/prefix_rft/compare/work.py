@@ -180,11 +180,11 @@ def sets_of(recipe: Recipe, validation_data: Any, forgetting: str | None) -> lis
 
 def _of_set(plan: EvalPlan, folder: Path, one: EvalSet) -> dict[str, Any]:
     """By temperature, what is needed of every problem for any table, without the texts."""
-    found = {}
+    tables = {}
     for temperature in plan.temperatures:
         problems = read_problems(samples_file(folder, "model", one, temperature))
-        found[f"{temperature:g}"] = compact(problems)
-    return found
+        tables[f"{temperature:g}"] = compact(problems)
+    return tables
 
 
 def compact(problems: Sequence[Problem]) -> dict[str, Any]:

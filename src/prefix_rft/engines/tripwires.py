@@ -116,20 +116,20 @@ class Tripwires:
     last: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, given: Mapping[str, Any] | None, steps: int) -> Tripwires:
+    def read(cls, actions: Mapping[str, Any] | None, steps: int) -> Tripwires:
         """From a config: actions for some signs; the others warn.
 
         Raises:
             UserError: an unknown sign or action.
         """
-        check_types("tripwires", {"tripwires": given}, {"tripwires": "Mapping[str, Any] | None"})
-        given = dict(given or {})
-        refuse_unknown("tripwire", given, WIRES)
-        for name, action in given.items():
+        check_types("tripwires", {"tripwires": actions}, {"tripwires": "Mapping[str, Any] | None"})
+        actions = dict(actions or {})
+        refuse_unknown("tripwire", actions, WIRES)
+        for name, action in actions.items():
             # YAML reads off as false.
-            given[name] = "off" if action is False else action
-            choose(f"action of tripwire '{name}'", given[name], ACTIONS)
-        return cls({name: given.get(name, "warn") for name in WIRES}, steps)
+            actions[name] = "off" if action is False else action
+            choose(f"action of tripwire '{name}'", actions[name], ACTIONS)
+        return cls({name: actions.get(name, "warn") for name in WIRES}, steps)
 
     def observe(self, line: LogLine, steps: int) -> list[tuple[str, str]]:
         """Signs that have now shown for long enough, each once, as action and sentence.

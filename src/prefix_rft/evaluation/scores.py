@@ -93,8 +93,8 @@ class EvalScores:
 
 def powers(samples: int) -> list[int]:
     """1, 2, 4, ... and the number of samples itself."""
-    found = [2**i for i in range(samples.bit_length()) if 2**i <= samples]
-    return found if found[-1] == samples else [*found, samples]
+    ks = [2**i for i in range(samples.bit_length()) if 2**i <= samples]
+    return ks if ks[-1] == samples else [*ks, samples]
 
 
 def scores(problems: Sequence[Problem]) -> EvalScores:

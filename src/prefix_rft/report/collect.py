@@ -55,35 +55,36 @@ def collect(run: RunFolder) -> Collected:
     Raises:
         UserError: a file is damaged.
     """
-    found = Collected()
+    collected = Collected()
     steps = run.generations()
     shown = {steps[0], steps[len(steps) // 2], steps[-1]} if steps else set()
     # Backwards: of equal groups the later ones are shown, and so the earlier need not be built.
     for step in reversed(steps):
-        _add(found, run.rollouts(step), step, step in shown)
-    for points in found.lengths.values():
+        _add(collected, run.rollouts(step), step, step in shown)
+    for points in collected.lengths.values():
         points.reverse()
-    found.over_training = dict(sorted(found.over_training.items()))
-    return found
+    collected.over_training = dict(sorted(collected.over_training.items()))
+    return collected
 
 
-def _add(found: Collected, rollouts: Rollouts, step: int, shown: bool) -> None:
+def _add(collected: Collected, rollouts: Rollouts, step: int, shown: bool) -> None:
     groups: dict[int, list[Rollout]] = defaultdict(list)
     for rollout in rollouts:
         groups[rollout.group].append(rollout)
-    found.generations += 1
-    found.rows += len(rollouts)
-    found.groups += len(groups)
-    found.kept_known |= any(r.kept is not None for r in rollouts)
+    collected.generations += 1
+    collected.rows += len(rollouts)
+    collected.groups += len(groups)
+    collected.kept_known |= any(r.kept is not None for r in rollouts)
     means = {g: mean_reward(part, POLICY) for g, part in groups.items()}
     ranked = {(m, -step, g): groups[g] for g, m in means.items() if m is not None}
-    found.worst = extremes(found.worst, ranked, step)
-    found.best = extremes(found.best, {(-m, s, g): r for (m, s, g), r in ranked.items()}, step)
+    collected.worst = extremes(collected.worst, ranked, step)
+    reverse = {(-m, s, g): r for (m, s, g), r in ranked.items()}
+    collected.best = extremes(collected.best, reverse, step)
     if shown:
         first = [groups[g] for g in sorted(groups)[:OVER_TRAINING]]
-        found.over_training[step] = [group_of(part, step) for part in first]
+        collected.over_training[step] = [group_of(part, step) for part in first]
     for name, length in mean_lengths(rollouts).items():
-        found.lengths[name].append((step, length))
+        collected.lengths[name].append((step, length))
 
 
 def extremes(

@@ -37,12 +37,12 @@ def categories(
     run: Collected, tokenizer: Tokenizer | None, limit: int
 ) -> list[tuple[str, list[dict[str, Any]]]]:
     """Headings and groups: the worst, the best, and some over training."""
-    found = [
+    shown = [
         ("Worst groups, by mean on-policy reward", list(run.worst.values())),
         ("Best groups, by mean on-policy reward", list(run.best.values())),
     ]
-    found += [(f"From the rollouts at step {s:,}", g) for s, g in run.over_training.items()]
-    return [(h, [view(g, tokenizer, limit) for g in groups]) for h, groups in found if groups]
+    shown += [(f"From the rollouts at step {s:,}", g) for s, g in run.over_training.items()]
+    return [(h, [view(g, tokenizer, limit) for g in groups]) for h, groups in shown if groups]
 
 
 def view(group: ShownGroup, tokenizer: Tokenizer | None, limit: int) -> dict[str, Any]:

@@ -160,10 +160,10 @@ def split(
         text: the text as the run has written it, which is what counts; or its start.
         enough: characters that are to be shown.
     """
-    found = pieces(tokenizer, ids, enough)
-    joined = "".join(found)
-    if len(found) == tokens:
-        return found if joined == text else None
+    texts = pieces(tokenizer, ids, enough)
+    joined = "".join(texts)
+    if len(texts) == tokens:
+        return texts if joined == text else None
     # What was read ends somewhere in the text: perhaps within a character.
     joined = joined.rstrip(BROKEN)
-    return found if text.startswith(joined) or joined.startswith(text) else None
+    return texts if text.startswith(joined) or joined.startswith(text) else None

@@ -38,11 +38,11 @@ def read_range(name: str, typed: str | None) -> Span | None:
     """
     if typed is None:
         return None
-    found = re.fullmatch(r"([0-9]{1,9})(-([0-9]{1,9})?)?", typed)
-    if not found:
+    match = re.fullmatch(r"([0-9]{1,9})(-([0-9]{1,9})?)?", typed)
+    if not match:
         raise UserError(f"{name} must be N, A-B or A- (like 5, 3-9 or 3-), got '{typed}'")
-    low = int(found[1])
-    high = low if not found[2] else int(found[3]) if found[3] else math.inf
+    low = int(match[1])
+    high = low if not match[2] else int(match[3]) if match[3] else math.inf
     if high < low:
         raise UserError(f"{name} {typed} ends before it begins")
     return Span(low, high, typed)

@@ -106,10 +106,10 @@ def settings(recipe: Recipe, args: Any, folder: Path, resume: bool) -> dict[str,
         folder: the run's folder.
         resume: go on from the newest checkpoint in it.
     """
-    found: dict[str, Any] = {}
+    verl_settings: dict[str, Any] = {}
     for key, theirs in KEYS.items():
         value = getattr(args, key)
-        found |= dict.fromkeys(theirs, value)
+        verl_settings |= dict.fromkeys(theirs, value)
     schedule = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
     here = os.path.abspath(recipe.folder)
     steps = args.max_steps if args.max_steps > 0 else None
@@ -121,7 +121,7 @@ def settings(recipe: Recipe, args: Any, folder: Path, resume: bool) -> dict[str,
     if steps is not None and 0 < warmup < 1:
         warmup = math.ceil(warmup * steps)
     recompute = [recipe.trainer[k] for k in RECOMPUTE if k in recipe.trainer]
-    found |= {
+    verl_settings |= {
         f"{KEY}.method": recipe.method_name,
         f"{KEY}.method_options": args.method_options or None,
         f"{KEY}.reward": recipe.reward,
@@ -169,12 +169,12 @@ def settings(recipe: Recipe, args: Any, folder: Path, resume: bool) -> dict[str,
         ),
     }
     if recipe.micro_batch_size is None:
-        found[f"{ACTOR}.use_dynamic_bsz"] = True  # as many rows as verl's token budget holds
+        verl_settings[f"{ACTOR}.use_dynamic_bsz"] = True  # as many rows as its token budget holds
     else:
-        found[f"{ACTOR}.ppo_micro_batch_size_per_gpu"] = recipe.micro_batch_size
+        verl_settings[f"{ACTOR}.ppo_micro_batch_size_per_gpu"] = recipe.micro_batch_size
         for part in (ROLLOUT, "actor_rollout_ref.ref"):
-            found[f"{part}.log_prob_micro_batch_size_per_gpu"] = recipe.micro_batch_size
-    return found | dotted(recipe.engine_settings["verl"])
+            verl_settings[f"{part}.log_prob_micro_batch_size_per_gpu"] = recipe.micro_batch_size
+    return verl_settings | dotted(recipe.engine_settings["verl"])
 
 
 def save_freq(args: Any) -> int:
@@ -202,14 +202,14 @@ def dotted(given: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     Raises:
         UserError: one of verl's settings is given in two ways.
     """
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for key, value in given.items():
         nested = isinstance(value, Mapping)
         part = dotted(value, f"{above}{key}.") if nested else {above + str(key): value}
-        if twice := next((name for name in part if name in found), None):
+        if twice := next((name for name in part if name in flat), None):
             raise UserError(f"recipe key 'verl' has '{twice}' twice: leave one")
-        found |= part
-    return found
+        flat |= part
+    return flat
 
 
 def verify_settings(recipe: Recipe, args: Any) -> str:
@@ -218,7 +218,7 @@ def verify_settings(recipe: Recipe, args: Any) -> str:
     Raises:
         UserError: it does not.
     """
-    found = settings(recipe, args, Path(args.output_dir), resume=False)
+    values = settings(recipe, args, Path(args.output_dir), resume=False)
     if find_spec("verl") is None:
         return "engine verl: verl is not installed here, so its own settings were not looked at"
     from prefix_rft.engines.verl import require_verl
@@ -227,7 +227,7 @@ def verify_settings(recipe: Recipe, args: Any) -> str:
     from prefix_rft.engines.verl.launch import composed, verify
 
     with redirect_stdout(sys.stderr):  # verl prints there
-        verify(composed(found))
+        verify(composed(values))
     return "engine verl: its settings are taken"
 
 
