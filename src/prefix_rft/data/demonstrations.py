@@ -13,10 +13,10 @@ from typing import Any
 from datasets import Dataset, IterableDataset, List, Value
 from transformers import PreTrainedTokenizerBase
 
+from prefix_rft.data.cells import demonstration_texts, wanted
 from prefix_rft.data.files import DataError, Row
 from prefix_rft.data.render import Renderer
 from prefix_rft.data.rows import PLACE
-from prefix_rft.data.shapes import demonstration_texts, wanted
 
 IDS = "prefix_rft_demonstration_ids"
 EXAMPLE = "prefix_rft_example"

@@ -17,8 +17,9 @@ import pyarrow as pa
 from datasets import Dataset
 from datasets.config import HF_DATASETS_CACHE
 
+from prefix_rft.data.cells import kind
 from prefix_rft.data.files import DataError, Row, Source, find_source
-from prefix_rft.data.shapes import RowShape, canonical, detect, kind, rename
+from prefix_rft.data.shapes import RowShape, canonical, detect, rename
 from prefix_rft.support.errors import UserError
 
 BATCH = 256
