@@ -4,11 +4,9 @@ import math
 from dataclasses import replace
 from typing import Any
 
-import formulas
-import formulas_mixed
+import batches
 import pytest
 import torch
-from formulas import FORMULAS, LAYOUT, MISTAKES, Step
 from torch import Tensor
 
 from prefix_rft.core import (
@@ -23,31 +21,24 @@ from prefix_rft.core import (
 )
 from prefix_rft.core.contrast import Sequences
 from prefix_rft.methods import BUILT_IN, load, options_of
+from second.objective import FORMULAS, LAYOUT, MISTAKES, Step
+from second.objective.parts import ALL
+from second.objective.random_steps import RandomStep, make
 from tables import rest_slow
 
 NAN = float("nan")
 CONTRASTS = ("discriminative", "irft")
 
 
-def mask(step: Step, *kinds: str) -> Tensor:
-    return torch.tensor([[k in kinds for k in row] for row in step.kind])
-
-
 def batch_of(step: Step, method: Method) -> Batch:
     """The step as the package's batch, with rubbish wherever nothing may be read."""
-    response = mask(step, *formulas.ALL)
-    old = None if step.old is None else torch.tensor(step.old, dtype=torch.float64)
-    ref = torch.tensor(step.ref, dtype=torch.float64).masked_fill(~response, -torch.inf)
-    batch = Batch(
-        step.tokens,
-        response,
-        mask(step, formulas.PREFIX),
-        mask(step, formulas.DEMO),
-        None if old is None else old.masked_fill(~response, NAN),
-        torch.tensor(step.reward, dtype=torch.float64),
-        torch.tensor(step.group),
-        ref_logp_BT=ref,
-        truncated_B=torch.tensor(step.truncated),
+    batch, response = batches.batch_of(step), batches.mask(step, *ALL)
+    assert batch.ref_logp_BT is not None
+    old = batch.old_logp_BT
+    batch = replace(
+        batch,
+        old_logp_BT=None if old is None else old.masked_fill(~response, NAN),
+        ref_logp_BT=batch.ref_logp_BT.masked_fill(~response, -torch.inf),
     )
     out = dropped(method, batch.reward_B, batch.group_B, batch.demo_B)
     return replace(batch, dropped_B=out)
@@ -80,7 +71,7 @@ def targets_of(
     return prepare(method, batch, entropy, step.at_step, 400, advantage_SB=given)
 
 
-def library(name: str, step: Step, memory: dict | None = None) -> tuple[Tensor, Tensor]:
+def library(name: str, step: RandomStep, memory: dict | None = None) -> tuple[Tensor, Tensor]:
     """The package's loss and its gradient with respect to the logits."""
     method = load(name, **step.o)
     batch = batch_of(step, method)
@@ -89,17 +80,17 @@ def library(name: str, step: Step, memory: dict | None = None) -> tuple[Tensor, 
     entropy = step.entropy.masked_fill(outside, NAN)
     targets = targets_of(method, step, batch, entropy.detach(), memory)
     value = loss(method, batch, logp, entropy, targets=targets).loss
-    return value.detach(), torch.autograd.grad(value, step.logits)[0]
+    return value.detach(), batches.gradients(value, step.logits)[0]
 
 
-def formula(name: str, step: Step) -> tuple[Tensor, Tensor]:
+def formula(name: str, step: RandomStep) -> tuple[Tensor, Tensor]:
     value = FORMULAS[name](step)
-    return value.detach(), torch.autograd.grad(value, step.logits)[0]
+    return value.detach(), batches.gradients(value, step.logits)[0]
 
 
 def error(name: str, layout: str, seed: int, wrong: str = "", **how: Any) -> float:
     """The largest difference between the two, relative to the size of the gradient."""
-    step = formulas_mixed.make(layout, seed, how.pop("old", True), how.pop("square", False))
+    step = make(layout, seed, how.pop("old", True), how.pop("square", False))
     step.at_step, step.o = how.pop("at_step", 0), how
     ours = library(name, replace(step))
     theirs = formula(name, replace(step, wrong=wrong))
@@ -138,6 +129,7 @@ WITH: dict[tuple[str, str], dict] = {
     ("fdiv_sft", "no beta in x"): {"beta": 0.5},
     ("fdiv_sft", "no floor"): {"beta": 4.0},
     ("hpt", "at the gate"): {"gate": 0.25},
+    ("prefix_rft", "only kept counted"): {"aggregation": "token_mean"},
 }
 WITH |= {(n, "k1"): {"beta": 0.3} for n in BUILT_IN}
 
@@ -251,7 +243,7 @@ def test_the_moving_average_of_the_partition(averaged: bool) -> None:
     memory: dict = {}
     ours_u: dict[int, float] = {}
     for visit in range(4):
-        step = formulas_mixed.make("contrast", visit)
+        step = make("contrast", visit)
         step.o = {"averaged": averaged}
         ours = library("discriminative", replace(step), memory)
         theirs = formula("discriminative", replace(step, u=ours_u))

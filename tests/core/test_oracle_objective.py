@@ -1,4 +1,4 @@
-"""The objective against the token-by-token oracle, with rubbish wherever nothing may be read."""
+"""The objective under its options and splits, with rubbish wherever nothing may be read."""
 
 import math
 import random
@@ -6,18 +6,21 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
-import oracle
+import batches
 import pytest
 import torch
+from batches import batch_of
+from batches import gradients as grads
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import CONTINUATION, DEMO, POLICY, PREFIX, Row, Rule
 from torch import Tensor
 
-from prefix_rft.core import Batch, Method, Stream, advantages, loss, prepare, select_prefix
+from prefix_rft.core import Method, Stream, advantages, loss, prepare, select_prefix
 from prefix_rft.core.planner import RandomPrefix
 from prefix_rft.core.schedules import linear
 from prefix_rft.methods import load
+from second.objective import FORMULAS, Step
+from second.objective.parts import DEMO, PAD, PREFIX, PROMPT, SAMPLED
 
 NAN, INF = float("nan"), float("inf")
 V = 7
@@ -26,10 +29,10 @@ AGGREGATIONS = ("token_mean", "seq_mean_token_mean", "sum_over_const")
 RUBBISH = (NAN, INF, -INF, 1e300)
 
 
-def make_rows(seed: int, B: int = 12, T: int = 9, hybrid: bool = True, demo: bool = True) -> list:
+def make_rows(seed: int, B: int = 12, T: int = 9, hybrid: bool = True, demo: bool = True) -> dict:
     """Ragged rows of interleaved groups: plain, hybrid, whole demonstrations, one of them empty."""
     rng = random.Random(seed)
-    rows = []
+    rows: dict[str, list] = {"kind": [], "group": [], "reward": [], "truncated": []}
     for i in range(B):
         prompt, n = rng.randint(0, 2), rng.randint(2, T - 2)
         if i == 4:
@@ -39,52 +42,47 @@ def make_rows(seed: int, B: int = 12, T: int = 9, hybrid: bool = True, demo: boo
             role = 0.1
         is_demo = demo and role > 0.85 and i != 4
         cut = rng.randint(1, max(1, n - 1)) if hybrid and role < 0.3 and n else 0
-        if is_demo:
-            body = [DEMO] * n
-        elif cut:
-            body = [PREFIX] * cut + [CONTINUATION] * (n - cut)
-        else:
-            body = [POLICY] * n
-        kind = [None] * prompt + body
-        rows.append(
-            Row(
-                kind=kind + [None] * (T - len(kind)),
-                group=rng.choice(GROUPS),
-                reward=NAN if i == 6 or (i == 5 and seed % 2) else rng.choice((0.0, 0.1, 0.5, 1.0)),
-                is_demo=is_demo,
-                truncated=rng.random() < 0.3,
-            )
-        )
+        body = [DEMO] * n if is_demo else [PREFIX] * cut + [SAMPLED] * (n - cut)
+        rows["kind"].append([PROMPT] * prompt + body + [PAD] * (T - prompt - n))
+        rows["group"].append(rng.choice(GROUPS))
+        unknown = i == 6 or (i == 5 and seed % 2)
+        rows["reward"].append(NAN if unknown else rng.choice((0.0, 0.1, 0.5, 1.0)))
+        rows["truncated"].append(rng.random() < 0.3)
     return rows
 
 
-def poisoned(values: Tensor, rows: list[Row], seed: int) -> Tensor:
+def poisoned(values: Tensor, kind: list[list[str]], seed: int) -> Tensor:
     """The values, with NaN, infinities and huge numbers at prompts and padding."""
     rng, out = random.Random(seed), values.clone()
-    for i, row in enumerate(rows):
-        for t, k in enumerate(row.kind):
-            if k is None:
+    for i, row in enumerate(kind):
+        for t, k in enumerate(row):
+            if k in (PROMPT, PAD):
                 out[i, t] = rng.choice(RUBBISH)
     return out
 
 
 def make(seed: int, *, old: bool = True, weight: bool = True, **kw: Any) -> tuple:
-    """Rows for the oracle, a batch of them for the package, and a small policy's outputs."""
+    """A step, a batch of it for the package, and a small policy's parameters and outputs."""
     rows = make_rows(seed, **kw)
-    B, T = len(rows), len(rows[0].kind)
+    kind = rows["kind"]
+    B, T = len(kind), len(kind[0])
     g = torch.Generator().manual_seed(seed)
     tokens = torch.randint(0, V, (B, T), generator=g)
     theta = torch.randn(V, V, generator=g, dtype=torch.float64, requires_grad=True)
     logp, entropy = policy(theta, tokens)
     noise = 0.35 * torch.randn(2, B, T, generator=g, dtype=torch.float64)
-    weights = poisoned(0.5 + torch.rand(B, T, generator=g, dtype=torch.float64), rows, seed + 1)
-    olds = poisoned(logp.detach() + noise[0], rows, seed + 2)
-    refs = poisoned(logp.detach() + noise[1], rows, seed + 3)
-    for i, row in enumerate(rows):
-        row.ref = refs[i].tolist()
-        row.old = olds[i].tolist() if old else None
-        row.weight = weights[i].tolist() if weight else None
-    return rows, to_batch(rows, tokens), theta, logp, entropy
+    weights = poisoned(0.5 + torch.rand(B, T, generator=g, dtype=torch.float64), kind, seed + 1)
+    olds = poisoned(logp.detach() + noise[0], kind, seed + 2)
+    refs = poisoned(logp.detach() + noise[1], kind, seed + 3)
+    step = Step(
+        **rows,
+        logp=logp,
+        entropy=entropy,
+        old=olds.tolist() if old else None,
+        ref=refs.tolist(),
+        weight=weights.tolist() if weight else None,
+    )
+    return step, batch_of(step, tokens_BT=tokens), theta, logp, entropy
 
 
 def policy(theta: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,119 +93,56 @@ def policy(theta: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
     return table.gather(-1, tokens[..., None])[..., 0], -(table.exp() * table).sum(-1)
 
 
-def to_batch(rows: list[Row], tokens: Tensor) -> Batch:
-    def has(*kinds: str) -> Tensor:
-        return torch.tensor([[k in kinds for k in r.kind] for r in rows])
-
-    def numbers(name: str) -> Tensor | None:
-        values = [getattr(r, name) for r in rows]
-        return None if values[0] is None else torch.tensor(values, dtype=torch.float64)
-
-    return Batch(
-        tokens_BT=tokens,
-        response_mask_BT=has(POLICY, PREFIX, CONTINUATION, DEMO),
-        prefix_mask_BT=has(PREFIX),
-        demo_mask_BT=has(DEMO),
-        old_logp_BT=numbers("old"),
-        reward_B=torch.tensor([r.reward for r in rows], dtype=torch.float64),
-        group_B=torch.tensor([r.group for r in rows]),
-        ref_logp_BT=numbers("ref"),
-        weight_BT=numbers("weight"),
-        truncated_B=torch.tensor([r.truncated for r in rows]),
-    )
-
-
 def leaf(x: Tensor) -> Tensor:
     return x.detach().clone().requires_grad_()
 
 
-def grads(value: Tensor, *leaves: Tensor) -> list[Tensor]:
-    return list(
-        torch.autograd.grad(
-            value, leaves, retain_graph=True, allow_unused=True, materialize_grads=True
-        )
+def agree(name: str, options: dict, seed: int, wrong: str = "", **kw: Any) -> bool:
+    """Loss and gradients of the package and of the formula, through a model and as leaves."""
+    step, batch, theta, *outputs = make(seed, **kw)
+    # The same as leaves with rubbish at every position outside the responses.
+    leaves = [leaf(poisoned(x.detach(), step.kind, seed + 4 + i)) for i, x in enumerate(outputs)]
+    return batches.agree(name, options, batch, tuple(outputs), (theta,), wrong) and batches.agree(
+        name, options, batch, tuple(leaves), leaves, wrong
     )
 
 
-def agree(name: str, options: dict, rule: Rule, seed: int, **kw: Any) -> bool:
-    """Loss and gradients of the package and of the oracle, through a model and as leaves."""
-    rows, batch, theta, logp, entropy = make(seed, **kw)
-    method = load(name, **options)
-    ours, theirs = loss(method, batch, logp, entropy), oracle.step_loss(rule, rows, logp, entropy)
-    if not (math.isfinite(ours.loss.item()) and math.isfinite(theirs.item())):
-        return False
-    same = abs(ours.loss.item() - theirs.item()) < 1e-10
-    same &= bool((grads(ours.loss, theta)[0] - grads(theirs, theta)[0]).abs().max() < 1e-10)
-    # The same as leaves with rubbish at every position outside the responses.
-    leaves = [leaf(poisoned(x.detach(), rows, seed + 4 + i)) for i, x in enumerate((logp, entropy))]
-    ours, theirs = loss(method, batch, *leaves), oracle.step_loss(rule, rows, *leaves)
-    same &= abs(ours.loss.item() - theirs.item()) < 1e-10
-    for a, b in zip(grads(ours.loss, *leaves), grads(theirs, *leaves), strict=True):
-        same &= bool((a - b.where(batch.response_mask_BT, 0.0)).abs().max() < 1e-10)
-        same &= bool((a[~batch.response_mask_BT] == 0).all())
-    assert all(isinstance(x, float) and math.isfinite(x) for x in ours.metrics.values())
-    return same
-
-
-PREFIX_RFT = [
-    ({}, {}),
-    ({"prefix_loss": "unclipped"}, {"prefix_loss": "unclipped"}),
-    ({"prefix_loss": "unclipped", "entropy_keep": 1.0}, None),
-    ({"prefix_loss": "unclipped", "entropy_keep": 1.0, "delta": 1.3}, None),
-    ({"prefix_loss": "frozen"}, {"prefix_loss": "frozen"}),
-    ({"prefix_loss": "all"}, {"prefix_loss": "all"}),
-    ({"prefix_loss": "static", "static_weight": 0.3}, None),
-    ({"advantage": "policy_baseline"}, {"grouping": "policy_baseline"}),
-    ({"advantage": "prefix_group"}, {"grouping": "prefix_group"}),
-    ({"advantage": "prefix_group", "prefix_loss": "all"}, None),
-    ({"advantage": "policy_baseline", "prefix_loss": "unclipped"}, None),
-    ({"entropy_keep": 0.5, "entropy_mode": "low"}, {"keep": Fraction(1, 2), "keep_mode": "low"}),
-    ({"entropy_scope": "row"}, {"keep_scope": "row"}),
-    ({"entropy_scope": "row", "entropy_mode": "low", "entropy_keep": 0.4}, None),
-    ({"entropy_scope": "step"}, {"keep_scope": "step"}),
-    ({"entropy_keep": 0.0}, {"keep": Fraction(0)}),
-    ({"entropy_keep": 1.0}, {"keep": Fraction(1)}),
-    ({"truncated": "mask"}, {"mask_truncated": True}),
-    ({"truncated": "mask", "prefix_loss": "static", "static_weight": 0.3}, None),
-    ({"epsilon": 0.1, "epsilon_high": 0.35}, {"eps_low": 0.1, "eps_high": 0.35}),
-    ({"delta": 1.3}, {"delta": 1.3}),
-    ({"delta": 1.5, "epsilon_high": 0.28}, {"delta": 1.5, "eps_high": 0.28}),
-    ({"beta": 0.4}, {"beta": 0.4}),
-    ({"entropy_coef": 0.05}, {"entropy_coef": 0.05}),
-    ({"beta": 0.1, "entropy_coef": 0.2, "truncated": "mask", "delta": 1.4}, None),
+PREFIX_RFT: list[dict] = [
+    {},
+    {"prefix_loss": "unclipped"},
+    {"prefix_loss": "unclipped", "entropy_keep": 1.0},
+    {"prefix_loss": "unclipped", "entropy_keep": 1.0, "delta": 1.3},
+    {"prefix_loss": "frozen"},
+    {"prefix_loss": "all"},
+    {"prefix_loss": "static", "static_weight": 0.3},
+    {"advantage": "policy_baseline"},
+    {"advantage": "prefix_group"},
+    {"advantage": "prefix_group", "prefix_loss": "all"},
+    {"advantage": "policy_baseline", "prefix_loss": "unclipped"},
+    {"entropy_keep": 0.5, "entropy_mode": "low"},
+    {"entropy_scope": "row"},
+    {"entropy_scope": "row", "entropy_mode": "low", "entropy_keep": 0.4},
+    {"entropy_scope": "step"},
+    {"entropy_keep": 0.0},
+    {"entropy_keep": 1.0},
+    {"truncated": "mask"},
+    {"truncated": "mask", "prefix_loss": "static", "static_weight": 0.3},
+    {"epsilon": 0.1, "epsilon_high": 0.35},
+    {"delta": 1.3},
+    {"delta": 1.5, "epsilon_high": 0.28},
+    {"beta": 0.4},
+    {"entropy_coef": 0.05},
+    {"beta": 0.1, "entropy_coef": 0.2, "truncated": "mask", "delta": 1.4},
 ]
-TRANSLATE = {
-    "advantage": "grouping",
-    "entropy_mode": "keep_mode",
-    "entropy_scope": "keep_scope",
-    "epsilon": "eps_low",
-    "epsilon_high": "eps_high",
-}
-
-
-def rule_of(options: dict, given: dict | None) -> dict:
-    """The oracle's words for the package's options, where a case does not spell them out."""
-    if given is not None:
-        return given
-    out: dict = {}
-    for key, value in options.items():
-        if key == "truncated":
-            out["mask_truncated"] = value == "mask"
-        elif key == "entropy_keep":
-            out["keep"] = Fraction(str(value))
-        else:
-            out[TRANSLATE.get(key, key)] = value
-    return out
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
-@pytest.mark.parametrize(("options", "rule"), PREFIX_RFT, ids=lambda x: str(x)[:60])
-def test_prefix_rft(options: dict, rule: dict | None, aggregation: str) -> None:
-    here = Rule(aggregation=aggregation, const=11.0, **rule_of(options, rule))
+@pytest.mark.parametrize("options", PREFIX_RFT, ids=str)
+def test_prefix_rft(options: dict, aggregation: str) -> None:
     options = {**options, "aggregation": aggregation, "const": 11.0}
-    assert agree("prefix_rft", options, here, 0)
-    assert agree("prefix_rft", options, here, 2)
-    assert agree("prefix_rft", options, here, 1, weight=False, old=False)
+    assert agree("prefix_rft", options, 0)
+    assert agree("prefix_rft", options, 2)
+    assert agree("prefix_rft", options, 1, weight=False, old=False)
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
@@ -224,42 +159,47 @@ def test_prefix_rft(options: dict, rule: dict | None, aggregation: str) -> None:
 )
 @pytest.mark.parametrize("name", ["dr_grpo", "grpo"])
 def test_policy_methods(name: str, options: dict, aggregation: str) -> None:
-    rule = Rule(aggregation=aggregation, const=3.0, **rule_of(options, None))
-    rule.divide_by_std = name == "grpo"
     options = {**options, "aggregation": aggregation, "const": 3.0}
     for seed in (2, 3):
-        assert agree(name, options, rule, seed, hybrid=False)
+        assert agree(name, options, seed, hybrid=False)
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 def test_sft(aggregation: str) -> None:
     """Whole demonstrations only; the rollouts beside them are neither trained nor counted."""
-    rule = Rule(imitation=True, aggregation=aggregation, const=3.0)
     for seed in range(4):
-        assert any(r.is_demo for r in make_rows(seed))
-        options = {"aggregation": aggregation, "const": 3.0}
-        assert agree("sft", options, rule, seed)
+        assert any(DEMO in row for row in make_rows(seed)["kind"])
+        assert agree("sft", {"aggregation": aggregation, "const": 3.0}, seed)
 
 
 def test_defaults_of_the_aggregations() -> None:
     """Dr. GRPO and Prefix-RFT sum over a constant of 8192; GRPO means of means; SFT token mean."""
-    assert agree("prefix_rft", {}, Rule(), 0)
-    assert agree("dr_grpo", {}, Rule(), 0, hybrid=False)
-    rule = Rule(divide_by_std=True, aggregation="seq_mean_token_mean")
-    assert agree("grpo", {}, rule, 0, hybrid=False)
-    assert agree("sft", {}, Rule(imitation=True, aggregation="token_mean"), 0)
+    said = {
+        "prefix_rft": {"aggregation": "sum_over_const", "const": 8192.0},
+        "dr_grpo": {"aggregation": "sum_over_const", "const": 8192.0},
+        "grpo": {"aggregation": "seq_mean_token_mean"},
+        "sft": {"aggregation": "token_mean"},
+    }
+    for name, options in said.items():
+        hybrid = name in ("prefix_rft", "sft")
+        _, batch, _, *outputs = make(0, hybrid=hybrid)
+        by_default, as_said = (
+            loss(load(name, **o), batch, *outputs).loss.item() for o in ({}, options)
+        )
+        assert by_default == as_said
+        assert agree(name, {}, 0, hybrid=hybrid)
 
 
 MISTAKES = {
-    "prefix rows out of the baseline": {},
-    "std division": {},
+    "hybrid out of the baseline": {},
+    "std": {},
     "selection scope swapped": {},
     "no selection": {},
     "floor instead of ceil": {},
-    "free": {},
-    "prefix denominator is one": {},
+    "prefix not clipped": {},
+    "denominator 1": {},
     "no dual clip": {},
-    "only kept tokens counted": {},
+    "only kept counted": {},
     "masked tokens not counted": {},
     "ungraded rows not counted": {"aggregation": "seq_mean_token_mean"},
     "empty rows not counted": {"aggregation": "sum_over_const"},
@@ -270,42 +210,36 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_wrong_oracle_disagrees(mistake: str) -> None:
+def test_a_wrong_formula_disagrees(mistake: str) -> None:
     options = {"aggregation": "token_mean", "beta": 0.3, "entropy_keep": 0.5, "delta": 1.3}
     options |= {"truncated": "mask", "const": 11.0} | MISTAKES[mistake]
-    right = Rule(**rule_of(options, None))
     seeds = range(6)
-    assert all(agree("prefix_rft", options, right, s) for s in seeds)
-    wrong = replace(right, wrong=frozenset({mistake}))
-    assert sum(not agree("prefix_rft", options, wrong, s) for s in seeds) >= 3
+    assert all(agree("prefix_rft", options, s) for s in seeds)
+    assert sum(not agree("prefix_rft", options, s, mistake) for s in seeds) >= 3
 
 
 @pytest.mark.parametrize("mistake", ["biased std", "a singleton keeps its reward"])
 def test_a_wrong_baseline_disagrees(mistake: str) -> None:
-    right = Rule(divide_by_std=mistake == "biased std", aggregation="token_mean")
-    name, options = ("grpo" if right.divide_by_std else "dr_grpo"), {"aggregation": "token_mean"}
+    name, options = (
+        ("grpo" if mistake == "biased std" else "dr_grpo"),
+        {"aggregation": "token_mean"},
+    )
     kw = {"hybrid": False, "B": 5}  # small groups: some rows stand alone
-    assert all(agree(name, options, right, s, **kw) for s in range(6))
-    wrong = replace(right, wrong=frozenset({mistake}))
-    assert not all(agree(name, options, wrong, s, **kw) for s in range(6))
+    assert all(agree(name, options, s, **kw) for s in range(6))
+    assert not all(agree(name, options, s, mistake, **kw) for s in range(6))
 
 
 def test_a_mean_of_micro_batch_means_disagrees() -> None:
     options = {"aggregation": "token_mean", "prefix_loss": "all"}
-    rows, batch, _, logp, entropy = make(0)
+    step, batch, _, logp, entropy = make(0)
     whole = loss(load("prefix_rft", **options), batch, logp, entropy).loss.item()
-    parts = [slice(0, 3), slice(3, 12)]
-    rule = Rule(aggregation="token_mean", prefix_loss="all")
+    tokens = [len(step.at(i, PREFIX, SAMPLED)) for i in range(12)]
     # Advantages stay those of the whole groups: only the normaliser is wrong.
     shares = []
-    for part in parts:
-        n_part = sum(k is not None for r in rows[part] if not r.is_demo for k in r.kind)
-        n_all = sum(k is not None for r in rows if not r.is_demo for k in r.kind)
-        blank = [
-            r if i in range(*part.indices(12)) else replace(r, weight=[0.0] * 9)
-            for i, r in enumerate(rows)
-        ]
-        shares.append((oracle.step_loss(rule, blank, logp, entropy).item(), n_all / n_part))
+    for part in (range(3), range(3, 12)):
+        weight = [w if i in part else [0.0] * 9 for i, w in enumerate(step.weight)]
+        share = FORMULAS["prefix_rft"](replace(step, o=options, weight=weight))
+        shares.append((share.item(), sum(tokens) / sum(tokens[i] for i in part)))
     assert sum(s for s, _ in shares) == pytest.approx(whole, abs=1e-12)
     assert abs(sum(s * f for s, f in shares) / 2 - whole) > 1e-3
 
@@ -329,20 +263,25 @@ def test_two_rows_by_hand() -> None:
     def old(*ratios: float) -> list[float]:
         return [half - math.log(r) for r in ratios]
 
-    rows = [
-        Row([PREFIX] * 3 + [CONTINUATION], 0, 1.0, old=old(1, 2, 0.5, 1.1)),
-        Row([POLICY] * 3 + [None], 0, 0.0, old=[*old(1.1, 2, 0.5), NAN]),
-    ]
-    batch = to_batch(rows, torch.zeros(2, 4, dtype=torch.int64))
     logp = torch.full((2, 4), half, dtype=torch.float64, requires_grad=True)
     entropy = torch.tensor([[0.1, 0.9, 0.5, NAN], [NAN] * 4], dtype=torch.float64)
-    method = load("prefix_rft", aggregation="token_mean", entropy_keep=1 / 3)
-    out = loss(method, batch, logp, entropy)
+    options = {"aggregation": "token_mean", "entropy_keep": 1 / 3}
+    step = Step(
+        kind=[[PREFIX] * 3 + [SAMPLED], [SAMPLED] * 3 + [PAD]],
+        reward=[1.0, 0.0],
+        group=[0, 0],
+        logp=logp,
+        entropy=entropy,
+        old=[old(1, 2, 0.5, 1.1), [*old(1.1, 2, 0.5), NAN]],
+        o=options,
+    )
+    out = loss(load("prefix_rft", **options), batch_of(step), logp, entropy)
     assert out.loss.item() == pytest.approx(0.8 / 7, abs=1e-12)
     expected = torch.tensor([[0, 0, 0, 0.55], [-0.55, -1.0, 0, 0]], dtype=torch.float64) / -7
     assert (grads(out.loss, logp)[0] - expected).abs().max() < 1e-12
-    rule = Rule(aggregation="token_mean", keep=Fraction(1, 3))
-    assert oracle.step_loss(rule, rows, logp, entropy).item() == pytest.approx(0.8 / 7, abs=1e-12)
+    again = FORMULAS["prefix_rft"](step)
+    assert again.item() == pytest.approx(0.8 / 7, abs=1e-12)
+    assert (grads(again, logp)[0] - expected).abs().max() < 1e-12
 
 
 # --- invariants -------------------------------------------------------------------------------
@@ -525,8 +464,8 @@ def test_weights_leave_the_regularisers_alone() -> None:
 def test_a_coefficient_follows_the_step() -> None:
     """CHORD's shape: (1 - mu) policy + mu demonstration, mu from 1 to 0 over 4 steps."""
     streams = (
-        Stream("policy", (POLICY,), coefficient=linear(0.0, 1.0, 4)),
-        Stream("demonstration", (DEMO,), "logp", 1.0, coefficient=linear(1.0, 0.0, 4)),
+        Stream("policy", ("policy",), coefficient=linear(0.0, 1.0, 4)),
+        Stream("demonstration", ("demonstration",), "logp", 1.0, coefficient=linear(1.0, 0.0, 4)),
     )
     method = Method("mix", streams, rows=RandomPrefix(num_demonstrations=1))
     _, batch, _, logp, entropy = make(14, hybrid=False, weight=False)
@@ -540,7 +479,7 @@ def test_a_coefficient_follows_the_step() -> None:
 
 
 def test_an_open_coefficient_spans_the_run() -> None:
-    method = Method("fade", (Stream("p", (POLICY,), coefficient=linear(1.0, 0.0)),))
+    method = Method("fade", (Stream("p", ("policy",), coefficient=linear(1.0, 0.0)),))
     _, batch, _, logp, _ = make(15)
     start = loss(method, batch, logp, step=0, total_steps=10).loss.item()
     assert start != 0

@@ -5,16 +5,16 @@ Every test runs over all methods that it can concern, as their data says.
 
 from dataclasses import dataclass, replace
 
-import formulas_mixed
 import pytest
 import torch
-from formulas import LAYOUT, Step
 from test_formulas import batch_of, targets_of
 from torch import Tensor
 
 from prefix_rft.core import Batch, Method, Stream, Targets, advantages, loss, prepare
 from prefix_rft.core.weights import Scores
 from prefix_rft.methods import BUILT_IN, load
+from second.objective import LAYOUT, Step
+from second.objective.random_steps import make
 
 NAN, INF = float("nan"), float("inf")
 GROUPED = ("group", "sampled_group", "policy_group", "hybrid_group", "batch")
@@ -50,7 +50,7 @@ def case(name: str | Method, layout: str | None = None, seed: int = 0) -> Case:
     method = load(name) if isinstance(name, str) else name
     if layout is None:
         layout = "contrast" if method.contrast is not None else "everything"
-    step = formulas_mixed.make(layout, seed)
+    step = make(layout, seed)
     batch = batch_of(step, method)
     logp, entropy = (x.detach().clone() for x in (step.logp, step.entropy))
     targets = targets_of(method, step, batch, entropy)

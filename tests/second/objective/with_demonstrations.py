@@ -1,21 +1,17 @@
-"""More of ``formulas``: demonstrations and rewards in one loss, and contrasts; and random steps.
-
-Imports nothing of the package.
-"""
+"""Methods that train whole demonstrations: alone, beside rewards, or against rollouts."""
 
 import math
-import random
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from formulas import (
+from torch import Tensor
+
+from second.objective.parts import (
     ALL,
     DEMO,
-    HYBRID,
     OWN,
-    PAD,
     POLICY,
-    PREFIX,
-    PROMPT,
     ROLL,
     ROLLOUTS,
     SAMPLED,
@@ -25,11 +21,11 @@ from formulas import (
     advantage,
     extras,
     method,
+    most_uncertain,
     over,
     policy_gradient,
     ppo,
 )
-from torch import Tensor
 
 CONST = "sum_over_const"
 
@@ -43,30 +39,66 @@ def times(c: float, gains: Gains) -> Gains:
     return {k: c * v for k, v in gains.items()}
 
 
-@method("one", "std", "no clip", "hybrid out of the baseline", "denominator 1", "no selection",
-        "lowest entropy", "prefix frozen", "only kept counted")  # fmt: skip
-def prefix_rft(s: Step) -> Tensor:
-    """arXiv 2507.01679 v3 Eq. 3: one ratio and one advantage for prefix and continuation; of the
-    prefix tokens of the step only the 20 % with the highest entropy (section 3)."""
-    pool = [(i, t) for i in s.rows(HYBRID) for t in s.at(i, PREFIX)]
-    sign = 1 if s.wrong == "lowest entropy" else -1
-    pool.sort(key=lambda x: sign * s.H[x[0]][x[1]].item())
-    keep = set(pool[: math.ceil(0.2 * len(pool) - 1e-9)])
-    if s.wrong == "no selection":
-        keep = set(pool)
-    if s.wrong == "prefix frozen":
-        keep = set()
+# ---- demonstrations alone ------------------------------------------------------------------------
+
+
+def likelihood(s: Step, weight: Callable[[int], list[Any]], how: str = "token_mean") -> Tensor:
+    """Weighted maximum likelihood of whole demonstrations."""
     gains: Gains = {}
-    for i in s.rows(*ROLLOUTS):
-        kinds = (POLICY,) if s.wrong == "hybrid out of the baseline" else ROLLOUTS
-        A = advantage(s, i, s.mates(i, *kinds))
-        for t in s.sampled(i) + [t for t in s.at(i, PREFIX) if (i, t) in keep]:
-            one = s.wrong == "denominator 1" and s.kind[i][t] == PREFIX
-            gains[i, t] = ppo(s, s.lp[i][t].exp() if one else s.rho(i, t), A)
-    counted = OWN if s.wrong == "only kept counted" else ROLL
-    return over(s, gains, counted, "token_mean" if counted == OWN else CONST) + extras(
-        s, ROLL, CONST
-    )
+    for i in s.rows(WHOLE):
+        tokens = s.at(i, DEMO)
+        for t, w in zip(tokens, weight(i), strict=True):
+            gains[i, t] = w * s.lp[i][t]
+    counted = ALL if s.wrong == "rollouts counted" else (DEMO,)
+    return over(s, gains, counted, how)
+
+
+@method("demo", "rollouts counted")
+def sft(s: Step) -> Tensor:
+    """Cross-entropy, the mean over all target tokens of the step."""
+    return likelihood(s, lambda i: [1.0] * len(s.at(i, DEMO)))
+
+
+@method("demo", "attached", "no weight", "rollouts counted")
+def dft(s: Step) -> Tensor:
+    """arXiv 2508.05629: ``sg(pi) log pi``."""
+    power = 0.0 if s.wrong == "no weight" else 1.0
+    return likelihood(s, lambda i: [s.held(s.lp[i][t].exp() ** power) for t in s.at(i, DEMO)])
+
+
+@method("demo", "attached", "ratio of the sequence", "no cap")
+def iw_sft(s: Step) -> Tensor:
+    """arXiv 2507.12856, the authors' IwSFTLoss: ``clamp(exp(mean log pi/pi_ref), 0, 16)``."""
+
+    def weight(i: int) -> list[Any]:
+        logs = [s.lp[i][t] - s.ref[i][t] for t in s.at(i, DEMO)]
+        mean = torch.stack(logs).sum() / (1 if s.wrong == "ratio of the sequence" else len(logs))
+        w = (s.o.get("temperature", 1.0) * mean).exp()
+        cap = math.inf if s.wrong == "no cap" else s.o.get("cap", 16.0)
+        return [s.held(w.clamp(max=cap))] * len(logs)
+
+    return likelihood(s, weight)
+
+
+@method("demo", "attached", "no beta in x", "no floor")
+def fdiv_sft(s: Step) -> Tensor:
+    """``beta phi'(beta log pi/pi_ref)`` for phi = x, x - x^2/4 or x/(1+x); held in 0 to 16."""
+
+    def one(i: int, t: int) -> Any:
+        beta = s.o.get("beta", 1.0)
+        x = (s.lp[i][t] - s.ref[i][t]) * (1.0 if s.wrong == "no beta in x" else beta)
+        kind = s.o.get("divergence", "pearson")
+        if kind == "squared_hellinger":
+            slope = 1 / (1 + x) ** 2 if x.item() > -1 else x * 0 + math.inf
+        else:
+            slope = 1 - x / 2 if kind == "pearson" else 0 * x + 1
+        floor = -math.inf if s.wrong == "no floor" else s.o.get("floor", 0.0)
+        return s.held((beta * slope).clamp(floor, s.o.get("cap", 16.0)))
+
+    return likelihood(s, lambda i: [one(i, t) for t in s.at(i, DEMO)])
+
+
+# ---- demonstrations and rewards -----------------------------------------------------------------
 
 
 @method("demo", "std", "clip", "demo out of the baseline", "denominator old", "no shaping",
@@ -79,7 +111,7 @@ def luffy(s: Step) -> Tensor:
     for i in s.rows(*ROLLOUTS, WHOLE):
         A = advantage(s, i, s.mates(i, *kinds))
         for t in s.sampled(i):
-            gains[i, t] = ppo(s, s.rho(i, t), A) if s.wrong == "clip" else A * s.rho(i, t)
+            gains[i, t] = ppo(s, i, t, A) if s.wrong == "clip" else A * s.rho(i, t)
         for t in s.at(i, DEMO):
             x = s.rho(i, t) if s.wrong == "denominator old" else s.lp[i][t].exp()
             gamma = s.o.get("gamma", 0.1)
@@ -132,7 +164,7 @@ def relift(s: Step) -> Tensor:
     for i in s.rows(*ROLLOUTS):
         A = advantage(s, i, s.mates(i, *kinds))
         for t in s.sampled(i):
-            gains[i, t] = ppo(s, s.rho(i, t), A) if s.wrong == "clip" else A * s.rho(i, t)
+            gains[i, t] = ppo(s, i, t, A) if s.wrong == "clip" else A * s.rho(i, t)
     sft = times(0.0 if s.wrong == "no demonstration" else 1.0, nll(s, s.rows(WHOLE)))
     rl = over(s, gains, ROLL, CONST) + extras(s, ROLL, CONST, coef=0.001)
     if s.wrong == "one normaliser":
@@ -173,7 +205,7 @@ def hpt(s: Step) -> Tensor:
     for i in s.rows(POLICY):
         A = advantage(s, i, s.mates(i, *kinds))
         for t in s.sampled(i):
-            rl[i, t] = ppo(s, s.rho(i, t), A) if s.wrong == "clip" else A * s.rho(i, t)
+            rl[i, t] = ppo(s, i, t, A) if s.wrong == "clip" else A * s.rho(i, t)
     sft = times(s.o.get("sft_coef", 1.0), nll(s, s.rows(WHOLE)))
     is_rl = {}
     for g, R in own_rewards(s).items():
@@ -228,13 +260,12 @@ def rl_sft(s: Step) -> Tensor:
         "kept alone counted", "demo in the baseline")  # fmt: skip
 def mifo(s: Step) -> Tensor:
     """arXiv 2510.04454: GRPO; SFT on the 20 % of each demonstration with the highest entropy."""
-    sft, keep = nll(s, s.rows(WHOLE)), set()
+    sft = nll(s, s.rows(WHOLE))
     pools = [[k for k in sft if k[0] == i] for i in s.rows(WHOLE)]
-    for pool in [list(sft)] if s.wrong == "ranked together" else pools:
-        sign = 1 if s.wrong == "lowest entropy" else -1
-        ranked = sorted(pool, key=lambda x: sign * s.H[x[0]][x[1]].item())
-        share = 1.0 if s.wrong == "all tokens" else s.o.get("entropy_keep", 0.2)
-        keep |= set(ranked[: math.ceil(share * len(pool) - 1e-9)])
+    if s.wrong == "ranked together":
+        pools = [list(sft)]
+    share = 1.0 if s.wrong == "all tokens" else s.o.get("entropy_keep", 0.2)
+    keep = most_uncertain(s, pools, share)
     n = len(keep) if s.wrong == "kept alone counted" else len(sft)
     how = "token_mean"
     rl = over(s, policy_gradient(s, True), ROLL, how) + extras(s, ROLL, how)
@@ -269,7 +300,7 @@ def discriminative(s: Step) -> Tensor:
     averaged = s.o.get("averaged", False)
     tau, gamma = (0.3, 0.9) if averaged else (1.0, 0.85)
     tau, gamma = s.o.get("tau", tau), s.o.get("gamma", gamma)
-    total = 0.0 * s.logp[0, 0]
+    total = s.zero
     for g, y, negatives in pairs(s):
         seq, score = {}, {}
         for i in (y, *negatives):
@@ -295,7 +326,7 @@ def irft(s: Step) -> Tensor:
     """arXiv 2405.17888 (one stage: SPIN): ``-log sigmoid(beta [log pi/pi_k (y) - log pi/pi_k
     (y')])``, literally; the mean over pairs, then over demonstrations."""
     beta = s.o.get("beta_contrast", 0.1)
-    total = 0.0 * s.logp[0, 0]
+    total = s.zero
     for _, y, negatives in pairs(s):
         gain = {}
         for i in (y, *negatives):
@@ -308,70 +339,3 @@ def irft(s: Step) -> Tensor:
             one = (1 - d).relu() if s.wrong == "hinge" else -torch.nn.functional.logsigmoid(d)
             total = total + one / (1 if s.wrong == "pairs summed" else len(negatives))
     return total / (1.3 if s.wrong == "normaliser" else 1.0) / len(s.rows(WHOLE))
-
-
-# ---- random steps --------------------------------------------------------------------------------
-
-NAN = float("nan")
-REWARDS = (
-    [1.0, 0.0, 0.0, 0.0],  # right at a rate of 1/4
-    [1.0, 0.5, 1.0],  # all right, not flat
-    [0.0, 0.0, 0.0],
-    [1.0, NAN, 0.0, 0.5],
-    [1.0],  # alone
-    [-1.0, 0.0, -0.5],  # all wrong, not flat
-    [1.0, 1.0],
-    [NAN, NAN],
-)
-DEMOS = {
-    "demo": {0: 1, 1: 1, 2: 1, 3: 2, 5: 1, 7: 1, 8: 1},  # not 4 and 6; 8 has nothing else
-    "contrast": {0: 1, 1: 1, 2: 1, 3: 1, 5: 1, 8: 1},
-    "everything": {0: 1, 1: 1, 2: 1, 3: 2, 5: 1, 7: 1, 8: 1},
-}
-WITH_PREFIX = {
-    "one": {0: 1, 1: 1, 2: 1, 3: 1, 5: 1},
-    "half": {0: 2, 1: 1, 2: 2, 3: 2, 4: 1, 5: 1},
-    "hint": {0: 4, 1: 3, 2: 3, 3: 4, 4: 1},
-    "everything": {0: 2, 1: 1, 3: 2, 5: 2},
-}
-
-
-def make(layout: str, seed: int, old: bool = True, square: bool = False) -> Step:
-    """Rows of ragged lengths in shuffled groups, some with a prompt token inside the tensors.
-
-    ``square`` pads them until there are as many positions as rows.
-    """
-    rng = random.Random(f"{layout}:{seed}")
-    rows: list[tuple[list[str], float, int]] = []
-    for g, rewards in enumerate([*REWARDS, []]):
-        hybrid = WITH_PREFIX.get(layout, {}).get(g, 0)
-        length = rng.randint(1, 4)  # a group shares its hint
-        for n, reward in enumerate(rewards):
-            prefix = [PREFIX] * length if n < hybrid else []
-            rows.append(([*prefix, *[SAMPLED] * rng.randint(1, 5)], reward, g))
-        for _ in range(DEMOS.get(layout, {}).get(g, 0)):
-            reward = rng.choice([1.0, 1.0, 0.5, NAN]) if g else 1.0
-            rows.append(([DEMO] * rng.randint(2, 9), reward, g))
-    rng.shuffle(rows)
-    kinds = [[PROMPT] * (rng.random() < 0.3) + kind for kind, _, _ in rows]
-    T = len(kinds) if square else max(map(len, kinds))
-    kinds = [row + [PAD] * (T - len(row)) for row in kinds]
-    dice = torch.Generator().manual_seed(seed)
-    B = len(rows)
-    logits = 1.5 * torch.randn(B, T, 7, generator=dice, dtype=torch.float64)
-    tokens = torch.randint(0, 7, (B, T), generator=dice)
-    noise = torch.randn(2, B, T, generator=dice, dtype=torch.float64)
-    step = Step(
-        kinds,
-        [reward for _, reward, _ in rows],
-        [3 * g - 2 for _, _, g in rows],
-        tokens,
-        logits.requires_grad_(),
-        None,
-        [],
-        [rng.random() < 0.3 for _ in rows],
-    )
-    logp = step.logp.detach()
-    step.ref = (logp + 0.5 * noise[0]).tolist()
-    step.old = (logp + 0.3 * noise[1]).tolist() if old else None
-    return step
