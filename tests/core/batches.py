@@ -101,3 +101,21 @@ def agree(
             b = b.where(batch.response_mask_BT, 0.0)
         same &= bool((a - b).abs().max() < 1e-10)
     return same
+
+
+def small(**changes: Any) -> Batch:
+    """A plain row with two prompt tokens, a hybrid row, a demonstration, a row masked out."""
+    body = [[0, 0, 1, 1], [1, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0]]
+    mask = torch.tensor(body).bool()
+    prefix, demo = torch.zeros_like(mask), torch.zeros_like(mask)
+    prefix[1, :2], demo[2, 1:3] = True, True
+    parts = {
+        "tokens_BT": torch.arange(16).reshape(4, 4),
+        "response_mask_BT": mask,
+        "prefix_mask_BT": prefix,
+        "demo_mask_BT": demo,
+        "old_logp_BT": torch.zeros(4, 4),
+        "reward_B": torch.tensor([0.0, 1.0, math.nan, 0.5]),
+        "group_B": torch.tensor([3, 3, 3, 9]),
+    }
+    return Batch(**{**parts, **changes})

@@ -1,7 +1,13 @@
 """Group baselines by hand."""
 
+import math
+from fractions import Fraction
+from typing import Any
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from prefix_rft.core import advantages, group_advantage
 from prefix_rft.methods import load
@@ -93,3 +99,75 @@ def test_refusals() -> None:
         adv([float("inf"), 0], [0, 0])
     with pytest.raises(ValueError, match="of one length"):
         adv([1, 0], [0])
+
+
+@st.composite
+def grouped(draw: Any) -> tuple[list, list, list]:
+    n = draw(st.integers(1, 14))
+    reward = draw(
+        st.lists(st.sampled_from([0.0, 1.0, 0.1, 0.9, -2.5, NAN]), min_size=n, max_size=n)
+    )
+    group = draw(st.lists(st.sampled_from([0, -9, 2**40]), min_size=n, max_size=n))
+    include = draw(st.lists(st.booleans(), min_size=n, max_size=n))
+    return reward, group, include
+
+
+@settings(max_examples=150, deadline=None)
+@given(grouped(), st.booleans(), st.sampled_from(["mean", "mean_std", "leave_one_out"]))
+def test_baselines_are_exact(case: tuple, split: bool, baseline: str) -> None:
+    reward, group, include = case
+    got = group_advantage(
+        torch.tensor(reward, dtype=torch.float64),
+        torch.tensor(group),
+        torch.tensor(include) if split else None,
+        baseline,
+    ).tolist()
+    for i, r in enumerate(reward):
+        mates = [
+            j
+            for j, other in enumerate(reward)
+            if group[j] == group[i] and not math.isnan(other) and (include[j] or not split)
+        ]
+        if math.isnan(r) or mates in ([], [i]):
+            assert got[i] == 0
+            continue
+        values = [Fraction(reward[j]) for j in mates]
+        mean = sum(values) / len(values)
+        if baseline == "leave_one_out" and i in mates:
+            mean = (sum(values) - Fraction(r)) / (len(values) - 1)
+        want = float(Fraction(r) - mean)
+        if baseline == "mean_std":
+            if len(values) == 1 or len(set(values)) == 1:
+                # (R - mean) / (0 + eps) is huge for a row outside a flat baseline: see the report.
+                if want == 0:
+                    assert got[i] == 0
+                continue
+            squares = sum((v - mean) ** 2 for v in values)
+            want /= math.sqrt(squares / (len(values) - 1)) + 1e-6
+        assert got[i] == pytest.approx(want, rel=1e-9, abs=1e-12)
+        if len({*values, Fraction(r)}) == 1:
+            assert got[i] == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_dtype_is_kept_and_flat_is_flat(dtype: torch.dtype) -> None:
+    for value in (0.1, 1 / 3, 0.7, 1e-8, 123.456):
+        for n in (2, 3, 7, 8):
+            for baseline in ("mean", "mean_std", "leave_one_out"):
+                got = group_advantage(
+                    torch.full((n,), value, dtype=dtype),
+                    torch.zeros(n, dtype=torch.int64),
+                    baseline=baseline,
+                )
+                assert got.dtype == dtype
+                assert (got == 0).all()
+
+
+@pytest.mark.parametrize("reward", [[1, 0, 0, 0], [True, False, False, False]], ids=str)
+def test_whole_number_rewards_keep_their_signal(reward: list) -> None:
+    """R - mean = .75, -.25, -.25, -.25, or a refusal; not 0, 0, 0, 0 and not True, True, ..."""
+    try:
+        got = group_advantage(torch.tensor(reward), torch.zeros(4, dtype=torch.int64))
+    except ValueError:
+        return
+    assert got.tolist() == [0.75, -0.25, -0.25, -0.25]

@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from test_traps_planners import group, lengths_of
+from test_planners import group, lengths_of
 
 from prefix_rft.core.planner import (
     Group,

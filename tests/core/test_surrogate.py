@@ -1,18 +1,14 @@
-"""Where an earlier version and its own docstrings, or the formulas, parted ways."""
+"""What a stream gains at a token: clips far out, weights, regularisers, truncated rows."""
 
 from typing import Any
 
 import pytest
 import torch
-from test_oracle_parts import small
+from batches import small
 
-from prefix_rft.core import Batch, Method, Stream, group_advantage, loss
+from prefix_rft.core import Batch, Method, Stream, loss
 from prefix_rft.core.parts import Normaliser
-from prefix_rft.core.schedules import parse
-from prefix_rft.core.select import number_kept
 from prefix_rft.methods import load
-
-GROUP = torch.zeros(4, dtype=torch.int64)
 
 
 def plain(reward: list[float], old: float, **changes: Any) -> Batch:
@@ -29,70 +25,6 @@ def plain(reward: list[float], old: float, **changes: Any) -> Batch:
         "group_B": torch.zeros(n, dtype=torch.int64),
     }
     return Batch(**{**parts, **changes})
-
-
-@pytest.mark.parametrize("reward", [[1, 0, 0, 0], [True, False, False, False]], ids=str)
-def test_whole_number_rewards_keep_their_signal(reward: list) -> None:
-    """R - mean = .75, -.25, -.25, -.25, or a refusal; not 0, 0, 0, 0 and not True, True, ..."""
-    try:
-        got = group_advantage(torch.tensor(reward), GROUP)
-    except ValueError:
-        return
-    assert got.tolist() == [0.75, -0.25, -0.25, -0.25]
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("tokens_BT", torch.zeros(4, 4)),
-        ("group_B", torch.tensor([0.0, 0.5, 1.0, 1.5])),
-        ("truncated_B", torch.tensor([1, 0, 0, 1])),
-    ],
-)
-def test_dtypes_are_checked(name: str, value: torch.Tensor) -> None:
-    """Batch: whole-number tokens and groups, bool truncated; ValueError where dtypes disagree."""
-    with pytest.raises(ValueError, match=name):
-        small(**{name: value})
-
-
-def test_a_row_is_hybrid_or_a_demonstration() -> None:
-    """One row with prefix tokens and whole-demonstration tokens contradicts itself."""
-    batch = small()
-    demo = batch.demo_mask_BT.clone()
-    demo[1, 2] = True
-    with pytest.raises(ValueError, match="mask"):
-        small(demo_mask_BT=demo)
-
-
-@pytest.mark.parametrize(("fraction", "count"), [(1e-6, 1), (1e-9, 5)])
-def test_any_positive_fraction_keeps_one(fraction: float, count: int) -> None:
-    """number_kept: at least one of a non-empty set for any positive fraction."""
-    assert number_kept(fraction, count) == 1
-
-
-@pytest.mark.parametrize(
-    "options", [{"epsilon": "0.2"}, {"const": "9"}, {"num_hybrid": 1.5}, {"const": float("nan")}]
-)
-def test_values_of_a_wrong_type_are_value_errors(options: dict) -> None:
-    """load: ValueError for an unknown value; a recipe may well quote a number."""
-    name = "prefix_rft" if "num_hybrid" in options else "grpo"
-    with pytest.raises(ValueError, match=next(iter(options))):
-        load(name, **options)
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        {"kind": "linear", "start": "a", "end": 1.0},
-        {"kind": "linear", "start": 0.0, "end": 1.0, "steps": "ten"},
-        {"kind": "constant", "start": 0.5, "end": 0.9},
-    ],
-    ids=str,
-)
-def test_schedule_values_are_understood_or_refused(data: dict) -> None:
-    """parse: ValueError where a value is not understood (or, last, would be ignored)."""
-    with pytest.raises(ValueError, match=r"start|steps|end"):
-        parse(data)
 
 
 def test_masking_truncated_rows_needs_to_know_them() -> None:

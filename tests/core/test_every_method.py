@@ -1,67 +1,21 @@
-"""Traps of this family of methods: normalisers, empty streams, detachment, padding, precision.
+"""All methods: normalisers, empty streams, detachment, padding, precision."""
 
-Every test runs over all methods that it can concern, as their data says.
-"""
-
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
-from test_formulas import batch_of, targets_of
+from cases import CONTRASTS, GROUPED, Case, case, gradients, same
 from torch import Tensor
 
-from prefix_rft.core import Batch, Method, Stream, Targets, advantages, loss, prepare
+from prefix_rft.core import Batch, Stream, Targets, advantages, loss, prepare
 from prefix_rft.core.weights import Scores
 from prefix_rft.methods import BUILT_IN, load
-from second.objective import LAYOUT, Step
-from second.objective.random_steps import make
+from second.objective import LAYOUT
 
 NAN, INF = float("nan"), float("inf")
-GROUPED = ("group", "sampled_group", "policy_group", "hybrid_group", "batch")
-CONTRASTS = [n for n in BUILT_IN if load(n).contrast is not None]
 
 
-@dataclass
-class Case:
-    """A step with log-probs and entropies as leaves."""
-
-    method: Method
-    step: Step
-    batch: Batch
-    logp: Tensor
-    entropy: Tensor
-    targets: Targets
-
-    def run(self, targets: Targets | None = None) -> list[Tensor]:
-        """Loss, and its gradients with respect to log-probs and entropies."""
-        value = loss(
-            self.method, self.batch, self.logp, self.entropy, targets=targets or self.targets
-        ).loss
-        return [value.detach(), *gradients(value, self.logp, self.entropy)]
-
-
-def gradients(value: Tensor, *leaves: Tensor) -> tuple[Tensor, ...]:
-    if not value.requires_grad:
-        return tuple(torch.zeros_like(x) for x in leaves)
-    return torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True)
-
-
-def case(name: str | Method, layout: str | None = None, seed: int = 0) -> Case:
-    method = load(name) if isinstance(name, str) else name
-    if layout is None:
-        layout = "contrast" if method.contrast is not None else "everything"
-    step = make(layout, seed)
-    batch = batch_of(step, method)
-    logp, entropy = (x.detach().clone() for x in (step.logp, step.entropy))
-    targets = targets_of(method, step, batch, entropy)
-    return Case(method, step, batch, logp.requires_grad_(), entropy.requires_grad_(), targets)
-
-
-def same(a: list[Tensor], b: list[Tensor]) -> bool:
-    return all(torch.allclose(x, y, rtol=1e-10, atol=1e-14) for x, y in zip(a, b, strict=True))
-
-
-# ---- 1: micro-batches, processes, order ----------------------------------------------------------
+# ---- micro-batches, processes, order -------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
@@ -142,7 +96,7 @@ def test_processes_share_one_normaliser(name: str) -> None:
     assert same(c.run(), [total.detach(), *gradients(total, c.logp, c.entropy)])
 
 
-# ---- 2: empty streams ----------------------------------------------------------------------------
+# ---- empty streams -------------------------------------------------------------------------------
 
 
 def only(c: Case, rows: Tensor) -> Case:
@@ -212,7 +166,7 @@ def test_nothing_to_train(name: str, why: str) -> None:
                 assert not targets.acts_SBT[s].any()
 
 
-# ---- 3: detachment -------------------------------------------------------------------------------
+# ---- detachment ----------------------------------------------------------------------------------
 
 WEIGHTED = [(n, s) for n in BUILT_IN for s in load(n).streams if s.weight is not None]
 
@@ -249,7 +203,7 @@ def test_only_an_entropy_stream_reaches_entropies(name: str) -> None:
     assert bool(c.run()[2].any()) == bonus
 
 
-# ---- 6: padding ----------------------------------------------------------------------------------
+# ---- padding -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
@@ -284,7 +238,7 @@ def test_garbage_is_never_read(name: str, where: str) -> None:
             assert targets.scale_S == c.targets.scale_S
 
 
-# ---- 13: precision -------------------------------------------------------------------------------
+# ---- precision -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
