@@ -9,7 +9,6 @@ import yaml
 
 pytest.importorskip("verl")
 
-import recomputed
 import torch
 import trl_beside
 import verl_runs as cluster
@@ -17,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prefix_rft.cli import main
 from prefix_rft.runs.reader import RunFolder
+from second.step import verl_run
 
 PREFIX = "prefix_rft_prefix_length"
 OF_RECIPES = {
@@ -51,9 +51,7 @@ def sentence(done) -> str:
     return said[0].removeprefix(begins)
 
 
-def agree(
-    again: recomputed.Again, folder: Path, step: int, ranks: int, updates: int, parts: int = 1
-):
+def agree(again: verl_run.Again, folder: Path, step: int, ranks: int, updates: int, parts: int = 1):
     """Loss, gradient norm and weights of a step; its rows."""
     logged = cluster.metrics(folder)[step]
     rows, loss, norm = again.step(step, ranks, updates, parts)
@@ -80,7 +78,7 @@ def first(task: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_prefix_rft_is_computed_again(task: Path, first: Path) -> None:
-    again = recomputed.Again(task, first, recomputed.PREFIX_RFT)
+    again = verl_run.Again(task, first, verl_run.PREFIX_RFT)
     assert again.weights_apart(0) == 0.0
     for step in (1, 2):
         rows = agree(again, first, step, 1, 1)
@@ -89,7 +87,7 @@ def test_prefix_rft_is_computed_again(task: Path, first: Path) -> None:
         logged = cluster.metrics(first)[step]
         hybrid = [r for r in rows if r.prefix]
         assert logged["prefix/row_share"] == pytest.approx(len(hybrid) / 16)
-        tokens = sum(r.prefix for r in rows) / sum(len(r.response) for r in rows)
+        tokens = sum(r.prefix for r in rows) / sum(len(r.completion) for r in rows)
         assert logged["prefix/token_share"] == pytest.approx(tokens)
         assert logged["prefix/reward"] == pytest.approx(sum(r.reward for r in hybrid) / len(hybrid))
         own = [r.reward for r in rows if not r.prefix]
@@ -111,7 +109,7 @@ def test_validation_sees_no_demonstration(task: Path, first: Path) -> None:
     training = [r for r in asked if r["temperature"] == 1]
     assert len(validation) == 4
     assert len(training) == 32
-    again = recomputed.Again(task, first, recomputed.PREFIX_RFT)
+    again = verl_run.Again(task, first, verl_run.PREFIX_RFT)
     test = [json.loads(x) for x in (task / "test.jsonl").read_text().splitlines()][:4]
     tokenizer = AutoTokenizer.from_pretrained(task / "base")
     expected = {tuple(tokenizer(row["prompt"])["input_ids"]) for row in test}
@@ -173,7 +171,7 @@ def test_a_hybrid_over_two_ranks_with_rows_that_fill(task: Path, tmp_path: Path)
         ranks=2,
     )
     ended_well(done)
-    again = recomputed.Again(task, tmp_path, recomputed.LUFFY)
+    again = verl_run.Again(task, tmp_path, verl_run.LUFFY)
     for step in (1, 2):
         text = (tmp_path / f"rollouts/step_{step - 1:06d}.jsonl").read_text()
         written = [json.loads(x) for x in text.splitlines()]
@@ -183,7 +181,7 @@ def test_a_hybrid_over_two_ranks_with_rows_that_fill(task: Path, tmp_path: Path)
         assert len(rows) == 12
         assert sum(r.whole for r in rows) == 3
         as_written = [(x["completion_ids"], x["demonstration"], x["advantage"]) for x in written]
-        expected = [(r.response, r.whole, pytest.approx(r.advantage)) for r in rows]
+        expected = [(r.completion, r.whole, pytest.approx(r.advantage)) for r in rows]
         assert len(written) == 12
         assert all(x in expected for x in as_written)
         assert cluster.metrics(tmp_path)[step]["demonstration/row_share"] == 0.25
@@ -198,7 +196,7 @@ def chord(task: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_another_hybrid_is_computed_again(task: Path, chord: Path) -> None:
-    again = recomputed.Again(task, chord, recomputed.CHORD)
+    again = verl_run.Again(task, chord, verl_run.CHORD)
     for step in (1, 2):
         rows = agree(again, chord, step, 1, 1)
         assert sum(r.whole for r in rows) == 4
@@ -229,7 +227,7 @@ def test_a_kl_term(task: Path, tmp_path: Path) -> None:
     """verl's reference policy gives its log-probs on prefixes, too."""
     done = cluster.run(task, tmp_path, "prefix_rft.reward=countdown", "prefix_rft.beta=0.1")
     ended_well(done)
-    again = recomputed.Again(task, tmp_path, recomputed.WITH_KL)
+    again = verl_run.Again(task, tmp_path, verl_run.WITH_KL)
     for step in (1, 2):
         batch = torch.load(tmp_path / f"look/batch_{step}.pt", weights_only=False)
         assert "ref_log_prob" in batch
@@ -249,7 +247,7 @@ def test_rollouts_that_an_update_interrupts(task: Path, tmp_path: Path) -> None:
         "trainer.total_training_steps=4",
     )
     ended_well(done)
-    again = recomputed.Again(task, tmp_path, recomputed.PREFIX_RFT)
+    again = verl_run.Again(task, tmp_path, verl_run.PREFIX_RFT)
     old, mixed = 0, 0
     for step in (1, 2, 3, 4):
         batch = torch.load(tmp_path / f"look/batch_{step}.pt", weights_only=False)
@@ -286,7 +284,7 @@ def test_samplers_with_machines_of_their_own(task: Path, tmp_path: Path) -> None
         "trainer.total_training_steps=3",
     )
     ended_well(done)
-    again = recomputed.Again(task, tmp_path, recomputed.PREFIX_RFT, 5e-3)
+    again = verl_run.Again(task, tmp_path, verl_run.PREFIX_RFT, 5e-3)
     for step in (1, 2, 3):
         rows = agree(again, tmp_path, step, 1, 1, parts=2)
         assert len(rows) == 16
@@ -405,7 +403,7 @@ def test_prefix_rft_over_two_ranks_and_two_updates(task: Path, tmp_path: Path) -
         ranks=2,
     )
     ended_well(done)
-    again = recomputed.Again(task, tmp_path, recomputed.KEEPS_HALF, 5e-3)
+    again = verl_run.Again(task, tmp_path, verl_run.KEEPS_HALF, 5e-3)
     for step in (1, 2, 3):
         agree(again, tmp_path, step, 2, 2)
 

@@ -11,17 +11,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import family_plain as plain
 import torch
 
 from prefix_rft import DemonstrationTrainer, PrefixRFTTrainer
+from second.step import trl_run
 from tiny import make_imitation_config, make_tokenizer
 
 EVEN = ("wrong", "mixed")
 ODD = (1, 3, 5, 7)
 STEPS = 3
 
-# name -> method, options, fates, examples without demonstration, whether a group is split, settings
+# name -> method, options, rules, examples without demonstration, whether a group is split, settings
 CASES: dict[str, tuple[str, dict[str, Any], tuple[str, ...], tuple[int, ...], bool, dict]] = {
     "luffy": ("luffy", {}, ("mixed",), ODD, False, {}),
     "luffy-split": ("luffy", {"all_wrong": "resample"}, EVEN, (3,), True, {}),
@@ -47,9 +47,9 @@ CASES: dict[str, tuple[str, dict[str, Any], tuple[str, ...], tuple[int, ...], bo
 }
 
 
-def trainer_of(name: str, folder: Path) -> tuple[Any, plain.Recorder]:
-    method, options, fates, missing, split, settings = CASES[name]
-    rows = plain.make_fates(fates * (8 // len(fates)), missing=missing)
+def trainer_of(name: str, folder: Path) -> tuple[Any, trl_run.Recorder]:
+    method, options, rules, missing, split, settings = CASES[name]
+    rows = trl_run.make_rewards(rules * (8 // len(rules)), missing=missing)
     common = {
         "per_device_train_batch_size": 2,
         "gradient_accumulation_steps": 2,
@@ -58,7 +58,7 @@ def trainer_of(name: str, folder: Path) -> tuple[Any, plain.Recorder]:
         "ddp_find_unused_parameters": False,
     }
     if method != "iw_sft":
-        return plain.start(
+        return trl_run.start(
             PrefixRFTTrainer,
             folder,
             method,
@@ -68,9 +68,9 @@ def trainer_of(name: str, folder: Path) -> tuple[Any, plain.Recorder]:
             **common,
             **settings,
         )
-    recorder = plain.Recorder()
+    recorder = trl_run.Recorder()
     trainer = DemonstrationTrainer(
-        plain.sharp_model(),
+        trl_run.sharp_model(),
         make_imitation_config(
             folder,
             method=method,

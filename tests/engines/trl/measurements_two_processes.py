@@ -5,22 +5,21 @@ Usage: measurements_two_processes.py FOLDER
 """
 
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import plain
 import torch
 
 from prefix_rft import PrefixRFTTrainer
+from second.step.trl_run import Recorder
 from tiny import make_config, make_model, make_rows, make_tokenizer, shaped_reward
 
 torch.set_num_threads(1)
 
 
-def train(folder: Path, every: int) -> tuple[Any, plain.Recorder]:
+def train(folder: Path, every: int) -> tuple[Any, Recorder]:
     """A run that measures the gradient every so many steps."""
-    recorder = plain.Recorder()
+    recorder = Recorder()
     trainer = PrefixRFTTrainer(
         make_model(make_tokenizer()),
         shaped_reward,
@@ -50,9 +49,7 @@ def train(folder: Path, every: int) -> tuple[Any, plain.Recorder]:
 folder = Path(sys.argv[1])
 plainly, _ = train(folder / "off", 0)
 trainer, recorder = train(folder, 1)
-records = [
-    {"rows": [asdict(row) for row in r.rows], "weights": r.weights} for r in recorder.records
-]
+records = [r.plain() for r in recorder.records]
 models = [t.accelerator.unwrap_model(t.model).state_dict() for t in (plainly, trainer)]
 torch.save(
     {"records": records, "history": trainer.state.log_history, "models": models},

@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-import plain
 import pytest
 import torch
 from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 from prefix_rft import DemonstrationTrainer, PrefixRFTTrainer
 from prefix_rft.engines.trl.imitation_config import DemonstrationConfig
+from second.step.update import relative_error
 from tiny import make_config, make_model, make_rows, make_tokenizer, shaped_reward
 
 CASES = [
@@ -145,7 +145,7 @@ def test_sft_equals_trls_and_ignores_the_split(tmp_path: Path) -> None:
     theirs.train()
     weights.append([p.detach().clone() for p in theirs.model.parameters()])
     for other in weights[1:]:
-        assert plain.relative_error(other, weights[0]) < 1e-5
+        assert relative_error(other, weights[0]) < 1e-5
 
 
 @pytest.mark.parametrize(

@@ -3,21 +3,22 @@
 from pathlib import Path
 from typing import Any
 
-import plain
 import pytest
-import torch
 
 from prefix_rft import PrefixRFTTrainer
+from second.step.formulas import prefix_rft
+from second.step.trl_run import Record, Recorder, scores, update_of
+from second.step.update import relative_error, selected
 from tiny import make_config, make_model, make_rows, make_tokenizer, shaped_reward
 
 TEMPERATURE = 0.9
 CONST = 24.0
 
 
-def run(tmp_path: Path, **overrides: Any) -> tuple[Any, plain.Recorder]:
+def run(tmp_path: Path, **overrides: Any) -> tuple[Any, Recorder]:
     tokenizer = make_tokenizer()
     settings = {"temperature": TEMPERATURE, "learning_rate": 3e-3, **overrides}
-    recorder = plain.Recorder()
+    recorder = Recorder()
     trainer = PrefixRFTTrainer(
         make_model(tokenizer, layers=2),
         shaped_reward,
@@ -31,27 +32,17 @@ def run(tmp_path: Path, **overrides: Any) -> tuple[Any, plain.Recorder]:
     return trainer, recorder
 
 
-def check_steps(records: list[plain.Record], num_iterations: int) -> list[float]:
+def check_steps(records: list[Record], num_iterations: int) -> list[float]:
     """Every recorded step against the second computation; returns its largest |ratio - 1|."""
-    model = make_model(make_tokenizer(), layers=2)
     spreads = []
     for number, record in enumerate(records):
-        at_rollout = records[number - number % num_iterations].weights
-        model.load_state_dict(at_rollout)
-        with torch.no_grad():
-            old = [plain.logp_and_entropy(model, r, TEMPERATURE)[0] for r in record.rows]
-        model.load_state_dict(record.weights)
-        adv = plain.advantages(record.rows)
-        loss, gradient = plain.step(
-            model, record.rows, old, adv, temperature=TEMPERATURE, fraction=0.2, const=CONST
-        )
-        assert record.loss == pytest.approx(loss, rel=1e-5, abs=1e-8)
-        assert plain.relative_error(record.gradient, gradient) < 1e-5
-        with torch.no_grad():
-            new = [plain.logp_and_entropy(model, r, TEMPERATURE)[0] for r in record.rows]
-        spreads.append(
-            max((a - b).exp().sub(1).abs().max().item() for a, b in zip(new, old, strict=True))
-        )
+        at_rollout = records[number - number % num_iterations]
+        step = update_of(record, at_rollout.weights, temperature=TEMPERATURE)
+        loss = prefix_rft(step)
+        assert record.loss == pytest.approx(loss.item(), rel=1e-5, abs=1e-8)
+        assert relative_error(record.gradient, step.gradient(loss)) < 1e-5
+        ratios = map(step.ratio, range(len(record.rows)))
+        spreads.append(max((r - 1).abs().max().item() for r in ratios))
     return spreads
 
 
@@ -85,36 +76,28 @@ def test_several_updates_per_generation(tmp_path: Path, scope: str) -> None:
     )
     first, second = recorder.records
     generation = [*first.rows, *second.rows]
-    adv = plain.advantages(generation)
-    model = make_model(make_tokenizer(), layers=2)
+    _, entropies = scores(first.weights, generation, TEMPERATURE)
+    pools = {
+        "minibatch": [range(16), range(16, 32)],
+        "step": [range(32)],
+        "row": [range(i, i + 1) for i in range(32)],
+    }
+    keep = {
+        (pool[i], t)
+        for pool in pools[scope]
+        for i, t in selected([generation[j] for j in pool], [entropies[j] for j in pool], 0.2)
+    }
     for number, record in enumerate(recorder.records):
-        model.load_state_dict(first.weights)
-        with torch.no_grad():
-            old = [plain.logp_and_entropy(model, r, TEMPERATURE)[0] for r in record.rows]
-        pools = {
-            "minibatch": [record.rows],
-            "step": [generation],
-            "row": [[r] for r in record.rows],
-        }
-        keep = [k for pool in pools[scope] for k in plain.kept(model, pool, TEMPERATURE, 0.2)]
-        offset = number * len(first.rows)
-        mine = keep[offset : offset + len(record.rows)] if scope == "step" else keep
-        model.load_state_dict(record.weights)
-        original = plain.kept
-        plain.kept = lambda *args, mine=mine: mine  # the selection is given, not recomputed
-        try:
-            _, gradient = plain.step(
-                model,
-                record.rows,
-                old,
-                adv[offset : offset + len(record.rows)],
-                temperature=TEMPERATURE,
-                fraction=0.2,
-                const=CONST,
-            )
-        finally:
-            plain.kept = original
-        assert plain.relative_error(record.gradient, gradient) < 1e-5
+        offset = 16 * number
+        assert record.rows == generation[offset : offset + 16]
+        mine = {(i - offset, t) for i, t in keep if offset <= i < offset + 16}
+        step = update_of(record, first.weights, temperature=TEMPERATURE)
+        gradient = step.gradient(prefix_rft(step, keep=mine))
+        assert relative_error(record.gradient, gradient) < 1e-5
+        # The control: what the policy of this update is most uncertain of.
+        other = step.gradient(prefix_rft(step))
+        if number and scope == "minibatch":
+            assert relative_error(record.gradient, other) > 1e-3
 
 
 def test_the_split_into_micro_batches_changes_nothing(tmp_path: Path) -> None:
@@ -131,7 +114,7 @@ def test_the_split_into_micro_batches_changes_nothing(tmp_path: Path) -> None:
         assert trainer.state.log_history[0]["prefix/kept"] == pytest.approx(0.2, abs=0.02)
     assert all(x == lengths[0] for x in lengths)
     for other in gradients[1:]:
-        assert plain.relative_error(other, gradients[0]) < 1e-5
+        assert relative_error(other, gradients[0]) < 1e-5
 
 
 @pytest.mark.parametrize("aggregation", ["token_mean", "seq_mean_token_mean", "sum_over_const"])
@@ -146,7 +129,7 @@ def test_every_normaliser_ignores_the_split(tmp_path: Path, aggregation: str) ->
             method_options={"aggregation": aggregation},
         )
         gradients.append(recorder.records[0].gradient)
-    assert plain.relative_error(*gradients) < 1e-5
+    assert relative_error(*gradients) < 1e-5
 
 
 def test_sorting_by_length_changes_nothing_but_padding(tmp_path: Path) -> None:
@@ -160,4 +143,4 @@ def test_sorting_by_length_changes_nothing_but_padding(tmp_path: Path) -> None:
             bucket_by_length=sort,
         )
         gradients.append(recorder.records[0].gradient)
-    assert plain.relative_error(*gradients) < 1e-5
+    assert relative_error(*gradients) < 1e-5

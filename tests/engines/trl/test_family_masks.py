@@ -6,7 +6,6 @@ from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
-import family_plain as plain
 import pytest
 import torch
 from peft import LoraConfig
@@ -16,6 +15,9 @@ from transformers import TrainerCallback
 from prefix_rft import DemonstrationTrainer, PrefixRFTTrainer
 from prefix_rft.engines.trl.update.parameter_mask import MaskOptions
 from prefix_rft.support.errors import UserError
+from second.step import formulas, trl_run
+from second.step.update import Row, relative_error
+from second.step.update import score as score_of
 from tables import rest_slow
 from tiny import make_imitation_config, make_rows, make_tokenizer
 
@@ -114,16 +116,16 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor], differing: int = 0) -> bool
 
 
 def run(
-    folder: Path, method: str, mask: dict[str, Any], fates: Any = ("mixed",) * 12, **settings: Any
-) -> tuple[Any, Steps, plain.Recorder]:
+    folder: Path, method: str, mask: dict[str, Any], rules: Any = ("mixed",) * 12, **settings: Any
+) -> tuple[Any, Steps, trl_run.Recorder]:
     steps = Steps()
     if method == "sft":
         settings.pop("options", None)
         settings.pop("num_generations", None)
         batch = settings.pop("per_device_train_batch_size", 8)
-        recorder = plain.Recorder()
+        recorder = trl_run.Recorder()
         steps.trainer = DemonstrationTrainer(
-            plain.sharp_model(),
+            trl_run.sharp_model(),
             make_imitation_config(
                 folder,
                 **{
@@ -138,17 +140,17 @@ def run(
                     **settings,
                 },
             ),
-            train_dataset=plain.make_fates(fates),
+            train_dataset=trl_run.make_rewards(rules),
             processing_class=make_tokenizer(),
             callbacks=[recorder, steps],
         )
         recorder.watch(steps.trainer, "compute_loss")
     else:
-        steps.trainer, recorder = plain.start(
+        steps.trainer, recorder = trl_run.start(
             PrefixRFTTrainer,
             folder,
             method,
-            plain.make_fates(fates),
+            trl_run.make_rewards(rules),
             parameter_mask=mask,
             callbacks=[steps],
             **{"per_device_train_batch_size": 8, **DECAY, **settings},
@@ -156,7 +158,7 @@ def run(
     return steps.trainer, steps, recorder
 
 
-FORMULAS = {"prefix_rft": plain.prefix_rft, "luffy": plain.luffy, "sft": plain.sft}
+FORMULAS = {"prefix_rft": formulas.prefix_rft, "luffy": formulas.luffy, "sft": formulas.sft}
 
 
 @pytest.mark.parametrize(
@@ -183,11 +185,11 @@ def test_only_the_chosen_weights_move(tmp_path: Path, method: str, parts: int) -
     assert first is not None
     size = flat(steps.before[0]).numel()
     assert sum(int(m.sum()) for m in first.values()) == round(0.1 * size)
-    start = plain.sharp_model()
+    start = trl_run.sharp_model()
     for step, record in enumerate(recorder.records):
         steps.check(step)
         assert same(steps.masks[step], first)
-        update = plain.Update(record, record.weights, record.weights)
+        update = trl_run.update_of(record, record.weights, record.weights)
         gradient = update.gradient(FORMULAS[method](update))
         full = dict(zip(first, gradient, strict=True))
         masked = {n: g * first[n] for n, g in full.items()}
@@ -197,7 +199,7 @@ def test_only_the_chosen_weights_move(tmp_path: Path, method: str, parts: int) -
         told = trainer.state.log_history[step]["grad_norm"]
         assert told == pytest.approx(length, rel=1e-4)
         scaled = {n: g * (limit / length) for n, g in masked.items()}
-        error = plain.relative_error(list(steps.used[step].values()), list(scaled.values()))
+        error = relative_error(list(steps.used[step].values()), list(scaled.values()))
         assert error < 1e-4
     for name, p in start.named_parameters():
         assert torch.equal(steps.after[-1][name][~first[name]], p[~first[name]])
@@ -297,7 +299,7 @@ def test_imitation_leaves_alone_what_rewards_have_changed_most(
         tmp_path,
         method,
         {"kind": "mifo", "fraction": 0.2, "history": 0.8},
-        fates=["wrong", "mixed", "mixed", "mixed"] * 4,
+        rules=["wrong", "mixed", "mixed", "mixed"] * 4,
         options={"sft_prompts": 2, **({"unsolved_at": 0.5} if method == "mifo" else {})},
         num_generations=4,
         per_device_train_batch_size=16 // parts,
@@ -310,11 +312,13 @@ def test_imitation_leaves_alone_what_rewards_have_changed_most(
     for step, record in enumerate(recorder.records):
         imitation = record.rows[0].whole
         assert steps.imitation[step] == imitation
-        update = plain.Update(record, record.weights, record.weights)
-        gradient = update.gradient({"mifo": plain.mifo, "relift": plain.relift}[method](update))
+        update = trl_run.update_of(record, record.weights, record.weights)
+        gradient = update.gradient(
+            {"mifo": formulas.mifo, "relift": formulas.relift}[method](update)
+        )
         full = dict(zip(steps.before[step], gradient, strict=True))
         if not imitation:
-            error = plain.relative_error(list(steps.used[step].values()), list(full.values()))
+            error = relative_error(list(steps.used[step].values()), list(full.values()))
             assert error < 1e-5
             change = {n: (steps.after[step][n] - w).abs() for n, w in steps.before[step].items()}
             changes = {n: 0.8 * changes[n] + 0.2 * c if changes else c for n, c in change.items()}
@@ -328,7 +332,7 @@ def test_imitation_leaves_alone_what_rewards_have_changed_most(
         assert same(steps.masks[step], free)
         steps.check(step)
         masked = {n: g * free[n] for n, g in full.items()}
-        error = plain.relative_error(list(steps.used[step].values()), list(masked.values()))
+        error = relative_error(list(steps.used[step].values()), list(masked.values()))
         assert error < 1e-5, f"step {step}"
     assert len(frozen) >= 2
     assert not same(frozen[0], frozen[-1])  # two steps of imitation may follow one another
@@ -340,7 +344,7 @@ def test_in_imitation_too_clipping_sees_the_masked_gradient(tmp_path: Path) -> N
         tmp_path,
         "relift",
         {"kind": "mifo", "fraction": 0.4},
-        fates=["wrong", "mixed", "mixed", "mixed"] * 2,
+        rules=["wrong", "mixed", "mixed", "mixed"] * 2,
         options={"sft_prompts": 1},
         per_device_train_batch_size=16,
         max_steps=2,
@@ -348,8 +352,8 @@ def test_in_imitation_too_clipping_sees_the_masked_gradient(tmp_path: Path) -> N
     trainer.train()
     assert steps.imitation == [False, True]
     record = recorder.records[1]
-    update = plain.Update(record, record.weights, record.weights)
-    gradient = update.gradient(plain.relift(update))
+    update = trl_run.update_of(record, record.weights, record.weights)
+    gradient = update.gradient(formulas.relift(update))
     masked = {n: g * m for g, (n, m) in zip(gradient, steps.masks[1].items(), strict=True)}
     assert trainer.state.log_history[1]["grad_norm"] == pytest.approx(norm(masked), rel=1e-4)
 
@@ -369,12 +373,12 @@ def retain_file(folder: Path) -> tuple[str, list[dict[str, str]]]:
 
 def retain_scores(rows: list[dict[str, str]], score: str) -> dict[str, Tensor]:
     """From the gradient of each demonstration's mean negative log-likelihood."""
-    model, tokenizer = plain.sharp_model(), make_tokenizer()
+    model, tokenizer = trl_run.sharp_model(), make_tokenizer()
     names = [n for n, _ in model.named_parameters()]
     sums: dict[str, Any] = dict.fromkeys(names, 0.0)
     for row in rows:
-        target = [*tokenizer(row["demonstration"])["input_ids"], plain.EOS]
-        logp, _ = plain.score(model, plain.Row(tokenizer(row["prompt"])["input_ids"], target))
+        target = [*tokenizer(row["demonstration"])["input_ids"], trl_run.EOS]
+        logp, _ = score_of(model, Row(tokenizer(row["prompt"])["input_ids"], target))
         gradients = torch.autograd.grad(-logp.mean(), list(model.parameters()))
         for n, g in zip(names, gradients, strict=True):
             sums[n] = sums[n] + (g**2 if score == "fisher" else g)
@@ -393,7 +397,7 @@ def test_what_a_retain_set_needs_is_frozen(tmp_path: Path, method: str) -> None:
     assert same(steps.masks[0], free, differing=4)
     for step, record in enumerate(recorder.records):
         steps.check(step)
-        update = plain.Update(record, record.weights, record.weights)
+        update = trl_run.update_of(record, record.weights, record.weights)
         gradient = update.gradient(FORMULAS[method](update))
         masked = {n: g * m for g, (n, m) in zip(gradient, steps.masks[0].items(), strict=True)}
         assert trainer.state.log_history[step]["grad_norm"] == pytest.approx(norm(masked), rel=1e-4)
@@ -406,7 +410,7 @@ def test_what_a_retain_set_does_not_need_is_zeroed_once(tmp_path: Path) -> None:
     trainer.train()
     scores = {n: -s for n, s in retain_scores(rows, "gradient").items()}
     least = top(scores, 0.3, "local")
-    start = dict(plain.sharp_model().named_parameters())
+    start = dict(trl_run.sharp_model().named_parameters())
     zeroed = {n: (w == 0) & (start[n] != 0) for n, w in steps.before[0].items()}
     assert same(zeroed, {n: m & (start[n] != 0) for n, m in least.items()}, differing=8)
     for n, w in steps.before[0].items():
@@ -414,8 +418,8 @@ def test_what_a_retain_set_does_not_need_is_zeroed_once(tmp_path: Path) -> None:
     moved = steps.moved(0)
     assert sum(int(m[zeroed[n]].sum()) for n, m in moved.items()) > 100
     for record in recorder.records:
-        update = plain.Update(record, record.weights, record.weights)
-        error = plain.relative_error(record.gradient, update.gradient(plain.luffy(update)))
+        update = trl_run.update_of(record, record.weights, record.weights)
+        error = relative_error(record.gradient, update.gradient(formulas.luffy(update)))
         assert error < 1e-5
 
 
@@ -446,7 +450,7 @@ def test_a_resumed_run_has_the_mask(
     if mask["kind"] == "retain":
         mask = {**mask, "data": retain_file(tmp_path)[0]}
     settings = {
-        "fates": ["wrong", "mixed"] * 8,
+        "rules": ["wrong", "mixed"] * 8,
         "max_steps": 6 if "update_every" in mask else 4,
         "save_strategy": "steps",
         "save_steps": 1,
@@ -464,11 +468,11 @@ def test_a_resumed_run_has_the_mask(
 
 def test_a_checkpoint_without_mask_is_refused(tmp_path: Path) -> None:
     settings = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
-    trainer, _ = plain.start(
+    trainer, _ = trl_run.start(
         PrefixRFTTrainer,
         tmp_path,
         "luffy",
-        plain.make_fates(["mixed"] * 8),
+        trl_run.make_rewards(["mixed"] * 8),
         per_device_train_batch_size=8,
         **settings,
     )
@@ -555,13 +559,13 @@ def test_the_mask_of_an_adapter_is_over_the_adapter(
         mask = {**mask, "data": retain_file(tmp_path)[0]}
     torch.manual_seed(0)
     adapter = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-    model = get_peft_model(plain.sharp_model(), adapter)
+    model = get_peft_model(trl_run.sharp_model(), adapter)
     base = {n: p.detach().clone() for n, p in model.named_parameters() if not p.requires_grad}
     trainer, steps, _ = run(
         tmp_path,
         method,
         mask,
-        fates=["wrong", "mixed"] * 8,
+        rules=["wrong", "mixed"] * 8,
         model=model,
         max_steps=5,
         **settings,

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import family_plain as plain
 import pytest
 import torch
 from test_backends import FakeVLLM
@@ -19,6 +18,17 @@ import prefix_rft.engines.trl.rollout.sampler as module
 from prefix_rft import PrefixRFTTrainer
 from prefix_rft.engines.plan import RowPlan
 from prefix_rft.support.errors import UserError
+from second.step import formulas, trl_run
+from second.step.update import (
+    ROLLOUT,
+    Row,
+    Update,
+    per,
+    relative_error,
+    row_means,
+    solve_rate,
+    total,
+)
 from tables import rest_slow
 from tiny import make_tokenizer
 
@@ -32,7 +42,7 @@ def ids(text: str) -> list[int]:
 
 def demonstrations(dataset: Any, example: int) -> list[list[int]]:
     """Token ids of an example's demonstrations, EOS included."""
-    return [[*ids(d), plain.EOS] for d in dataset[example]["demonstration"]]
+    return [[*ids(d), trl_run.EOS] for d in dataset[example]["demonstration"]]
 
 
 @dataclass
@@ -51,11 +61,11 @@ class Attempt:
         """Of the sampled rows of a row's group."""
         group = self.plans[i].group
         rows = [
-            plain.Row([], [], reward=r)
+            Row([], [], reward=r)
             for p, r in zip(self.plans, self.rewards, strict=True)
             if p.group == group and not p.whole
         ]
-        return plain.solve_rate(rows)
+        return solve_rate(rows)
 
 
 class Watch:
@@ -118,7 +128,7 @@ class Watch:
 
 
 def run(tmp_path: Path, method: str, rows: Any, **settings: Any) -> tuple[Any, Any, Watch]:
-    trainer, recorder = plain.start(PrefixRFTTrainer, tmp_path, method, rows, **settings)
+    trainer, recorder = trl_run.start(PrefixRFTTrainer, tmp_path, method, rows, **settings)
     watch = Watch(trainer)
     trainer.train()
     return trainer, recorder, watch
@@ -167,8 +177,8 @@ def check_resampled(watch: Watch, wrong: bool, right: bool, attempts: int, first
     return many
 
 
-def grpo_with_entropy(u: plain.Update) -> torch.Tensor:
-    return plain.grpo(u) + plain.row_means([0.01 * u.H[i] for i in u.of(*plain.ROLLOUT)])
+def grpo_with_entropy(u: Update) -> torch.Tensor:
+    return formulas.grpo(u) + row_means([0.01 * u.H[i] for i in u.of(*ROLLOUT)])
 
 
 @pytest.mark.parametrize(
@@ -176,11 +186,11 @@ def grpo_with_entropy(u: plain.Update) -> torch.Tensor:
     [
         ("grpo", {"all_wrong": "resample", "entropy_coef": 0.01}, 1, 0, grpo_with_entropy),
         pytest.param(
-            *("grpo", {"all_right": "resample", "attempts": 1}, 0, 1, plain.grpo),
+            *("grpo", {"all_right": "resample", "attempts": 1}, 0, 1, formulas.grpo),
             marks=pytest.mark.slow,
         ),
         pytest.param(
-            *("luffy", {"all_wrong": "resample", "attempts": 2}, 1, 0, plain.luffy),
+            *("luffy", {"all_wrong": "resample", "attempts": 2}, 1, 0, formulas.luffy),
             marks=pytest.mark.slow,
         ),
         (
@@ -188,11 +198,11 @@ def grpo_with_entropy(u: plain.Update) -> torch.Tensor:
             {"all_wrong": "resample", "all_right": "resample", "num_hybrid": 2, "attempts": 2},
             1,
             1,
-            plain.prefix_rft,
+            formulas.prefix_rft,
         ),
-        ("dapo", {"attempts": 4}, 1, 1, plain.dapo),
+        ("dapo", {"attempts": 4}, 1, 1, formulas.dapo),
         pytest.param(
-            *("bread", {"all_wrong": "resample", "attempts": 1}, 1, 0, plain.bread),
+            *("bread", {"all_wrong": "resample", "attempts": 1}, 1, 0, formulas.bread),
             marks=pytest.mark.slow,
         ),
     ],
@@ -204,11 +214,11 @@ def test_flat_groups_give_way_to_other_prompts(
     options: dict,
     wrong: int,
     right: int,
-    formula: Callable[[plain.Update], torch.Tensor],
+    formula: Callable[[Update], torch.Tensor],
 ) -> None:
     """What is still flat in the end is in no sum and in no normaliser, and nothing is told of the
     attempts that were given up."""
-    dataset = plain.make_fates(MIX * 2, missing=(3, 5))
+    dataset = trl_run.make_rewards(MIX * 2, missing=(3, 5))
     trainer, recorder, watch = run(
         tmp_path,
         method,
@@ -227,10 +237,10 @@ def test_flat_groups_give_way_to_other_prompts(
         last = watch.generations[n][-1]
         flat = [last.rate(i) in rates for i in range(16)]
         assert rows["row_dropped"].tolist() == flat
-        step = plain.Update(plain.without(record, *rates), record.weights, record.weights)
+        step = trl_run.update_of(trl_run.without(record, *rates), record.weights, record.weights)
         loss = formula(step)
         assert record.loss == pytest.approx(loss.item(), rel=1e-5, abs=1e-7)
-        assert plain.relative_error(record.gradient, step.gradient(loss)) < 1e-5
+        assert relative_error(record.gradient, step.gradient(loss)) < 1e-5
     check_metrics(watch)
     assert watch.logged["groups/resampled"] == pytest.approx(share_sampled_again(watch))
     check_files(tmp_path, watch)
@@ -300,12 +310,12 @@ def check_files(folder: Path, watch: Watch) -> None:
             k = line["prefix_length"]
             assert not k or line["completion_ids"][:k] in [d[:k] for d in known]
             assert not line["demonstration"] or line["completion_ids"] in known
-            ids = [t for t in last.completions[i] if t not in (plain.PAD, plain.EOS)]
+            ids = [t for t in last.completions[i] if t not in (trl_run.PAD, trl_run.EOS)]
             text = TOKENIZER.decode(ids)
             example = dataset[plan.example]
-            reward = plain.reward_of(text, example["demonstration"], example["fate"])
+            reward = trl_run.reward_of(text, example["demonstration"], example["rule"])
             assert line["reward"] == reward
-            assert line["truncated"] == (last.completions[i][-1] != plain.EOS)
+            assert line["truncated"] == (last.completions[i][-1] != trl_run.EOS)
             origin = "demonstration" if plan.whole else "continuation" if plan.prefix else "policy"
             mine = [s for s, stream in enumerate(streams) if origin in stream.tokens]
             assert line["advantage"] == rows["row_advantages"][i, mine[0] if mine else 0].item()
@@ -327,7 +337,7 @@ def test_a_group_that_stays_as_it_is_is_not_told_as_sampled_again(tmp_path: Path
     _, _, watch = run(
         tmp_path,
         "grpo",
-        plain.make_fates(["wrong", "right", "wrong", "wrong"], missing=(2, 3)),
+        trl_run.make_rewards(["wrong", "right", "wrong", "wrong"], missing=(2, 3)),
         options={"all_wrong": how},
         max_steps=1,
         logging_steps=100,
@@ -343,7 +353,7 @@ def test_the_same_seed_takes_the_same_prompts(tmp_path: Path) -> None:
         _, _, watch = run(
             tmp_path / name,
             "grpo",
-            plain.make_fates(["wrong"] * 64),
+            trl_run.make_rewards(["wrong"] * 64),
             options={"all_wrong": "resample", "attempts": 2},
             max_steps=2,
             seed=seed,
@@ -363,7 +373,7 @@ def test_attempts_are_bounded_and_what_fails_for_good_trains_nothing(tmp_path: P
     trainer, recorder, watch = run(
         tmp_path,
         "grpo",
-        plain.make_fates(["wrong"] * 8),
+        trl_run.make_rewards(["wrong"] * 8),
         options={"all_wrong": "resample", "attempts": 2, "entropy_coef": 0.1},
         max_steps=2,
         logging_steps=100,
@@ -376,26 +386,26 @@ def test_attempts_are_bounded_and_what_fails_for_good_trains_nothing(tmp_path: P
         assert not any(g.any() for g in record.gradient)
     assert watch.logged["groups/dropped"] == [1.0, 1.0]
     assert watch.logged["groups/resampled"] == [1.0, 1.0]
-    start = plain.sharp_model().state_dict()
+    start = trl_run.sharp_model().state_dict()
     for name, weight in trainer.model.state_dict().items():
         assert torch.equal(weight, start[name])
 
 
-def luffy_with_more_entropy(u: plain.Update) -> torch.Tensor:
-    return plain.luffy(u, entropy=0.1)
+def luffy_with_more_entropy(u: Update) -> torch.Tensor:
+    return formulas.luffy(u, entropy=0.1)
 
 
-DROPPING: list[tuple[str, dict, Callable[[plain.Update], torch.Tensor]]] = [
-    ("grpo", {"all_wrong": "drop"}, plain.grpo),
-    ("grpo", {"all_wrong": "drop", "all_right": "drop"}, plain.grpo),
+DROPPING: list[tuple[str, dict, Callable[[Update], torch.Tensor]]] = [
+    ("grpo", {"all_wrong": "drop"}, formulas.grpo),
+    ("grpo", {"all_wrong": "drop", "all_right": "drop"}, formulas.grpo),
     (
         "prefix_rft",
         {"all_right": "drop", "num_hybrid": 2, "prefix_loss": "all"},
-        partial(plain.prefix_rft, fraction=1.0),
+        partial(formulas.prefix_rft, fraction=1.0),
     ),
     ("luffy", {"all_wrong": "drop", "entropy_coef": 0.1}, luffy_with_more_entropy),
-    ("dapo", {"all_wrong": "drop", "all_right": "drop"}, plain.dapo),
-    ("pope", {"all_wrong": "drop", "first_ratio": 0.4}, plain.pope),
+    ("dapo", {"all_wrong": "drop", "all_right": "drop"}, formulas.dapo),
+    ("pope", {"all_wrong": "drop", "first_ratio": 0.4}, formulas.pope),
 ]
 
 
@@ -410,13 +420,13 @@ def test_dropped_groups_are_in_no_normaliser(
     tmp_path: Path,
     method: str,
     options: dict,
-    formula: Callable[[plain.Update], torch.Tensor],
+    formula: Callable[[Update], torch.Tensor],
     parts: int,
 ) -> None:
     _, recorder, watch = run(
         tmp_path,
         method,
-        plain.make_fates(MIX),
+        trl_run.make_rewards(MIX),
         options=options,
         max_steps=2,
         per_device_train_batch_size=16 // parts,
@@ -427,11 +437,11 @@ def test_dropped_groups_are_in_no_normaliser(
     assert [len(g) for g in watch.generations] == [1, 1]
     fewer = 0
     for record in recorder.records:
-        left = plain.without(record, *rates)
-        step = plain.Update(left, record.weights, record.weights)
+        left = trl_run.without(record, *rates)
+        step = trl_run.update_of(left, record.weights, record.weights)
         loss = formula(step)
         assert record.loss == pytest.approx(loss.item(), rel=1e-5, abs=1e-7)
-        assert plain.relative_error(record.gradient, step.gradient(loss)) < 1e-5
+        assert relative_error(record.gradient, step.gradient(loss)) < 1e-5
         fewer += len(record.rows) - len(left.rows)
     assert fewer > 0
     check_metrics(watch)
@@ -443,7 +453,7 @@ def test_prefix_tokens_of_dropped_groups_are_not_ranked(tmp_path: Path, scope: s
     _, recorder, watch = run(
         tmp_path,
         "prefix_rft",
-        plain.make_fates(["right", "mixed", "right", "mixed"] * 2),
+        trl_run.make_rewards(["right", "mixed", "right", "mixed"] * 2),
         options={"all_right": "drop", "num_hybrid": 2, "entropy_scope": scope},
         max_steps=2,
         seed=5,
@@ -452,40 +462,40 @@ def test_prefix_tokens_of_dropped_groups_are_not_ranked(tmp_path: Path, scope: s
     told = watch.logged["prefix/kept"]
     for record, rows, share in zip(recorder.records, watch.trained, told, strict=True):
         assert 8 <= rows["row_dropped"].sum() < 16
-        left = plain.without(record, 1.0)
+        left = trl_run.without(record, 1.0)
         sizes = [r.prefix for r in left.rows if r.prefix]
         pools = sizes if scope == "row" else [sum(sizes)]
         assert share == pytest.approx(sum(math.ceil(0.2 * n - 1e-9) for n in pools) / sum(sizes))
         if scope == "row":
             continue
-        step = plain.Update(left, record.weights, record.weights)
-        loss = plain.prefix_rft(step)
+        step = trl_run.update_of(left, record.weights, record.weights)
+        loss = formulas.prefix_rft(step)
         assert record.loss == pytest.approx(loss.item(), rel=1e-5, abs=1e-7)
-        assert plain.relative_error(record.gradient, step.gradient(loss)) < 1e-5
+        assert relative_error(record.gradient, step.gradient(loss)) < 1e-5
 
 
-def grpo_behind_prefixes(u: plain.Update) -> torch.Tensor:
+def grpo_behind_prefixes(u: Update) -> torch.Tensor:
     """A method of rollouts alone counts prefixes as its own tokens, and trains none of them."""
     values = [
         g.sum() / len(u.lp[i])
-        for i, g in enumerate(plain.after_prefix(u, "std", lambda i: u.mates(i, *plain.ROLLOUT)))
+        for i, g in enumerate(formulas.after_prefix(u, "std", lambda i: u.mates(i, *ROLLOUT)))
     ]
-    return plain.row_means(values)
+    return row_means(values)
 
 
 @pytest.mark.parametrize(
-    ("method", "formula"), [("bread", plain.bread), ("grpo", grpo_behind_prefixes)]
+    ("method", "formula"), [("bread", formulas.bread), ("grpo", grpo_behind_prefixes)]
 )
 def test_prefixes_of_failing_groups_grow(
-    tmp_path: Path, method: str, formula: Callable[[plain.Update], torch.Tensor]
+    tmp_path: Path, method: str, formula: Callable[[Update], torch.Tensor]
 ) -> None:
     """k/(n+1) of the demonstration at the k-th attempt; a group without demonstration stays as it
     is, and so does one that has been solved."""
-    fates = ["wrong", "hint:4", "wrong", "hint:8", "mixed", "never", "hint:12", "right"]
+    rules = ["wrong", "hint:4", "wrong", "hint:8", "mixed", "never", "hint:12", "right"]
     _, recorder, watch = run(
         tmp_path,
         method,
-        plain.make_fates(fates, missing=(2,), several=True),
+        trl_run.make_rewards(rules, missing=(2,), several=True),
         options={"all_wrong": "lengthen"},
         max_steps=2,
         logging_steps=100,
@@ -523,10 +533,10 @@ def test_prefixes_of_failing_groups_grow(
     assert [len(grown[k]) > n for k, n in ((1, 1), (3, 2), (6, 3))] == [True] * 3
     assert not any(rows["row_dropped"].any() for rows in watch.trained)
     for record in recorder.records:
-        step = plain.Update(record, record.weights, record.weights)
+        step = trl_run.update_of(record, record.weights, record.weights)
         loss = formula(step)
         assert record.loss == pytest.approx(loss.item(), rel=1e-5, abs=1e-7)
-        assert plain.relative_error(record.gradient, step.gradient(loss)) < 1e-5
+        assert relative_error(record.gradient, step.gradient(loss)) < 1e-5
     check_metrics(watch)
     check_files(tmp_path, watch)
 
@@ -534,18 +544,18 @@ def test_prefixes_of_failing_groups_grow(
 @pytest.mark.parametrize(
     ("method", "options", "formula"),
     [
-        ("prefix_rft", {"prefix_low": 0.1, "prefix_high": 0.4}, plain.prefix_rft),
-        ("pope", {"first_ratio": 0.3}, plain.pope),
+        ("prefix_rft", {"prefix_low": 0.1, "prefix_high": 0.4}, formulas.prefix_rft),
+        ("pope", {"first_ratio": 0.3}, formulas.pope),
     ],
 )
 def test_only_the_hybrid_rows_grow_where_a_method_has_them(
-    tmp_path: Path, method: str, options: dict, formula: Callable[[plain.Update], torch.Tensor]
+    tmp_path: Path, method: str, options: dict, formula: Callable[[Update], torch.Tensor]
 ) -> None:
     """Half of what was left, and half again; the group's other rows are kept as they are."""
     _, recorder, watch = run(
         tmp_path,
         method,
-        plain.make_fates(["wrong", "hint:12", "mixed", "wrong"] * 2, missing=(3,)),
+        trl_run.make_rewards(["wrong", "hint:12", "mixed", "wrong"] * 2, missing=(3,)),
         options={"all_wrong": "lengthen", **options},
         max_steps=2,
         logging_steps=100,
@@ -571,25 +581,25 @@ def test_only_the_hybrid_rows_grow_where_a_method_has_them(
                 assert attempt.completions[i][:size] == known[:size]
     assert longest == 4
     for record in recorder.records:
-        step = plain.Update(record, record.weights, record.weights)
+        step = trl_run.update_of(record, record.weights, record.weights)
         loss = formula(step)
         assert record.loss == pytest.approx(loss.item(), rel=1e-5, abs=1e-7)
-        assert plain.relative_error(record.gradient, step.gradient(loss)) < 1e-5
+        assert relative_error(record.gradient, step.gradient(loss)) < 1e-5
     check_metrics(watch)
 
 
-def imitated(u: plain.Update) -> list[torch.Tensor]:
+def imitated(u: Update) -> list[torch.Tensor]:
     return [u.lp[i] for i in u.of("demo")]
 
 
-def grpo_or_demonstration(u: plain.Update) -> torch.Tensor:
+def grpo_or_demonstration(u: Update) -> torch.Tensor:
     """Rollouts over rollouts, demonstrations over all rows."""
-    fallback = -plain.total([x.mean() for x in imitated(u)]) / len(u.rows)
-    return plain.grpo(u) + fallback
+    fallback = -total([x.mean() for x in imitated(u)]) / len(u.rows)
+    return formulas.grpo(u) + fallback
 
 
-def prefix_rft_or_demonstration(u: plain.Update) -> torch.Tensor:
-    return plain.prefix_rft(u) + plain.per(len(u.rows) * plain.CONST, imitated(u))
+def prefix_rft_or_demonstration(u: Update) -> torch.Tensor:
+    return formulas.prefix_rft(u) + per(len(u.rows) * trl_run.CONST, imitated(u))
 
 
 @pytest.mark.parametrize(
@@ -597,7 +607,7 @@ def prefix_rft_or_demonstration(u: plain.Update) -> torch.Tensor:
     [
         ("grpo", {}, grpo_or_demonstration),
         ("prefix_rft", {"num_hybrid": 2}, prefix_rft_or_demonstration),
-        ("luffy", {}, plain.luffy),
+        ("luffy", {}, formulas.luffy),
         ("grpo", {"all_right": "resample"}, None),
     ],
     ids=["grpo", "prefix_rft", "luffy", "and-resample"],
@@ -606,13 +616,13 @@ def test_a_demonstration_in_the_place_of_a_first_row(
     tmp_path: Path,
     method: str,
     options: dict,
-    formula: Callable[[plain.Update], torch.Tensor] | None,
+    formula: Callable[[Update], torch.Tensor] | None,
 ) -> None:
     """Nothing is sampled again; a group that has a demonstration, or has none, stays as it is."""
     _, recorder, watch = run(
         tmp_path,
         method,
-        plain.make_fates(["wrong", "mixed", "wrong", "right"] * 3, missing=(2,), several=True),
+        trl_run.make_rewards(["wrong", "mixed", "wrong", "right"] * 3, missing=(2,), several=True),
         options={"all_wrong": "demonstration", **options},
         max_steps=2,
         logging_steps=100,
@@ -649,10 +659,10 @@ def test_a_demonstration_in_the_place_of_a_first_row(
     assert (placed > 0) == (method != "luffy")
     for record in recorder.records:
         if formula is not None:
-            step = plain.Update(record, record.weights, record.weights)
+            step = trl_run.update_of(record, record.weights, record.weights)
             loss = formula(step)
             assert record.loss == pytest.approx(loss.item(), rel=1e-5, abs=1e-7)
-            assert plain.relative_error(record.gradient, step.gradient(loss)) < 1e-5
+            assert relative_error(record.gradient, step.gradient(loss)) < 1e-5
     check_metrics(watch)
     check_files(tmp_path, watch)
 
@@ -663,7 +673,7 @@ def test_rows_without_reward_make_no_group_flat(tmp_path: Path) -> None:
     _, recorder, watch = run(
         tmp_path,
         "grpo",
-        plain.make_fates(
+        trl_run.make_rewards(
             ["never", "patchy", "never", "mixed", "patchy", "patchy", "mixed", "wrong"]
         ),
         options={"all_wrong": "drop", "all_right": "resample"},
@@ -675,15 +685,15 @@ def test_rows_without_reward_make_no_group_flat(tmp_path: Path) -> None:
     for record, generation in zip(recorder.records, watch.generations, strict=True):
         for number, attempt in enumerate(generation):
             for i, plan in enumerate(attempt.plans):
-                if dataset[plan.example]["fate"] == "never":
+                if dataset[plan.example]["rule"] == "never":
                     ungraded += 1
                     assert math.isnan(attempt.rewards[i])
                     assert all(i not in a.asked for a in generation[number + 1 :])
                     assert not watch.trained[attempt.step]["row_dropped"][i]
-        step = plain.Update(plain.without(record, 0.0, 1.0), record.weights, record.weights)
-        loss = plain.grpo(step)
+        step = trl_run.update_of(trl_run.without(record, 0.0, 1.0), record.weights, record.weights)
+        loss = formulas.grpo(step)
         assert record.loss == pytest.approx(loss.item(), rel=1e-5, abs=1e-7)
-        assert plain.relative_error(record.gradient, step.gradient(loss)) < 1e-5
+        assert relative_error(record.gradient, step.gradient(loss)) < 1e-5
     assert ungraded >= 8
     check_metrics(watch)
     check_files(tmp_path, watch)
@@ -695,7 +705,7 @@ def test_help_from_demonstrations_needs_some(tmp_path: Path, how: str) -> None:
         run(
             tmp_path,
             "grpo",
-            plain.make_fates(["mixed"] * 4, missing=range(4)),
+            trl_run.make_rewards(["mixed"] * 4, missing=range(4)),
             options={"all_wrong": how},
         )
 
@@ -704,7 +714,7 @@ def test_a_generation_without_any_reward_trains_nothing(tmp_path: Path) -> None:
     _, recorder, watch = run(
         tmp_path,
         "grpo",
-        plain.make_fates(["never"] * 4),
+        trl_run.make_rewards(["never"] * 4),
         options={"all_wrong": "resample", "all_right": "drop"},
         max_steps=1,
         log_rollouts=True,
@@ -742,11 +752,11 @@ AGAIN = {"all_wrong": "resample", "num_demonstrations": 2}
 def test_other_engines(tmp_path: Path, method: str, options: dict, backend: str) -> None:
     """An engine gets every row, also one that is done: what it makes of that is not taken. The
     sampler's log-probs of a kept row are kept, and those of a demonstration are not made up."""
-    trainer, _ = plain.start(
+    trainer, _ = trl_run.start(
         PrefixRFTTrainer,
         tmp_path,
         method,
-        plain.make_fates(["wrong", "mixed", "hint:8", "wrong"] * 2, missing=(3,)),
+        trl_run.make_rewards(["wrong", "mixed", "hint:8", "wrong"] * 2, missing=(3,)),
         options=options,
         max_steps=3,
         fast_generation=False,
@@ -820,11 +830,11 @@ def test_other_engines(tmp_path: Path, method: str, options: dict, backend: str)
 
 def test_a_planner_does_not_learn_from_a_demonstration_put_in(tmp_path: Path) -> None:
     """All guided rows failed: the prefix must grow, whatever the demonstration was rewarded."""
-    trainer, _ = plain.start(
+    trainer, _ = trl_run.start(
         PrefixRFTTrainer,
         tmp_path,
         "pope",
-        plain.make_fates(["wrong"] * 4),
+        trl_run.make_rewards(["wrong"] * 4),
         options={"all_wrong": "demonstration", "first_ratio": 0.25, "ratio_step": 0.25},
         max_steps=1,
     )

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import family_plain as plain
 import pytest
 import torch
 
@@ -16,14 +15,16 @@ from prefix_rft import DemonstrationTrainer, PrefixRFTTrainer
 from prefix_rft.core.planner import Group
 from prefix_rft.engines.trl.safety.own_state import OwnState
 from prefix_rft.support.errors import UserError
+from second.step import formulas, trl_run
+from second.step.update import relative_error, score, solve_rate
 from tables import rest_slow
 from tiny import make_imitation_config, make_tokenizer
 
 TOKENIZER = make_tokenizer()
 
 
-def run(folder: Path, method: str, rows: Any, **settings: Any) -> tuple[Any, plain.Recorder]:
-    trainer, recorder = plain.start(PrefixRFTTrainer, folder, method, rows, **settings)
+def run(folder: Path, method: str, rows: Any, **settings: Any) -> tuple[Any, trl_run.Recorder]:
+    trainer, recorder = trl_run.start(PrefixRFTTrainer, folder, method, rows, **settings)
     trainer.train()
     return trainer, recorder
 
@@ -35,7 +36,7 @@ MANY = ["wrong", "mixed", "wrong", "wrong", "right", "wrong", "wrong", "wrong", 
 
 
 @pytest.mark.parametrize(
-    ("method", "wanted", "options", "fates", "imitations"),
+    ("method", "wanted", "options", "rules", "imitations"),
     [
         pytest.param("relift", 8, {}, [*MANY, *["wrong"] * 3], 2, marks=pytest.mark.slow),
         ("mifo", 3, {"sft_prompts": 3, "unsolved_at": 0.5}, [*MANY, *["wrong"] * 3], 2),
@@ -45,12 +46,12 @@ MANY = ["wrong", "mixed", "wrong", "wrong", "right", "wrong", "wrong", "wrong", 
     ids=["all-rows", "three", "never-enough"],
 )
 def test_the_queue_is_first_in_first_out(
-    tmp_path: Path, method: str, wanted: int, options: dict, fates: list[str], imitations: int
+    tmp_path: Path, method: str, wanted: int, options: dict, rules: list[str], imitations: int
 ) -> None:
     """An example waits once; a step of demonstrations is made of those that have waited longest."""
-    rows = plain.make_fates(fates, missing=(2,), several=True)
+    rows = trl_run.make_rewards(rules, missing=(2,), several=True)
     seen: list[list[int]] = []
-    trainer, recorder = plain.start(
+    trainer, recorder = trl_run.start(
         PrefixRFTTrainer,
         tmp_path,
         method,
@@ -80,7 +81,7 @@ def test_the_queue_is_first_in_first_out(
             for r in record.rows:
                 known = rows[r.example]["demonstration"]
                 assert TOKENIZER.decode(r.completion[:-1]) in known
-                assert r.completion[-1] == plain.EOS
+                assert r.completion[-1] == trl_run.EOS
             del queue[:wanted]
             imitated.append(number)
         else:
@@ -89,16 +90,16 @@ def test_the_queue_is_first_in_first_out(
             for group in range(4):
                 mates = [r for r in record.generation if r.group == group]
                 example = mates[0].example
-                low = plain.solve_rate(mates) <= options.get("unsolved_at", 0.0)
+                low = solve_rate(mates) <= options.get("unsolved_at", 0.0)
                 if low and rows[example]["demonstration"] and example not in queue:
                     queue.append(example)
         assert seen[number] == queue
         told = trainer.state.log_history[number]
         assert told["interleave/step"] == float(number in imitated)
-        step = plain.Update(record, record.weights, record.weights)
-        loss = {"relift": plain.relift, "mifo": plain.mifo}[method](step)
+        step = trl_run.update_of(record, record.weights, record.weights)
+        loss = {"relift": formulas.relift, "mifo": formulas.mifo}[method](step)
         assert record.loss == pytest.approx(loss.item(), rel=1e-5, abs=1e-7)
-        assert plain.relative_error(record.gradient, step.gradient(loss)) < 1e-5
+        assert relative_error(record.gradient, step.gradient(loss)) < 1e-5
     assert len(imitated) >= imitations
     assert bool(imitated) == bool(imitations)
     which = {which for _, which in trainer.method_state.waiting}
@@ -110,7 +111,7 @@ def test_files_of_a_step_of_demonstrations_tell_of_demonstrations(tmp_path: Path
     trainer, recorder = run(
         tmp_path,
         "relift",
-        plain.make_fates(["wrong"] * 8),
+        trl_run.make_rewards(["wrong"] * 8),
         options={"sft_prompts": 3},
         max_steps=2,
         log_rollouts=True,
@@ -143,11 +144,11 @@ def test_files_of_a_step_of_demonstrations_tell_of_demonstrations(tmp_path: Path
 def test_a_planner_remembers_each_of_its_groups(tmp_path: Path, method: str, options: dict) -> None:
     """In the order of the groups, from the rewards of their own rows, over several epochs; what it
     knew when the generation began decides where rows start."""
-    trainer, _ = plain.start(
+    trainer, _ = trl_run.start(
         PrefixRFTTrainer,
         tmp_path,
         method,
-        plain.make_fates(["hint:9", "mixed", "wrong", "patchy", "right"] * 2, missing=(1,)),
+        trl_run.make_rewards(["hint:9", "mixed", "wrong", "patchy", "right"] * 2, missing=(1,)),
         options=options,
         per_device_train_batch_size=16,
         max_steps=6,
@@ -236,11 +237,11 @@ def test_the_reference_is_renewed_where_a_stage_begins(
     """It is what samples, and what log-probs are compared with."""
     import prefix_rft.engines.trl.rollout.sampler as module
 
-    trainer, recorder = plain.start(
+    trainer, recorder = trl_run.start(
         PrefixRFTTrainer,
         tmp_path,
         method,
-        plain.make_fates(["mixed"] * 4),
+        trl_run.make_rewards(["mixed"] * 4),
         options=options,
         per_device_train_batch_size=4,
         gradient_accumulation_steps=2,
@@ -265,12 +266,12 @@ def test_the_reference_is_renewed_where_a_stage_begins(
         expected = reference if frozen else recorder.records[step].weights
         for name, weight in sampled[step].items():
             assert torch.equal(weight, expected[name])
-        known = plain.a_model(reference)
+        known = trl_run.model_of(reference)
         for row, scores in zip(
-            plain.rows_of(rows, trainer.train_dataset), rows["ref_per_token_logps"], strict=True
+            trl_run.rows_of(rows, trainer.train_dataset), rows["ref_per_token_logps"], strict=True
         ):
             with torch.no_grad():
-                logp = plain.score(known, row)[0]
+                logp = score(known, row)[0]
             assert torch.allclose(scores[: len(logp)], logp, atol=1e-5)
             assert not scores[len(logp) :].any()
 
@@ -284,18 +285,18 @@ def test_what_is_evaluated_is_the_policy_and_not_its_reference(
 ) -> None:
     import prefix_rft.engines.trl.rollout.sampler as module
 
-    trainer, _ = plain.start(
+    trainer, _ = trl_run.start(
         PrefixRFTTrainer,
         tmp_path,
         method,
-        plain.make_fates(["mixed"] * 4),
+        trl_run.make_rewards(["mixed"] * 4),
         options=options,
         per_device_train_batch_size=8,
         per_device_eval_batch_size=8,
         max_steps=1,
         learning_rate=1e-2,
     )
-    trainer.eval_dataset = plain.make_fates(["mixed"] * 2)
+    trainer.eval_dataset = trl_run.make_rewards(["mixed"] * 2)
     trainer.train()
     sampled: list[dict[str, torch.Tensor]] = []
     original = module.sample
@@ -320,19 +321,19 @@ def test_what_has_no_reference_of_its_own_is_refused(
 ) -> None:
     """Another engine cannot sample from it, sharded weights cannot be swapped, a stream cannot be
     gone back to."""
-    rows = plain.make_fates(["mixed"] * 4)
+    rows = trl_run.make_rewards(["mixed"] * 4)
     with pytest.raises(ValueError, match="plain transformers backend with fast_generation"):
-        plain.start(PrefixRFTTrainer, tmp_path, "irft", rows, fast_generation=False)
+        trl_run.start(PrefixRFTTrainer, tmp_path, "irft", rows, fast_generation=False)
     stream = rows.to_iterable_dataset()
     for method, options in (("relift", {}), ("grpo", {"all_right": "resample"})):
         with pytest.raises(ValueError, match="goes back to examples of the dataset"):
-            plain.start(PrefixRFTTrainer, tmp_path, method, stream, options=options)
+            trl_run.start(PrefixRFTTrainer, tmp_path, method, stream, options=options)
     for method, settings in (
         ("irft", {}),
         ("luffy", {"parameter_mask": {"kind": "speft"}}),
         ("luffy", {"gradient_shares_every": 1}),
     ):
-        trainer, _ = plain.start(PrefixRFTTrainer, tmp_path, method, rows, **settings)
+        trainer, _ = trl_run.start(PrefixRFTTrainer, tmp_path, method, rows, **settings)
         for flag in ("is_fsdp_enabled", "is_deepspeed_enabled"):
             setattr(trainer, flag, True)
             with pytest.raises(UserError, match="sharded weights"):
@@ -346,13 +347,13 @@ def test_an_adapter_is_swapped_alone(tmp_path: Path) -> None:
 
     torch.manual_seed(0)
     adapter = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-    trainer, _ = plain.start(
+    trainer, _ = trl_run.start(
         PrefixRFTTrainer,
         tmp_path,
         "irft",
-        plain.make_fates(["mixed"] * 8),
+        trl_run.make_rewards(["mixed"] * 8),
         options={"stages": 2},
-        model=get_peft_model(plain.sharp_model(), adapter),
+        model=get_peft_model(trl_run.sharp_model(), adapter),
         per_device_train_batch_size=8,
         max_steps=4,
         learning_rate=1e-2,
@@ -369,10 +370,10 @@ def test_an_adapter_is_swapped_alone(tmp_path: Path) -> None:
         step = len(states) - 1
         trainer.model.load_state_dict(states[step - step % 2])
         for row, scores in zip(
-            plain.rows_of(rows, trainer.train_dataset), rows["ref_per_token_logps"], strict=True
+            trl_run.rows_of(rows, trainer.train_dataset), rows["ref_per_token_logps"], strict=True
         ):
             with torch.no_grad():
-                logp = plain.score(trainer.model, row)[0]
+                logp = score(trainer.model, row)[0]
             gaps.append((scores[: len(logp)] - logp).abs().max().item())
         trainer.model.load_state_dict(states[-1])
         return rows
@@ -380,7 +381,7 @@ def test_an_adapter_is_swapped_alone(tmp_path: Path) -> None:
     trainer._generate_and_score_completions = listen
     # The recorder reads weights that a plain model has.
     trainer.callback_handler.callbacks = [
-        c for c in trainer.callback_handler.callbacks if not isinstance(c, plain.Recorder)
+        c for c in trainer.callback_handler.callbacks if not isinstance(c, trl_run.Recorder)
     ]
     trainer.train()
     assert set(trainer.reference.weights) == {
@@ -406,12 +407,12 @@ REMEMBERS = ("relift", "adaback", "pope", "discriminative", "irft")
 
 
 def checkpointed(folder: Path, case: str) -> Any:
-    method, options, fates, settings = RESUMED[case]
-    trainer, _ = plain.start(
+    method, options, rules, settings = RESUMED[case]
+    trainer, _ = trl_run.start(
         PrefixRFTTrainer,
         folder,
         method,
-        plain.make_fates(fates),
+        trl_run.make_rewards(rules),
         options=options,
         per_device_train_batch_size=8,
         max_steps=6,
@@ -470,7 +471,7 @@ def test_a_resumed_run_is_the_run(
 
 def imitation(folder: Path, model: Any = None, method: str = "iw_sft") -> Any:
     return DemonstrationTrainer(
-        plain.sharp_model() if model is None else model,
+        trl_run.sharp_model() if model is None else model,
         make_imitation_config(
             folder,
             method=method,
@@ -480,8 +481,8 @@ def imitation(folder: Path, model: Any = None, method: str = "iw_sft") -> Any:
             save_strategy="steps",
             save_steps=2,
         ),
-        train_dataset=plain.make_fates(["mixed"] * 16),
-        eval_dataset=plain.make_fates(["mixed"] * 4),
+        train_dataset=trl_run.make_rewards(["mixed"] * 16),
+        eval_dataset=trl_run.make_rewards(["mixed"] * 4),
         processing_class=make_tokenizer(),
     )
 
@@ -498,7 +499,7 @@ def test_imitation_goes_on_with_the_first_model_as_reference(tmp_path: Path) -> 
     again = imitation(tmp_path)
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert equal(whole, again)
-    other = plain.sharp_model()
+    other = trl_run.sharp_model()
     with torch.no_grad():
         other.model.norm.weight.mul_(1.5)
     with pytest.raises(UserError, match="another reference policy"):
@@ -514,11 +515,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def irft_with_mask(folder: Path) -> Any:
-    trainer, _ = plain.start(
+    trainer, _ = trl_run.start(
         PrefixRFTTrainer,
         folder,
         "irft",
-        plain.make_fates(["mixed"] * 8),
+        trl_run.make_rewards(["mixed"] * 8),
         options={"stages": 2},
         per_device_train_batch_size=8,
         max_steps=2,
@@ -611,7 +612,7 @@ def test_a_checkpoint_of_another_trainer_is_refused(
 
 
 def resumed(folder: Path, rows: Any, method: str, **settings: Any) -> Any:
-    trainer, _ = plain.start(
+    trainer, _ = trl_run.start(
         PrefixRFTTrainer,
         folder,
         method,
@@ -627,7 +628,7 @@ def test_a_mask_of_other_options_is_not_taken_over_in_silence(
 ) -> None:
     """The options of the run and the mask of the checkpoint must be of one kind."""
     settings = {"options": {"stages": 2}, "parameter_mask": given}
-    rows = plain.make_fates(["mixed"] * 8)
+    rows = trl_run.make_rewards(["mixed"] * 8)
     trainer = resumed(tmp_path, rows, "irft", **settings)
     with pytest.raises(UserError, match="mask"):
         trainer.train(resume_from_checkpoint=str(finished / "checkpoint-1"))
@@ -636,9 +637,9 @@ def test_a_mask_of_other_options_is_not_taken_over_in_silence(
 def test_a_reference_that_differs_in_any_weight_is_refused(tmp_path: Path) -> None:
     """Also behind the first rows of an embedding or a projection."""
     saving = {"save_strategy": "steps", "save_steps": 1, "options": {"stages": 1}}
-    rows = plain.make_fates(["mixed"] * 8)
+    rows = trl_run.make_rewards(["mixed"] * 8)
     resumed(tmp_path, rows, "irft", **saving).train()
-    other = plain.sharp_model()
+    other = trl_run.sharp_model()
     with torch.no_grad():
         other.model.layers[0].mlp.up_proj.weight[10:] *= 2.0
     trainer = resumed(tmp_path, rows, "irft", model=other, **saving)
@@ -651,7 +652,7 @@ def test_what_waits_must_be_in_the_dataset(tmp_path: Path, rows: int) -> None:
     """Memory and queue know examples by their place: another dataset is refused with a sentence."""
     options = {"sft_prompts": 6}
     saving = {"save_strategy": "steps", "save_steps": 1, "options": options}
-    whole = plain.make_fates(["wrong"] * 8)
+    whole = trl_run.make_rewards(["wrong"] * 8)
     resumed(tmp_path, whole, "relift", **saving).train()
     other = whole.select(range(rows)[::-1])
     trainer = resumed(tmp_path, other, "relift", **{**saving, "max_steps": 6})
@@ -660,7 +661,7 @@ def test_what_waits_must_be_in_the_dataset(tmp_path: Path, rows: int) -> None:
 
 
 def test_files_claim_no_advantage_that_is_not_known_yet(tmp_path: Path) -> None:
-    rows = plain.make_fates(["mixed"] * 4)
+    rows = trl_run.make_rewards(["mixed"] * 4)
     resumed(tmp_path, rows, "irft", max_steps=1, log_rollouts=True).train()
     resumed(tmp_path / "grpo", rows, "grpo", max_steps=1, log_rollouts=True).train()
     for folder, known in ((tmp_path, False), (tmp_path / "grpo", True)):
@@ -673,7 +674,7 @@ def test_files_claim_no_advantage_that_is_not_known_yet(tmp_path: Path) -> None:
 def test_an_example_that_fails_twice_in_a_step_waits_once(tmp_path: Path) -> None:
     """The group that was right gives way to the other prompt, which fails in both groups."""
     options = {"all_right": "resample", "attempts": 9, "sft_prompts": 4}
-    rows = plain.make_fates(["right", "wrong"])
+    rows = trl_run.make_rewards(["right", "wrong"])
     trainer = resumed(tmp_path, rows, "relift", options=options, max_steps=1, log_rollouts=True)
     trainer.train()
     text = (tmp_path / "rollouts/step_000000.jsonl").read_text()

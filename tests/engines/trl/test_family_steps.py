@@ -11,7 +11,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import family_plain as plain
 import pytest
 import torch
 
@@ -19,6 +18,8 @@ from prefix_rft import DemonstrationTrainer, PrefixRFTTrainer
 from prefix_rft.core import Method
 from prefix_rft.core.parts import Groups, Overlong
 from prefix_rft.methods.luffy import luffy
+from second.step import formulas, trl_run
+from second.step.update import ALL, ROLLOUT, Update, relative_error
 from tables import rest_slow
 from tiny import make_imitation_config, make_tokenizer
 
@@ -34,7 +35,7 @@ class Case:
     formula: Callable[..., torch.Tensor]
     mistakes: tuple[dict[str, Any], ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
-    fates: tuple[str, ...] = ("mixed", "wrong", "right", "mixed", "patchy", "mixed")
+    rules: tuple[str, ...] = ("mixed", "wrong", "right", "mixed", "patchy", "mixed")
     settings: dict[str, Any] = field(default_factory=dict)
     steps: int = 2
     needs: tuple[str, ...] = ()
@@ -55,48 +56,48 @@ def priced_luffy() -> Method:
 
 
 ROLLOUTS = [
-    Case("test_family_steps:priced_luffy", partial(plain.luffy, buffer=12), ({"buffer": 0},)),
-    Case("luffy", plain.luffy, ({"gamma": 0.2}, {"base": plain.ROLLOUT}, {"entropy": 0.0})),
-    Case("srft", plain.srft, ({"sign": 1.0}, {"scale": 1.0}, {"detach": False})),
-    Case("luffy", partial(plain.luffy, cut=plain.ROLLOUT), ({"cut": ()},),
+    Case("test_family_steps:priced_luffy", partial(formulas.luffy, buffer=12), ({"buffer": 0},)),
+    Case("luffy", formulas.luffy, ({"gamma": 0.2}, {"base": ROLLOUT}, {"entropy": 0.0})),
+    Case("srft", formulas.srft, ({"sign": 1.0}, {"scale": 1.0}, {"detach": False})),
+    Case("luffy", partial(formulas.luffy, cut=ROLLOUT), ({"cut": ()},),
          {"truncated": "mask"}),
-    Case("hpt", plain.hpt, ({"gate": 0.5}, {"entropy": 0.0}, {"count": plain.ROLLOUT}),
+    Case("hpt", formulas.hpt, ({"gate": 0.5}, {"entropy": 0.0}, {"count": ROLLOUT}),
          settings={"seed": 4}),  # one of three is solved
-    Case("hpt", partial(plain.hpt, gate=0.5), ({},), {"gate": 0.5}, fates=("mixed",)),
-    Case("superrl", plain.superrl, ({"how": "mean"}, {"both": True})),
-    Case("chord", plain.chord, ({"mu": 0.2}, {"detach": False}, {"base": plain.ALL})),
-    Case("chord", partial(plain.chord, mu=0.9, end=0.1), ({"end": 0.9},),
+    Case("hpt", partial(formulas.hpt, gate=0.5), ({},), {"gate": 0.5}, rules=("mixed",)),
+    Case("superrl", formulas.superrl, ({"how": "mean"}, {"both": True})),
+    Case("chord", formulas.chord, ({"mu": 0.2}, {"detach": False}, {"base": ALL})),
+    Case("chord", partial(formulas.chord, mu=0.9, end=0.1), ({"end": 0.9},),
          {"phi": False, "mu": {"kind": "linear", "start": 0.9, "end": 0.1}}),
-    Case("rl_sft", plain.rl_sft, ({"base": plain.ALL}, {"weight": 0.5})),
+    Case("rl_sft", formulas.rl_sft, ({"base": ALL}, {"weight": 0.5})),
     Case(
         "uft",
-        plain.uft,
+        formulas.uft,
         ({"hint": 0.0}, {"beta": 0.5}, {"entropy": 0.0}),
-        fates=("mixed",),
+        rules=("mixed",),
         steps=3,
         needs=("hybrid",),
     ),
-    Case("relift", plain.relift, ({"how": "std"},), fates=FAIL, settings=SMALL, steps=4,
+    Case("relift", formulas.relift, ({"how": "std"},), rules=FAIL, settings=SMALL, steps=4,
          needs=("demo",)),
-    Case("mifo", plain.mifo, ({"keep": 0.5}, {"lowest": True}), fates=FAIL, settings=SMALL, steps=4,
-         needs=("demo",)),
-    Case("bread", plain.bread, ({"how": "mean"}, {"skip": False}), fates=HINTS, settings=COLD,
+    Case("mifo", formulas.mifo, ({"keep": 0.5}, {"lowest": True}), rules=FAIL, settings=SMALL,
+         steps=4, needs=("demo",)),
+    Case("bread", formulas.bread, ({"how": "mean"}, {"skip": False}), rules=HINTS, settings=COLD,
          needs=("hybrid",)),
-    Case("adaback", plain.bread, ({"skip": False},), fates=("mixed",), settings=COLD,
+    Case("adaback", formulas.bread, ({"skip": False},), rules=("mixed",), settings=COLD,
          needs=("hybrid",)),
-    Case("pope", plain.pope, ({"joint": True},), {"first_ratio": 0.4}, fates=("mixed",),
+    Case("pope", formulas.pope, ({"joint": True},), {"first_ratio": 0.4}, rules=("mixed",),
          settings=COLD, needs=("hybrid",)),
-    Case("questa", plain.questa, ({"grouped": True},), settings=COLD, needs=("hybrid",)),
-    Case("r3", plain.r3, ({"beta": 0.5},), fates=("mixed",), settings=COLD, needs=("hybrid",)),
-    Case("prefix_rft", plain.prefix_rft, ({"fraction": 0.5},), fates=("mixed",), settings=COLD,
+    Case("questa", formulas.questa, ({"grouped": True},), settings=COLD, needs=("hybrid",)),
+    Case("r3", formulas.r3, ({"beta": 0.5},), rules=("mixed",), settings=COLD, needs=("hybrid",)),
+    Case("prefix_rft", formulas.prefix_rft, ({"fraction": 0.5},), rules=("mixed",), settings=COLD,
          needs=("hybrid",)),
-    Case("dapo", plain.dapo, ({"buffer": 0}, {"flat_count": True}), {"attempts": 1},
+    Case("dapo", formulas.dapo, ({"buffer": 0}, {"flat_count": True}), {"attempts": 1},
          settings=COLD, steps=3),
-    Case("rloo", plain.rloo, ({"how": "mean"},), settings=COLD),
-    Case("cispo", plain.cispo, ({"detach": False},), settings=COLD),
-    Case("gspo", plain.gspo, settings=COLD),
-    Case("self_sft", plain.self_sft, ({"count_all": True},), settings=COLD),
-    Case("self_sft", plain.self_sft, ({"count_all": True},), {"rollouts": "reference"}),
+    Case("rloo", formulas.rloo, ({"how": "mean"},), settings=COLD),
+    Case("cispo", formulas.cispo, ({"detach": False},), settings=COLD),
+    Case("gspo", formulas.gspo, settings=COLD),
+    Case("self_sft", formulas.self_sft, ({"count_all": True},), settings=COLD),
+    Case("self_sft", formulas.self_sft, ({"count_all": True},), {"rollouts": "reference"}),
 ]  # fmt: skip
 
 
@@ -104,21 +105,21 @@ ROLLOUTS = [
 def saved(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The model as a folder: TRL's own reference model is read from one."""
     folder = tmp_path_factory.mktemp("model")
-    plain.sharp_model().save_pretrained(folder)
+    trl_run.sharp_model().save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
     return str(folder)
 
 
 def updates(
-    records: list[plain.Record],
+    records: list[trl_run.Record],
     temperature: float = 1.0,
     per_generation: int = 1,
     per_stage: int | None = None,
-) -> list[plain.Update]:
+) -> list[Update]:
     """What formulas read, for every step; rollouts and reference are of the first step of a
     generation and of a stage."""
     return [
-        plain.Update(
+        trl_run.update_of(
             record,
             old=records[n - n % per_generation].weights,
             ref=records[n - n % (per_stage or len(records))].weights,
@@ -131,20 +132,20 @@ def updates(
 
 
 def fits(
-    record: plain.Record, update: plain.Update, loss: torch.Tensor, value: float | None = None
+    record: trl_run.Record, update: Update, loss: torch.Tensor, value: float | None = None
 ) -> None:
     """A recorded step is the gradient of this loss, and its loss this value."""
     value = loss.item() if value is None else value
     assert record.loss == pytest.approx(value, rel=TOLERANCE, abs=1e-7)
-    assert plain.relative_error(record.gradient, update.gradient(loss)) < TOLERANCE
+    assert relative_error(record.gradient, update.gradient(loss)) < TOLERANCE
 
 
 def largest_error(
-    records: list[plain.Record], steps: list[plain.Update], formula: Callable[..., torch.Tensor]
+    records: list[trl_run.Record], steps: list[Update], formula: Callable[..., torch.Tensor]
 ) -> float:
     """Of the gradients, over the steps."""
     return max(
-        plain.relative_error(r.gradient, u.gradient(formula(u)))
+        relative_error(r.gradient, u.gradient(formula(u)))
         for r, u in zip(records, steps, strict=True)
     )
 
@@ -170,11 +171,11 @@ def test_a_step_is_its_formula(tmp_path: Path, saved: str, case: Case, parts: in
     settings = {"per_device_train_batch_size": 16, **case.settings}
     settings["per_device_train_batch_size"] //= parts
     steps_to_do = case.steps if parts == 1 or case.needs else 1
-    trainer, recorder = plain.start(
+    trainer, recorder = trl_run.start(
         PrefixRFTTrainer,
         tmp_path,
         case.method,
-        plain.make_fates(case.fates * (12 // len(case.fates))),
+        trl_run.make_rewards(case.rules * (12 // len(case.rules))),
         options=case.options,
         model=saved if case.method in ("uft", "r3") else None,
         gradient_accumulation_steps=parts,
@@ -197,13 +198,13 @@ def test_a_step_is_its_formula(tmp_path: Path, saved: str, case: Case, parts: in
 
 
 MOVED = [
-    Case("luffy", plain.luffy, ({"gamma": 0.2},)),
-    Case("dapo", plain.dapo, ({"high": 0.2},), {"attempts": 1}, settings=COLD),
-    Case("cispo", plain.cispo, ({"detach": False}, {"high": 0.2}), settings=COLD),
-    Case("cispo", partial(plain.cispo, low=0.1, high=0.1), ({"low": 1.0}, {"high": 4.0}),
+    Case("luffy", formulas.luffy, ({"gamma": 0.2},)),
+    Case("dapo", formulas.dapo, ({"high": 0.2},), {"attempts": 1}, settings=COLD),
+    Case("cispo", formulas.cispo, ({"detach": False}, {"high": 0.2}), settings=COLD),
+    Case("cispo", partial(formulas.cispo, low=0.1, high=0.1), ({"low": 1.0}, {"high": 4.0}),
          {"epsilon": 0.1, "epsilon_high": 0.1}, settings=COLD),
-    Case("gspo", plain.gspo, ({"whole": False}, {"low": 0.2, "high": 0.2}), settings=COLD),
-    Case("rloo", plain.rloo, ({"how": "mean"},), settings=COLD),
+    Case("gspo", formulas.gspo, ({"whole": False}, {"low": 0.2, "high": 0.2}), settings=COLD),
+    Case("rloo", formulas.rloo, ({"how": "mean"},), settings=COLD),
 ]  # fmt: skip
 
 
@@ -215,11 +216,11 @@ MOVED = [
 )
 def test_a_second_update_of_the_same_rollouts(tmp_path: Path, case: Case) -> None:
     """The policy has moved away from the one that sampled: ratios, and clips at work."""
-    trainer, recorder = plain.start(
+    trainer, recorder = trl_run.start(
         PrefixRFTTrainer,
         tmp_path,
         case.method,
-        plain.make_fates(case.fates * 2),
+        trl_run.make_rewards(case.rules * 2),
         options=case.options,
         gradient_accumulation_steps=2,
         max_steps=4,
@@ -241,22 +242,22 @@ def test_a_second_update_of_the_same_rollouts(tmp_path: Path, case: Case) -> Non
 @pytest.mark.parametrize(
     "case",
     [
-        Case("luffy", plain.luffy),
-        Case("chord", plain.chord),
-        Case("dapo", plain.dapo, options={"attempts": 1}),
-        Case("bread", plain.bread, fates=HINTS),
-        Case("self_sft", plain.self_sft),
+        Case("luffy", formulas.luffy),
+        Case("chord", formulas.chord),
+        Case("dapo", formulas.dapo, options={"attempts": 1}),
+        Case("bread", formulas.bread, rules=HINTS),
+        Case("self_sft", formulas.self_sft),
     ],
     ids=str,
 )
 def test_several_steps_of_one_generation(tmp_path: Path, case: Case) -> None:
     """Groups lie across steps, some steps have no demonstration or no trained row at all; each
     step has a normaliser of its own, and the advantages are those of the whole group."""
-    trainer, recorder = plain.start(
+    trainer, recorder = trl_run.start(
         PrefixRFTTrainer,
         tmp_path,
         case.method,
-        plain.make_fates(case.fates * 2, missing=(1,)),
+        trl_run.make_rewards(case.rules * 2, missing=(1,)),
         options=case.options,
         per_device_train_batch_size=4,
         steps_per_generation=4,
@@ -278,15 +279,20 @@ def test_several_steps_of_one_generation(tmp_path: Path, case: Case) -> None:
 @pytest.mark.parametrize(
     ("options", "formula", "mistakes", "parts"),
     [
-        ({}, plain.discriminative, ({"gamma": 1.0}, {"tau": 2.0}, {"scale": 0.5}), 1),
-        pytest.param({}, plain.discriminative, (), 4, marks=pytest.mark.slow),
+        ({}, formulas.discriminative, ({"gamma": 1.0}, {"tau": 2.0}, {"scale": 0.5}), 1),
+        pytest.param({}, formulas.discriminative, (), 4, marks=pytest.mark.slow),
         pytest.param(
-            *({"negatives": "policy", "tau": 0.9}, partial(plain.discriminative, tau=0.9), (), 4),
+            *(
+                {"negatives": "policy", "tau": 0.9},
+                partial(formulas.discriminative, tau=0.9),
+                (),
+                4,
+            ),
             marks=pytest.mark.slow,
         ),
         (
             {"averaged": True},
-            partial(plain.discriminative, averaged=True, tau=0.3, gamma=0.9),
+            partial(formulas.discriminative, averaged=True, tau=0.3, gamma=0.9),
             ({"gamma": 0.85}, {"averaged": False}),
             4,
         ),
@@ -297,11 +303,11 @@ def test_discriminative_steps(
     tmp_path: Path, options: dict, formula: Any, mistakes: tuple, parts: int
 ) -> None:
     """Five examples, one of them without demonstration: the moving averages are used again."""
-    trainer, recorder = plain.start(
+    trainer, recorder = trl_run.start(
         PrefixRFTTrainer,
         tmp_path,
         "discriminative",
-        plain.make_fates(["mixed"] * 4, missing=(1,)),
+        trl_run.make_rewards(["mixed"] * 4, missing=(1,)),
         options=options,
         gradient_accumulation_steps=parts,
         per_device_train_batch_size=16 // parts,
@@ -319,7 +325,7 @@ def test_discriminative_steps(
     for mistake in mistakes:
         other: dict[int, float] = {}
         wrong = [
-            plain.relative_error(r.gradient, u.gradient(formula(u, other, **mistake)))
+            relative_error(r.gradient, u.gradient(formula(u, other, **mistake)))
             for r, u in zip(recorder.records, steps, strict=True)
         ]
         assert max(wrong) > MISTAKEN, mistake
@@ -328,11 +334,11 @@ def test_discriminative_steps(
 @pytest.mark.parametrize("parts", rest_slow((1, 4), lambda parts: parts == 4))
 def test_irft_steps(tmp_path: Path, parts: int) -> None:
     """The gradient is that of -log sigmoid itself; the reference is of the stage's first step."""
-    trainer, recorder = plain.start(
+    trainer, recorder = trl_run.start(
         PrefixRFTTrainer,
         tmp_path,
         "irft",
-        plain.make_fates(["mixed"] * 8, missing=(2,)),
+        trl_run.make_rewards(["mixed"] * 8, missing=(2,)),
         options={"stages": 2, "beta_contrast": 0.5},
         gradient_accumulation_steps=parts,
         per_device_train_batch_size=16 // parts,
@@ -341,20 +347,22 @@ def test_irft_steps(tmp_path: Path, parts: int) -> None:
     trainer.train()
     steps = updates(recorder.records, per_stage=2)
     for record, update in zip(recorder.records, steps, strict=True):
-        loss = plain.irft(update, beta=0.5)
-        assert plain.relative_error(record.gradient, update.gradient(loss)) < TOLERANCE
+        loss = formulas.irft(update, beta=0.5)
+        assert relative_error(record.gradient, update.gradient(loss)) < TOLERANCE
     whole = updates(recorder.records)
-    assert largest_error(recorder.records[3:], whole[3:], partial(plain.irft, beta=0.5)) > MISTAKEN
-    assert largest_error(recorder.records[1:2], steps[1:2], plain.irft) > MISTAKEN
+    assert (
+        largest_error(recorder.records[3:], whole[3:], partial(formulas.irft, beta=0.5)) > MISTAKEN
+    )
+    assert largest_error(recorder.records[1:2], steps[1:2], formulas.irft) > MISTAKEN
 
 
 IMITATION = [
-    Case("sft", plain.sft),
-    Case("dft", plain.dft, ({"detach": False},)),
-    Case("iw_sft", plain.iw_sft, ({"per_token": True},)),
-    Case("iw_sft", partial(plain.iw_sft, cap=0.9), ({"cap": 16.0},), {"cap": 0.9}),
-    Case("fdiv_sft", plain.fdiv_sft, ({"slope": 1.0},)),
-    Case("fdiv_sft", partial(plain.fdiv_sft, floor=0.95), ({"floor": 0.0},), {"floor": 0.95}),
+    Case("sft", formulas.sft),
+    Case("dft", formulas.dft, ({"detach": False},)),
+    Case("iw_sft", formulas.iw_sft, ({"per_token": True},)),
+    Case("iw_sft", partial(formulas.iw_sft, cap=0.9), ({"cap": 16.0},), {"cap": 0.9}),
+    Case("fdiv_sft", formulas.fdiv_sft, ({"slope": 1.0},)),
+    Case("fdiv_sft", partial(formulas.fdiv_sft, floor=0.95), ({"floor": 0.0},), {"floor": 0.95}),
 ]
 
 
@@ -368,9 +376,9 @@ IMITATION = [
 )
 def test_an_imitation_step_is_its_formula(tmp_path: Path, case: Case, parts: int) -> None:
     """The reference of the weights is the model as it was at the start."""
-    recorder = plain.Recorder()
+    recorder = trl_run.Recorder()
     trainer = DemonstrationTrainer(
-        plain.sharp_model(),
+        trl_run.sharp_model(),
         make_imitation_config(
             tmp_path,
             method=case.method,
@@ -384,7 +392,7 @@ def test_an_imitation_step_is_its_formula(tmp_path: Path, case: Case, parts: int
             save_strategy="no",
             logging_steps=1,
         ),
-        train_dataset=plain.make_fates(["mixed"] * 12, several=True),
+        train_dataset=trl_run.make_rewards(["mixed"] * 12, several=True),
         processing_class=make_tokenizer(),
         callbacks=[recorder],
     )

@@ -11,24 +11,26 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import family_plain as plain
 import pytest
 import torch
 from family_two_processes import CASES, STEPS
 
+from second.step import formulas, trl_run
+from second.step.update import Row, Update, relative_error, solve_rate, total
+
 HERE = Path(__file__).parent
 
 
-def grpo_or_demonstration(u: plain.Update) -> torch.Tensor:
+def grpo_or_demonstration(u: Update) -> torch.Tensor:
     imitated = [u.lp[i].mean() for i in u.of("demo")]
-    return plain.grpo(u) - plain.total(imitated) / len(u.rows)
+    return formulas.grpo(u) - total(imitated) / len(u.rows)
 
 
 FORMULAS = {
-    "lengthen": plain.prefix_rft,
+    "lengthen": formulas.prefix_rft,
     "demonstration": grpo_or_demonstration,
-    "adaback": plain.bread,
-    "irft-split": plain.irft,
+    "adaback": formulas.bread,
+    "irft-split": formulas.irft,
 }
 STAGES = {"irft-split": [0, 1, 2]}
 
@@ -77,16 +79,6 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
     return launch(tmp_path_factory.mktemp("two"), list(CASES))
 
 
-def joined(parts: list[dict[str, Any]]) -> list[plain.Record]:
-    """The steps with the rows of both processes, and the mean of their losses."""
-    records = []
-    for pair in zip(*(p["records"] for p in parts), strict=True):
-        rows = [[plain.Row(**r) for x in pair for r in x[k]] for k in ("rows", "generation")]
-        loss = sum(x["loss"] for x in pair) / 2
-        records.append(plain.Record(pair[0]["weights"], pair[0]["gradient"], loss, *rows))
-    return records
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_are_one(ranks: Ranks, case: str) -> None:
     first, second = parts = [r[case] for r in ranks[1]]
@@ -98,25 +90,25 @@ def test_two_processes_are_one(ranks: Ranks, case: str) -> None:
     for kind in ("weights", "reference", "masks"):
         if first[kind] is not None:
             assert all(map(torch.equal, first[kind].values(), second[kind].values()))
-    records = joined(parts)
+    records = trl_run.joined(*(p["records"] for p in parts))
     assert len(records) == STEPS
     memory: dict[int, float] = {}
     for number, record in enumerate(records):
         rates = {"dapo": (0.0, 1.0), "luffy-split": (0.0,)}.get(case, ())
         reference = records[STAGES.get(case, [0] * STEPS)[number]].weights
-        step = plain.Update(plain.without(record, *rates), record.weights, reference)
+        step = trl_run.update_of(trl_run.without(record, *rates), record.weights, reference)
         if case == "discriminative":
-            loss = plain.discriminative(step, memory)
+            loss = formulas.discriminative(step, memory)
         else:
-            loss = (FORMULAS.get(case) or getattr(plain, CASES[case][0]))(step)
+            loss = (FORMULAS.get(case) or getattr(formulas, CASES[case][0]))(step)
         gradient = step.gradient(loss)
         if case == "mifo" and record.rows[0].whole:
             # The mask is chosen from both processes' steps, which are the same.
             gradient = [g * m for g, m in zip(gradient, first["masks"].values(), strict=True)]
             found = [g * m for g, m in zip(record.gradient, first["masks"].values(), strict=True)]
-            assert plain.relative_error(found, gradient) < 1e-5
+            assert relative_error(found, gradient) < 1e-5
         else:
-            assert plain.relative_error(record.gradient, gradient) < 1e-5
+            assert relative_error(record.gradient, gradient) < 1e-5
         if not case.startswith("irft"):
             assert record.loss == pytest.approx(loss.item(), rel=1e-5, abs=1e-7)
     told = {k: v["u"] for k, v in first["state"]["examples"].items() if "u" in v}
@@ -126,7 +118,7 @@ def test_two_processes_are_one(ranks: Ranks, case: str) -> None:
 def kinds_of(ranks: Ranks, rank: int, case: str) -> list[set[str]]:
     """Of the rows of a process, by step."""
     records = ranks[1][rank][case]["records"]
-    return [{plain.Row(**r).kind for r in x["rows"]} for x in records]
+    return [{Row(**r).kind for r in x["rows"]} for x in records]
 
 
 def test_one_process_alone_is_helped(ranks: Ranks) -> None:
@@ -170,8 +162,8 @@ def test_each_changes_the_groups_that_failed(ranks: Ranks, case: str) -> None:
             groups, whole = ([y for x in both for y in x[k]] for k in ("groups", "whole"))
             rows = list(zip(groups, whole, before["rewards"], strict=True))
             for i, group in enumerate(before["groups"]):
-                mates = [plain.Row([], [], reward=r) for g, w, r in rows if g == group and not w]
-                rate = plain.solve_rate(mates)
+                mates = [Row([], [], reward=r) for g, w, r in rows if g == group and not w]
+                rate = solve_rate(mates)
                 flat = rate == 0.0 or (case == "dapo" and rate == 1.0)
                 changed = after["numbers"][i] > before["numbers"][i]
                 changes[rank] += changed

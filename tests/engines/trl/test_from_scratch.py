@@ -8,7 +8,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import plain
 import pytest
 import torch
 
@@ -17,6 +16,8 @@ from prefix_rft.core.prefix import PrefixSampler, prefix_length
 from prefix_rft.core.select import keep_fraction
 from prefix_rft.tasks.countdown.files import write
 from prefix_rft.tasks.countdown.grade import grade
+from second.step.trl_run import Record, Recorder
+from second.step.update import relative_error
 from tiny import make_config, make_model, make_rows, make_tokenizer, shaped_reward
 
 PAGE = Path(__file__).parents[3] / "examples" / "from_scratch.py"
@@ -34,10 +35,10 @@ def page(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 @pytest.fixture(scope="module")
-def records(tmp_path_factory: pytest.TempPathFactory) -> list[plain.Record]:
+def records(tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
     """Four updates of the trainer on two generations, in double precision."""
     tokenizer = make_tokenizer()
-    recorder = plain.Recorder()
+    recorder = Recorder()
     trainer = PrefixRFTTrainer(
         make_model(tokenizer, layers=2).double(),
         shaped_reward,
@@ -57,7 +58,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> list[plain.Record]:
     return recorder.records
 
 
-def step_of_page(page: Any, record: plain.Record, at_rollout: plain.Record) -> Any:
+def step_of_page(page: Any, record: Record, at_rollout: Record) -> Any:
     """Loss and gradient that the page computes for the rows of a trainer's update."""
     rows = [page.Rollout(r.prompt, r.completion, r.prefix, r.group, r.reward) for r in record.rows]
     model = make_model(make_tokenizer(), layers=2).double()
@@ -71,7 +72,7 @@ def step_of_page(page: Any, record: plain.Record, at_rollout: plain.Record) -> A
 
 
 def test_a_step_equals_the_librarys(
-    page: Any, records: list[plain.Record], monkeypatch: pytest.MonkeyPatch
+    page: Any, records: list[Record], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(page, "BUDGET", 24)
     assert len(records) == 4
@@ -80,7 +81,7 @@ def test_a_step_equals_the_librarys(
         loss, gradient = step_of_page(page, record, records[number - number % 2])
         # Advantages add up to nothing, so the loss is small beside its terms: these are about 0.1.
         assert record.loss == pytest.approx(loss, rel=1e-6, abs=1e-8)
-        assert plain.relative_error(record.gradient, gradient) < 1e-6
+        assert relative_error(record.gradient, gradient) < 1e-6
 
 
 @pytest.mark.parametrize(
@@ -89,7 +90,7 @@ def test_a_step_equals_the_librarys(
 )
 def test_a_mistake_on_the_page_is_seen(
     page: Any,
-    records: list[plain.Record],
+    records: list[Record],
     monkeypatch: pytest.MonkeyPatch,
     name: str,
     value: Any,
@@ -99,7 +100,7 @@ def test_a_mistake_on_the_page_is_seen(
     errors = []
     for number, record in enumerate(records):
         _, gradient = step_of_page(page, record, records[number - number % 2])
-        errors.append(plain.relative_error(record.gradient, gradient))
+        errors.append(relative_error(record.gradient, gradient))
     assert max(errors) > 1e-3
 
 

@@ -9,9 +9,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import family_plain
-import measured_plain as measured
-import plain
 import pytest
 import torch
 from trl import GRPOTrainer
@@ -24,6 +21,10 @@ from prefix_rft.engines.trl.update.stats import StepStats
 from prefix_rft.methods import load
 from prefix_rft.runs.reader import RunFolder
 from prefix_rft.runs.rollouts import HYBRID
+from second.step import measured
+from second.step.trl_run import Recorder, joined, make_rewards, sharp_model, update_of
+from second.step.trl_run import start as start_run
+from second.step.update import relative_error
 from tables import rest_slow
 from tiny import make_config, make_model, make_rows, make_tokenizer, shaped_reward
 
@@ -32,14 +33,14 @@ CONST = 24.0
 KINDS = ("sampled", "prefilled", "forward", "trained")
 
 
-def start(folder: Path, method: str = "prefix_rft", fates: Any = ("mixed",), **kw: Any) -> Any:
+def start(folder: Path, method: str = "prefix_rft", rules: Any = ("mixed",), **kw: Any) -> Any:
     """A watched trainer with 16 rows in a generation, groups of four."""
-    rows = family_plain.make_fates(fates * (8 // len(fates)))
+    rows = make_rewards(rules * (8 // len(rules)))
     settings = {"log_rollouts": True, "per_device_train_batch_size": 4, **kw}
     settings.setdefault("gradient_accumulation_steps", 4)
     if settings.pop("saved", False):  # TRL loads a reference model from a folder
-        settings["model"] = saved(folder / "model", family_plain.sharp_model())
-    return family_plain.start(PrefixRFTTrainer, folder, method, rows, **settings)
+        settings["model"] = saved(folder / "model", sharp_model())
+    return start_run(PrefixRFTTrainer, folder, method, rows, **settings)
 
 
 def saved(folder: Path, model: Any) -> str:
@@ -49,15 +50,9 @@ def saved(folder: Path, model: Any) -> str:
     return str(folder)
 
 
-def plain_rows(recorder: Any) -> list[list[plain.Row]]:
+def rows_of(recorder: Recorder) -> list[Any]:
     """The rows of every update."""
-    return [
-        [
-            plain.Row(r.prompt, r.completion, 0 if r.whole else r.prefix, r.reward, r.group)
-            for r in x.rows
-        ]
-        for x in recorder.records
-    ]
+    return [x.rows for x in recorder.records]
 
 
 # ---- kept prefix tokens --------------------------------------------------------------------------
@@ -70,7 +65,7 @@ def test_kept_tokens_are_the_top_fifth_of_the_first_update(tmp_path: Path, passe
     (tmp_path / "rollouts/kept_000000.jsonl").write_text("left by a run that died\n")
     trainer, recorder = start(
         tmp_path,
-        fates=("mixed", "wrong", "mixed", "mixed"),
+        rules=("mixed", "wrong", "mixed", "mixed"),
         options={"all_wrong": "drop"},
         gradient_accumulation_steps=2,
         steps_per_generation=4,
@@ -79,8 +74,7 @@ def test_kept_tokens_are_the_top_fifth_of_the_first_update(tmp_path: Path, passe
     )
     trainer.train()
     weights = [r.weights for r in recorder.records]
-    model = family_plain.sharp_model()
-    assert measured.check_kept(tmp_path, model, weights, plain_rows(recorder), passes) >= 3
+    assert measured.check_kept(tmp_path, weights, rows_of(recorder), passes) >= 3
     lines = [x for file in measured.read(tmp_path, "kept").values() for x in file]
     assert any(not x["kept"] for x in lines)
     (tmp_path / "recipe.yaml").write_text("{}\n")
@@ -115,8 +109,8 @@ def test_methods_without_selection(tmp_path: Path) -> None:
 def test_a_dropped_row_keeps_nothing_however_it_is_selected(
     tmp_path: Path, options: dict[str, str]
 ) -> None:
-    fates = ("mixed", "wrong")
-    trainer, _ = start(tmp_path, fates=fates, options={"all_wrong": "drop", **options}, max_steps=1)
+    rules = ("mixed", "wrong")
+    trainer, _ = start(tmp_path, rules=rules, options={"all_wrong": "drop", **options}, max_steps=1)
     trainer.train()
     rollouts = measured.read(tmp_path, "step")[0]
     solved = {x["group"] for x in rollouts if x["reward"]}
@@ -144,9 +138,7 @@ def test_token_counts_of_every_update(tmp_path: Path) -> None:
         max_steps=5,
     )
     trainer.train()
-    wanted = measured.counts(
-        measured.read(tmp_path, "step"), plain_rows(recorder), scored=2, chunk=4
-    )
+    wanted = measured.counts(measured.read(tmp_path, "step"), rows_of(recorder), scored=2, chunk=4)
     assert measured.logged(trainer.state.log_history, "tokens/") == wanted
     assert [x["sampled"] > 0 for x in wanted] == [True, False, False, False, True]
     assert all(x["forward"] > 0 for x in wanted)
@@ -172,7 +164,7 @@ def test_log_lines_of_several_steps_add_up(tmp_path: Path) -> None:
 def test_attempts_that_are_given_up_count(tmp_path: Path) -> None:
     trainer, _ = start(
         tmp_path,
-        fates=("wrong", "mixed"),
+        rules=("wrong", "mixed"),
         options={"all_wrong": "resample", "attempts": 2},
         max_steps=1,
     )
@@ -209,9 +201,7 @@ def test_what_a_backend_draws_counts(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(GRPOTrainer, "_generate_single_turn", listen)
     trainer, recorder = start(tmp_path, fast_generation=False, max_steps=2)
     trainer.train()
-    wanted = measured.counts(
-        measured.read(tmp_path, "step"), plain_rows(recorder), scored=0, chunk=4
-    )
+    wanted = measured.counts(measured.read(tmp_path, "step"), rows_of(recorder), scored=0, chunk=4)
     lines = measured.logged(trainer.state.log_history, "tokens/")
     assert [x.pop("sampled") for x in lines] == drawn
     assert all(n > x.pop("sampled") for n, x in zip(drawn, wanted, strict=True))
@@ -222,7 +212,7 @@ def test_a_backend_is_sent_what_needs_nothing(tmp_path: Path) -> None:
     """The prompts of rows that are kept count again, their prefixes are no longer read."""
     trainer, _ = start(
         tmp_path,
-        fates=("wrong", "mixed"),
+        rules=("wrong", "mixed"),
         options={"all_wrong": "resample", "attempts": 2},
         fast_generation=False,
         max_steps=1,
@@ -246,9 +236,9 @@ def test_a_backend_is_sent_what_needs_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", ["sft", "iw_sft"])
 def test_token_counts_of_imitation(tmp_path: Path, method: str) -> None:
     """Two micro-batches a step; a method with a reference has a forward of it."""
-    recorder = family_plain.Recorder()
+    recorder = Recorder()
     trainer = DemonstrationTrainer(
-        family_plain.sharp_model(),
+        sharp_model(),
         DemonstrationConfig(
             output_dir=str(tmp_path),
             method=method,
@@ -295,7 +285,7 @@ class Sums:
 
 def test_gradient_norms_equal_plain_torch(tmp_path: Path) -> None:
     """Five streams, two micro-batches an update, two passes, so that ratios are not 1."""
-    recorder = plain.Recorder()
+    recorder = Recorder()
     bonuses = {"beta": 0.05, "entropy_coef": 0.01}
     trainer = PrefixRFTTrainer(
         saved(tmp_path / "model", make_model(make_tokenizer())),
@@ -318,24 +308,16 @@ def test_gradient_norms_equal_plain_torch(tmp_path: Path) -> None:
     recorder.watch(trainer)
     sums = Sums(trainer)
     trainer.train()
-    model = make_model(make_tokenizer())
     first = recorder.records[0]
     lines = measured.logged(trainer.state.log_history, "gradient/")
     for record, line, whole in zip(recorder.records, lines, sums.found, strict=True):
-        model.load_state_dict(first.weights)
-        with torch.no_grad():
-            old = [plain.logp_and_entropy(model, r, 0.9)[0] for r in record.rows]
-        model.load_state_dict(record.weights)
-        wanted = measured.norms(
-            measured.gradients(
-                model, record.rows, old, old, temperature=0.9, const=CONST, **bonuses
-            )
-        )
+        step = update_of(record, first.weights, first.weights, temperature=0.9)
+        wanted = measured.norms(measured.gradients(step, beta=0.05, entropy=0.01))
         if record is first:  # the policy is the reference: its KL has no gradient
             assert line.pop("kl_norm") < 1e-7
             assert wanted.pop("kl_norm", 0.0) < 1e-7
         assert line == pytest.approx(wanted, rel=1e-5)
-        assert plain.relative_error(whole, record.gradient) < 1e-5
+        assert relative_error(whole, record.gradient) < 1e-5
         assert 0.0 < line["prefix_share"] < 1.0
 
 
@@ -366,7 +348,7 @@ def test_sources_of_a_method_are_its_whole_gradient(
     trainer.train()
     assert len(sums.found) == 2
     for record, whole in zip(recorder.records, sums.found, strict=True):
-        assert plain.relative_error(whole, record.gradient) < 1e-5
+        assert relative_error(whole, record.gradient) < 1e-5
     found = {k for x in measured.logged(trainer.state.log_history, "gradient/") for k in x}
     wanted = {f"{n}_norm" for n in names}
     assert found == wanted | ({"prefix_share", "without_prefix_norm"} if "hint" in names else set())
@@ -388,7 +370,7 @@ def test_an_origin_that_two_streams_train_is_one_vector() -> None:
 
 def test_gradients_of_half_precision_and_frozen_weights(tmp_path: Path) -> None:
     """Eight micro-batches add up in single precision; frozen weights have no gradient."""
-    model = family_plain.sharp_model().bfloat16()
+    model = sharp_model().bfloat16()
     model.model.layers[0].requires_grad_(False)
     trainer, _ = start(
         tmp_path,
@@ -522,17 +504,16 @@ def test_two_processes_measure_together(tmp_path: Path) -> None:
     off, on = ranks[0]["models"]
     assert all(torch.equal(off[name], on[name]) for name in off)
     history = ranks[0]["history"]
-    updates = list(zip(ranks[0]["records"], ranks[1]["records"], strict=True))
-    rows = [[plain.Row(**r) for x in both for r in x["rows"]] for both in updates]
-    weights = [first["weights"] for first, _ in updates]
-    model = make_model(make_tokenizer())
-    assert measured.check_kept(tmp_path, model, weights, rows, temperature=0.9) >= 2
+    each = [joined(rank["records"]) for rank in ranks]
+    records = joined(*(rank["records"] for rank in ranks))
+    rows, weights = [x.rows for x in records], [x.weights for x in records]
+    assert measured.check_kept(tmp_path, weights, rows, temperature=0.9) >= 2
 
     wanted = measured.counts(measured.read(tmp_path, "step"), rows, scored=1, chunk=1)
-    for x, both in zip(wanted, updates, strict=True):
+    for x, *both in zip(wanted, *each, strict=True):
+        own = [y.rows for y in both]
         if x["prefilled"]:  # each process prefills the one prompt of the group that they share
-            x["prefilled"] += len(both[0]["rows"][0]["prompt"])
-        own = [[plain.Row(**r) for r in y["rows"]] for y in both]
+            x["prefilled"] += len(own[0][0].prompt)
         busy = max(sum(r.prefix > 0 for r in part) for part in own)
         for part in own:  # a process with fewer prefixes to score keeps step on its first row
             idle = busy - sum(r.prefix > 0 for r in part)
@@ -548,17 +529,9 @@ def test_two_processes_measure_together(tmp_path: Path) -> None:
     generations = measured.read(tmp_path, "step")
     for update, line in enumerate(measured.logged(history, "gradient/")):
         start = max(s for s in generations if s <= update)
-        model.load_state_dict(weights[start])
-        with torch.no_grad():
-            old = [plain.logp_and_entropy(model, r, 0.9)[0] for r in rows[update]]
-        model.load_state_dict(weights[update])
-        found = measured.gradients(
-            model,
-            rows[update],
-            old,
-            old,
-            temperature=0.9,
-            const=CONST,
-            mates=[measured.row_of(x) for x in generations[start]],
+        record = replace(
+            records[update], generation=[measured.row_of(x) for x in generations[start]]
         )
+        step = update_of(record, weights[start], temperature=0.9)
+        found = measured.gradients(step)
         assert line == pytest.approx(measured.norms(found), rel=1e-5)

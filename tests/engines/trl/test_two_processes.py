@@ -6,11 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import plain
 import pytest
 import torch
 
-from tiny import make_model, make_tokenizer
+from second.step.formulas import prefix_rft
+from second.step.trl_run import joined, update_of
+from second.step.update import relative_error
 
 HERE = Path(__file__).parent
 
@@ -55,24 +56,19 @@ def launch(folder: Path, *args: str) -> list[list[dict]]:
 def test_two_processes_are_one(tmp_path: Path, scope: str, source: str, generations: int) -> None:
     """A group of 8 lies across both; with groups of 4, each has one and they share the pool."""
     ranks = launch(tmp_path, scope, source, str(generations))
-    model = make_model(make_tokenizer(), layers=2)
     assert len(ranks[0]) == len(ranks[1]) == 3
-    for first, second in zip(*ranks, strict=True):
+    for first, second, record in zip(*ranks, joined(*ranks), strict=True):
         for a, b in zip(first["gradient"], second["gradient"], strict=True):
             assert torch.equal(a, b)
-        rows = [plain.Row(**r) for r in (*first["rows"], *second["rows"])]
+        rows = record.rows
         assert len(rows) == 8
         assert {r.group for r in rows} == set(range(8 // generations))
         assert sum(r.prefix > 0 for r in rows) == 8 // generations
-        model.load_state_dict(first["weights"])
-        with torch.no_grad():
-            old = [plain.logp_and_entropy(model, r, 0.9)[0] for r in rows]
-        loss, gradient = plain.step(
-            model, rows, old, plain.advantages(rows), temperature=0.9, fraction=0.2, const=24.0
-        )
-        assert plain.relative_error(first["gradient"], gradient) < 1e-5
+        step = update_of(record, temperature=0.9)
+        loss = prefix_rft(step)
+        assert relative_error(record.gradient, step.gradient(loss)) < 1e-5
         # Each process's loss is its share times the number of processes, which DDP averages.
-        assert (first["loss"] + second["loss"]) / 2 == pytest.approx(loss, rel=1e-5, abs=1e-8)
+        assert record.loss == pytest.approx(loss.item(), rel=1e-5, abs=1e-8)
     text = (tmp_path / "rollouts/step_000000.jsonl").read_text()
     lines = [json.loads(x) for x in text.splitlines()]
     assert [line["row"] for line in lines] == [i % generations for i in range(8)]

@@ -4,12 +4,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import measured_plain as measured
 import pytest
 from trainers import imitation_trainer, rollout_trainer
 
 from prefix_rft.runs.rollouts import cut_rollouts
 from prefix_rft.support.errors import UserError
+from second.step import measured
 
 CLOCKS = ("time", "_per_second", "total_flos", "train_loss")
 

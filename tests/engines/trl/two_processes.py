@@ -4,19 +4,18 @@ Usage: two_processes.py FOLDER SCOPE SOURCE NUM_GENERATIONS
 """
 
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
-import plain
 import torch
 
 from prefix_rft import PrefixRFTTrainer
+from second.step.trl_run import Recorder
 from tiny import make_config, make_model, make_rows, make_tokenizer, shaped_reward
 
 torch.set_num_threads(1)
 folder, scope, source = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 tokenizer = make_tokenizer()
-recorder = plain.Recorder()
+recorder = Recorder()
 trainer = PrefixRFTTrainer(
     make_model(tokenizer, layers=2),
     shaped_reward,
@@ -39,10 +38,4 @@ trainer = PrefixRFTTrainer(
 recorder.watch(trainer)
 trainer.train()
 rank = trainer.accelerator.process_index
-torch.save(
-    [
-        {**asdict(r), "rows": [asdict(row) for row in r.rows], "weights": r.weights}
-        for r in recorder.records
-    ],
-    folder / f"rank{rank}.pt",
-)
+torch.save([r.plain() for r in recorder.records], folder / f"rank{rank}.pt")

@@ -1,6 +1,5 @@
 """Methods that train rollouts alone: from the prompt, or behind a demonstration's prefix."""
 
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,6 @@
 """What the measurements of a run must be, from its rollout files and recorded weights.
 
-Nothing here calls prefix_rft: entropies, gradients and counts are computed anew, one unpadded row
-at a time.
+Entropies, gradients and counts are computed anew, one unpadded row at a time.
 """
 
 import json
@@ -11,8 +10,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import plain
 import torch
+
+from second.step.formulas import prefix_rft_parts
+from second.step.trl_run import scores
+from second.step.update import Row, Update, selected
 
 Line = dict[str, Any]
 
@@ -25,15 +27,19 @@ def read(folder: Path, kind: str) -> dict[int, list[Line]]:
     }
 
 
-def row_of(line: Line) -> plain.Row:
+def row_of(line: Line) -> Row:
     """A rollout as a plain row."""
-    reward = math.nan if line["reward"] is None else line["reward"]
-    return plain.Row(
-        line["prompt_ids"], line["completion_ids"], line["prefix_length"], reward, line["group"]
+    return Row(
+        line["prompt_ids"],
+        line["completion_ids"],
+        0 if line["demonstration"] else line["prefix_length"],
+        line["demonstration"],
+        math.nan if line["reward"] is None else line["reward"],
+        line["group"],
     )
 
 
-def identity(row: plain.Row) -> tuple[tuple[int, ...], ...]:
+def identity(row: Row) -> tuple[tuple[int, ...], ...]:
     """What a row is told by: its ids."""
     return tuple(row.prompt), tuple(row.completion), (row.prefix,)
 
@@ -44,9 +50,8 @@ def hybrid(line: Line) -> bool:
 
 def check_kept(
     folder: Path,
-    model: Any,
     weights: list[dict[str, torch.Tensor]],
-    rows: list[list[plain.Row]],
+    rows: list[list[Row]],
     passes: int = 1,
     temperature: float = 1.0,
 ) -> int:
@@ -75,23 +80,24 @@ def check_kept(
             here = {k: row_of(lines[k]) for k, x in told.items() if x["step"] == update}
             trained = Counter(identity(r) for r in rows[update] if r.prefix)
             assert Counter(map(identity, here.values())) == trained
-            model.load_state_dict(weights[update])
             pool = {k: r for k, r in here.items() if r.group not in flat}
-            chosen = plain.kept(model, list(pool.values()), temperature, 0.2)
-            wanted = {k: sorted(c) for k, c in zip(pool, chosen, strict=True)}
+            trained_rows = list(pool.values())
+            _, entropies = scores(weights[update], trained_rows, temperature)
+            chosen = selected(trained_rows, entropies, 0.2)
+            wanted = {k: sorted(t for j, t in chosen if j == i) for i, k in enumerate(pool)}
             for k in here:
                 assert told[k]["kept"] == wanted.get(k, [])
-            kept_some += sum(bool(c) for c in chosen)
+            kept_some += len({i for i, _ in chosen})
     return kept_some
 
 
-def tokens(rows: list[plain.Row]) -> int:
+def tokens(rows: list[Row]) -> int:
     """Prompts and completions."""
     return sum(len(r.prompt) + len(r.completion) for r in rows)
 
 
 def counts(
-    generations: dict[int, list[Line]], rows: list[list[plain.Row]], scored: int, chunk: int
+    generations: dict[int, list[Line]], rows: list[list[Row]], scored: int, chunk: int
 ) -> list[dict[str, int]]:
     """The four counts of every update, for rollouts that were sampled once on one process.
 
@@ -130,44 +136,10 @@ def logged(history: list[dict[str, float]], prefix: str) -> list[dict[str, float
     ]
 
 
-def gradients(
-    model: Any,
-    rows: list[plain.Row],
-    old: list[torch.Tensor],
-    reference: list[torch.Tensor],
-    *,
-    temperature: float,
-    const: float,
-    beta: float = 0.0,
-    entropy_coef: float = 0.0,
-    mates: list[plain.Row] | None = None,
-) -> dict[str, list[torch.Tensor]]:
-    """The gradient of each part of Prefix-RFT's loss (Eq. 3, Dr. GRPO's normaliser, two bonuses).
-
-    ``mates`` are the rows of the whole generation, where an update has but a part of them.
-    """
-    keep = plain.kept(model, rows, temperature, 0.2)
-    everyone = mates or rows
-    known = [(identity(r), a) for r, a in zip(everyone, plain.advantages(everyone), strict=True)]
-    adv = [next(a for i, a in known if i == identity(r)) for r in rows]
-    nothing = sum(p.sum() for p in model.parameters()) * 0.0
-    parts = dict.fromkeys(("policy", "continuation", "prefix", "kl", "entropy"), nothing)
-    for i, row in enumerate(rows):
-        logp, entropy = plain.logp_and_entropy(model, row, temperature)
-        for t in range(len(row.completion)):
-            origin = "policy" if not row.prefix else "prefix" if t < row.prefix else "continuation"
-            ratio = torch.exp(logp[t] - old[i][t])
-            value = torch.minimum(ratio * adv[i], ratio.clamp(0.8, 1.2) * adv[i])
-            if origin != "prefix" or t in keep[i]:
-                parts[origin] = parts[origin] - value
-            difference = reference[i][t] - logp[t]
-            parts["kl"] = parts["kl"] + beta * (difference.exp() - difference - 1.0)
-            parts["entropy"] = parts["entropy"] - entropy_coef * entropy[t]
-    parameters = list(model.parameters())
-    return {
-        name: list(torch.autograd.grad(x / (len(rows) * const), parameters, retain_graph=True))
-        for name, x in parts.items()
-    }
+def gradients(u: Update, beta: float = 0.0, entropy: float = 0.0) -> dict[str, list[torch.Tensor]]:
+    """The gradient of each part of Prefix-RFT's loss."""
+    parts = prefix_rft_parts(u, beta=beta, entropy=entropy)
+    return {name: u.gradient(x) for name, x in parts.items()}
 
 
 def norm(*vectors: list[torch.Tensor]) -> float:
