@@ -68,6 +68,9 @@ def step_of(batch: Batch, logp: Tensor, entropy: Tensor) -> Step:
 
 
 def gradients(value: Tensor, *leaves: Tensor) -> list[Tensor]:
+    """Of a loss, zeros where it does not depend on a leaf."""
+    if not value.requires_grad:
+        return [torch.zeros_like(x) for x in leaves]
     return list(
         torch.autograd.grad(
             value, leaves, retain_graph=True, allow_unused=True, materialize_grads=True

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+from batches import gradients
 from test_formulas import batch_of, targets_of
 from torch import Tensor
 
@@ -32,12 +33,6 @@ class Case:
             self.method, self.batch, self.logp, self.entropy, targets=targets or self.targets
         ).loss
         return [value.detach(), *gradients(value, self.logp, self.entropy)]
-
-
-def gradients(value: Tensor, *leaves: Tensor) -> tuple[Tensor, ...]:
-    if not value.requires_grad:
-        return tuple(torch.zeros_like(x) for x in leaves)
-    return torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True)
 
 
 def case(name: str | Method, layout: str | None = None, seed: int = 0) -> Case:

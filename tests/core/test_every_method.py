@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import CONTRASTS, GROUPED, Case, case, gradients, same
+from batches import gradients
+from cases import CONTRASTS, GROUPED, Case, case, same
 from torch import Tensor
 
 from prefix_rft.core import Batch, Stream, Targets, advantages, loss, prepare

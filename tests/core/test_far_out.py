@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import CONTRASTS, case, gradients
+from batches import gradients
+from cases import CONTRASTS, case
 
 from prefix_rft.core import Batch, advantages, loss, prepare, with_sequence
 from prefix_rft.core.contrast import Discriminative, SelfPlay, Sequences

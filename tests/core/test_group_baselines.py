@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import GROUPED, case, gradients
+from batches import gradients
+from cases import GROUPED, case
 from torch import Tensor
 
 from prefix_rft.core import Method, advantages, loss, prepare

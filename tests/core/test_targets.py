@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cases import case, gradients
+from batches import gradients
+from cases import case
 
 from prefix_rft.core import loss
 from prefix_rft.methods import BUILT_IN, load

@@ -211,6 +211,21 @@ def test_a_planner_remembers_each_of_its_groups(tmp_path: Path, method: str, opt
 # ---- the reference policy ------------------------------------------------------------------------
 
 
+def weights_that_sample(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, torch.Tensor]]:
+    """The weights of the model at every call of the sampler from now on."""
+    import prefix_rft.engines.trl.rollout.sampler as module
+
+    sampled: list[dict[str, torch.Tensor]] = []
+    original = module.sample
+
+    def listen(model: Any, *args: Any, **kwargs: Any) -> Any:
+        sampled.append({k: v.clone() for k, v in model.state_dict().items()})
+        return original(model, *args, **kwargs)
+
+    monkeypatch.setattr(module, "sample", listen)
+    return sampled
+
+
 @pytest.mark.parametrize(
     ("method", "options", "stages"),
     rest_slow(
@@ -235,8 +250,6 @@ def test_the_reference_is_renewed_where_a_stage_begins(
     stages: list[int],
 ) -> None:
     """It is what samples, and what log-probs are compared with."""
-    import prefix_rft.engines.trl.rollout.sampler as module
-
     trainer, recorder = trl_run.start(
         PrefixRFTTrainer,
         tmp_path,
@@ -248,15 +261,9 @@ def test_the_reference_is_renewed_where_a_stage_begins(
         max_steps=6,
         learning_rate=1e-2,
     )
-    sampled: list[dict[str, torch.Tensor]] = []
+    sampled = weights_that_sample(monkeypatch)
     seen: list[dict[str, Any]] = []
-    original, generate = module.sample, trainer._generate_and_score_completions
-
-    def listen(model: Any, *args: Any, **kwargs: Any) -> Any:
-        sampled.append({k: v.clone() for k, v in model.state_dict().items()})
-        return original(model, *args, **kwargs)
-
-    monkeypatch.setattr(module, "sample", listen)
+    generate = trainer._generate_and_score_completions
     trainer._generate_and_score_completions = lambda x: (seen.append(generate(x)), seen[-1])[1]
     trainer.train()
     assert len(sampled) == 6
@@ -283,8 +290,6 @@ def test_the_reference_is_renewed_where_a_stage_begins(
 def test_what_is_evaluated_is_the_policy_and_not_its_reference(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, options: dict
 ) -> None:
-    import prefix_rft.engines.trl.rollout.sampler as module
-
     trainer, _ = trl_run.start(
         PrefixRFTTrainer,
         tmp_path,
@@ -298,14 +303,7 @@ def test_what_is_evaluated_is_the_policy_and_not_its_reference(
     )
     trainer.eval_dataset = trl_run.make_rewards(["mixed"] * 2)
     trainer.train()
-    sampled: list[dict[str, torch.Tensor]] = []
-    original = module.sample
-
-    def listen(model: Any, *args: Any, **kwargs: Any) -> Any:
-        sampled.append({k: v.clone() for k, v in model.state_dict().items()})
-        return original(model, *args, **kwargs)
-
-    monkeypatch.setattr(module, "sample", listen)
+    sampled = weights_that_sample(monkeypatch)
     trainer.evaluate()
     assert sampled
     trained = trainer.model.state_dict()
