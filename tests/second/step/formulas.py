@@ -3,6 +3,7 @@ control gives it a wrong one."""
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -211,14 +212,9 @@ def prefix_rft_parts(
     return {name: per(len(u.of(*ROLLOUT)) * u.const, x) for name, x in gains.items()}
 
 
-def prefix_rft(
-    u: Update,
-    fraction: float = 0.2,
-    beta: float = 0.0,
-    keep: set[tuple[int, int]] | None = None,
-) -> Tensor:
+def prefix_rft(u: Update, fraction: float = 0.2, **how: Any) -> Tensor:
     """The sum of its parts."""
-    return total(list(prefix_rft_parts(u, fraction, beta, keep=keep).values()))
+    return total(list(prefix_rft_parts(u, fraction, **how).values()))
 
 
 # ---- rewards alone -------------------------------------------------------------------------------
