@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from prefix_rft.methods.registry import BUILT_IN as METHODS
+from prefix_rft.recipe.recipe import ENGINES
 from prefix_rft.rewards.registry import BUILT_IN as REWARDS
 
 ROOT = Path(__file__).parents[1]
@@ -30,6 +31,7 @@ def test_the_first_page_is_short_and_has_every_room() -> None:
     tree = text[text.index("src/prefix_rft/\n") :]
     rooms = {p.name for p in (ROOT / "src/prefix_rft").iterdir() if p.is_dir()} - {"__pycache__"}
     assert set(re.findall(r"\b([a-z]+)/ ", tree)) == rooms
+    assert [engine for engine in ENGINES if f"{engine}/" not in tree] == []
 
 
 def test_every_method_is_in_the_index_and_has_a_page() -> None:
@@ -41,6 +43,15 @@ def test_every_method_is_in_the_index_and_has_a_page() -> None:
 def test_every_reward_is_described() -> None:
     text = (ROOT / "docs/data.md").read_text()
     assert [r for r in REWARDS if f"`{r}`" not in text] == []
+
+
+def test_every_shape_of_data_is_described() -> None:
+    """Under the name that messages call it."""
+    source = (ROOT / "src/prefix_rft/data/shapes.py").read_text()
+    shapes = re.findall(r'RowShape\(\s*"([^"]+)"', source)
+    text = (ROOT / "docs/data.md").read_text()
+    assert len(shapes) >= 6
+    assert [shape for shape in shapes if f"| {shape}" not in text] == []
 
 
 def test_files_that_a_page_names_exist() -> None:
