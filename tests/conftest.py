@@ -15,6 +15,9 @@ import torch
 
 torch.set_num_threads(1)
 
+# What tests write need not outlive the machine.
+os.fsync = lambda fd: None
+
 # Every trainer asks a dozen times whether peft is installed, and reads its description each time.
 importlib.metadata.metadata = functools.cache(importlib.metadata.metadata)
 

@@ -17,3 +17,8 @@ def rest_slow(cases: Iterable[Any], quick: Callable[..., bool]) -> list[Any]:
         marks = () if quick(*values) else (pytest.mark.slow,)
         found.append(pytest.param(*values, marks=marks))
     return found
+
+
+def each_once(first: Any, second: Any) -> Callable[[Any, Any], bool]:
+    """Of a product, every value of either side beside one value of the other side."""
+    return lambda one, other: one == first or other == second

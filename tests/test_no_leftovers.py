@@ -1,6 +1,7 @@
 """Nothing is documented that is not there, and nothing is kept that only a test would call."""
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -11,6 +12,11 @@ SOURCE = ROOT / "src/prefix_rft"
 FILES = sorted(SOURCE.rglob("*.py"))
 USERS = [p for d in ("src", "benchmarks", "examples", "docs") for p in (ROOT / d).rglob("*.*")]
 NAMED_BY_TEXT = [*USERS, ROOT / "README.md", ROOT / "pyproject.toml"]
+
+
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
 
 
 def documented(node: ast.ClassDef) -> list[str]:
@@ -37,7 +43,7 @@ def attributes(node: ast.ClassDef) -> set[str]:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(SOURCE).as_posix())
 def test_documented_attributes_are_there(path: Path) -> None:
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         # A class may document what it inherits: then nothing can be said from its text alone.
         if isinstance(node, ast.ClassDef) and not node.bases:
             assert [n for n in documented(node) if n not in attributes(node)] == [], node.name
@@ -49,7 +55,7 @@ FRAGMENT = re.compile(r"^ {4}(\w+): (?:of|whose|that|as|with|to|in|from|by|on|at
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(SOURCE).as_posix())
 def test_what_is_documented_has_a_whole_phrase(path: Path) -> None:
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             assert FRAGMENT.findall(ast.get_docstring(node) or "") == [], node.name
 

@@ -16,6 +16,7 @@ from prefix_rft.cli import main
 from prefix_rft.data import load_rows
 from prefix_rft.engines.setup import configure
 from prefix_rft.recipe.batches import plan_batches
+from tables import rest_slow
 from tiny import make_chat_tokenizer, make_model
 
 Capture = pytest.CaptureFixture[str]
@@ -154,7 +155,10 @@ RUNS = [
 ]
 
 
-@pytest.mark.parametrize(("rows", "overrides", "steps", "said"), RUNS)
+@pytest.mark.parametrize(
+    ("rows", "overrides", "steps", "said"),
+    rest_slow(RUNS, lambda rows, overrides, steps, said: said),
+)
 def test_a_run_takes_the_steps_that_check_shows(
     folder: Path, capfd: Capture, rows: list[dict[str, Any]], overrides: str, steps: int, said: str
 ) -> None:

@@ -65,6 +65,7 @@ def test_recipes_that_come_with_the_task_can_be_compared(task: Path, recipe: str
     assert board.comparison.reference == "prefix_rft"
 
 
+@pytest.mark.slow
 def test_every_ablation_is_one_switch(task: Path) -> None:
     # The worse demonstrations are another task's.
     write(task / "worse", 40, 12, 0, 8, solver_accuracy=0.5)

@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import batches
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from prefix_rft.core import Batch, loss, prepare
 from prefix_rft.methods import load
+from tables import each_once, rest_slow
 
 NAN = float("nan")
 
@@ -82,8 +84,11 @@ OPTIONS: list[dict] = [
 ]
 
 
-@pytest.mark.parametrize("aggregation", AGGREGATIONS)
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize(
+    ("options", "aggregation"),
+    rest_slow(product(OPTIONS, AGGREGATIONS), each_once(OPTIONS[0], AGGREGATIONS[0])),
+    ids=str,
+)
 def test_prefix_rft(options: dict, aggregation: str) -> None:
     options = {**options, "aggregation": aggregation, "const": 9.0}
     assert all(agree("prefix_rft", options, seed) for seed in range(3))
@@ -173,8 +178,10 @@ def test_by_hand() -> None:
 METHODS = ["prefix_rft", "dr_grpo", "grpo", "sft"]
 
 
-@pytest.mark.parametrize("aggregation", AGGREGATIONS)
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    ("name", "aggregation"),
+    rest_slow(product(METHODS, AGGREGATIONS), each_once("prefix_rft", AGGREGATIONS[0])),
+)
 @settings(max_examples=12, deadline=None)
 @given(st.lists(st.integers(1, 15), unique=True), st.integers(0, 5), st.randoms())
 def test_shares_of_micro_batches_add_up(

@@ -134,6 +134,7 @@ def test_from_its_last_checkpoint_nothing_is_trained(name: str, task: Path, tmp_
     assert {line["step"] for line in lines} == {1, 2, 3}
 
 
+@pytest.mark.slow
 def test_stages_hand_over_weights_and_tokenizer(task: Path, tmp_path: Path) -> None:
     recipe = str(task / "recipes" / f"{STAGED}.yaml")
     runs = tmp_path / "runs"

@@ -1,6 +1,7 @@
 """The report in a real browser: nothing runs, nothing overflows, there is something to see."""
 
 import struct
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from report_runs import EVALUATION, hostile_run, metrics_of, row, words, write_r
 
 from browser import browse, console, framed, need_browser, widths
 from prefix_rft.report import write_report
+from tables import rest_slow
 
 SCRIPT = "<script>console.error('a script has run')</script>"
 
@@ -57,8 +59,13 @@ def test_overflow_is_really_measured(report: Path) -> None:
     assert widths(report, "wide", wide, 390)[1] >= 600
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize(
+    ("width", "scheme"),
+    rest_slow(
+        product([390, 1280], ["light", "dark"]),
+        lambda width, scheme: (width == 390) == (scheme == "dark"),
+    ),
+)
 def test_there_is_something_to_see(report: Path, width: int, scheme: str) -> None:
     page = framed(report, f"seen{width}{scheme}", report.read_text(encoding="utf-8"), width)
     shot = report.parent / f"{width}{scheme}.png"

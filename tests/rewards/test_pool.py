@@ -110,6 +110,7 @@ def test_every_item_gets_its_verdict(
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_a_thread_left_behind_is_not_charged_to_later_items() -> None:
     pool = GraderPool("faults:lingers", workers=1, limits=Limits(seconds=0.5))
     verdicts = pool.grade([{"completions": c} for c in ("bad", "good", "good")])

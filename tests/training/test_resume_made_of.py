@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from prefix_rft.support.errors import UserError
 from prefix_rft.training.resume import changes
 from prefix_rft.training.run import remove_empty
 from prefix_rft.training.train import train
+from tables import rest_slow
 from tiny import CHAT_TEMPLATE, make_chat_tokenizer, make_model
 
 OVERRIDES = ["max_steps=2", "save_steps=1", "reward.workers=1"]
@@ -98,13 +100,16 @@ CHANGES: dict[str, tuple[Any, str]] = {
 }
 
 
-@pytest.mark.parametrize("what", CHANGES)
-@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize(
+    ("what", "named"),
+    rest_slow(
+        [*product(CHANGES, [False]), ("answers", True), ("model", True)],
+        lambda what, named: named or what in ("nothing", "beside it", "template", "prompts"),
+    ),
+)
 def test_what_a_run_is_made_of_cannot_change(
     task: Path, tmp_path: Path, what: str, named: bool
 ) -> None:
-    if named and what not in ("answers", "model"):
-        pytest.skip("as where the newest is found")
     folder = shutil.copytree(task, tmp_path / "task")
     change, words = CHANGES[what]
     more = change(folder)

@@ -7,6 +7,7 @@ optimizer keeps its moments.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -68,6 +69,7 @@ SECRET = ("model_init_kwargs", "deepspeed", "fsdp_config")
 """Compared by a hash: a checkpoint may be given away."""
 
 
+@functools.cache
 def among(name: str, names: tuple[str, ...]) -> bool:
     """Whether a setting is in a list."""
     return any(fnmatchcase(name, pattern) for pattern in names)

@@ -10,6 +10,7 @@ from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 from prefix_rft import DemonstrationTrainer, PrefixRFTTrainer
 from prefix_rft.engines.trl.imitation_config import DemonstrationConfig
 from second.step.update import relative_error
+from tables import rest_slow
 from tiny import make_config, make_model, make_rows, make_tokenizer, shaped_reward
 
 CASES = [
@@ -45,7 +46,10 @@ def losses_and_weights(trainer: Any) -> tuple[list[float], torch.Tensor]:
     return found, torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
 
 
-@pytest.mark.parametrize(("method", "options", "theirs"), CASES)
+@pytest.mark.parametrize(
+    ("method", "options", "theirs"),
+    rest_slow(CASES, lambda method, options, theirs: "beta" in options or "delta" in options),
+)
 def test_without_prefix_the_loss_is_trls(
     tmp_path: Path, method: str, options: dict, theirs: dict
 ) -> None:

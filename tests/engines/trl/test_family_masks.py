@@ -434,7 +434,11 @@ def test_what_a_retain_set_does_not_need_is_zeroed_once(tmp_path: Path) -> None:
             marks=pytest.mark.slow,
         ),
         # Its first checkpoint is in the midst of looking.
-        ("luffy", {"kind": "speft", "update_every": 3, "score_steps": 2, "scope": "local"}, {}),
+        pytest.param(
+            *("luffy", {"kind": "speft", "update_every": 3, "score_steps": 2, "scope": "local"}),
+            {},
+            marks=pytest.mark.slow,
+        ),
         pytest.param("sft", {"kind": "speft", "update_every": 2}, {}, marks=pytest.mark.slow),
         ("mifo", {"kind": "mifo", "fraction": 0.3}, {"options": {"sft_prompts": 2}}),
         pytest.param(

@@ -484,7 +484,11 @@ def grpo_behind_prefixes(u: Update) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("method", "formula"), [("bread", formulas.bread), ("grpo", grpo_behind_prefixes)]
+    ("method", "formula"),
+    [
+        ("bread", formulas.bread),
+        pytest.param("grpo", grpo_behind_prefixes, marks=pytest.mark.slow),
+    ],
 )
 def test_prefixes_of_failing_groups_grow(
     tmp_path: Path, method: str, formula: Callable[[Update], torch.Tensor]
@@ -545,7 +549,7 @@ def test_prefixes_of_failing_groups_grow(
     ("method", "options", "formula"),
     [
         ("prefix_rft", {"prefix_low": 0.1, "prefix_high": 0.4}, formulas.prefix_rft),
-        ("pope", {"first_ratio": 0.3}, formulas.pope),
+        pytest.param("pope", {"first_ratio": 0.3}, formulas.pope, marks=pytest.mark.slow),
     ],
 )
 def test_only_the_hybrid_rows_grow_where_a_method_has_them(

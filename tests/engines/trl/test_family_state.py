@@ -433,8 +433,8 @@ def equal(a: Any, b: Any) -> bool:
 
 @pytest.mark.parametrize(
     "case",
-    # A queue; a memory of examples. Stage and reference are among the slow ones.
-    rest_slow(RESUMED, lambda case: case in ("relift", "adaback")),
+    # A memory of examples. A queue, a stage and a reference are among the slow ones.
+    rest_slow(RESUMED, lambda case: case == "adaback"),
 )
 def test_a_resumed_run_is_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str

@@ -18,6 +18,7 @@ from prefix_rft.engines.trl.safety.finite import Finite
 from prefix_rft.engines.trl.safety.watch import ObservesMetrics
 from prefix_rft.runs.checkpoints import checkpoints, fault
 from prefix_rft.support.errors import RunError, UserError
+from tables import rest_slow
 from tiny import make_config, make_model, make_rows, make_tokenizer, shaped_reward
 
 NAME = "model.layers.0.mlp.up_proj.weight"
@@ -339,7 +340,9 @@ def test_imitation_explores_nothing() -> None:
     assert not wires.observe({"loss": 0.1, "entropy": 0.0, "grad_norm": 1.0}, 5)
 
 
-@pytest.mark.parametrize("method", ["prefix_rft", "srft", "chord"])
+@pytest.mark.parametrize(
+    "method", rest_slow(["prefix_rft", "srft", "chord"], lambda method: method == "chord")
+)
 def test_demonstrations_are_missed_where_there_are_none(tmp_path: Path, method: str) -> None:
     """Not where none of them is a prefix: a whole one is a demonstration, too."""
     few = make_rows(12).map(

@@ -64,8 +64,8 @@ def advantages_by_hand(rollouts: list[dict[str, Any]], rewards: list[float | Non
     return found
 
 
-OF_EACH_KIND = ("fails", "exits", "nothing", "verdicts")
-"""An exception, a process that ends, and the other statuses. Tests of the pool have all faults."""
+OF_EACH_KIND = ("fails", "nothing", "verdicts")
+"""An exception, and the other statuses. Tests of the pool have all faults."""
 
 
 @pytest.mark.parametrize(
