@@ -74,16 +74,18 @@ def test_prefix_rft(options: dict, aggregation: str) -> None:
     assert agree("prefix_rft", options, 1, weight=False, old=False)
 
 
-@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+POLICY_OPTIONS: list[dict] = [
+    {},
+    {"epsilon": 0.05, "epsilon_high": 0.28},
+    {"delta": 1.25},
+    {"beta": 0.04, "entropy_coef": 0.01},
+    {"truncated": "mask"},
+]
+
+
 @pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"epsilon": 0.05, "epsilon_high": 0.28},
-        {"delta": 1.25},
-        {"beta": 0.04, "entropy_coef": 0.01},
-        {"truncated": "mask"},
-    ],
+    ("options", "aggregation"),
+    rest_slow(product(POLICY_OPTIONS, AGGREGATIONS), each_once({}, AGGREGATIONS[0])),
     ids=str,
 )
 @pytest.mark.parametrize("name", ["dr_grpo", "grpo"])
@@ -138,13 +140,19 @@ MISTAKES = {
 }
 
 
+MISTAKEN = {"beta": 0.3, "entropy_keep": 0.5, "delta": 1.3, "truncated": "mask", "const": 11.0}
+
+
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_wrong_formula_disagrees(mistake: str) -> None:
-    options = {"aggregation": "token_mean", "beta": 0.3, "entropy_keep": 0.5, "delta": 1.3}
-    options |= {"truncated": "mask", "const": 11.0} | MISTAKES[mistake]
-    seeds = range(6)
-    assert all(agree("prefix_rft", options, s) for s in seeds)
-    assert sum(not agree("prefix_rft", options, s, mistake) for s in seeds) >= 3
+    options = {"aggregation": "token_mean", **MISTAKEN, **MISTAKES[mistake]}
+    assert sum(not agree("prefix_rft", options, s, mistake) for s in range(6)) >= 3
+
+
+@pytest.mark.parametrize("aggregation", ["token_mean", "seq_mean_token_mean", "sum_over_const"])
+def test_the_right_formula_does_not(aggregation: str) -> None:
+    options = {"aggregation": aggregation, **MISTAKEN}
+    assert all(agree("prefix_rft", options, s) for s in range(6))
 
 
 @pytest.mark.parametrize("mistake", ["biased std", "a singleton keeps its reward"])

@@ -611,8 +611,8 @@ def prefix_rft_or_demonstration(u: Update) -> torch.Tensor:
     [
         ("grpo", {}, grpo_or_demonstration),
         ("prefix_rft", {"num_hybrid": 2}, prefix_rft_or_demonstration),
-        ("luffy", {}, formulas.luffy),
-        ("grpo", {"all_right": "resample"}, None),
+        pytest.param("luffy", {}, formulas.luffy, marks=pytest.mark.slow),
+        pytest.param("grpo", {"all_right": "resample"}, None, marks=pytest.mark.slow),
     ],
     ids=["grpo", "prefix_rft", "luffy", "and-resample"],
 )
@@ -747,10 +747,8 @@ AGAIN = {"all_wrong": "resample", "num_demonstrations": 2}
             ("server", "dapo", {}),
             ("server", "grpo", {"all_wrong": "demonstration"}),
         ],
-        # Of each way to sample rows that are kept and given, or prefixes.
-        lambda backend, method, options: (
-            (backend, method) in {("generate", "luffy"), ("colocate", "bread")}
-        ),
+        # Rows that are kept and given; prefixes.
+        lambda backend, method, options: (backend, method) == ("colocate", "bread"),
     ),
 )
 def test_other_engines(tmp_path: Path, method: str, options: dict, backend: str) -> None:
