@@ -103,8 +103,8 @@ class Batch:
             "prefix": self.prefix_mask_BT,
             "demonstration": self.demo_mask_BT,
         }
-        found = torch.stack([masks[o] for o in origins]).any(0)
-        return found if self.dropped_B is None else found & ~self.dropped_B[:, None]
+        mask_BT = torch.stack([masks[o] for o in origins]).any(0)
+        return mask_BT if self.dropped_B is None else mask_BT & ~self.dropped_B[:, None]
 
     def rows_with(self, origins: tuple[str, ...]) -> Tensor:
         """Mask (B,) of the rows that belong to one of these origins, truncated rows included and
@@ -115,8 +115,8 @@ class Batch:
             "prefix": self.hybrid_B,
             "demonstration": self.demo_B,
         }
-        found = torch.stack([kinds[o] for o in origins]).any(0)
-        return found if self.dropped_B is None else found & ~self.dropped_B
+        mask_B = torch.stack([kinds[o] for o in origins]).any(0)
+        return mask_B if self.dropped_B is None else mask_B & ~self.dropped_B
 
     def part(self, rows: Tensor | slice, width: int | None = None) -> Batch:
         """The batch restricted to some rows and to its first ``width`` positions."""

@@ -51,13 +51,13 @@ class Sequences:
 
     def groups(self) -> list[tuple[Tensor, Tensor]]:
         """Indices of the demonstrations and of the negatives of each group that has both."""
-        found = []
+        pairs = []
         for g in torch.unique(self.group_N):
             rows = self.group_N == g
             both = (rows & self.demo_N).nonzero()[:, 0], (rows & ~self.demo_N).nonzero()[:, 0]
             if len(both[0]) and len(both[1]):
-                found.append(both)
-        return found
+                pairs.append(both)
+        return pairs
 
 
 class Contrast:
@@ -114,8 +114,8 @@ class Discriminative(Contrast):
         for demonstrations, negatives in rows.groups():
             advantage[demonstrations] = 1.0
             example = int(rows.example_N[negatives[0]])
-            known = updates.get(example, memory.get(example, {}))
-            before = torch.tensor(known.get("u", 0.0), dtype=torch.float64)
+            record = updates.get(example, memory.get(example, {}))
+            before = torch.tensor(record.get("u", 0.0), dtype=torch.float64)
             s = score[negatives]
             log_mean = s.logsumexp(0).cpu() - torch.tensor(len(s), dtype=torch.float64).log()
             old_part = before + torch.tensor(1.0 - self.gamma, dtype=torch.float64).log()

@@ -31,7 +31,7 @@ def advantages(
     reward_B = reward_B if reward_B.device.type == "mps" else reward_B.double()
     graded = torch.nan_to_num(reward_B, nan=0.0)
     right = outcome.solved(reward_B, method.groups.solved_above)
-    known = {
+    by_kind = {
         "reward": graded,
         "solved": right.to(graded),
         "unsolved": -(~right & ~torch.isnan(reward_B)).to(graded),
@@ -46,12 +46,12 @@ def advantages(
         ("batch", whole, everyone),
     ):
         if any(s.advantage == kind for s in method.streams):
-            known[kind] = group_advantage(reward_B, groups, include, method.baseline)
+            by_kind[kind] = group_advantage(reward_B, groups, include, method.baseline)
     rate_B = outcome.solve_rate(reward_B, group_B, policy_B, method.groups.solved_above)
     rows = []
     for s in method.streams:
         of = 1.0 if s.surrogate in REGULARISERS else s.advantage
-        value = known[of] if isinstance(of, str) else torch.full_like(graded, of)
+        value = by_kind[of] if isinstance(of, str) else torch.full_like(graded, of)
         if s.gate is not None:
             value = value.where((rate_B > s.gate[0]) & (rate_B <= s.gate[1]), 0.0)
         rows.append(value)

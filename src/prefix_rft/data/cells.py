@@ -83,14 +83,15 @@ def _are_messages(value: list[Any]) -> bool:
     return bool(value) and all(isinstance(m, dict) for m in value)
 
 
-def _demonstration(row: Row, one: Any, column: str) -> str:
-    if isinstance(one, str):
-        refuse_stringified(row, one, column)
-        return one
-    messages = [one] if isinstance(one, dict) else one
+def _demonstration(row: Row, demonstration: Any, column: str) -> str:
+    if isinstance(demonstration, str):
+        refuse_stringified(row, demonstration, column)
+        return demonstration
+    messages = [demonstration] if isinstance(demonstration, dict) else demonstration
     if not isinstance(messages, list) or not _are_messages(messages):
         raise row.error(
-            f"a demonstration is a text or a list of texts, got {kind(one)} in the list", column
+            f"a demonstration is a text or a list of texts, got {kind(demonstration)} in the list",
+            column,
         )
     if len(messages) != 1:
         raise row.error(

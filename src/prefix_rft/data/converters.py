@@ -170,13 +170,13 @@ def _math(row: Mapping[str, Any]) -> Row:
     if subject is None:
         raise _missing(row, "subject")
     solution = _text(row["solution"], "solution")
-    given = row.get("answer")
+    answer = row.get("answer")
     new = {
         "prompt": _user(_text(row["problem"], "problem")),
         "demonstration": [solution],
         "answer": last_boxed(solution, "solution")
-        if given is None
-        else _text(given, "answer").strip(),
+        if answer is None
+        else _text(answer, "answer").strip(),
         "level": row["level"],
         "subject": row[subject],
     }

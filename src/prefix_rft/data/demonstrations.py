@@ -120,12 +120,12 @@ def tokenize_demonstrations(
         ids = iter(render.demonstrations([t for row in texts_of for t in row], conversation))
         added: dict[str, list[Any]] = {IDS: [], EXAMPLE: indices, DROP_REASON: []}
         for texts in texts_of:
-            own = [
+            with_reasons = [
                 (i, usable_or_why(i, t, render, max_tokens))
                 for t, i in zip(texts, ids, strict=False)
             ]
-            added[IDS].append([i for i, reason in own if reason == USABLE])
-            added[DROP_REASON].append([reason for _, reason in own])
+            added[IDS].append([i for i, reason in with_reasons if reason == USABLE])
+            added[DROP_REASON].append([reason for _, reason in with_reasons])
         return added
 
     options: dict[str, Any] = {"batched": True, "batch_size": 64, "with_indices": True}

@@ -31,18 +31,18 @@ def ids_behind(encode: Encode, contexts: Sequence[str], texts: Sequence[str]) ->
 
     A text that grows together with all of them has the ids that it has alone.
     """
-    found: dict[int, list[int]] = {}
+    ids_of: dict[int, list[int]] = {}
     for context in contexts:
-        left = [i for i in range(len(texts)) if i not in found]
+        left = [i for i in range(len(texts)) if i not in ids_of]
         if not left:
             break
         start, *wholes = encode([context, *(context + texts[i] for i in left)])
         for i, whole in zip(left, wholes, strict=True):
             if _goes_on(start, whole):
-                found[i] = whole[len(start) :]
-    left = [i for i in range(len(texts)) if i not in found]
-    found |= dict(zip(left, encode([texts[i] for i in left]) if left else [], strict=True))
-    return [found[i] for i in range(len(texts))]
+                ids_of[i] = whole[len(start) :]
+    left = [i for i in range(len(texts)) if i not in ids_of]
+    ids_of |= dict(zip(left, encode([texts[i] for i in left]) if left else [], strict=True))
+    return [ids_of[i] for i in range(len(texts))]
 
 
 def _goes_on(start: list[int], whole: list[int]) -> bool:

@@ -144,18 +144,18 @@ def _files_in(folder: Path) -> tuple[Path, ...]:
 
 
 def _dataset(arguments: Mapping[str, Any], folder: Path) -> Source:
-    known: dict[str, str] = dict.fromkeys(DATASET_KEYS, "str")
-    refuse_unknown("key of a dataset", arguments, known)
-    check_types("key of a dataset", arguments, known)
+    kinds: dict[str, str] = dict.fromkeys(DATASET_KEYS, "str")
+    refuse_unknown("key of a dataset", arguments, kinds)
+    check_types("key of a dataset", arguments, kinds)
     if "path" not in arguments:
         raise DataError("a dataset needs the key 'path'")
     local = folder / arguments["path"]
-    found = {
+    dataset = {
         "split": "train",
         **arguments,
         "path": str(local if local.is_dir() else arguments["path"]),
     }
-    return Source(f"dataset '{arguments['path']}'", dataset=found)
+    return Source(f"dataset '{arguments['path']}'", dataset=dataset)
 
 
 def _from_dataset(name: str, arguments: Mapping[str, Any]) -> Iterator[Row]:
@@ -227,12 +227,12 @@ def _parse(data: bytes, refuse: Callable[[str], DataError]) -> Any:
     """JSON; ``refuse`` makes the error."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
+        mapping = dict(pairs)
+        if len(mapping) < len(pairs):
             names = [name for name, _ in pairs]
             twice = next(n for n in names if names.count(n) > 1)
             raise refuse(f"column '{twice}': given twice")
-        return found
+        return mapping
 
     try:
         value = json.loads(data.decode(), object_pairs_hook=once)

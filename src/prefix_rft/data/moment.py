@@ -85,8 +85,8 @@ def pinned(tokenizer: Any, kwargs: Mapping[str, Any] | None, moment: Any) -> dic
     Raises:
         UserError: the moment is none.
     """
-    given = dict(kwargs or {})
-    if moment is None or not tells_time(tokenizer, given):
-        return given
-    template = given.get("chat_template") or template_of(tokenizer)
-    return {**given, "chat_template": telling(str(template), read_moment(moment))}
+    arguments = dict(kwargs or {})
+    if moment is None or not tells_time(tokenizer, arguments):
+        return arguments
+    template = arguments.get("chat_template") or template_of(tokenizer)
+    return {**arguments, "chat_template": telling(str(template), read_moment(moment))}

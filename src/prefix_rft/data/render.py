@@ -41,12 +41,12 @@ def end_of_text_ids(
     Raises:
         DataError: there is none.
     """
-    own: Any = tokenizer.eos_token_id
-    if own is None:
+    eos_id: Any = tokenizer.eos_token_id
+    if eos_id is None:
         raise DataError("the tokenizer has no EOS token, so a demonstration cannot end")
     more: Any = getattr(generation_config, "eos_token_id", None)
     several = [] if more is None else [more] if isinstance(more, int) else list(more)
-    return tuple(dict.fromkeys([int(own), *map(int, several)]))
+    return tuple(dict.fromkeys([int(eos_id), *map(int, several)]))
 
 
 @dataclass(frozen=True)
@@ -84,14 +84,14 @@ class Renderer:
             after = turn.rpartition("It is 2.")[2]
             stops = [i for i in self._plain_ids(after) if i in eos_ids]
             end = stops[0] if stops else end
-        known: Any = self.tokenizer
-        pad = None if known.pad_token_id == known.unk_token_id else known.pad_token_id
-        ends = {*eos_ids, known.eos_token_id, known.bos_token_id, pad} - {None}
-        added = known.added_tokens_decoder
+        tokenizer: Any = self.tokenizer
+        pad = None if tokenizer.pad_token_id == tokenizer.unk_token_id else tokenizer.pad_token_id
+        ends = {*eos_ids, tokenizer.eos_token_id, tokenizer.bos_token_id, pad} - {None}
+        added = tokenizer.added_tokens_decoder
         unread = frozenset(ends | {i for i in self._added(after) if added[i].special})
         markers = unread | self._added(turn + opening)
-        own = {"eos_ids": eos_ids, "opening": opening, "end": end}
-        for name, value in {**own, "unread": unread, "markers": markers}.items():
+        fields = {"eos_ids": eos_ids, "opening": opening, "end": end}
+        for name, value in {**fields, "unread": unread, "markers": markers}.items():
             object.__setattr__(self, name, value)
 
     def _added(self, text: str) -> set[int]:
@@ -151,8 +151,8 @@ class Renderer:
         if conversation:
             texts = [self.without_doubled_think(t) for t in texts]
         end: Any = self.end if conversation else self.tokenizer.eos_token_id
-        found = self._behind_prompts(texts, conversation)
-        return [ids if ids and ids[-1] in self.eos_ids else [*ids, end] for ids in found]
+        sequences = self._behind_prompts(texts, conversation)
+        return [ids if ids and ids[-1] in self.eos_ids else [*ids, end] for ids in sequences]
 
     def _behind_prompts(self, texts: list[str], conversation: bool) -> list[list[int]]:
         """Ids of texts that go on from a prompt."""

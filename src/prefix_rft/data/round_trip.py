@@ -27,8 +27,8 @@ def unknown_part(render: Renderer, text: str, ids: list[int]) -> str | None:
         return None
     if not tokenizer.is_fast:
         return text[:AROUND]
-    found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    pairs = zip(found["input_ids"], found["offset_mapping"], strict=True)
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    pairs = zip(encoding["input_ids"], encoding["offset_mapping"], strict=True)
     parts = (text[start:end] for i, (start, end) in pairs if i == unknown)
     return next((part for part in parts if part != name), text[:AROUND])
 

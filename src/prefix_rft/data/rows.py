@@ -87,16 +87,16 @@ def read_rows(
                 raise raw
             row = rename(raw, reading.columns)
             shape = detect(row)
-            found = canonical(row, shape, reading.system_prompt)
-            first = first or (row, shape, found)
-            _alike(row, shape, found, *first)
+            values = canonical(row, shape, reading.system_prompt)
+            first = first or (row, shape, values)
+            _alike(row, shape, values, *first)
         except DataError as error:
             if refuse is None:
                 raise
             refuse(error)
             continue
-        found["demonstration"] = reading.pick(found["demonstration"], index)
-        yield row, found
+        values["demonstration"] = reading.pick(values["demonstration"], index)
+        yield row, values
     if empty:
         raise DataError(f"{source.name} has no rows")
 
@@ -104,20 +104,20 @@ def read_rows(
 def _alike(
     row: Row,
     shape: RowShape,
-    found: dict[str, Any],
+    values: dict[str, Any],
     first: Row,
     shape_1: RowShape,
-    found_1: dict[str, Any],
+    values_1: dict[str, Any],
 ) -> None:
     if (shape.name, shape.prompt) != (shape_1.name, shape_1.prompt):
         raise row.error(
             f"has the columns of {shape.name} ({', '.join(row.values)}), but row {first.number} "
             f"those of {shape_1.name} ({', '.join(first.values)})"
         )
-    if type(found["prompt"]) is not type(found_1["prompt"]):
+    if type(values["prompt"]) is not type(values_1["prompt"]):
         raise row.error(
-            f"the prompt is {kind(found['prompt'])}, but that of row {first.number} is "
-            f"{kind(found_1['prompt'])}",
+            f"the prompt is {kind(values['prompt'])}, but that of row {first.number} is "
+            f"{kind(values_1['prompt'])}",
             shape.prompt,
         )
 
@@ -193,24 +193,26 @@ class ColumnTypes:
             if name == "demonstration" or (name == "prompt" and isinstance(cells[0], list)):
                 self.types[name] = self.fixed[name]
                 continue
-            known = self.types.get(name, pa.null())
-            fits = self._join(name, known, cells)
+            column_type = self.types.get(name, pa.null())
+            fits = self._join(name, column_type, cells)
             if fits is None:
-                yield self._error(name, [row for row, _ in batch], cells, known)
+                yield self._error(name, [row for row, _ in batch], cells, column_type)
             else:
                 self.types[name] = fits
 
-    def _error(self, name: str, rows: list[Row], cells: list[Any], known: pa.DataType) -> DataError:
+    def _error(
+        self, name: str, rows: list[Row], cells: list[Any], column_type: pa.DataType
+    ) -> DataError:
         """The first cell that does not fit is to blame."""
         low, high = 0, len(cells)  # the first `low` cells fit, the first `high` do not
         while high - low > 1:
             middle = (low + high) // 2
-            fits = self._join(name, known, cells[:middle]) is not None
+            fits = self._join(name, column_type, cells[:middle]) is not None
             low, high = (middle, high) if fits else (low, middle)
         cell = cells[low]
         if isinstance(cell, int) and not -(2**63) <= cell < 2**63:
             return rows[low].error("the number is too large: write it as a text", name)
-        before = self._join(name, known, cells[:low])
+        before = self._join(name, column_type, cells[:low])
         return rows[low].error(
             f"holds {kind(cell)}, which does not go with the values of the rows before "
             f"({before}): write all of them alike",
@@ -218,15 +220,15 @@ class ColumnTypes:
         )
 
     @staticmethod
-    def _join(name: str, known: pa.DataType, cells: list[Any]) -> pa.DataType | None:
+    def _join(name: str, column_type: pa.DataType, cells: list[Any]) -> pa.DataType | None:
         try:
             new = pa.array(cells).type
-            fields = [pa.schema([("x", known)]), pa.schema([("x", new)])]
+            fields = [pa.schema([("x", column_type)]), pa.schema([("x", new)])]
             joined = pa.unify_schemas(fields, promote_options="permissive").field("x").type
         except (pa.ArrowException, OverflowError, ValueError, TypeError):
             return None
         numbers = {type(c) for c in cells if c is not None} | (
-            {int} if known == pa.int64() else set()
+            {int} if column_type == pa.int64() else set()
         )
         if name == "answer" and joined == pa.float64() and int in numbers:
             return None  # 2 would become 2.0, which is another text

@@ -153,10 +153,10 @@ def canonical(row: Row, shape: RowShape, system: str | None = None) -> dict[str,
         prompt = [{"role": "user", "content": prompt or ""}]
     prompt = checked_prompt(row, prompt, shape.prompt, system)
     rest = {k: v for k, v in row.values.items() if k not in shape.spent}
-    found = {**rest, "prompt": prompt, "demonstration": demonstrations}
+    values = {**rest, "prompt": prompt, "demonstration": demonstrations}
     if shape.answer:
-        found["answer"] = checked_answer(row, _reach(row, shape.answer), shape.answer)
-    return found
+        values["answer"] = checked_answer(row, _reach(row, shape.answer), shape.answer)
+    return values
 
 
 def _reach(row: Row, path: str) -> Any:

@@ -28,8 +28,8 @@ PREFIX = "checkpoint-"
 
 def checkpoints(folder: Path) -> dict[int, Path]:
     """The checkpoints in a run folder by their step, in its order; whole or not."""
-    found = [p for p in folder.glob(f"{PREFIX}*") if re.fullmatch(r"\d+", p.name[len(PREFIX) :])]
-    return {step_of(p): p for p in sorted(found, key=step_of)}
+    folders = [p for p in folder.glob(f"{PREFIX}*") if re.fullmatch(r"\d+", p.name[len(PREFIX) :])]
+    return {step_of(p): p for p in sorted(folders, key=step_of)}
 
 
 def step_of(checkpoint: Path) -> int:
@@ -98,13 +98,13 @@ def fault(folder: Path) -> str | None:
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         listed: dict[str, Any] = dict(manifest["files"])
-        for name, known in listed.items():
+        for name, entry in listed.items():
             path = folder / name
             if not path.is_file():
                 return f"{name} is missing"
-            if (size := path.stat().st_size) != known["size"]:
-                return f"{name} has {size} bytes, not {known['size']}"
-            if hash_of(path) != known["sha256"]:
+            if (size := path.stat().st_size) != entry["size"]:
+                return f"{name} has {size} bytes, not {entry['size']}"
+            if hash_of(path) != entry["sha256"]:
                 return f"{name} is not what was written"
     except FileNotFoundError:
         return f"it has no {MANIFEST}"

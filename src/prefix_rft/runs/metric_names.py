@@ -246,9 +246,9 @@ def page() -> str:
     shown = ", ".join(f"`{name}`" for name, _, _ in PROGRESS)
     parts = [HEAD.format(shown=shown)]
     for section in SECTIONS:
-        own = [m for m in METRICS if m.section == section]
-        if own:
-            rows = "".join(f"| `{m.name}` | {m.meaning} | {m.unit} |\n" for m in own)
+        metrics = [m for m in METRICS if m.section == section]
+        if metrics:
+            rows = "".join(f"| `{m.name}` | {m.meaning} | {m.unit} |\n" for m in metrics)
             parts.append(f"## {section}\n\n| name | meaning | unit |\n|---|---|---|\n{rows}")
     return "\n".join(parts)
 

@@ -131,10 +131,10 @@ def pieces(tokenizer: Tokenizer, ids: Sequence[int], enough: int) -> list[str]:
     pieces are empty. Stops behind ``enough`` characters.
     """
     result: list[str] = []
-    known, read, length = 0, 0, 0  # ids[known:read] is the context, ids[read:] is being read
+    start, read, length = 0, 0, 0  # ids[start:read] is the context, ids[read:] is being read
     before = ""
     for end in range(1, len(ids) + 1):
-        text = tokenizer.decode(list(ids[known:end]), skip_special_tokens=False)
+        text = tokenizer.decode(list(ids[start:end]), skip_special_tokens=False)
         incomplete = text.endswith(BROKEN) and end - read < LONGEST_CHARACTER
         if incomplete and end < len(ids):
             result.append("")
@@ -143,8 +143,8 @@ def pieces(tokenizer: Tokenizer, ids: Sequence[int], enough: int) -> list[str]:
         length += len(result[-1])
         if length >= enough:
             break
-        known, read = read, end
-        before = tokenizer.decode(list(ids[known:read]), skip_special_tokens=False)
+        start, read = read, end
+        before = tokenizer.decode(list(ids[start:read]), skip_special_tokens=False)
     return result
 
 

@@ -31,13 +31,13 @@ def load_function(
     if beside is not None and beside not in sys.path:
         sys.path.append(beside)
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        function = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise UserError(f"{what} '{path}' cannot be imported: {error}") from error
     except Exception as error:  # a stranger's module may raise anything
         raise UserError(
             f"{what} '{path}' cannot be imported: {type(error).__name__}: {error}"
         ) from error
-    if not callable(found):
+    if not callable(function):
         raise UserError(f"{what} '{path}' is not a function")
-    return found
+    return function
