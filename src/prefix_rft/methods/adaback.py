@@ -28,8 +28,8 @@ class Interval(Planner):
 
     def bounds(self, group: Group) -> tuple[float, float]:
         """The example's interval, or the average one."""
-        known = group.own or group.shared
-        return known.get("low", 0.0), known.get("high", 1.0)
+        record = group.own or group.shared
+        return record.get("low", 0.0), record.get("high", 1.0)
 
     def starts(self, group: Group) -> Starts:
         """One start for the whole group; now and then none."""
@@ -43,12 +43,12 @@ class Interval(Planner):
         self, group: Group, starts: Starts, rewards: Sequence[float]
     ) -> tuple[Record, Record]:
         """Move the interval, and the average towards it."""
-        known = [r for r in rewards if not math.isnan(r)]
+        graded = [r for r in rewards if not math.isnan(r)]
         start = starts[0]
-        fails = bool(known) and sum(known) / len(known) < self.threshold
+        fails = bool(graded) and sum(graded) / len(graded) < self.threshold
         low, high = self.bounds(group)
         helps = any(group.start(i, high).length for i in range(len(group.lengths)))
-        if not known or (fails and start is None and helps):
+        if not graded or (fails and start is None and helps):
             return group.own, group.shared  # that it fails without a prefix says nothing new
         ratio = 0.0 if start is None or start.ratio is None else start.ratio
         if not fails:

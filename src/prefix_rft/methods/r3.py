@@ -25,10 +25,10 @@ class StepBoundary(Planner):
         """One start for the whole group."""
         rng = group.random()
         index = rng.randrange(len(group.lengths))
-        known = group.boundaries[index] if group.boundaries else ()
+        boundaries = group.boundaries[index] if group.boundaries else ()
         equal = {group.start(index, k / self.chunks).length for k in range(1, self.chunks)}
         room = group.start(index, 1.0).length
-        lengths = [0, *sorted(n for n in (known or equal) if 0 < n <= room)]
+        lengths = [0, *sorted(n for n in (boundaries or equal) if 0 < n <= room)]
         length = rng.choice(lengths)
         start = Start(index, length, length / group.lengths[index])
         return group.everyone(start if length else None)

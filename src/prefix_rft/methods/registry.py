@@ -91,10 +91,10 @@ def load(name: str, folder: Path | None = None, /, **overrides: Any) -> Method:
     if not isinstance(method, Method):
         raise UserError(f"method '{name}' returned {type(method).__name__}, not a Method")
     changed = with_common(method, {k: v for k, v in overrides.items() if k not in own})
-    known = common_options(changed)
+    common = common_options(changed)
     for option in overrides:
-        if option not in own and option not in known:
+        if option not in own and option not in common:
             raise UserError(f"option '{option}' has no effect in method '{name}'")
-    known = {k: v for k, v in known.items() if k not in own}
-    options = {**own, **known, **overrides}
+    common = {k: v for k, v in common.items() if k not in own}
+    options = {**own, **common, **overrides}
     return replace(changed, about=replace(changed.about, options=options))

@@ -39,14 +39,14 @@ def near(name: str, folder: Path) -> str:
     return f" (did you mean '{Path(name).parent / close[0]}'?)" if close else ""
 
 
-def model_options(given: Any) -> dict[str, Any]:
+def model_options(kwargs: Any) -> dict[str, Any]:
     """A recipe's ``model_init_kwargs``, with ``dtype`` under its present name.
 
     Raises:
         UserError: they are no mapping, or one of them has no effect or cannot be used.
     """
-    check_types("recipe key", {"model_init_kwargs": given}, {"model_init_kwargs": "dict | None"})
-    options = dict(given or {})
+    check_types("recipe key", {"model_init_kwargs": kwargs}, {"model_init_kwargs": "dict | None"})
+    options = dict(kwargs or {})
     if "torch_dtype" in options:  # its name before transformers 5
         if DTYPE in options:
             raise UserError("model_init_kwargs has dtype and torch_dtype, which are one: leave one")

@@ -28,16 +28,16 @@ class Filter:
     solved_above: float = 0.0
 
     @classmethod
-    def read(cls, given: Mapping[str, Any]) -> Filter:
+    def read(cls, settings: Mapping[str, Any]) -> Filter:
         """Check the options of a recipe.
 
         Raises:
             UserError: one is unknown or cannot be used.
         """
         kinds = {f.name: str(f.type) for f in fields(cls)}
-        refuse_unknown("option of rif", given, kinds)
-        check_types("option of rif", given, kinds)
-        rule = cls(**given)
+        refuse_unknown("option of rif", settings, kinds)
+        check_types("option of rif", settings, kinds)
+        rule = cls(**settings)
         top = rule.samples if rule.max_solved is None else rule.max_solved
         if rule.samples < 1 or not 0 <= rule.min_solved <= top <= rule.samples:
             raise UserError(

@@ -82,18 +82,18 @@ def plots(runs: Sequence[Run]) -> Plots:
     Args:
         runs: name and series of each run; a run's place in the list is its colour.
     """
-    found = Plots()
+    all_plots = Plots()
     members: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
     for name in dict.fromkeys(n for _, series in runs for n in series):
         if max(len(series.get(name, [])) for _, series in runs) == 1:
-            found.single.append((name, first_values(name, runs)))
+            all_plots.single.append((name, first_values(name, runs)))
         else:
             section, plot, dash = place(name)
             members[section, plot][name] = dash
     lines: dict[tuple[str, str], list[Line]] = {}
     for key, dashes in members.items():
         if all(constant(name, runs) for name in dashes):
-            found.constant.extend([(name, first_values(name, runs)) for name in dashes])
+            all_plots.constant.extend([(name, first_values(name, runs)) for name in dashes])
         else:
             lines[key] = [
                 Line(f"{run}{_row_words(key, dash)}", series[name], colour, dash)
@@ -104,8 +104,8 @@ def plots(runs: Sequence[Run]) -> Plots:
     for section in SECTIONS:
         keys = sorted((k for k in lines if k[0] == section), key=_rank)
         if keys:
-            found.sections[section] = [_chart(key, lines[key]) for key in keys]
-    return found
+            all_plots.sections[section] = [_chart(key, lines[key]) for key in keys]
+    return all_plots
 
 
 def first_values(name: str, runs: Sequence[Run]) -> list[float | None]:

@@ -32,7 +32,7 @@ def context(paths: Sequence[str]) -> dict[str, Any]:
     runs = [
         read(f, label, i) for i, (f, label) in enumerate(zip(folders, labels(folders), strict=True))
     ]
-    found = plots([run.series for run in runs])
+    all_plots = plots([run.series for run in runs])
     evaluations = [e for run in runs for e in run.evaluations]
     limit = text_limit([run.rollouts for run in runs])
     samples = []
@@ -45,7 +45,7 @@ def context(paths: Sequence[str]) -> dict[str, Any]:
         "title": ", ".join(run.label for run in runs),
         "runs": [summary(run, i) for i, run in enumerate(runs)],
         "evaluations": _evaluations(evaluations),
-        **curves(found, runs),
+        **curves(all_plots, runs),
         "samples": samples,
         "recipe": side_by_side([run.recipe for run in runs]),
         "environment": side_by_side([run.environment for run in runs]),
@@ -81,29 +81,31 @@ def summary(run: Read, colour: int) -> dict[str, Any]:
 
 def notes(run: Read, tokenizer: object) -> list[str]:
     """What is not there, and why."""
-    found = []
+    sentences = []
     hybrid = "prefix" in run.rollouts.lengths
     if not run.series[1]:
-        found.append("No metrics yet: the run has not logged a step.")
+        sentences.append("No metrics yet: the run has not logged a step.")
     if not run.rollouts.rows:
-        found.append(
+        sentences.append(
             "No rollouts: the method samples none (SFT and its kin), the run has not got there, "
             "or log_rollouts was off."
         )
     elif tokenizer is None:
-        found.append(
+        sentences.append(
             "No tokenizer in the run folder (model/tokenizer.json): prefix tokens are counted, "
             "but not marked in the text."
         )
     elif hybrid and not run.rollouts.kept_known:
-        found.append("Which prefix tokens were kept by their entropy is not recorded for this run.")
-    return found
+        sentences.append(
+            "Which prefix tokens were kept by their entropy is not recorded for this run."
+        )
+    return sentences
 
 
-def _evaluations(found: Sequence[Evaluated]) -> list[dict[str, Any]]:
-    if not found:
+def _evaluations(evaluations: Sequence[Evaluated]) -> list[dict[str, Any]]:
+    if not evaluations:
         return []
-    scale = scale_of([e.numbers for e in found])
+    scale = scale_of([e.numbers for e in evaluations])
     return [
         {
             "run": e.run,
@@ -116,30 +118,30 @@ def _evaluations(found: Sequence[Evaluated]) -> list[dict[str, Any]]:
             "truncated": share(n.truncated),
             "no_answer": share(n.no_answer),
         }
-        for e in found
+        for e in evaluations
         for n in [e.numbers]
     ]
 
 
-def curves(found: Plots, runs: Sequence[Read]) -> dict[str, Any]:
+def curves(all_plots: Plots, runs: Sequence[Read]) -> dict[str, Any]:
     """The charts, how they were smoothed, and the metrics that need none."""
-    charts = [chart for section in found.sections.values() for chart in section]
+    charts = [chart for section in all_plots.sections.values() for chart in section]
     lines = [line for chart in charts for line in chart.lines]
     limit = max(FEWEST_POINTS, min(MOST_POINTS, POINTS // max(1, len(lines))))
     steps = [x for line in lines for x, _ in line.points] or [0.0]
     window = window_of(min(steps), max(steps))
     longest = max((len(line.points) for line in lines), default=1)
     numbers = {id(chart): i for i, chart in enumerate(charts)}
-    dashes = dict.fromkeys(x.dash for c in found.sections.get(SPLIT, []) for x in c.lines)
+    dashes = dict.fromkeys(x.dash for c in all_plots.sections.get(SPLIT, []) for x in c.lines)
     return {
         "sections": {
             heading: [(c, draw(c, numbers[id(c)], limit, window)) for c in section]
-            for heading, section in found.sections.items()
+            for heading, section in all_plots.sections.items()
         },
         "dashes": {d: words for d, words in ORIGIN_WORDS.items() if d in dashes},
         "bucket": -(-longest // limit),
         "window": window,
-        "constant": [(n, [number(v) for v in values]) for n, values in found.constant],
-        "single": [(n, [number(v) for v in values]) for n, values in found.single],
+        "constant": [(n, [number(v) for v in values]) for n, values in all_plots.constant],
+        "single": [(n, [number(v) for v in values]) for n, values in all_plots.single],
         "labels": [run.label for run in runs],
     }

@@ -23,8 +23,8 @@ def agree(rows: Dataset) -> None:
         UserError: they do not.
     """
     kept = [(row[PLACE], len(row["demonstration"])) for row in _cells(rows)]
-    own = hashlib.sha256(repr(kept).encode()).hexdigest()
-    if len(set(gather_object([own]))) > 1:
+    digest = hashlib.sha256(repr(kept).encode()).hexdigest()
+    if len(set(gather_object([digest]))) > 1:
         raise UserError(
             "processes disagree on which rows and demonstrations can be graded: "
             "let the grader give the same verdict each time"
@@ -41,10 +41,10 @@ def agree_to_start(refused: str | None, start: ResumePoint) -> None:
     Raises:
         UserError: the main process was refused, or not all have found the same checkpoint.
     """
-    found = gather_object([(refused, start.step)])
-    if words := next((w for w, _ in found if w is not None), None):
+    reports = gather_object([(refused, start.step)])
+    if words := next((w for w, _ in reports if w is not None), None):
         raise UserError(words)
-    if len({step for _, step in found}) > 1:
+    if len({step for _, step in reports}) > 1:
         raise UserError(
             "processes have found different checkpoints: the run was still going on; start again"
         )

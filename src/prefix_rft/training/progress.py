@@ -76,12 +76,12 @@ class Progress(TrainerCallback):
     def steps(self) -> str:
         """Steps done, and the time."""
         now = self.display.now()
-        found = f"step {self.step}/{self.total}  {clock(now - self.started)} spent"
+        text = f"step {self.step}/{self.total}  {clock(now - self.started)} spent"
         if self.step == self.first:
-            return found
+            return text
         each = (self.ended - self.started) / (self.step - self.first)
         left = each * (self.total - self.step) - (now - self.ended)
-        return f"{found}, {clock(max(left, 0.0))} left"
+        return f"{text}, {clock(max(left, 0.0))} left"
 
     def values(self) -> str:
         """What was measured."""

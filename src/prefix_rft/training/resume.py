@@ -157,13 +157,13 @@ def find(runs: Path, names: Sequence[str], say: Callable[[str], None]) -> Resume
 
 def newest_run(runs: Path, name: str) -> Path | None:
     """The newest run of this name: in ``name``, or in ``name-N`` with the highest number."""
-    found = {}
+    folders = {}
     for path in runs.iterdir() if runs.is_dir() else ():
         match = re.fullmatch(rf"{re.escape(name)}(?:-(\d+))?", path.name)
         # A recipe may be called what another one's second run is.
         if match and (path / "recipe.yaml").is_file() and _name_of(path) == name:
-            found[int(match[1] or 1)] = path
-    return found[max(found)] if found else None
+            folders[int(match[1] or 1)] = path
+    return folders[max(folders)] if folders else None
 
 
 def _name_of(folder: Path) -> Any:
@@ -249,12 +249,12 @@ def as_trained(recipe: Mapping[str, Any]) -> dict[str, str]:
 
 def go_on_with(recipe: str, overrides: Sequence[str], start: ResumePoint, folder: Path) -> str:
     """The command that goes on with a run that began at ``start``, from its newest checkpoint."""
-    given = [x for x in overrides if not x.startswith("resume_from_checkpoint=")]
+    arguments = [x for x in overrides if not x.startswith("resume_from_checkpoint=")]
     there = checkpoints(folder)
     if start.checkpoint is not None and start.seen is None and there:
-        given.append(f"resume_from_checkpoint={there[max(there)]}")
+        arguments.append(f"resume_from_checkpoint={there[max(there)]}")
     else:
-        given.append("--resume")
-    command = shlex.join(["prefix-rft", "train", recipe, *given])
+        arguments.append("--resume")
+    command = shlex.join(["prefix-rft", "train", recipe, *arguments])
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     return command if processes == 1 else f"(as {processes} processes again) {command}"

@@ -44,9 +44,9 @@ def filter_rows(
         UserError: no row is left.
     """
     state = PartialState()
-    own = list(range(state.process_index, len(rows), state.num_processes))
+    places = list(range(state.process_index, len(rows), state.num_processes))
     solved: list[tuple[int, int]] = []
-    if own:
+    if places:
         model.to(state.device)
         request = Request(
             samples=rule.samples,
@@ -57,22 +57,22 @@ def filter_rows(
             template_kwargs=template_kwargs(args, tokenizer),
         )
         # A prompt's samples depend on its place among the rows, not on who draws them.
-        share = rows.select(own)
+        share = rows.select(places)
         parts = sample_and_grade(
             model,
             tokenizer,
             share,
             reward,
             request,
-            own,
-            lambda done: tick(done * len(rows) // len(own)),
+            places,
+            lambda done: tick(done * len(rows) // len(places)),
         )
         counts = [
             sum(s.reward is not None and s.reward > rule.solved_above for s in problem)
             for part in parts
             for problem in part
         ]
-        solved = list(zip(own, counts, strict=True))
+        solved = list(zip(places, counts, strict=True))
     counts = [n for _, n in sorted(gather_object(solved))]
     return choose_rows(rule, rows, counts, console)
 
@@ -84,9 +84,9 @@ def recorded(rule: Filter, rows: Dataset, record: Path) -> list[int]:
         UserError: it was of other rows or by another rule, or the file is damaged.
     """
     try:
-        known = json.loads(record.read_text(encoding="utf-8"))
-        solved = [int(n) for n in known["solved"]]
-        same = known["rule"] == asdict(rule) and len(solved) == len(rows)
+        data = json.loads(record.read_text(encoding="utf-8"))
+        solved = [int(n) for n in data["solved"]]
+        same = data["rule"] == asdict(rule) and len(solved) == len(rows)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"'{record}' is damaged: {type(error).__name__}: {error}") from error
     if not same:
