@@ -102,13 +102,13 @@ def _from_hub(source: str) -> Path | None:
         for what in ("missing_entries", "connection_errors", "gated_repo")
     }
     try:
-        found = cached_file(source, CONFIG, **quiet)
-        if found is not None:
+        config_file = cached_file(source, CONFIG, **quiet)
+        if config_file is not None:
             for name in (WEIGHTS, *TOKENIZER_FILES):
                 cached_file(source, name, **quiet)
     except OSError:  # no name of the Hub either: who loads it says so
         return None
-    return None if found is None else Path(found).parent
+    return None if config_file is None else Path(config_file).parent
 
 
 def _base(source: str, folder: Path, named: str) -> str:

@@ -85,15 +85,15 @@ def kind_of(annotation: Any) -> str:
     """The kind of values that an annotation of TRL's means, in the words of ``check_types``."""
     if isinstance(annotation, str):  # as our own classes have them
         return re.sub(r"(dict|list)\[[^]]*\]", r"\1", annotation)
-    found = []
+    names = []
     for part in typing.get_args(annotation) or (annotation,):
         if typing.get_origin(annotation) in (dict, list):
             part = annotation
         plain = typing.get_origin(part) or part
         if isinstance(plain, type) and issubclass(plain, Enum):
             plain = str  # a recipe names it
-        found.append("None" if plain is type(None) else plain.__name__)
-    return " | ".join(dict.fromkeys(found))
+        names.append("None" if plain is type(None) else plain.__name__)
+    return " | ".join(dict.fromkeys(names))
 
 
 def trainer_arguments(
@@ -110,23 +110,23 @@ def trainer_arguments(
         UserError: numbers that do not divide, or a value that TRL refuses.
     """
     config: Any = config_class(method)
-    given = {k: v for k, v in recipe.trainer.items() if k != "model_init_kwargs"}
+    settings = {k: v for k, v in recipe.trainer.items() if k != "model_init_kwargs"}
     for key in ("save_strategy", "logging_strategy"):
-        if given.get(key) is False:  # YAML reads no as false
-            given[key] = "no"
-    if "report_to" in given and given["report_to"] in (None, False, "no"):
-        given["report_to"] = "none"
-    if given.get("parameter_mask") is not None:
-        given["parameter_mask"] = seen_from_here(given["parameter_mask"], recipe.folder)
+        if settings.get(key) is False:  # YAML reads no as false
+            settings[key] = "no"
+    if "report_to" in settings and settings["report_to"] in (None, False, "no"):
+        settings["report_to"] = "none"
+    if settings.get("parameter_mask") is not None:
+        settings["parameter_mask"] = seen_from_here(settings["parameter_mask"], recipe.folder)
     kinds = {f.name: kind_of(f.type) for f in fields(config)}
-    check_types("recipe key", given, kinds)
-    check_numbers(given)
-    both = [key for key in RECOMPUTE if given.get(key) is not None]
-    if len({given[key] for key in both}) > 1:
+    check_types("recipe key", settings, kinds)
+    check_numbers(settings)
+    both = [key for key in RECOMPUTE if settings.get(key) is not None]
+    if len({settings[key] for key in both}) > 1:
         raise UserError(f"recipe keys '{both[0]}' and '{both[1]}' are two names of one: leave one")
-    if given.get("num_generations", 8) is None:
+    if settings.get("num_generations", 8) is None:
         raise UserError("recipe key 'num_generations' must be a whole number, got None")
-    generations = int(given.get("num_generations", 8)) if method.samples else 1
+    generations = int(settings.get("num_generations", 8)) if method.samples else 1
     processes = int(os.environ.get("WORLD_SIZE", "1"))  # as torchrun and accelerate set it
     plan = plan_batches(recipe.prompts_per_step, generations, recipe.micro_batch_size, processes)
     defaults: dict[str, Any] = {
@@ -144,7 +144,7 @@ def trainer_arguments(
         defaults |= {"use_cpu": True, "bf16": False}
         if not both:  # the newer name, where TRL has it, would win over the other one as given
             defaults[next(k for k in RECOMPUTE if k in kinds)] = False
-    checkpoint = given.get("resume_from_checkpoint")
+    checkpoint = settings.get("resume_from_checkpoint")
     if checkpoint is not None:
         is_checkpoint(checkpoint)
     new = folder or free_run_folder(Path(recipe.runs), recipe.name)
@@ -159,7 +159,7 @@ def trainer_arguments(
         },
     }
     try:
-        return config.of(method, **{**defaults, **given, **derived}), plan
+        return config.of(method, **{**defaults, **settings, **derived}), plan
     except UserError:
         raise
     except REFUSALS as error:

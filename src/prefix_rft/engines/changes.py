@@ -81,8 +81,8 @@ def settings_of(args: Any) -> dict[str, Any]:
     Args:
         args: the trainer's configuration.
     """
-    found = {k: v for k, v in args.to_dict().items() if not among(k, NOTHING)}
-    plain = json.loads(json.dumps(found, default=str, sort_keys=True))
+    settings = {k: v for k, v in args.to_dict().items() if not among(k, NOTHING)}
+    plain = json.loads(json.dumps(settings, default=str, sort_keys=True))
     return {k: _hash(v) if k in SECRET and v is not None else v for k, v in plain.items()}
 
 

@@ -32,7 +32,7 @@ def turn_off_dropout(*models: nn.Module | None) -> list[str]:
     Raises:
         UserError: a model that cannot be had without its noise.
     """
-    found: set[str] = set()
+    names: set[str] = set()
     for model in models:
         kind = getattr(getattr(model, "config", None), "model_type", None)
         if kind in RANDOM:
@@ -42,15 +42,15 @@ def turn_off_dropout(*models: nn.Module | None) -> list[str]:
             )
     for model in models:
         for holder, name, key in [] if model is None else list(_rates(model)):
-            found.add(f"{type(holder).__name__}.p" if name == "p" else name)
+            names.add(f"{type(holder).__name__}.p" if name == "p" else name)
             if key is None:
                 setattr(holder, name, 0.0)
             else:
                 getattr(holder, name)[key] = 0.0
-    if not found:
+    if not names:
         return []
     return [
-        f"dropout is turned off ({', '.join(sorted(found))}): with it the policy that is trained "
+        f"dropout is turned off ({', '.join(sorted(names))}): with it the policy that is trained "
         "would not be the one that samples"
     ]
 

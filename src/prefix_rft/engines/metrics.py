@@ -42,21 +42,23 @@ def start_metrics(
     if not method.branches:
         return {}
     lengths = length_N[hybrid_N]
-    found = {"prefix/row_share": len(lengths) / len(hybrid_N)}
+    metrics = {"prefix/row_share": len(lengths) / len(hybrid_N)}
     if len(lengths):
-        found["prefix/length"] = lengths.float().mean().item()
+        metrics["prefix/length"] = lengths.float().mean().item()
     if method.trains("demonstration"):
-        found["demonstration/row_share"] = demo_N.float().mean().item()
-    return found
+        metrics["demonstration/row_share"] = demo_N.float().mean().item()
+    return metrics
 
 
-def prefix_bounds(law: PrefixSampler, steps: Sequence[int], total_steps: int) -> dict[str, float]:
+def prefix_bounds(
+    planner: PrefixSampler, steps: Sequence[int], total_steps: int
+) -> dict[str, float]:
     """Means of the bounds of the prefix law over the steps in which rows were planned.
 
     Args:
-        law: the planner of the prefix length.
+        planner: the planner of the prefix length.
         steps: optimizer steps, at least one.
         total_steps: steps of the run.
     """
-    lows, highs = zip(*(law.interval(step, total_steps) for step in steps), strict=True)
+    lows, highs = zip(*(planner.interval(step, total_steps) for step in steps), strict=True)
     return {"prefix/low": mean(lows), "prefix/high": mean(highs)}

@@ -139,10 +139,10 @@ def load_model(
     except UNUSABLE as error:
         raise cannot_load(place, words, error, beside) from error
     embeddings: Any = model.get_input_embeddings()
-    known = embeddings.num_embeddings
-    if len(tokenizer) > known:
+    size = embeddings.num_embeddings
+    if len(tokenizer) > size:
         raise UserError(
-            f"model '{source}': the tokenizer has {len(tokenizer)} tokens, the model knows {known}"
+            f"model '{source}': the tokenizer has {len(tokenizer)} tokens, the model knows {size}"
         )
     return model if adapter is None else adapt(adapter, model, trainable), tokenizer
 

@@ -55,9 +55,9 @@ def resolve(
         UserError: an unknown method or option, a shared key without effect in this method, or one
             that is given twice with two values.
     """
-    known = {*own_options(find(name, folder)), *COMMON}
+    option_names = {*own_options(find(name, folder)), *COMMON}
     for key, value in shared.items():
-        if key not in known:
+        if key not in option_names:
             raise UserError(f"{key}={value} has no effect: '{name}' has no {key}")
         if key in options and options[key] != value:
             raise UserError(
@@ -73,18 +73,18 @@ class KeepsMethod:
     _kept: tuple[Any, Method] | None = None
 
     @classmethod
-    def of(cls, made: Method, **settings: Any) -> Self:
+    def of(cls, resolved: Method, **settings: Any) -> Self:
         """The arguments of a method that was made already, so that there is one in a run.
 
         Args:
-            made: what ``resolve`` made of the settings' method and its options.
+            resolved: what ``resolve`` made of the settings' method and its options.
             settings: the settings of the arguments.
 
         Raises:
             ValueError: the arguments refuse a setting themselves.
         """
         args = cls.__new__(cls)
-        args._made = made
+        args._made = resolved
         type(args).__init__(args, **settings)
         return args
 
@@ -95,8 +95,8 @@ class KeepsMethod:
             ValueError: an unknown method or option, or one set to two values.
         """
         if self._kept is None or self._kept[0] != self._decides():
-            made, self._made = self._made or self._load(), None
-            fitted = self._fit(made)  # may settle arguments that were left open
+            method, self._made = self._made or self._load(), None
+            fitted = self._fit(method)  # may settle arguments that were left open
             self._kept = (self._decides(), fitted)
         return self._kept[1]
 

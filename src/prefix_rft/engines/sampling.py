@@ -84,13 +84,13 @@ def no_law_of_its_own(model: PreTrainedModel) -> Iterator[None]:
     repetition penalty, suppressed tokens, beams, a shortest length, and so on.
     """
     base = _base(model)
-    own = base.generation_config
-    kept = {k: getattr(own, k, None) for k in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    config = base.generation_config
+    kept = {k: getattr(config, k, None) for k in ("bos_token_id", "eos_token_id", "pad_token_id")}
     base.generation_config = GenerationConfig(**kept)
     try:
         yield
     finally:
-        base.generation_config = own
+        base.generation_config = config
 
 
 @torch.no_grad()
@@ -106,15 +106,15 @@ def generate(
     ``asked`` are more of transformers' settings, such as ``repetition_penalty``.
     """
     ids, mask = _left_pad(prompts, settings.pad_token_id, next(model.parameters()).device)
-    law: dict[str, Any] = {"do_sample": settings.temperature > 0.0}
+    options: dict[str, Any] = {"do_sample": settings.temperature > 0.0}
     if settings.temperature > 0.0:
-        law |= {
+        options |= {
             "temperature": settings.temperature,
             "top_k": settings.top_k,
             "top_p": settings.top_p,
             "min_p": settings.min_p,
         }
-    law |= {
+    options |= {
         "max_new_tokens": budget,
         "eos_token_id": list(settings.eos_token_ids),
         "pad_token_id": settings.pad_token_id,
@@ -122,10 +122,10 @@ def generate(
         **(asked or {}),
     }
     with no_law_of_its_own(model):
-        made: Any = model.generate(  # pyright: ignore[reportCallIssue]
-            input_ids=ids, attention_mask=mask, generation_config=GenerationConfig(**law)
+        sequences: Any = model.generate(  # pyright: ignore[reportCallIssue]
+            input_ids=ids, attention_mask=mask, generation_config=GenerationConfig(**options)
         )
-    rows = made[:, ids.size(1) :].tolist()
+    rows = sequences[:, ids.size(1) :].tolist()
 
     def end(row: list[int]) -> int:
         return next((i + 1 for i, t in enumerate(row) if t in settings.eos_token_ids), len(row))
@@ -164,10 +164,10 @@ def sample(
     source = [distinct.setdefault(tuple(p), len(distinct)) for p in prompts]
     device = next(model.parameters()).device
     rows = torch.arange(len(prompts), device=device)
-    given = torch.tensor([len(p) for p in prefixes], device=device)
+    prefix_lengths = torch.tensor([len(p) for p in prefixes], device=device)
     forced, _ = _left_pad([list(p)[::-1] for p in prefixes], settings.pad_token_id, device)
     forced = forced.flip(1)  # right-padded, one column for each step
-    left = torch.tensor(budgets, device=device) + given
+    left = torch.tensor(budgets, device=device) + prefix_lengths
     eos = torch.tensor(settings.eos_token_ids, device=device)
     warp: Any = settings.warpers()
 
@@ -189,7 +189,7 @@ def sample(
         step = len(steps)
         at = None if uniforms is None else uniforms[rows.to(uniforms.device), step]
         token = _draw(warp, logits, settings.temperature, at)
-        sampled_here = given <= step
+        sampled_here = prefix_lengths <= step
         if step < forced.size(1):
             token = torch.where(sampled_here, token, forced[:, step])
         steps.append((rows, token))
@@ -204,7 +204,7 @@ def sample(
             keep = alive.nonzero()[:, 0]
             forward.keep(keep)
             rows, left, token = rows[keep], left[keep], token[keep]
-            given, forced = given[keep], forced[keep]
+            prefix_lengths, forced = prefix_lengths[keep], forced[keep]
             mask, position = mask[keep], position[keep]
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
         position = position + 1

@@ -49,7 +49,7 @@ class MethodState:
 
     def learn(
         self,
-        law: Planner,
+        planner: Planner,
         asked: Group,
         starts: Starts,
         rewards: Sequence[float],
@@ -58,16 +58,16 @@ class MethodState:
         """Tell the planner how a group went, as it was asked about it.
 
         Args:
-            law: the planner.
+            planner: the planner.
             asked: the group as it was planned.
             starts: where its rows had started when they were sampled.
             rewards: the rewards of its rows, NaN where there is none.
             replaced: rows in whose place a demonstration was put; its reward says nothing about
                 them.
         """
-        known = replace(asked, own=self.examples.get(asked.example, {}), shared=self.shared)
+        group = replace(asked, own=self.examples.get(asked.example, {}), shared=self.shared)
         own_rewards = [math.nan if r else x for x, r in zip(rewards, replaced, strict=True)]
-        own, shared = law.learn(known, starts, own_rewards)
+        own, shared = planner.learn(group, starts, own_rewards)
         self.remember({asked.example: own})
         self.shared = dict(shared)
 

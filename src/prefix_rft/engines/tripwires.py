@@ -138,7 +138,7 @@ class Tripwires:
             line: the log's line.
             steps: optimizer steps that it tells of.
         """
-        found = []
+        signs = []
         for name, wire in WIRES.items():
             sign = None if self.actions[name] == "off" else wire.sign(line, self.last)
             if sign is None:
@@ -147,6 +147,6 @@ class Tripwires:
             self.counts[name] = before + steps if sign else 0
             if before < self.steps <= self.counts[name]:
                 words = f"{name}: for {self.counts[name]} steps {wire.words}"
-                found.append((self.actions[name], words))
+                signs.append((self.actions[name], words))
         self.last |= {k: line[k] for k in ("reward",) if line.get(k) is not None}
-        return found
+        return signs

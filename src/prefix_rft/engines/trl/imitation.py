@@ -60,9 +60,9 @@ class DemonstrationTrainer(Watched, ResumesExactly, SFTTrainer):
             raise ValueError(f"method '{self.method.name}' samples: train it with PrefixRFTTrainer")
         if train_dataset is None:
             raise ValueError("DemonstrationTrainer needs a train_dataset")
-        model, own = open_adapter(model, args)
+        model, tokenizer = open_adapter(model, args)
         if processing_class is None:
-            processing_class = own or tokenizer_of(model)
+            processing_class = tokenizer or tokenizer_of(model)
         self.date_given = stop_clock(args, processing_class)
         ends = end_of_text_ids(processing_class, generation_config_of(model, args))
 

@@ -27,7 +27,7 @@ def open_adapter(model: Any, args: Any) -> tuple[Any, Any]:
     return load_model(model, trainable=True, **dict(args.model_init_kwargs or {}))
 
 
-def prepared(given: Mapping[str, Any], args: Any) -> dict[str, Any]:
+def prepared(arguments: Mapping[str, Any], args: Any) -> dict[str, Any]:
     """TRL's arguments for a trainer, with an adapter opened and datasets as plain rows.
 
     Reward functions in Python are checked at every call.
@@ -36,22 +36,22 @@ def prepared(given: Mapping[str, Any], args: Any) -> dict[str, Any]:
         UserError: the adapter or a dataset cannot be used.
         ValueError: an argument asks for several turns.
     """
-    found = dict(given)
+    kwargs = dict(arguments)
     for name in ("tools", "rollout_func", "environment_factory"):
-        if found.get(name) is not None:
+        if kwargs.get(name) is not None:
             raise ValueError(f"{name} is not supported: a prefix belongs to a single turn")
-    funcs = found["reward_funcs"]
+    funcs = kwargs["reward_funcs"]
     if funcs is not None:
         several = funcs if isinstance(funcs, (list, tuple)) else [funcs]
-        found["reward_funcs"] = [
+        kwargs["reward_funcs"] = [
             f if isinstance(f, (str, torch.nn.Module)) else checked(f) for f in several
         ]
-    found["model"], tokenizer = open_adapter(found["model"], args)
-    if found.get("processing_class") is None:
-        found["processing_class"] = tokenizer
+    kwargs["model"], tokenizer = open_adapter(kwargs["model"], args)
+    if kwargs.get("processing_class") is None:
+        kwargs["processing_class"] = tokenizer
     for name in ("train_dataset", "eval_dataset"):
-        found[name] = plain_rows(found.get(name), name)
-    return found
+        kwargs[name] = plain_rows(kwargs.get(name), name)
+    return kwargs
 
 
 def tokenizer_of(model: Any) -> Any:

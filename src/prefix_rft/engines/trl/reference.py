@@ -51,14 +51,14 @@ class ReferencePolicy:
     @contextmanager
     def swapped(self) -> Iterator[None]:
         """The model has the reference's weights inside this context."""
-        own = {name: p.data for name, p in self._parameters()}
+        policy_weights = {name: p.data for name, p in self._parameters()}
         for name, p in self._parameters():
             p.data = self.weights[name]
         try:
             yield
         finally:
             for name, p in self._parameters():
-                p.data = own[name]
+                p.data = policy_weights[name]
 
     def _fingerprint(self) -> str:
         """A hash of all weights, taken once for each reference."""

@@ -153,13 +153,13 @@ def check_generation(config: Any) -> None:
     Raises:
         UserError: one that does not exist, or that has its place elsewhere.
     """
-    given = config.generation_kwargs or {}
-    if not isinstance(given, dict):
-        raise UserError(f"generation_kwargs must be a mapping, got {given!r}")
-    for key in given:
+    kwargs = config.generation_kwargs or {}
+    if not isinstance(kwargs, dict):
+        raise UserError(f"generation_kwargs must be a mapping, got {kwargs!r}")
+    for key in kwargs:
         if key in ELSEWHERE:
             raise UserError(f"generation_kwargs cannot have '{key}': {ELSEWHERE[key]}")
     if not config.use_vllm:  # whose keys are others
-        refuse_unknown("key of generation_kwargs", given, GenerationConfig().to_dict())
+        refuse_unknown("key of generation_kwargs", kwargs, GenerationConfig().to_dict())
     if config.cache_implementation is not None:
         choose("cache_implementation", config.cache_implementation, ALL_CACHE_IMPLEMENTATIONS)

@@ -103,8 +103,8 @@ class PrefixRFTTrainer(Watched, EvaluatesPlainRows, ResumesExactly, GRPOTrainer)
             )
         self._attempt: Attempt | None = None
         self._update: Any = None  # the optimizer step that has begun
-        given = signature(GRPOTrainer).bind(model, reward_funcs, args, *positional, **kwargs)
-        super().__init__(**prepared(given.arguments, args), phases=phases)
+        bound = signature(GRPOTrainer).bind(model, reward_funcs, args, *positional, **kwargs)
+        super().__init__(**prepared(bound.arguments, args), phases=phases)
         self.notes += turn_off_dropout(self.model, self.ref_model)
         self.graders: list[Any] = [f for f in self.reward_funcs if hasattr(f, "verdicts")]
         if args.log_prefix_leak and not self.graders:
@@ -179,17 +179,17 @@ class PrefixRFTTrainer(Watched, EvaluatesPlainRows, ResumesExactly, GRPOTrainer)
         method, processes, ends = self.method, self.processes, self.eos_token_ids
         self.own_state.enter_stage(method, self.state.global_step, self.state.max_steps)
         moment = self._moment()
-        made = self.rounds.generate(moment, inputs, self._sampled)
-        for name, values in made.metrics.items():
+        generation = self.rounds.generate(moment, inputs, self._sampled)
+        for name, values in generation.metrics.items():
             self._metrics["train"][name].extend(values)
         self.phases.begin("scoring")
-        columns, metrics = credited(method, made, moment, processes, self.forward, ends)
+        columns, metrics = credited(method, generation, moment, processes, self.forward, ends)
         if self.args.log_prefix_leak:
-            metrics |= prefix_leak(self.graders[0], self.renderer, made, processes)
+            metrics |= prefix_leak(self.graders[0], self.renderer, generation, processes)
         self.add_metrics(metrics)
-        rows = {**made.sampled.rows, **columns}
+        rows = {**generation.sampled.rows, **columns}
         if self.args.log_rollouts:
-            self.rollouts.write(moment.step, rows, made.plans, made.sampled.verdicts)
+            self.rollouts.write(moment.step, rows, generation.plans, generation.sampled.verdicts)
         return rows
 
     def _sampled(self, inputs: Inputs, plans: list[RowPlan]) -> Sampled:
@@ -211,9 +211,9 @@ class PrefixRFTTrainer(Watched, EvaluatesPlainRows, ResumesExactly, GRPOTrainer)
         plans = [RowPlan(0, 0, 0)] * len(prompt_ids) if attempt is None else attempt.plans
         # Those of a stream, or of an evaluation.
         refuse_too_long(self.policy, map(len, prompt_ids), self.max_completion_length)
-        training, own = self.model.training, self._samples_itself()
-        self.phases.begin("sampling", sum(not plan.done for plan in plans) if own else None)
-        if own:
+        training, our_sampler = self.model.training, self._samples_itself()
+        self.phases.begin("sampling", sum(not plan.done for plan in plans) if our_sampler else None)
+        if our_sampler:
             sampled, logps = self._sample(prompt_ids, plans), None
         else:
             contexts = contexts_of(prompt_ids, plans)
@@ -229,7 +229,7 @@ class PrefixRFTTrainer(Watched, EvaluatesPlainRows, ResumesExactly, GRPOTrainer)
         if attempt is not None:
             attempt.sampled = True
         if training:
-            self.tokens.draw(prompt_ids, plans, sampled, all_sent=not own)
+            self.tokens.draw(prompt_ids, plans, sampled, all_sent=not our_sampler)
         return assembled(plans, sampled, logps, self.max_completion_length)
 
     def _samples_itself(self) -> bool:
@@ -242,8 +242,8 @@ class PrefixRFTTrainer(Watched, EvaluatesPlainRows, ResumesExactly, GRPOTrainer)
         """Continuations of the rows that are not done; nothing for the others."""
         settings = settings_of(self.args, self.eos_token_ids, self._tokenizer.pad_token_id)
         policy, budget, tick = self.policy, self.max_completion_length, self.phases.at
-        own = self.method.reference.sampler == "reference" and policy.training
-        frozen = self.reference if own else None
+        from_reference = self.method.reference.sampler == "reference" and policy.training
+        frozen = self.reference if from_reference else None
         with self.accelerator.autocast(), frozen.swapped() if frozen else nullcontext():
             return continuations(policy, prompts, plans, settings, budget, tick)
 
@@ -340,11 +340,11 @@ class PrefixRFTTrainer(Watched, EvaluatesPlainRows, ResumesExactly, GRPOTrainer)
             lambda row: f"a row of example {int(inputs['row_example'][row])}",
             {"log-prob": logp_BT, "entropy": entropy_BT},
         )
-        own = update.loss(part, logp_BT, entropy_BT)
+        loss = update.loss(part, logp_BT, entropy_BT)
         if within == steps - 1:
             self.add_metrics(update.end(self.processes, self.tokens))
         # DDP, FSDP and DeepSpeed average gradients over processes; these are shares of one sum.
-        total = own * self.processes.count
+        total = loss * self.processes.count
         if self.aux_loss_enabled:
             total = total + self.router_aux_loss_coef * outputs[2] / steps
         return total

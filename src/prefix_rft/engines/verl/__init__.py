@@ -19,13 +19,13 @@ SUPPORTED = ">=0.9.1,<0.10"
 def require_verl() -> None:
     """Raise UserError where verl is missing, or a version that this engine was not written for."""
     try:
-        found = version("verl")
+        installed = version("verl")
     except PackageNotFoundError:
         raise UserError(
             "the cluster engine needs verl: pip install 'prefix-rft[verl]' (docs/cluster.md)"
         ) from None
-    if found not in SpecifierSet(SUPPORTED):
+    if installed not in SpecifierSet(SUPPORTED):
         raise UserError(
-            f"the cluster engine supports verl {SUPPORTED}, and verl {found} is installed: its "
+            f"the cluster engine supports verl {SUPPORTED}, and verl {installed} is installed: its "
             f"trainer may behave otherwise; pip install 'verl{SUPPORTED}'"
         )

@@ -74,26 +74,30 @@ class PrefixAgentLoop(AgentLoopBase):
         if plan is None:
             return await self.sample(sampling_params, kwargs, [], False)
         rollout = int(kwargs["session_id"])
-        made = await self.sample(sampling_params, kwargs, *plan.known(rollout))
+        output = await self.sample(sampling_params, kwargs, *plan.known(rollout))
         try:
             for attempt in range(1, len(plan.attempts)):
-                if made.reward_score is None:
-                    await self.grade(made, kwargs)
-                brings = (made.reward, made.whole)
+                if output.reward_score is None:
+                    await self.grade(output, kwargs)
+                brings = (output.reward, output.whole)
                 group = (str(kwargs["uid"]), attempt, rollout, plan.rollouts)
                 if not all_wrong(await BARRIER.meet(*group, brings), plan.solved_above):
                     break
                 if plan.changes(rollout, attempt):
-                    known, whole = plan.known(rollout, attempt)
-                    made = await self.sample(sampling_params, kwargs, known, whole)
-                    made.attempt = attempt
+                    start_ids, whole = plan.known(rollout, attempt)
+                    output = await self.sample(sampling_params, kwargs, start_ids, whole)
+                    output.attempt = attempt
         except BaseException:
             BARRIER.leave(str(kwargs["uid"]))
             raise
-        return made
+        return output
 
     async def sample(
-        self, sampling_params: dict[str, Any], row: dict[str, Any], known: list[int], whole: bool
+        self,
+        sampling_params: dict[str, Any],
+        row: dict[str, Any],
+        start_ids: list[int],
+        whole: bool,
     ) -> PrefixOutput:
         """Continue these ids, within the budget of prefix and continuation together."""
         prompt_ids = [int(t) for t in row[PROMPT_IDS]]
@@ -104,33 +108,35 @@ class PrefixAgentLoop(AgentLoopBase):
             fields = {"min_global_steps": version, "max_global_steps": version}
             sampled, logps, preempted = [], [], None
         else:
-            made = await self.server_manager.generate(
+            reply = await self.server_manager.generate(
                 request_id=uuid4().hex,
-                prompt_ids=prompt_ids + known,
-                sampling_params={**sampling_params, "max_tokens": budget - len(known)},
+                prompt_ids=prompt_ids + start_ids,
+                sampling_params={**sampling_params, "max_tokens": budget - len(start_ids)},
             )
-            sampled, logps, preempted = list(made.token_ids), made.log_probs, made.num_preempted
-            fields = dict(made.extra_fields)
-        ids = (known + sampled)[:budget]
+            sampled, logps, preempted = list(reply.token_ids), reply.log_probs, reply.num_preempted
+            fields = dict(reply.extra_fields)
+        ids = (start_ids + sampled)[:budget]
         wanted = sampling_params.get("logprobs")
         return PrefixOutput(
             prompt_ids=prompt_ids,
             response_ids=ids,
             response_mask=[1] * len(ids),
             # The sampler never drew the prefix: the trainer puts the actor's own in its place.
-            response_logprobs=([0.0] * len(known) + list(logps or []))[:budget] if wanted else None,
+            response_logprobs=([0.0] * len(start_ids) + list(logps or []))[:budget]
+            if wanted
+            else None,
             num_turns=2,
             metrics={"num_preempted": -1 if preempted is None else preempted},  # pyright: ignore[reportArgumentType]
             extra_fields={**fields, "turn_scores": [], "tool_rewards": []},
-            prefix_length=len(known),
+            prefix_length=len(start_ids),
             whole=whole,
         )
 
-    async def grade(self, made: PrefixOutput, row: dict[str, Any]) -> None:
+    async def grade(self, output: PrefixOutput, row: dict[str, Any]) -> None:
         """Have one of verl's reward workers grade a rollout, as verl does with one that is done."""
         number = random.randrange(int(self.config.reward.num_workers))
         worker: Any = ray.get_actor(f"reward_loop_worker_{number}")
-        prompts, responses = (torch.tensor([x]) for x in (made.prompt_ids, made.response_ids))
+        prompts, responses = (torch.tensor([x]) for x in (output.prompt_ids, output.response_ids))
         ids = torch.cat([prompts, responses], 1)
         tensors = {
             "prompts": prompts,
@@ -140,8 +146,8 @@ class PrefixAgentLoop(AgentLoopBase):
             "position_ids": torch.arange(ids.size(1))[None],
         }
         cells = {key: np.fromiter([value], dtype=object, count=1) for key, value in row.items()}
-        cells["__num_turns__"] = np.array([made.num_turns])
-        cells["tool_extra_fields"] = np.fromiter([made.extra_fields], dtype=object, count=1)
+        cells["__num_turns__"] = np.array([output.num_turns])
+        cells["tool_extra_fields"] = np.fromiter([output.extra_fields], dtype=object, count=1)
         result = await worker.compute_score.remote(DataProto(TensorDict(tensors, 1), cells))
-        made.reward_score = result["reward_score"]
-        made.extra_fields["reward_extra_info"] = result["reward_extra_info"]
+        output.reward_score = result["reward_score"]
+        output.extra_fields["reward_extra_info"] = result["reward_extra_info"]

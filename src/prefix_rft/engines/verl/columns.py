@@ -48,18 +48,18 @@ def to_batch(data: Any) -> Batch:
     """The core batch of the rows of a mini-batch or micro-batch (a TensorDict)."""
     mask = padded(data["response_mask"]).bool()
     position = torch.arange(mask.size(1), device=mask.device)
-    known = (position < data[PREFIX][:, None]) & mask
+    start_mask = (position < data[PREFIX][:, None]) & mask
     whole = data[WHOLE].bool()[:, None]
     weight = data.get("rollout_is_weights", None)
     if weight is not None:
         # The sampler never drew a demonstration's tokens: their correction is 1.
-        weight = padded(weight).masked_fill(known, 1.0)
+        weight = padded(weight).masked_fill(start_mask, 1.0)
     ref = data.get("ref_log_prob", None)
     return Batch(
         tokens_BT=padded(data["responses"]),
         response_mask_BT=mask,
-        prefix_mask_BT=known & ~whole,
-        demo_mask_BT=known & whole,
+        prefix_mask_BT=start_mask & ~whole,
+        demo_mask_BT=start_mask & whole,
         old_logp_BT=padded(data["old_log_probs"]),
         reward_B=data[REWARD],
         group_B=data[GROUP],

@@ -123,20 +123,20 @@ class CreditedRows:
     def metrics(self, method: Method) -> dict[str, float]:
         """What the rollouts were, with the names of the TRL engine."""
         real_N = ~self.filler_N
-        found = {
+        metrics = {
             "groups/dropped": self.dropped_N[real_N].float().mean().item(),
             "rewards/ungraded": self.reward_N[real_N].isnan().float().mean().item(),
             "completions/clipped_ratio": self.truncated_N[real_N].float().mean().item(),
         }
         changed_N = torch.isin(self.group_N, self.group_N[self.attempt_N > 0])
-        found |= group_metrics(method, self.rate_N[real_N], changed_N[real_N])
+        metrics |= group_metrics(method, self.rate_N[real_N], changed_N[real_N])
         graded_N = real_N & ~self.reward_N.isnan()
         if bool(graded_N.any()):
-            found["reward"] = self.reward_N[graded_N].mean().item()
+            metrics["reward"] = self.reward_N[graded_N].mean().item()
         if method.branches:
             demo_N = self.whole_N[real_N]
-            found |= start_metrics(method, self.prefix_N[real_N], self.hybrid_N[real_N], demo_N)
-        return found
+            metrics |= start_metrics(method, self.prefix_N[real_N], self.hybrid_N[real_N], demo_N)
+        return metrics
 
 
 def verdict_shares(extras: Sequence[Mapping[str, Any]], filler_N: Tensor) -> dict[str, float]:
@@ -151,9 +151,9 @@ def verdict_shares(extras: Sequence[Mapping[str, Any]], filler_N: Tensor) -> dic
         for extra, filler in zip(extras, filler_N.tolist(), strict=True)
         if not filler
     ]
-    found: dict[str, float] = {}
+    shares: dict[str, float] = {}
     for name in dict.fromkeys(name for row in said for name in row):
         counts = Counter(row[name]["status"] for row in said if name in row)
         for status in STATUSES:
-            found[f"verdicts/{name}/{status}"] = counts[status] / counts.total()
-    return found
+            shares[f"verdicts/{name}/{status}"] = counts[status] / counts.total()
+    return shares

@@ -196,14 +196,14 @@ def absolute(model: str) -> str:
     return os.path.abspath(model) if os.path.isdir(model) else model
 
 
-def dotted(given: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+def dotted(mapping: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     """Nested mappings as one, with dots in its keys.
 
     Raises:
         UserError: one of verl's settings is given in two ways.
     """
     flat: dict[str, Any] = {}
-    for key, value in given.items():
+    for key, value in mapping.items():
         nested = isinstance(value, Mapping)
         part = dotted(value, f"{above}{key}.") if nested else {above + str(key): value}
         if twice := next((name for name in part if name in flat), None):

@@ -81,8 +81,8 @@ def check_rewards(config: Any) -> None:
     Raises:
         UserError: a reward that cannot be used.
     """
-    given: Any = OmegaConf.to_container(config[KEY], resolve=True)
-    block = MethodConfig.read(given)
+    settings: Any = OmegaConf.to_container(config[KEY], resolve=True)
+    block = MethodConfig.read(settings)
     if block.reward is not None:
         close_all(load_rewards(block.reward, Path(block.folder))[0])
 

@@ -47,10 +47,10 @@ def means(metrics: dict[str, Any]) -> dict[str, float]:
     verl has averaged both over processes and mini-batches, which leaves the quotient as it is.
     """
     prefix = "actor/" + SUM
-    found = {}
+    quotients = {}
     for key in [k for k in metrics if k.startswith(prefix)]:
         code = key.removeprefix(prefix)
         s, n = metrics.pop(key), metrics.pop(f"actor/{COUNT}{code}")
         if n > 0:
-            found[bytes.fromhex(code).decode()] = float(s / n)
-    return found
+            quotients[bytes.fromhex(code).decode()] = float(s / n)
+    return quotients

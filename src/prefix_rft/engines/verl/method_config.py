@@ -58,16 +58,16 @@ class MethodConfig:
     weight_check: float | None = 0.5
 
     @classmethod
-    def read(cls, given: Mapping[str, Any]) -> MethodConfig:
+    def read(cls, settings: Mapping[str, Any]) -> MethodConfig:
         """From the configuration.
 
         Raises:
             UserError: an unknown key, or a value of the wrong type or out of range.
         """
-        known = [f.name for f in fields(cls)]
-        refuse_unknown(f"key of '{KEY}:'", given, known)
-        check_types(f"key of '{KEY}:'", given, {f.name: str(f.type) for f in fields(cls)})
-        block = cls(**given)
+        names = [f.name for f in fields(cls)]
+        refuse_unknown(f"key of '{KEY}:'", settings, names)
+        check_types(f"key of '{KEY}:'", settings, {f.name: str(f.type) for f in fields(cls)})
+        block = cls(**settings)
         if block.weight_check is not None:
             check_range(f"{KEY}.weight_check", block.weight_check, 0.0)
         return block

@@ -28,11 +28,11 @@ def take_metrics(folder: Path) -> None:
     lines: dict[int, dict[str, Any]] = {}
     for path in sorted(folder.glob("verl-*.jsonl")):
         text = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        found = [json.loads(x) for x in text if x.endswith("\n")]  # the last may be cut off
-        trained = [int(x["step"]) for x in found if "actor/loss" in x["data"]]
+        entries = [json.loads(x) for x in text if x.endswith("\n")]  # the last may be cut off
+        trained = [int(x["step"]) for x in entries if "actor/loss" in x["data"]]
         for step in [s for s in lines if trained and s >= min(trained)]:
             del lines[step]
-        for line in found:
+        for line in entries:
             lines.setdefault(int(line["step"]), {}).update(line["data"])
     (folder / "metrics.jsonl").unlink(missing_ok=True)
     for step in sorted(lines):

@@ -81,8 +81,8 @@ def configure(config: DictConfig) -> tuple[MethodConfig, Method]:
     Raises:
         UserError: see :class:`MethodConfig`; or a setting of verl's that the method replaces.
     """
-    given: Any = OmegaConf.to_container(config.get(KEY) or OmegaConf.create(), resolve=True)
-    block = MethodConfig.read(given)
+    settings: Any = OmegaConf.to_container(config.get(KEY) or OmegaConf.create(), resolve=True)
+    block = MethodConfig.read(settings)
     actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
     choose("trainer.v1.trainer_mode", config.trainer.v1.trainer_mode, MODES)
     for key, (value, instead) in {**OWNED, **NEEDED}.items():
@@ -122,14 +122,14 @@ def configure(config: DictConfig) -> tuple[MethodConfig, Method]:
         )
     with open_dict(config):
         config.data.custom_cls = {"path": DATASET[0], "name": DATASET[1]}
-        config.data[KEY] = given
+        config.data[KEY] = settings
         config.data[MODEL] = config.actor_rollout_ref.model.path
         config.critic.enable = False  # verl warns where it is open
         actor.calculate_entropy = True  # methods select and weight tokens by it
         actor.use_kl_loss = method.needs_reference  # makes verl run the reference policy
         rollout.agent.default_agent_loop = AGENT_LOOP
         rollout.agent.agent_loop_config_path = str(Path(__file__).with_name("agent_loop.yaml"))
-        rollout.custom = {**(rollout.get("custom") or {}), KEY: given}
+        rollout.custom = {**(rollout.get("custom") or {}), KEY: settings}
         if block.reward is not None:
             config.reward.reward_manager.source = "importlib"
             config.reward.reward_manager.name = REWARDS[1]

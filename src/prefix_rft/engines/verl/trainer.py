@@ -125,7 +125,7 @@ class MethodTrainer:
 
     def moment(self) -> RunPoint:
         """What planning needs to know of the run, now."""
-        law = self.method.planner
+        planner = self.method.planner
         return RunPoint(
             num_generations=int(self.config.actor_rollout_ref.rollout.n),
             seed=self.block.seed,
@@ -133,7 +133,7 @@ class MethodTrainer:
             total_steps=self.total_training_steps,
             max_completion_length=int(self.config.data.max_response_length),
             newlines=self.train_dataset.renderer.newline_ids
-            if law.needs_boundaries
+            if planner.needs_boundaries
             else frozenset(),
             examples=self.method_state.examples,
             shared=self.method_state.shared,
@@ -154,11 +154,11 @@ class MethodTrainer:
             batch, "rollout_log_probs", "old_log_probs", "response_mask", "responses", PREFIX
         )
         old, mask = padded(data["old_log_probs"]), padded(data["response_mask"]).bool()
-        known = (torch.arange(mask.size(1)) < data[PREFIX][:, None]) & mask
-        sampler = torch.where(known, old, padded(data["rollout_log_probs"]))
+        start_mask = (torch.arange(mask.size(1)) < data[PREFIX][:, None]) & mask
+        sampler = torch.where(start_mask, old, padded(data["rollout_log_probs"]))
         batch = put(batch, rollout_log_probs=response_to_nested(sampler, data["response_mask"]))
         # verl has taken its own from what stood in the place of the prefix.
-        drawn = mask & ~known
+        drawn = mask & ~start_mask
         table = {"rollout_log_probs": sampler, "old_log_probs": old, "response_mask": drawn}
         table["responses"] = padded(data["responses"])
         metrics.update(calculate_debug_metrics(DataProto(TensorDict(table, len(mask)))))
@@ -247,10 +247,10 @@ class MethodTrainer:
             if not rows.filler_N[i]:
                 rollout = int(key.rsplit("_", 2)[1])  # UID_ROLLOUT_OUTPUT
                 groups.setdefault(int(rows.group_N[i]), {})[rollout] = i
-        for found in groups.values():
-            plan = plans[next(iter(found.values()))]
+        for row_of in groups.values():
+            plan = plans[next(iter(row_of.values()))]
             if plan.asked is not None and plan.asked.lengths:
-                mine = [found[r] for r in range(plan.rollouts)]
+                mine = [row_of[r] for r in range(plan.rollouts)]
                 starts, replaced = plan.learnt([int(rows.attempt_N[i]) for i in mine])
                 rewards = [float(rows.reward_N[i]) for i in mine]
                 self.method_state.learn(self.method.planner, plan.asked, starts, rewards, replaced)

@@ -94,13 +94,13 @@ class MethodActor(TrainingWorker):
         if chosen.scope == "row":
             return select_prefix(self.method, prefix_BT, entropy_BT, seed)
         everyone: list[Any] = [None] * dist.get_world_size(self.group)
-        own = entropy_BT[prefix_BT].float().tolist()
-        dist.all_gather_object(everyone, own, group=self.group)
+        own_entropies = entropy_BT[prefix_BT].float().tolist()
+        dist.all_gather_object(everyone, own_entropies, group=self.group)
         pool = torch.tensor([x for part in everyone for x in part])[None]
         kept = select_prefix(self.method, torch.ones_like(pool, dtype=torch.bool), pool, seed)[0]
         first = sum(map(len, everyone[: dist.get_rank(self.group)]))
         keep_BT = torch.zeros_like(prefix_BT)
-        keep_BT[prefix_BT] = kept[first : first + len(own)]
+        keep_BT[prefix_BT] = kept[first : first + len(own_entropies)]
         return keep_BT
 
     def entropy(self, data: Any) -> Tensor:
@@ -136,8 +136,8 @@ class MethodWorker(ActorRolloutRefWorker):
         super().init_model()
         if self.actor is None:
             return
-        given: Any = OmegaConf.to_container(self.config.rollout.custom[KEY], resolve=True)
-        block = MethodConfig.read(given)
+        settings: Any = OmegaConf.to_container(self.config.rollout.custom[KEY], resolve=True)
+        block = MethodConfig.read(settings)
         rollout = self.config.rollout
         actor: Any = self.actor
         actor.method = block.resolve_method(int(rollout.n), int(rollout.response_length))

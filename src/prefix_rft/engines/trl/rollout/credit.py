@@ -42,14 +42,16 @@ def credited(
     def column(values: Sequence[int]) -> Tensor:
         return torch.tensor(values, device=device)
 
-    known = {
+    own_columns = {
         "group": column([p.group for p in plans]),
         "length": column([len(p.prefix) for p in plans]),
         "whole": column([int(p.whole) for p in plans]),
         "filler": column([int(p.filler) for p in plans]),
         "without": column([int(not x[IDS]) for x in generation.inputs]),
     }
-    everyone = dict(zip(known, processes.gather(torch.stack([*known.values()], 1)).T, strict=True))
+    everyone = dict(
+        zip(own_columns, processes.gather(torch.stack([*own_columns.values()], 1)).T, strict=True)
+    )
     length_N = everyone["length"]
     demo_N = everyone["whole"].bool() & (length_N > 0)
     hybrid_N = (length_N > 0) & ~demo_N
@@ -64,20 +66,20 @@ def credited(
         moment.max_completion_length,
     )
     dropped_N |= everyone["filler"].bool()
-    own, group = processes.own(len(plans)), known["group"]
+    own_rows, group = processes.own(len(plans)), own_columns["group"]
     position = torch.arange(rows["completion_ids"].size(1), device=device)
-    inside = position < known["length"][:, None]
-    whole = known["whole"].bool()[:, None]
+    inside = position < own_columns["length"][:, None]
+    whole = own_columns["whole"].bool()[:, None]
     columns: Rows = {
         "demo_mask": inside & whole,
         "prefix_mask": inside & ~whole,
         "row_example": column([p.example for p in plans]),
         "row_place": column([p.row for p in plans]),
-        "row_reward": reward_N[own].masked_fill(known["filler"].bool(), torch.nan),
+        "row_reward": reward_N[own_rows].masked_fill(own_columns["filler"].bool(), torch.nan),
         "row_group": group,
         "row_generation": torch.full_like(group, moment.step),
-        "row_advantages": advantage_SN[:, own].T.contiguous(),
-        "row_dropped": dropped_N[own],
+        "row_advantages": advantage_SN[:, own_rows].T.contiguous(),
+        "row_dropped": dropped_N[own_rows],
         "row_imitation": torch.full_like(group, generation.imitation, dtype=torch.bool),
         "row_truncated": _truncated(rows, eos_ids),
     }

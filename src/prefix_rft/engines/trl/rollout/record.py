@@ -54,12 +54,12 @@ class RolloutRecord:
         Raises:
             UserError: the file cannot be written.
         """
-        own = [
+        own_lines = [
             self._line(step, rows, i, plan, verdicts)
             for i, plan in enumerate(plans)
             if not plan.filler
         ]
-        lines = self.processes.gather_list(own)
+        lines = self.processes.gather_list(own_lines)
         if self.processes.main:
             write_generation(self.folder, step, lines)
             kept_path(self.folder, step).unlink(missing_ok=True)
@@ -71,7 +71,7 @@ class RolloutRecord:
         stream = stream_of(self.method, len(plan.prefix), plan.whole)
         prompt_text, text = self.spelled([prompt, completion])
         # A contrast gives its advantages at the update only.
-        known = self.method.streams[stream].advantage != "sequence"
+        has_advantage = self.method.streams[stream].advantage != "sequence"
         return Rollout(
             step=step,
             example=plan.example,
@@ -86,7 +86,7 @@ class RolloutRecord:
             text=text,
             reward=None if reward != reward else reward,
             verdicts={name: asdict(said[i]) for name, said in verdicts},
-            advantage=rows["row_advantages"][i, stream].item() if known else None,
+            advantage=rows["row_advantages"][i, stream].item() if has_advantage else None,
             truncated=bool(rows["row_truncated"][i]),
         ).line()
 

@@ -59,8 +59,10 @@ class GroupResults:
         cls, method: Method, plans: Sequence[RowPlan], reward_N: Tensor, processes: Processes
     ) -> GroupResults:
         """From the rewards of an attempt at this process's ``plans``."""
-        own = [[p.group, int(p.whole), p.attempt] for p in plans]
-        group_N, whole_N, attempt_N = processes.gather(torch.tensor(own, device=processes.device)).T
+        table = [[p.group, int(p.whole), p.attempt] for p in plans]
+        group_N, whole_N, attempt_N = processes.gather(
+            torch.tensor(table, device=processes.device)
+        ).T
         demo_N = whole_N.bool()
         rate_N = outcome.solve_rate(reward_N, group_N, ~demo_N, method.groups.solved_above)
         again_N = torch.zeros_like(demo_N)
@@ -137,8 +139,8 @@ class Rounds:
     ) -> Attempt | None:
         """What to sample next; None where no process changes a row."""
         method = self.method
-        own = self.processes.own(len(plans))
-        again, rate = results.again_N[own].tolist(), results.rate_N[own].tolist()
+        own_rows = self.processes.own(len(plans))
+        again, rate = results.again_N[own_rows].tolist(), results.rate_N[own_rows].tolist()
         examples, fresh, changes = [], [], 0
         for i, (example, plan) in enumerate(zip(inputs, plans, strict=True)):
             how = (

@@ -71,10 +71,10 @@ def continuations(
     was_training = model.training
     model.eval()
     try:
-        made = sample(model, contexts, budgets, settings, prefixes, tick=tick)
+        outputs = sample(model, contexts, budgets, settings, prefixes, tick=tick)
     finally:
         model.train(was_training)
-    for i, ids in zip(open_rows, made, strict=True):
+    for i, ids in zip(open_rows, outputs, strict=True):
         sampled[i] = ids
     return sampled
 

@@ -111,21 +111,21 @@ class Rewards:
             processes: the run's processes.
         """
         verdicts = [(name_of(g), list(g.verdicts)) for g in graders]
-        own = torch.zeros(rows, dtype=torch.bool, device=processes.device)
+        excluded = torch.zeros(rows, dtype=torch.bool, device=processes.device)
         for _, said in verdicts:
-            own |= torch.tensor([v.excluded for v in said], device=own.device)
-        return cls(*pooled(reward_NF, weight_F, processes.gather(own)), verdicts)
+            excluded |= torch.tensor([v.excluded for v in said], device=excluded.device)
+        return cls(*pooled(reward_NF, weight_F, processes.gather(excluded)), verdicts)
 
     def metrics(self, processes: Processes) -> list[tuple[str, float]]:
         """The share of rows that have no reward, and that of each status by grader.
 
         Two graders of one name have a number each.
         """
-        found = [("rewards/ungraded", self.ungraded_N.float().mean().item())]
+        metrics = [("rewards/ungraded", self.ungraded_N.float().mean().item())]
         for name, said in self.verdicts:
             codes = [STATUSES.index(v.status) for v in said]
             code_N = processes.gather(torch.tensor(codes, device=self.ungraded_N.device))
             for code, status in enumerate(STATUSES):
                 share = (code_N == code).float().mean().item()
-                found.append((f"verdicts/{name}/{status}", share))
-        return found
+                metrics.append((f"verdicts/{name}/{status}", share))
+        return metrics

@@ -216,8 +216,8 @@ class ResumesExactly:
             trainer.tell(date)  # before any row is taken
         refuse_date(folder, date, trainer.args)
         self._look(folder)  # before anything is loaded
-        own = inner(trainer.optimizer, "optimizer") is self._made
-        if own and not trainer.is_fsdp_enabled:
+        made_here = inner(trainer.optimizer, "optimizer") is self._made
+        if made_here and not trainer.is_fsdp_enabled:
             trainer.optimizer = None  # of an earlier call, with the settings of then
         super()._load_from_checkpoint(resume_from_checkpoint, *args, **kw)  # pyright: ignore[reportAttributeAccessIssue]
         self._restore(folder)
@@ -225,22 +225,22 @@ class ResumesExactly:
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """transformers', and what it is set to before anything is loaded into it."""
         trainer: Any = self
-        given = trainer.optimizer is not None
-        made = super().create_optimizer(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
-        own = inner(trainer.optimizer, "optimizer")
-        if not given:
-            self._made = own
-        if self.rates is None or self.rates.optimizer is not own:
-            self.rates = Rates(own)
-        return made
+        was_given = trainer.optimizer is not None
+        optimizer = super().create_optimizer(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+        inner_optimizer = inner(trainer.optimizer, "optimizer")
+        if not was_given:
+            self._made = inner_optimizer
+        if self.rates is None or self.rates.optimizer is not inner_optimizer:
+            self.rates = Rates(inner_optimizer)
+        return optimizer
 
     def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
         """transformers', and what it begins with."""
         trainer: Any = self
-        made = super().create_scheduler(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+        scheduler = super().create_scheduler(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
         if self.rates is not None and not trainer.is_deepspeed_enabled:  # which has its own
             self.rates.begin(trainer.lr_scheduler)
-        return made
+        return scheduler
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)  # pyright: ignore[reportAttributeAccessIssue]

@@ -66,8 +66,8 @@ class Finite:
             values: the values by what they are, each of shape (B, T); None where there are none.
         """
         where_BT = batch.response_mask_BT
-        own = {"old log-prob": batch.old_logp_BT, "reference log-prob": batch.ref_logp_BT}
-        values = {**values, **own}
+        batch_values = {"old log-prob": batch.old_logp_BT, "reference log-prob": batch.ref_logp_BT}
+        values = {**values, **batch_values}
         bad = {k: ~v.isfinite() & where_BT for k, v in values.items() if v is not None}
         if self.seen is not None or not bool(torch.stack([b.any() for b in bad.values()]).any()):
             return

@@ -47,26 +47,26 @@ def made_of(
             sharded.
     """
     rewards = list(rewards)
-    found = {"another vocabulary": _hash(sorted(tokenizer.get_vocab().items()))}
+    hashes = {"another vocabulary": _hash(sorted(tokenizer.get_vocab().items()))}
     first: Any = next(iter(rows.select(range(1))), {}) if isinstance(rows, Dataset) else {}
     if not isinstance(first.get("prompt"), str):
-        found["another chat template"] = _hash(template_of(tokenizer))
+        hashes["another chat template"] = _hash(template_of(tokenizer))
     weights = [(n, list(p.shape)) for n, p in model.named_parameters() if p.requires_grad]
-    found["other trainable weights"] = _hash(sorted(weights))
+    hashes["other trainable weights"] = _hash(sorted(weights))
     frozen = [(n, p) for n, p in model.named_parameters() if not p.requires_grad]
-    found["other frozen weights"] = _hash(_glimpse(frozen))
+    hashes["other frozen weights"] = _hash(_glimpse(frozen))
     if reference is not None:
-        found["another reference model"] = _hash(_glimpse(reference.named_parameters()))
+        hashes["another reference model"] = _hash(_glimpse(reference.named_parameters()))
     adapters: Any = getattr(model, "peft_config", None)
     if adapters is not None:
-        found["another adapter"] = _hash({k: v.to_dict() for k, v in adapters.items()})
+        hashes["another adapter"] = _hash({k: v.to_dict() for k, v in adapters.items()})
     for reward in rewards:
         name = f"another reward '{_name(reward)}' (its source or its options)"
-        found[name] = _hash(_decided_by(reward))
+        hashes[name] = _hash(_decided_by(reward))
     read = read_by(rewards, rows, demonstration_column)
     for column, digest in hash_of_columns(rows, read).items():
-        found[f"other values in column '{column}', which the rewards are given"] = digest
-    return found
+        hashes[f"other values in column '{column}', which the rewards are given"] = digest
+    return hashes
 
 
 def _decided_by(reward: Any) -> Any:
@@ -95,8 +95,8 @@ def read_by(rewards: Iterable[Any], rows: Any, demonstration_column: str) -> lis
         named.update(p.name for p in parameters)
         everything |= any(p.kind is p.VAR_KEYWORD for p in parameters)
     present = [] if not isinstance(rows, Dataset) else rows.column_names
-    given = [n for n in visible(present) if n not in NEVER_READ]
-    return [n for n in given if n in named or (everything and n != demonstration_column)]
+    columns = [n for n in visible(present) if n not in NEVER_READ]
+    return [n for n in columns if n in named or (everything and n != demonstration_column)]
 
 
 def refuse_others(folder: Path, before: Mapping[str, str], now: Mapping[str, str]) -> None:

@@ -136,11 +136,11 @@ class RunState:
     def _rows(self, path: Path, scalars: list[dict[str, Any]]) -> list[dict[str, Any]]:
         tensors = read_tensors(path)
         device = self.trainer.accelerator.device
-        found = [dict(s) for s in scalars]
+        rows = [dict(s) for s in scalars]
         for key, tensor in tensors.items():
             i, _, name = key.partition("/")
-            found[int(i)][name] = tensor.to(device)
-        return found
+            rows[int(i)][name] = tensor.to(device)
+        return rows
 
     def begin(self) -> None:
         """Restore what transformers has set to zero since :meth:`load`; when training begins."""

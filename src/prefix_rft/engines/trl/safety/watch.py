@@ -78,11 +78,11 @@ class Watched:
         self.phases = phases or Phases()
         super().__init__(*args, **kwargs)
         self.processes = Processes(self.accelerator)
-        own = self.args
+        config = self.args
         self.finite = Finite(
-            self.processes, own.on_nonfinite, own.nonfinite_limit, self.is_deepspeed_enabled
+            self.processes, config.on_nonfinite, config.nonfinite_limit, self.is_deepspeed_enabled
         )
-        self.tripwires: Tripwires = own.read_tripwires()
+        self.tripwires: Tripwires = config.read_tripwires()
         self.notes: list[str] = []
 
         def warn(words: str) -> None:

@@ -34,8 +34,8 @@ class WholeRecord(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take away what tells of steps that a resumed run does anew."""
         run, checkpoint = Path(args.output_dir), self.resumed_from
-        own = checkpoint is not None and checkpoint.resolve().parent == run.resolve()
-        if state.is_world_process_zero and state.global_step and own:
+        same_run = checkpoint is not None and checkpoint.resolve().parent == run.resolve()
+        if state.is_world_process_zero and state.global_step and same_run:
             cut_rollouts(run / "rollouts", state.global_step)
             go_back(run, state.global_step)
         # transformers goes on with the rhythm of lines and checkpoints that the run began with.

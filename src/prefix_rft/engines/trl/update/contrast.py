@@ -44,6 +44,6 @@ def contrasted(
     )
     advantage_N, updates = method.contrast(sequences, state.examples)
     state.remember(updates)
-    own = processes.own(len(mask))
+    own_rows = processes.own(len(mask))
     metrics = {"memory/examples": float(len(state.examples))}
-    return with_sequence(method, advantage_SB, advantage_N[own]), metrics
+    return with_sequence(method, advantage_SB, advantage_N[own_rows]), metrics

@@ -48,15 +48,15 @@ class LossPart:
 
 def sources_of(method: Method) -> list[LossPart]:
     """The sources of a method's gradient, which together are the whole loss."""
-    found = []
+    sources = []
     for s, stream in enumerate(method.streams):
         if stream.surrogate in REGULARISERS:
-            found.append(LossPart(stream.name, s, None))
+            sources.append(LossPart(stream.name, s, None))
         elif len(set(stream.tokens)) == 1:
-            found.append(LossPart(stream.name, s, stream.tokens[0]))
+            sources.append(LossPart(stream.name, s, stream.tokens[0]))
         else:
-            found += [LossPart(origin, s, origin) for origin in dict.fromkeys(stream.tokens)]
-    return found
+            sources += [LossPart(origin, s, origin) for origin in dict.fromkeys(stream.tokens)]
+    return sources
 
 
 def vectors_of(sources: Sequence[LossPart]) -> dict[str, list[int]]:
@@ -157,8 +157,10 @@ class GradientShares:
         """
         sums = self.sums
         self.sums = {}
-        own = torch.tensor([i in sums for i in range(len(self.sources))], device=processes.device)
-        acted = processes.sum(own.long()).bool().tolist()
+        own_acted = torch.tensor(
+            [i in sums for i in range(len(self.sources))], device=processes.device
+        )
+        acted = processes.sum(own_acted.long()).bool().tolist()
         active = [i for i, a in enumerate(acted) if a]
         vectors = {
             name: places
@@ -177,9 +179,9 @@ class GradientShares:
 
     @staticmethod
     def _named(norms: dict[str, float], active: Sequence[LossPart]) -> dict[str, float]:
-        found = {f"gradient/{name}_norm": norm for name, norm in norms.items()}
+        metrics = {f"gradient/{name}_norm": norm for name, norm in norms.items()}
         if "prefix" not in norms:
-            found.pop("gradient/without_prefix_norm", None)  # it is the whole
+            metrics.pop("gradient/without_prefix_norm", None)  # it is the whole
         elif whole := sum(norms[name] for name in dict.fromkeys(s.name for s in active)):
-            found["gradient/prefix_share"] = norms["prefix"] / whole
-        return found
+            metrics["gradient/prefix_share"] = norms["prefix"] / whole
+        return metrics

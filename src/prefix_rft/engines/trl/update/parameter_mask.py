@@ -59,20 +59,20 @@ class MaskOptions:
     examples: int = 64
 
     @classmethod
-    def read(cls, given: Mapping[str, Any]) -> MaskOptions:
+    def read(cls, settings: Mapping[str, Any]) -> MaskOptions:
         """Check the options of a recipe.
 
         Raises:
             UserError: one is unknown or cannot be used.
         """
-        if not isinstance(given, Mapping):
-            raise UserError(f"parameter_mask must be a mapping with a kind, got {given!r}")
+        if not isinstance(settings, Mapping):
+            raise UserError(f"parameter_mask must be a mapping with a kind, got {settings!r}")
         names = {f.name: str(f.type) for f in fields(cls)}
-        refuse_unknown("option of parameter_mask", given, names)
-        check_types("option of parameter_mask", given, names)
-        if "kind" not in given:
+        refuse_unknown("option of parameter_mask", settings, names)
+        check_types("option of parameter_mask", settings, names)
+        if "kind" not in settings:
             raise UserError(f"parameter_mask needs a kind: {', '.join(KINDS)}")
-        options = cls(**given)
+        options = cls(**settings)
         choose("kind of parameter_mask", options.kind, KINDS)
         choose("salience score", options.score, SCORES)
         choose("scope of the mask", options.scope, SCOPES)
@@ -295,13 +295,13 @@ class ParameterMask(TrainerCallback):
             raise UserError(f"'{folder / FILE}' is not the file of a mask")
         self.scored = int(data.pop("scored"))
         of: dict[str, dict[str, Tensor]] = {"mask": {}, "change": {}, "sum": {}, "squares": {}}
-        known = dict(self._parameters())
+        parameters = dict(self._parameters())
         for key, tensor in data.items():
             kind, _, name = key.partition("/")
-            if kind not in of or name not in known or known[name].shape != tensor.shape:
+            if kind not in of or name not in parameters or parameters[name].shape != tensor.shape:
                 raise UserError(f"'{folder / FILE}' holds the mask of another model")
-            of[kind][name] = tensor.to(known[name].device)
-        if any(len(tensors) not in (0, len(known)) for tensors in of.values()):
+            of[kind][name] = tensor.to(parameters[name].device)
+        if any(len(tensors) not in (0, len(parameters)) for tensors in of.values()):
             raise UserError(f"'{folder / FILE}' lacks some of the weights")
         self.masks = of["mask"] or None
         self.changes, self.sums, self.squares = of["change"], of["sum"], of["squares"]

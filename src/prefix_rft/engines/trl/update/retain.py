@@ -31,8 +31,8 @@ def retain_gradients(
     Raises:
         DataError: the retain set cannot be read, or has no demonstration within the budget.
     """
-    found = load_rows(data, folder=Path(), limit=examples)
-    rows, report = tokenize_demonstrations(found, renderer.tokenizer, budget, renderer=renderer)
+    dataset = load_rows(data, folder=Path(), limit=examples)
+    rows, report = tokenize_demonstrations(dataset, renderer.tokenizer, budget, renderer=renderer)
     if report is None or not report.demonstrations:
         raise DataError(f"retain set '{data}' has no demonstration within {budget} tokens")
     named = {n: p for n, p in model.named_parameters() if p.requires_grad}

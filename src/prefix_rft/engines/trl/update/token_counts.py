@@ -63,7 +63,7 @@ class TokenCounts:
 
     def take(self, processes: Processes) -> dict[str, float]:
         """The counts of all processes since the last call, by the names of their metrics."""
-        own = [torch.as_tensor(self.sums[k], device=self.device).long() for k in KINDS]
+        own_counts = [torch.as_tensor(self.sums[k], device=self.device).long() for k in KINDS]
         self._clear()
-        total = processes.sum(torch.stack(own)).tolist()
+        total = processes.sum(torch.stack(own_counts)).tolist()
         return {f"tokens/{k}": float(n) for k, n in zip(KINDS, total, strict=True)}
