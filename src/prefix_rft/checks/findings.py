@@ -51,11 +51,11 @@ class Findings:
         serious: bool = True,
     ) -> None:
         """One more row of which ``what`` is true, or a finding about no row."""
-        one = self.found.setdefault(what, Finding(what, fix, serious, example=example))
+        finding = self.found.setdefault(what, Finding(what, fix, serious, example=example))
         if row is not None:
-            one.count += 1
-            if len(one.rows) < ROWS_NAMED:
-                one.rows.append(row)
+            finding.count += 1
+            if len(finding.rows) < ROWS_NAMED:
+                finding.rows.append(row)
 
     @property
     def problems(self) -> list[Finding]:

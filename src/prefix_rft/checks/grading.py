@@ -103,7 +103,7 @@ class Grading:
         if self.limit is not None:
             demonstrations = demonstrations[: max(0, self.limit - self.graded)]
             self.graded += len(demonstrations)
-        found = []
+        verdicts = []
         for reward in self.setup.rewards:
             if missing_columns([reward], rows[0].values):
                 continue  # said once, for all rows
@@ -123,8 +123,8 @@ class Grading:
                     verdicts=[*judged.verdicts, *golds.verdicts],
                 )
             if judged.items:
-                found.append(judged)
-        return found
+                verdicts.append(judged)
+        return verdicts
 
     @staticmethod
     def _verdicts(reward: Any, items: Sequence[Item]) -> Verdicts:

@@ -126,8 +126,8 @@ def show_row(
     show(console, tokens, render, ids)
     for reward in setup.rewards:
         read = render.completions(ids_of)
-        for index, (text, own) in enumerate(zip(read, ids_of, strict=True), 1):
-            verdict = grade_texts(reward, [values], [text], [own])[0]
+        for index, (text, text_ids) in enumerate(zip(read, ids_of, strict=True), 1):
+            verdict = grade_texts(reward, [values], [text], [text_ids])[0]
             words = f": {verdict.detail}" if verdict.detail else ""
             line = f"demonstration {index} is '{verdict.status}' to '{name_of(reward)}'{words}"
             say(console, line)
@@ -139,10 +139,10 @@ def _row(setup: Setup, number: int) -> tuple[dict[str, Any], int]:
         raise UserError(f"--row counts from 1, got {number}")
     source = find_source(setup.recipe.train_data, setup.recipe.folder)
     rows = read_rows(source, setup.recipe.reading(setup.args.seed))
-    found = next(islice(rows, number - 1, None), None)
-    if found is None:
+    pair = next(islice(rows, number - 1, None), None)
+    if pair is None:
         raise DataError(f"{source.name} has no row {number}")
-    return found[1], number + sum(1 for _ in rows)
+    return pair[1], number + sum(1 for _ in rows)
 
 
 def hybrid_row(
@@ -247,14 +247,14 @@ def show(console: Console, tokens: list[Token], render: Renderer, ids: bool) -> 
     console.print()
     text, done, before = Text(), 0, ""
     for role, run in groupby(tokens, key=lambda t: t.role):
-        own = [t.id for t in run]
-        done += len(own)
+        run_ids = [t.id for t in run]
+        done += len(run_ids)
         # What this run adds to the text: alone, it could lose spaces or half a character.
         after: Any = render.tokenizer.decode([t.id for t in tokens[:done]])
         words = visible(after.removeprefix(before)).replace("\n", "↵\n")
         text.append(f"«{words}»" if role == CHOSEN else words, style=STYLES[role])
         if ids:
-            text.append(f"{own}", style="dim")
+            text.append(f"{run_ids}", style="dim")
         before = after
     console.print(text, soft_wrap=True)
     console.print()

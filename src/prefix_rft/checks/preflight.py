@@ -77,11 +77,11 @@ def preflight(
         for name, part in parts:
             scope = LOOKED_AT if part is rows else Scope(LOOKED_AT.rows, 0, training=False)
             phases.begin("checking rows:")
-            found = check_data(
+            checked = check_data(
                 setup, name, tokenizer, eos_ids, positions, graders, scope, phases.at
             )
-            for one in found.findings.problems + found.findings.notes:
-                say(console, f"warning: {found.name}: {one}")
+            for finding in checked.findings.problems + checked.findings.notes:
+                say(console, f"warning: {checked.name}: {finding}")
     if held_out is not None:
         check_prompts(held_out, render)
         held_out = drop_unreadable_golds(rewards[:1], held_out, console, phases)

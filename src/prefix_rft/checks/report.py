@@ -44,7 +44,7 @@ def run_check(
         UserError: a recipe that cannot be resolved.
     """
     quiet()
-    file, found = RecipeFile.read(path, overrides), 0
+    file, count = RecipeFile.read(path, overrides), 0
     names = file.stages
     for stage, name in enumerate(names):
         if len(names) > 1:
@@ -55,15 +55,15 @@ def run_check(
         ):
             if words := setup.engine.verify_settings(setup.recipe, setup.args):
                 say(console, words)
-            found += check_setup(setup, console, graders, limit)
-    if found:
-        several = "problems" if found > 1 else "problem"
-        problems = Text.assemble((f"{found} {several}:", "bold red"), " training would waste time")
+            count += check_setup(setup, console, graders, limit)
+    if count:
+        several = "problems" if count > 1 else "problem"
+        problems = Text.assemble((f"{count} {several}:", "bold red"), " training would waste time")
         console.print(problems)
     else:
         ready = Text.assemble(("ready:", "bold green"), f" prefix-rft train {visible(path)}")
         console.print(ready, soft_wrap=True)
-    return not found
+    return not count
 
 
 def check_setup(
@@ -83,7 +83,7 @@ def check_setup(
     for data in [recipe.train_data, *([recipe.eval_data] if recipe.eval_data else [])]:
         with Display(console) as display:
             display.phases.begin("checking rows:")
-            found = check_data(
+            checked = check_data(
                 setup,
                 data,
                 tokenizer,
@@ -93,8 +93,8 @@ def check_setup(
                 Scope(limit, training=not parts),
                 display.phases.at,
             )
-        parts.append(found)
-        show_data(console, found)
+        parts.append(checked)
+        show_data(console, checked)
     train = parts[0]
     if len(parts) > 1 and (both := len(train.prompts & parts[1].prompts)):
         parts[1].findings.add(
@@ -105,36 +105,36 @@ def check_setup(
     show_batches(console, setup, train)
     show_schedule(console, setup, train)
     show_memory(console, setup, train, config)
-    for found in parts:
-        show_findings(console, f"notes on {found.name}", found.findings.notes, "yellow")
-    for found in parts:
-        show_findings(console, f"problems in {found.name}", found.findings.problems, "red")
-    return sum(len(found.findings.problems) for found in parts)
+    for checked in parts:
+        show_findings(console, f"notes on {checked.name}", checked.findings.notes, "yellow")
+    for checked in parts:
+        show_findings(console, f"problems in {checked.name}", checked.findings.problems, "red")
+    return sum(len(checked.findings.problems) for checked in parts)
 
 
-def show_data(console: Console, found: Checked) -> None:
+def show_data(console: Console, checked: Checked) -> None:
     """Rows, lengths, and what the rewards say of the demonstrations."""
-    shape = f" read as {found.shape}" if found.shape else ""
-    say(console, f"\n{found.name}: {found.rows} rows{shape}")
-    kept = found.reasons[USABLE]
-    text = f"{kept} demonstrations in {found.with_demonstration} rows"
-    for why, n in found.reasons.items():
+    shape = f" read as {checked.shape}" if checked.shape else ""
+    say(console, f"\n{checked.name}: {checked.rows} rows{shape}")
+    kept = checked.reasons[USABLE]
+    text = f"{kept} demonstrations in {checked.with_demonstration} rows"
+    for why, n in checked.reasons.items():
         text += f"; {n} dropped: {why}" if why != USABLE else ""
     say(console, text)
-    if not found.rows:
+    if not checked.rows:
         return
     table = numbers("tokens", "median", "90 %", "longest")
     for name, lengths in (
-        ("prompt", found.prompt_lengths),
-        ("demonstration with EOS", found.demonstration_lengths),
+        ("prompt", checked.prompt_lengths),
+        ("demonstration with EOS", checked.demonstration_lengths),
     ):
         if lengths:
             table.add_row(name, *(str(quantile(lengths, q)) for q in (0.5, 0.9, 1.0)))
     console.print(table)
-    if any(found.verdicts.values()):
-        seen = [s for s in STATUSES if any(v[s] for v in found.verdicts.values())]
+    if any(checked.verdicts.values()):
+        seen = [s for s in STATUSES if any(v[s] for v in checked.verdicts.values())]
         table = numbers("demonstrations to", *seen)
-        for name, counts in found.verdicts.items():
+        for name, counts in checked.verdicts.items():
             table.add_row(name, *(str(counts[s]) for s in seen))
         console.print(table)
 
@@ -174,9 +174,9 @@ def show_batches(console: Console, setup: Setup, train: Checked) -> None:
             )
     if method.samples and (lost := train.rows - kept.rows):
         say(console, f"{kept.rows} rows are trained on; {lost} dropped: unreadable gold answer")
-    found = train.reasons[USABLE]
-    if setup.recipe.only_correct_demonstrations and found > kept.demonstrations:
-        lost = found - kept.demonstrations
+    usable = train.reasons[USABLE]
+    if setup.recipe.only_correct_demonstrations and usable > kept.demonstrations:
+        lost = usable - kept.demonstrations
         say(console, f"{kept.demonstrations} demonstrations are used; {lost} dropped: not correct")
     text = f"{steps} optimizer steps"
     if method.samples:
@@ -269,13 +269,13 @@ def show_memory(console: Console, setup: Setup, train: Checked, config: Any) -> 
             )
 
 
-def show_findings(console: Console, title: str, found: list[Finding], colour: str) -> None:
+def show_findings(console: Console, title: str, findings: list[Finding], colour: str) -> None:
     """One line for each finding."""
-    if not found:
+    if not findings:
         return
     console.print()
     console.print(Text(visible(title), style=f"bold {colour}"), soft_wrap=True)
-    for one in found[:SHOWN]:
-        say(console, f"- {one}")
-    if len(found) > SHOWN:
-        say(console, f"- and {len(found) - SHOWN} more")
+    for finding in findings[:SHOWN]:
+        say(console, f"- {finding}")
+    if len(findings) > SHOWN:
+        say(console, f"- and {len(findings) - SHOWN} more")

@@ -108,10 +108,10 @@ def check_data(
         DataError: there is no such data.
     """
     source = find_source(data, setup.recipe.folder)
-    found = Checked(source.name)
+    checked = Checked(source.name)
 
     def refuse(error: DataError) -> None:
-        found.findings.add(error.what, row=found.label(error.row) if error.row else None)
+        checked.findings.add(error.what, row=checked.label(error.row) if error.row else None)
 
     every = read_rows(source, setup.recipe.reading(setup.args.seed), refuse)
     rows = islice(every, scope.rows)
@@ -120,19 +120,19 @@ def check_data(
         for batch in batched(rows, BATCH):
             if checker is None:
                 row, values = batch[0]
-                found.shape = str(detect(row))
+                checked.shape = str(detect(row))
                 plain = give_template(tokenizer, values["prompt"])
                 checker = RowChecker(
-                    setup, tokenizer, eos_ids, max_length, found, plain, scope, graders
+                    setup, tokenizer, eos_ids, max_length, checked, plain, scope, graders
                 )
             checker.at(batch)
-            progress(found.rows)
-        found.whole = next(every, None) is None
+            progress(checked.rows)
+        checked.whole = next(every, None) is None
     except DataError as error:  # nothing more can be read
         refuse(error)
     if checker is not None:
         checker.end()
-    return found
+    return checked
 
 
 class RowChecker:
@@ -144,7 +144,7 @@ class RowChecker:
         tokenizer: Any,
         eos_ids: tuple[int, ...],
         max_length: int | None,
-        found: Checked,
+        checked: Checked,
         plain_template: bool,
         scope: Scope,
         graders: ThreadPoolExecutor,
@@ -155,15 +155,15 @@ class RowChecker:
         self.render = Renderer(tokenizer, eos_ids, template)
         self.bos = tokenizer.bos_token_id
         self.max_length = max_length
-        self.found = found
+        self.found = checked
         self.scope = scope
         self.training = scope.training
-        self.findings = found.findings
+        self.findings = checked.findings
         self.grading = Grading(
-            setup, found.findings, graders, found.label, scope.training, scope.graded
+            setup, checked.findings, graders, checked.label, scope.training, scope.graded
         )
-        found.verdicts, found.kept = self.grading.counts, self.grading.kept
-        self.texts = Texts(self.render, found.findings, scope.training)
+        checked.verdicts, checked.kept = self.grading.counts, self.grading.kept
+        self.texts = Texts(self.render, checked.findings, scope.training)
         self.types = ColumnTypes()
         if plain_template:
             self.findings.add(
@@ -197,18 +197,18 @@ class RowChecker:
                 usable.append((row, values))
             except DataError as error:
                 self.findings.add(error.what, row=self.found.label(row))
-        for (row, values), own in zip(usable, self._ids(ids, conversation), strict=True):
+        for (row, values), prompt_ids in zip(usable, self._ids(ids, conversation), strict=True):
             self.found.prompts.add(hash(str(values["prompt"])))
-            self.found.prompt_lengths.append(len(own))
-            self._bos(self.found.label(row), own)
-            self.texts.prompt(self.found.label(row), values["prompt"], own)
-            if self.max_length is not None and len(own) + self.budget > self.max_length:
+            self.found.prompt_lengths.append(len(prompt_ids))
+            self._bos(self.found.label(row), prompt_ids)
+            self.texts.prompt(self.found.label(row), values["prompt"], prompt_ids)
+            if self.max_length is not None and len(prompt_ids) + self.budget > self.max_length:
                 self.findings.add(
                     f"the prompt and max_completion_length={self.budget} do not fit into the "
                     f"model's {self.max_length} positions",
                     "lower max_completion_length or drop the row",
                     self.found.label(row),
-                    f"the prompt has {len(own)} tokens",
+                    f"the prompt has {len(prompt_ids)} tokens",
                 )
         return usable
 
@@ -237,18 +237,18 @@ class RowChecker:
         ids = self.render.demonstrations([t for _, t in all_texts], conversation)
         read = self.render.completions(ids)
         kept = []
-        for ((row, values), text), own, graded in zip(all_texts, ids, read, strict=True):
-            reason = usable_or_why(own, text, self.render, self.budget)
+        for ((row, values), text), demo_ids, graded in zip(all_texts, ids, read, strict=True):
+            reason = usable_or_why(demo_ids, text, self.render, self.budget)
             self.found.reasons[reason] += 1
             if reason != USABLE:
-                self._dropped(reason, self.found.label(row), len(own))
+                self._dropped(reason, self.found.label(row), len(demo_ids))
                 continue
-            self.found.demonstration_lengths.append(len(own))
-            kept.append(Item(row, values, graded, own))
+            self.found.demonstration_lengths.append(len(demo_ids))
+            kept.append(Item(row, values, graded, demo_ids))
             if conversation:
                 self._turn(self.found.label(row), values["prompt"], text)
                 text = self.render.without_doubled_think(text)
-            self.texts.demonstration(self.found.label(row), text, own)
+            self.texts.demonstration(self.found.label(row), text, demo_ids)
         self.found.with_demonstration += len({id(item.row) for item in kept})
         return kept
 

@@ -28,11 +28,11 @@ def open_folder(folder: Path, settings: Mapping[str, Any]) -> str:
     plain = json.loads(json.dumps(settings, default=str))
     if path.is_file():
         try:
-            known = json.loads(path.read_text(encoding="utf-8"))
+            record = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise UserError(f"'{path}' is damaged: give another --output") from error
-        other = [k for k in plain if known.get(k) != plain[k]]
-        date = known.get(DATE)
+        other = [k for k in plain if record.get(k) != plain[k]]
+        date = record.get(DATE)
         if other:
             raise UserError(
                 f"'{folder}' holds an evaluation with another '{other[0]}': give another --output"
@@ -47,27 +47,27 @@ def open_folder(folder: Path, settings: Mapping[str, Any]) -> str:
     return now() if date is None else str(date)
 
 
-def samples_file(folder: Path, role: str, one: EvalSet, temperature: float) -> Path:
+def samples_file(folder: Path, role: str, eval_set: EvalSet, temperature: float) -> Path:
     """Where the samples of one job are."""
-    return folder / "samples" / role / f"{one.name}-T{temperature:g}.jsonl"
+    return folder / "samples" / role / f"{eval_set.name}-T{temperature:g}.jsonl"
 
 
-def done_file(folder: Path, role: str, one: EvalSet, temperature: float) -> Path:
+def done_file(folder: Path, role: str, eval_set: EvalSet, temperature: float) -> Path:
     """The file that is there once all samples of a job are."""
-    return samples_file(folder, role, one, temperature).with_suffix(".done")
+    return samples_file(folder, role, eval_set, temperature).with_suffix(".done")
 
 
-def is_done(folder: Path, role: str, one: EvalSet, temperature: float) -> bool:
+def is_done(folder: Path, role: str, eval_set: EvalSet, temperature: float) -> bool:
     """Whether all samples of a job are there."""
-    return done_file(folder, role, one, temperature).is_file()
+    return done_file(folder, role, eval_set, temperature).is_file()
 
 
-def rendering_file(folder: Path, role: str, one: EvalSet) -> Path:
+def rendering_file(folder: Path, role: str, eval_set: EvalSet) -> Path:
     """Where it is noted how prompts of a set reach a model."""
-    return folder / "samples" / role / f"{one.name}-prompt.json"
+    return folder / "samples" / role / f"{eval_set.name}-prompt.json"
 
 
-def note(path: Path, found: Mapping[str, Any]) -> None:
+def note(path: Path, facts: Mapping[str, Any]) -> None:
     """Write what decides samples or grades, or see that it is what it was when they were begun.
 
     Raises:
@@ -75,14 +75,14 @@ def note(path: Path, found: Mapping[str, Any]) -> None:
     """
     if path.is_file():
         try:
-            known = json.loads(path.read_text(encoding="utf-8"))
+            record = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise UserError(f"'{path}' is damaged: give another --output") from error
-        other = next((k for k in found if known.get(k) != found[k]), None)
+        other = next((k for k in facts if record.get(k) != facts[k]), None)
         if other is not None:
             raise UserError(
                 f"'{path}' is of another evaluation, with another '{other}': give another --output"
             )
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, found)
+    write_json(path, facts)

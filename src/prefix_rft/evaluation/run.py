@@ -78,9 +78,9 @@ class EvalPlan:
     def jobs(self) -> Iterable[tuple[str, EvalSet, float]]:
         """Each model, set and temperature."""
         for role in self.models:
-            for one in self.sets:
+            for eval_set in self.sets:
                 for temperature in self.temperatures:
-                    yield role, one, temperature
+                    yield role, eval_set, temperature
 
 
 def fingerprint(source: str) -> dict[str, Any]:
@@ -90,8 +90,8 @@ def fingerprint(source: str) -> dict[str, Any]:
     """
     adapter = find_adapter(source)
     if adapter is not None:
-        own = {} if adapter.revision is None else {"revision": adapter.revision}
-        return {**_of_folder(source), "base": {**_of_folder(adapter.base), **own}}
+        revision = {} if adapter.revision is None else {"revision": adapter.revision}
+        return {**_of_folder(source), "base": {**_of_folder(adapter.base), **revision}}
     return _of_folder(source)
 
 
@@ -122,39 +122,44 @@ def run_eval(plan: EvalPlan, folder: Path, progress: Any) -> dict[str, Any]:
             with other settings.
     """
     if any(not is_done(folder, *job) for job in plan.jobs()):
-        for one in plan.sets:
-            check_golds(one)
+        for eval_set in plan.sets:
+            check_golds(eval_set)
     date = open_folder(folder, plan.settings())
     for role, source in plan.models.items():
         loaded = None
-        for one in plan.sets:
-            todo = [t for t in plan.temperatures if not is_done(folder, role, one, t)]
+        for eval_set in plan.sets:
+            todo = [t for t in plan.temperatures if not is_done(folder, role, eval_set, t)]
             if not todo:
                 continue
             loaded = loaded or _load(source)
-            _sample_set(plan, folder, role, one, todo, loaded, date, progress)
+            _sample_set(plan, folder, role, eval_set, todo, loaded, date, progress)
     result = summarise(plan, folder)
     write_json(folder / "result.json", result)
     return result
 
 
-def check_golds(one: EvalSet) -> None:
+def check_golds(eval_set: EvalSet) -> None:
     """Look whether any gold answer of a set can be read, before anything is sampled.
 
     Raises:
         UserError: there is none.
     """
-    rewards, _ = load_rewards(one.reward, one.folder)
+    rewards, _ = load_rewards(eval_set.reward, eval_set.folder)
     with ExitStack() as stack:
         stack.callback(close_all, rewards)
         if rewards and getattr(rewards[0], "tests_gold", False):
-            rows = load_rows(one.data, folder=one.folder, reading=one.reading, limit=one.limit)
+            rows = load_rows(
+                eval_set.data,
+                folder=eval_set.folder,
+                reading=eval_set.reading,
+                limit=eval_set.limit,
+            )
             if not missing_columns(rewards[:1], rows.column_names) and len(
                 unreadable_golds(rewards[0], rows)
             ) == len(rows):
                 raise UserError(
-                    f"set '{one.name}': '{name_of(rewards[0])}' can read no gold answer of its "
-                    f"{len(rows)} problems: check the column, or use another reward"
+                    f"set '{eval_set.name}': '{name_of(rewards[0])}' can read no gold answer of "
+                    f"its {len(rows)} problems: check the column, or use another reward"
                 )
 
 
@@ -169,44 +174,48 @@ def _sample_set(
     plan: EvalPlan,
     folder: Path,
     role: str,
-    one: EvalSet,
+    eval_set: EvalSet,
     temperatures: Sequence[float],
     loaded: tuple[Any, Any],
     date: str,
     progress: Any,
 ) -> None:
     model, tokenizer = loaded
-    rows = load_rows(one.data, folder=one.folder, reading=one.reading, limit=one.limit)
+    rows = load_rows(
+        eval_set.data, folder=eval_set.folder, reading=eval_set.reading, limit=eval_set.limit
+    )
     for column in plan.by:
-        choose(f"column of set '{one.name}' to split by", column, rows.column_names)
+        choose(f"column of set '{eval_set.name}' to split by", column, rows.column_names)
     give_template(tokenizer, rows[0]["prompt"])
     kwargs = pinned(tokenizer, plan.request.template_kwargs, date)
-    _write_rendering(folder, role, one, rows[0]["prompt"], tokenizer, kwargs)
-    rewards, _ = load_rewards(one.reward, one.folder)
+    _write_rendering(folder, role, eval_set, rows[0]["prompt"], tokenizer, kwargs)
+    rewards, _ = load_rewards(eval_set.reward, eval_set.folder)
     if not rewards:
-        raise UserError(f"set '{one.name}' has no reward to grade with")
+        raise UserError(f"set '{eval_set.name}' has no reward to grade with")
     with ExitStack() as stack:
         stack.callback(close_all, rewards)
         text = json.dumps(decided_by(rewards[0]), sort_keys=True)
         grader = {"name": name_of(rewards[0]), "sha256": hashlib.sha256(text.encode()).hexdigest()}
-        note(rendering_file(folder, role, one).with_name(f"{one.name}-reward.json"), grader)
+        note(
+            rendering_file(folder, role, eval_set).with_name(f"{eval_set.name}-reward.json"), grader
+        )
         for temperature in temperatures:
-            path = samples_file(folder, role, one, temperature)
-            name = f"{role} on {one.name} at T={temperature:g}"
-            request = _request(replace(plan.request, template_kwargs=kwargs), one, temperature)
+            path = samples_file(folder, role, eval_set, temperature)
+            name = f"{role} on {eval_set.name} at T={temperature:g}"
+            request = _request(replace(plan.request, template_kwargs=kwargs), eval_set, temperature)
 
             def tick(done: int, name: str = name) -> None:
                 progress(name, done, len(rows))
 
             for done in draw(path, rows, model, tokenizer, rewards[0], request, tick):
                 tick(done)
-            done_file(folder, role, one, temperature).touch()
+            done_file(folder, role, eval_set, temperature).touch()
 
 
 def _write_rendering(
     folder: Path,
     role: str,
-    one: EvalSet,
+    eval_set: EvalSet,
     prompt: Any,
     tokenizer: Any,
     kwargs: Mapping[str, Any],
@@ -215,7 +224,7 @@ def _write_rendering(
     ids = Renderer(tokenizer, (), kwargs).prompt(prompt)
     template = None if isinstance(prompt, str) else str(tokenizer.chat_template)
     note(
-        rendering_file(folder, role, one),
+        rendering_file(folder, role, eval_set),
         {
             "chat_template_sha256": template and hashlib.sha256(template.encode()).hexdigest(),
             "first_prompt": tokenizer.decode(ids),
@@ -223,8 +232,8 @@ def _write_rendering(
     )
 
 
-def _request(request: Request, one: EvalSet, temperature: float) -> Request:
-    length = one.max_completion_length or request.max_completion_length
+def _request(request: Request, eval_set: EvalSet, temperature: float) -> Request:
+    length = eval_set.max_completion_length or request.max_completion_length
     samples = 1 if temperature == GREEDY else request.samples
     return Request(
         samples, temperature, length, request.seed, request.batch_size, request.template_kwargs
@@ -304,9 +313,9 @@ def read_problems(path: Path) -> list[Problem]:
 def summarise(plan: EvalPlan, folder: Path) -> dict[str, Any]:
     """The numbers of all samples in a folder, as plain data."""
     results, differences = [], []
-    for role, one, temperature in plan.jobs():
-        problems = read_problems(samples_file(folder, role, one, temperature))
-        where = {"model": role, "set": one.name, "temperature": temperature}
+    for role, eval_set, temperature in plan.jobs():
+        problems = read_problems(samples_file(folder, role, eval_set, temperature))
+        where = {"model": role, "set": eval_set.name, "temperature": temperature}
         by = {
             column: {
                 label: asdict(scores(part)) for label, part in split_by(problems, column).items()
@@ -315,17 +324,19 @@ def summarise(plan: EvalPlan, folder: Path) -> dict[str, Any]:
         }
         results.append({**where, **asdict(scores(problems)), "by": by})
         if role != "base" and "base" in plan.models:
-            base = read_problems(samples_file(folder, "base", one, temperature))
-            if (found := difference(problems, base)) is not None:
-                differences.append({**where, **asdict(found)})
+            base = read_problems(samples_file(folder, "base", eval_set, temperature))
+            if (estimate := difference(problems, base)) is not None:
+                differences.append({**where, **asdict(estimate)})
     settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
     return {
         "settings": settings,
         "engine": "transformers",
         "prompts": {
             role: {
-                one.name: json.loads(rendering_file(folder, role, one).read_text(encoding="utf-8"))
-                for one in plan.sets
+                eval_set.name: json.loads(
+                    rendering_file(folder, role, eval_set).read_text(encoding="utf-8")
+                )
+                for eval_set in plan.sets
             }
             for role in plan.models
         },

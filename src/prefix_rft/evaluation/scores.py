@@ -134,18 +134,18 @@ def evaluate(
     parts = sample_and_grade(model, tokenizer, rows, reward, request, None, tick)
     sampled = [samples for part in parts for samples in part]
     problems = [Problem(number, {}, samples) for number, samples in enumerate(sampled)]
-    found = scores(problems)
-    if found.avg is None:
+    summary = scores(problems)
+    if summary.avg is None:
         raise UserError(f"reward function '{name_of(reward)}' could grade none of the completions")
     return HeldOut(
-        problems=found.problems,
-        samples=found.samples,
-        mean=found.avg.mean,
-        low=found.avg.low,
-        high=found.avg.high,
-        truncated=found.truncated,
-        no_answer=found.no_answer,
-        ungraded=found.ungraded,
+        problems=summary.problems,
+        samples=summary.samples,
+        mean=summary.avg.mean,
+        low=summary.avg.low,
+        high=summary.avg.high,
+        truncated=summary.truncated,
+        no_answer=summary.no_answer,
+        ungraded=summary.ungraded,
         per_problem=[p.reward for p in problems if p.reward is not None],
     )
 
@@ -153,12 +153,12 @@ def evaluate(
 def _by_k(
     problems: Sequence[Problem], samples: int, value: Callable[[list[Sample], int], float]
 ) -> dict[int, Estimate]:
-    found = {}
+    estimates = {}
     for k in powers(samples):
         values = [value(p.graded, k) for p in problems if len(p.graded) >= k]
         if values:
-            found[k] = bootstrap(values)
-    return found
+            estimates[k] = bootstrap(values)
+    return estimates
 
 
 def _pass(samples: list[Sample], k: int) -> float:
@@ -175,9 +175,11 @@ def split_by(problems: Sequence[Problem], column: str) -> dict[str, list[Problem
     Raises:
         UserError: no problem has that column.
     """
-    known = dict.fromkeys(name for p in problems for name in p.columns)
-    if column not in known:
-        raise UserError(f"the data has no column '{column}' to split by: {nearest(column, known)}")
+    columns = dict.fromkeys(name for p in problems for name in p.columns)
+    if column not in columns:
+        raise UserError(
+            f"the data has no column '{column}' to split by: {nearest(column, columns)}"
+        )
     values = [p.columns.get(column) for p in problems]
     present = [v for v in values if v is not None]
     numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in present)

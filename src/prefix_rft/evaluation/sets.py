@@ -103,20 +103,20 @@ def read_suite(path: str) -> list[EvalSet]:
     except UnicodeDecodeError as error:
         raise UserError(f"suite '{path}' is not valid YAML: it is not UTF-8") from error
     data = load(text, f"suite '{path}'")
-    found = data.get("sets") if isinstance(data, dict) else None
-    if not isinstance(found, list) or not found:
+    entries = data.get("sets") if isinstance(data, dict) else None
+    if not isinstance(entries, list) or not entries:
         raise UserError(f"suite '{path}' needs 'sets': a list of mappings with name, data, reward")
     refuse_unknown(f"key of suite '{path}'", data, ["sets"])
     kinds = {f.name: str(f.type) for f in fields(EvalSet) if f.name != "folder"}
     sets = []
-    for number, one in enumerate(found, 1):
+    for number, entry in enumerate(entries, 1):
         what = f"key of set {number} in suite '{path}'"
-        if not isinstance(one, dict):
-            raise UserError(f"set {number} in suite '{path}' must be a mapping, got {one!r}")
-        refuse_unknown(what, one, kinds)
-        check_types(what, one, kinds)
-        missing = [key for key in ("name", "data", "reward") if key not in one]
+        if not isinstance(entry, dict):
+            raise UserError(f"set {number} in suite '{path}' must be a mapping, got {entry!r}")
+        refuse_unknown(what, entry, kinds)
+        check_types(what, entry, kinds)
+        missing = [key for key in ("name", "data", "reward") if key not in entry]
         if missing:
             raise UserError(f"set {number} in suite '{path}' needs '{missing[0]}'")
-        sets.append(EvalSet(**one, folder=file.parent))
+        sets.append(EvalSet(**entry, folder=file.parent))
     return distinct(sets)

@@ -98,11 +98,11 @@ def _estimate(found: Mapping[str, Any] | None) -> Estimate:
 
 
 def _at(by_k: Mapping[Any, Any], k: int, of: int) -> str:
-    found = {int(key): value for key, value in by_k.items()}
-    if k not in found:
+    estimates = {int(key): value for key, value in by_k.items()}
+    if k not in estimates:
         return "-"
-    few = few_of(found[k]["n"], of)
-    return f"{100 * found[k]['mean']:.1f}{' ' * bool(few)}{few}"
+    few = few_of(estimates[k]["n"], of)
+    return f"{100 * estimates[k]['mean']:.1f}{' ' * bool(few)}{few}"
 
 
 def _differences(rows: Sequence[Row]) -> Table:
@@ -111,6 +111,8 @@ def _differences(rows: Sequence[Row]) -> Table:
     table.add_column("T", justify="right")
     table.add_column("difference [95 %]", justify="right")
     for row in rows:
-        found = Estimate(**{k: row[k] for k in ("mean", "low", "high", "n")})
-        table.add_row(Text(visible(row["set"])), temperature_name(row["temperature"]), found.signed)
+        estimate = Estimate(**{k: row[k] for k in ("mean", "low", "high", "n")})
+        table.add_row(
+            Text(visible(row["set"])), temperature_name(row["temperature"]), estimate.signed
+        )
     return table
