@@ -56,8 +56,8 @@ def convert(args: argparse.Namespace) -> None:
         raise UserError(f"'{output}' exists already: give another name")
     if not output.parent.is_dir():
         raise UserError(f"the folder of '{output}' does not exist")
-    given = {"path": args.source, "name": args.subset, "split": args.split}
-    chosen = {k: v for k, v in given.items() if v is not None}
+    keys = {"path": args.source, "name": args.subset, "split": args.split}
+    chosen = {k: v for k, v in keys.items() if v is not None}
     source = find_source(chosen if len(chosen) > 1 else args.source, Path())
     partial, count = output.with_suffix(".part"), 0
     try:
@@ -85,8 +85,8 @@ def compare(args: argparse.Namespace) -> int:
     try:
         rates = [float(x) for x in (args.sft_learning_rates or "").split(",") if x]
     except ValueError:
-        given = args.sft_learning_rates
-        raise UserError(f"--sft-learning-rates takes numbers and commas, got '{given}'") from None
+        text = args.sft_learning_rates
+        raise UserError(f"--sft-learning-rates takes numbers and commas, got '{text}'") from None
     failed = run_compare(
         Console(),
         args.recipe,

@@ -59,17 +59,17 @@ def plan_of(args: argparse.Namespace) -> EvalPlan:
     for temperature in temperatures:
         if not 0 <= temperature < math.inf:
             raise UserError(f"--temperature must be at least 0, got {temperature}")
-    given = _from_recipe(args.recipe) if args.recipe else {}
-    sets = _sets(args, given)
+    from_recipe = _from_recipe(args.recipe) if args.recipe else {}
+    sets = _sets(args, from_recipe)
     models = {"model": args.model}
     if args.base:
         models = {"base": args.base, **models}
     request = Request(
         samples=args.samples,
-        max_completion_length=args.max_completion_length or given.get("length", LENGTH),
+        max_completion_length=args.max_completion_length or from_recipe.get("length", LENGTH),
         seed=args.seed,
         batch_size=args.batch_size,
-        template_kwargs=given.get("template_kwargs"),
+        template_kwargs=from_recipe.get("template_kwargs"),
     )
     return EvalPlan(models, sets, temperatures, request, tuple(args.by or ()))
 
@@ -90,45 +90,47 @@ def _from_recipe(path: str) -> dict[str, Any]:
     }
 
 
-def _sets(args: argparse.Namespace, given: dict[str, Any]) -> list[EvalSet]:
+def _sets(args: argparse.Namespace, from_recipe: dict[str, Any]) -> list[EvalSet]:
     if args.forgetting:
         if not args.base:
             raise UserError("--forgetting compares with the model before training: give --base")
         if args.data or args.recipe or args.reward:
             raise UserError("--forgetting brings its own data and rewards: leave out the others")
         return read_suite(args.forgetting)
-    reward = args.reward or given.get("reward")
+    reward = args.reward or from_recipe.get("reward")
     if not reward:
         raise UserError(f"give --reward ({', '.join(BUILT_IN)} or module:function), or --recipe")
     rest: dict[str, Any] = {
-        "columns": {**given.get("columns", {}), **_columns(args.columns or [])},
-        "system_prompt": args.system_prompt or given.get("system_prompt"),
-        "limit": args.limit or given.get("limit"),
+        "columns": {**from_recipe.get("columns", {}), **_columns(args.columns or [])},
+        "system_prompt": args.system_prompt or from_recipe.get("system_prompt"),
+        "limit": args.limit or from_recipe.get("limit"),
     }
     if args.data:
         # A recipe's reward is looked for in the recipe's folder, data where the command runs.
-        folder = Path() if args.reward else given["folder"]
+        folder = Path() if args.reward else from_recipe["folder"]
         sets = [named_set(text, reward=reward, folder=folder, **rest) for text in args.data]
-        return distinct([_seen_from(folder, one) for one in sets])
-    if given.get("data") is None:
+        return distinct([_seen_from(folder, eval_set) for eval_set in sets])
+    if from_recipe.get("data") is None:
         raise UserError("give --data FILE, or --recipe of a recipe with eval_data")
-    data = given["data"]
+    data = from_recipe["data"]
     name = Path(data if isinstance(data, str) else str(data.get("path"))).stem
-    return [EvalSet(name, data, reward, folder=given["folder"], **rest)]
+    return [EvalSet(name, data, reward, folder=from_recipe["folder"], **rest)]
 
 
-def _seen_from(folder: Path, one: EvalSet) -> EvalSet:
+def _seen_from(folder: Path, eval_set: EvalSet) -> EvalSet:
     """The set with the path of its local file as seen from ``folder``."""
-    local = isinstance(one.data, str) and Path(one.data).exists()
-    return replace(one, data=os.path.relpath(str(one.data), folder)) if local else one
+    local = isinstance(eval_set.data, str) and Path(eval_set.data).exists()
+    return (
+        replace(eval_set, data=os.path.relpath(str(eval_set.data), folder)) if local else eval_set
+    )
 
 
 def _columns(pairs: list[str]) -> dict[str, str]:
-    found = {name: column for name, _, column in (p.partition("=") for p in pairs)}
-    for name, column in found.items():
+    columns = {name: column for name, _, column in (p.partition("=") for p in pairs)}
+    for name, column in columns.items():
         if not name or not column:
             raise UserError(f"--columns takes NAME=COLUMN, got '{name}'")
-    return found
+    return columns
 
 
 def name_of_model(source: str) -> str:

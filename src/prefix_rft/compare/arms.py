@@ -95,21 +95,21 @@ def read_comparison(
     Raises:
         UserError: anything that cannot be compared.
     """
-    own = data.get(KEY) or {}
-    if not isinstance(own, dict):
+    settings = data.get(KEY) or {}
+    if not isinstance(settings, dict):
         raise UserError(f"recipe key '{KEY}' must be a mapping")
     kinds = {f.name: str(f.type) for f in fields(Comparison)}
-    refuse_unknown(f"key of '{KEY}'", own, kinds)
-    arms = _own_arms(own.get("arms") or {})
+    refuse_unknown(f"key of '{KEY}'", settings, kinds)
+    arms = _own_arms(settings.get("arms") or {})
     if methods is None and not arms:
         methods = METHODS
     if methods is not None:
         arms = _named_arms(methods, arms, data, learning_rates)
-    known = [a.name for a in arms]
-    reference = own.get("reference", "prefix_rft" if "prefix_rft" in known else known[0])
-    choose(f"arm as 'reference' of '{KEY}'", reference, known)
-    rest = {k: v for k, v in own.items() if k not in ("arms", "reference", "seeds")}
-    number = own.get("seeds", 3) if seeds is None else seeds
+    names = [a.name for a in arms]
+    reference = settings.get("reference", "prefix_rft" if "prefix_rft" in names else names[0])
+    choose(f"arm as 'reference' of '{KEY}'", reference, names)
+    rest = {k: v for k, v in settings.items() if k not in ("arms", "reference", "seeds")}
+    number = settings.get("seeds", 3) if seeds is None else seeds
     comparison = Comparison(arms, number, reference, **rest)
     return _checked(comparison, kinds)
 
@@ -149,11 +149,11 @@ def _follow(comparison: Comparison, arm: Arm) -> None:
             todo += [comparison.arm(name).start, comparison.arm(name).match]
 
 
-def _own_arms(given: Any) -> list[Arm]:
-    if not isinstance(given, dict):
+def _own_arms(mapping: Any) -> list[Arm]:
+    if not isinstance(mapping, dict):
         raise UserError(f"'arms' of '{KEY}' must be a mapping of names to keys")
     arms = []
-    for name, keys in given.items():
+    for name, keys in mapping.items():
         if not re.fullmatch(r"[\w.+-]+(/[\w.+-]+)?", str(name)) or str(name).startswith("."):
             raise UserError(f"'{name}' cannot name an arm: give letters, digits, -, _ and one /")
         if not isinstance(keys or {}, dict):
@@ -174,17 +174,17 @@ def _own_arms(given: Any) -> list[Arm]:
 
 def _named_arms(
     names: Sequence[str],
-    own: Sequence[Arm],
+    own_arms: Sequence[Arm],
     recipe: Mapping[str, Any],
     learning_rates: Sequence[float] | None,
 ) -> list[Arm]:
-    found = {a.name: a for a in own}
+    by_name = {a.name: a for a in own_arms}
     chosen: dict[str, Arm] = {}
 
     def add(name: str) -> None:
         if name in chosen:
             return
-        arm = found.get(name) or _method_arm(name, names, recipe, learning_rates)
+        arm = by_name.get(name) or _method_arm(name, names, recipe, learning_rates)
         for other in (arm.start, arm.match):
             if other is not None and other not in names:
                 add(other)

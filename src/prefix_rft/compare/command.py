@@ -148,9 +148,9 @@ def read_board(
 
 def _shared(overrides: Sequence[str]) -> dict[str, Any]:
     """The overrides as keys and values, those of the comparison itself aside."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for text in overrides:
         key, equals, _ = text.partition("=")
         if not key.startswith(KEY + ".") and key not in (KEY, "name", "runs", "seed"):
-            found[key] = value_of(text) if equals else None
-    return found
+            values[key] = value_of(text) if equals else None
+    return values

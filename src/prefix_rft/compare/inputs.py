@@ -31,7 +31,7 @@ def defaults_of(kind: Any) -> dict[str, Any]:
 
 
 def same_inputs(
-    known: Mapping[str, Mapping[str, Any]],
+    recorded: Mapping[str, Mapping[str, Any]],
     now: Mapping[str, Mapping[str, Any]],
     defaults: Mapping[str, Any],
 ) -> bool:
@@ -41,14 +41,14 @@ def same_inputs(
     hash that is not kept in it cannot be compared.
 
     Args:
-        known: settings by set, from a record.
+        recorded: settings by set, from a record.
         now: the settings by set as they would be written today.
         defaults: the defaults of the settings that a set can have.
     """
-    return known.keys() == now.keys() and all(
-        one.get(k, defaults.get(k, now[name].get(k))) == now[name].get(k)
-        for name, one in known.items()
-        for k in {**one, **now[name]}
+    return recorded.keys() == now.keys() and all(
+        settings.get(k, defaults.get(k, now[name].get(k))) == now[name].get(k)
+        for name, settings in recorded.items()
+        for k in {**settings, **now[name]}
     )
 
 

@@ -165,18 +165,18 @@ class Board:
         """
         comparison = self.comparison
         sets = sets_of(self.resolved, comparison.validation_data, comparison.forgetting)
-        inputs = json.loads(json.dumps({one.name: one.settings() for one in sets}))
+        inputs = json.loads(json.dumps({eval_set.name: eval_set.settings() for eval_set in sets}))
         defaults = json.loads(json.dumps(defaults_of(EvalSet), default=str))
         for job in self.jobs():
             record = self.record(job)
             if record is None or not self.ready(job):
                 continue
-            known, wanted = record["spec"], json.loads(json.dumps(self.spec(job)))
-            other = [k for k in {**wanted, **known} if known.get(k) != wanted.get(k)]
+            recorded, wanted = record["spec"], json.loads(json.dumps(self.spec(job)))
+            other = [k for k in {**wanted, **recorded} if recorded.get(k) != wanted.get(k)]
             if other:
                 raise UserError(
                     f"'{job.folder}' was run with another '{other[0]}' "
-                    f"({known.get(other[0])!r}, now {wanted.get(other[0])!r}): give another "
+                    f"({recorded.get(other[0])!r}, now {wanted.get(other[0])!r}): give another "
                     "--output, or delete that folder"
                 )
             if not same_inputs(record["inputs"], inputs, defaults):
@@ -232,9 +232,9 @@ class Board:
             record = self.record(job)
             if record is None:
                 return None
-            found = self.chosen_on(record)
-            if best is None or found > reward:
-                best, reward = job.value, found
+            mean = self.chosen_on(record)
+            if best is None or mean > reward:
+                best, reward = job.value, mean
         return best
 
     def chosen_on(self, record: Mapping[str, Any]) -> float:
@@ -242,17 +242,17 @@ class Board:
         sets = record["sets"]
         rows = sets.get(VALIDATION, sets[HELD_OUT])
         rewards = rows[f"{self.comparison.temperatures[0]:g}"]["reward"]
-        known = [r for r in rewards if r is not None]
-        return sum(known) / len(known) if known else -math.inf
+        graded = [r for r in rewards if r is not None]
+        return sum(graded) / len(graded) if graded else -math.inf
 
     def costs(self, job: Job) -> Costs:
         """Of the run and of those that it starts from."""
         record = self.record(job)
         assert record is not None  # noqa: S101  (asked for finished runs only)
-        own = Costs(**record["costs"])
+        own_costs = Costs(**record["costs"])
         if job.arm is None or job.arm.start is None:
-            return own
-        return self.costs(self.final(self.comparison.arm(job.arm.start), job.seed)) + own
+            return own_costs
+        return self.costs(self.final(self.comparison.arm(job.arm.start), job.seed)) + own_costs
 
     # ---- orders --------------------------------------------------------------------------------
 
@@ -280,11 +280,11 @@ class Board:
         job = self.final(other, seed)
         record = self.record(job)
         assert record is not None  # noqa: S101  (waited for)
-        steps, own = record["spec"]["steps"], Costs(**record["costs"]).flops
+        steps, own_flops = record["spec"]["steps"], Costs(**record["costs"]).flops
         budget = self.costs(job).flops
         if arm.start is not None:
             budget -= self.costs(self.final(self.comparison.arm(arm.start), seed)).flops
-        matched = int(budget / (own / steps))
+        matched = int(budget / (own_flops / steps))
         if matched < 1:
             raise UserError(
                 f"arm '{arm.name}' has no step left within the compute of '{arm.match}': its start "

@@ -114,10 +114,12 @@ def _arm_result(
     records = [_record(board, job) for job in runs]
     costs = sum((board.costs(j) for j in runs), Costs())
     cells: dict[str, dict[float, Cell]] = {}
-    for one in records[0]["sets"]:
-        cells[one] = {}
+    for set_name in records[0]["sets"]:
+        cells[set_name] = {}
         for temperature in board.comparison.temperatures:
-            cells[one][temperature] = _cell(board, one, temperature, runs, base, reference)
+            cells[set_name][temperature] = _cell(
+                board, set_name, temperature, runs, base, reference
+            )
     return ArmResult(
         name=name,
         seeds=len(runs),
@@ -145,44 +147,44 @@ def _swept(board: Board, arm: Arm) -> str:
     return ""
 
 
-def rewards(board: Board, runs: Sequence[Job], one: str, temperature: float) -> Values:
+def rewards(board: Board, runs: Sequence[Job], set_name: str, temperature: float) -> Values:
     """Mean rewards, a row for each run and a column for each problem; NaN where ungraded."""
-    rows = [_record(board, j)["sets"][one][f"{temperature:g}"]["reward"] for j in runs]
+    rows = [_record(board, j)["sets"][set_name][f"{temperature:g}"]["reward"] for j in runs]
     return np.array([[math.nan if v is None else v for v in row] for row in rows])
 
 
 def _cell(
     board: Board,
-    one: str,
+    set_name: str,
     temperature: float,
     runs: Sequence[Job],
     base: Mapping[str, Any] | None,
     reference: Sequence[Job] | None,
 ) -> Cell:
     key = f"{temperature:g}"
-    tables = [_record(board, j)["sets"][one][key] for j in runs]
-    own = rewards(board, runs, one, temperature)
-    other = _paired_with(board, runs, reference, one, temperature)
+    tables = [_record(board, j)["sets"][set_name][key] for j in runs]
+    own_rewards = rewards(board, runs, set_name, temperature)
+    other = _paired_with(board, runs, reference, set_name, temperature)
     less_base = None
     if base is not None:
-        row = [math.nan if v is None else v for v in base["sets"][one][key]["reward"]]
-        less_base = _if_any(own - np.array(row))
+        row = [math.nan if v is None else v for v in base["sets"][set_name][key]["reward"]]
+        less_base = _if_any(own_rewards - np.array(row))
     parts: dict[str, dict[str, Estimate]] = {}
     sizes: dict[str, dict[str, int]] = {}
     differences: dict[str, dict[str, Estimate]] = {}
-    if one == HELD_OUT:
+    if set_name == HELD_OUT:
         for column, groups in _parts(_record(board, runs[0])).items():
-            parts[column] = {k: over_graded(own[:, at]) for k, at in groups.items()}
+            parts[column] = {k: over_graded(own_rewards[:, at]) for k, at in groups.items()}
             sizes[column] = {k: len(at) for k, at in groups.items()}
             if other is not None:
                 differences[column] = {
-                    k: over_graded(own[:, at] - other[:, at]) for k, at in groups.items()
+                    k: over_graded(own_rewards[:, at] - other[:, at]) for k, at in groups.items()
                 }
     return Cell(
-        problems=own.shape[1],
-        avg=over_graded(own),
-        spread=seed_spread(own),
-        difference=None if other is None else _if_any(own - other),
+        problems=own_rewards.shape[1],
+        avg=over_graded(own_rewards),
+        spread=seed_spread(own_rewards),
+        difference=None if other is None else _if_any(own_rewards - other),
         less_base=less_base,
         pass_at=_pass_at(tables),
         parts=parts,
@@ -204,23 +206,23 @@ def _paired_with(
     board: Board,
     runs: Sequence[Job],
     reference: Sequence[Job] | None,
-    one: str,
+    set_name: str,
     temperature: float,
 ) -> Values | None:
     """The reference's rewards at the same seeds; for the base, at all of them, its mean."""
     if not reference:
         return None
     if runs[0].arm is None:
-        return rewards(board, reference, one, temperature).mean(0, keepdims=True)
+        return rewards(board, reference, set_name, temperature).mean(0, keepdims=True)
     by_seed = {j.seed: j for j in reference}
     if not all(j.seed in by_seed for j in runs):
         return None
-    return rewards(board, [by_seed[j.seed] for j in runs], one, temperature)
+    return rewards(board, [by_seed[j.seed] for j in runs], set_name, temperature)
 
 
 def _pass_at(tables: Sequence[Mapping[str, Any]]) -> dict[int, Estimate]:
     most = max(n for t in tables for n in t["graded"])
-    found = {}
+    estimates = {}
     for k in powers(most) if most else []:
         values = [
             [
@@ -230,18 +232,18 @@ def _pass_at(tables: Sequence[Mapping[str, Any]]) -> dict[int, Estimate]:
             for t in tables
         ]
         if (estimate := over_graded(values)).n:
-            found[k] = estimate
-    return found
+            estimates[k] = estimate
+    return estimates
 
 
 def _parts(record: Mapping[str, Any]) -> dict[str, dict[str, list[int]]]:
     """By column, the places of the problems of each part."""
-    found = {}
+    parts = {}
     for column, values in record["columns"].items():
         problems = [Problem(i, {column: v}, ()) for i, v in enumerate(values)]
         groups = split_by(problems, column)
-        found[column] = {label: [p.number for p in part] for label, part in groups.items()}
-    return found
+        parts[column] = {label: [p.number for p in part] for label, part in groups.items()}
+    return parts
 
 
 def mean_path(board: Board, name: str) -> list[dict[str, float]]:

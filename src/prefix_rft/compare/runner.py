@@ -58,14 +58,14 @@ def run_all(
     former = signal.signal(signal.SIGTERM, _interrupt)
     try:
         while True:
-            for one in [r for r in running if r.process.poll() is not None]:
-                running.remove(one)
-                one.log.close()
-                if one.process.returncode or board.reread(one.job) is None:
-                    failed[one.job.folder] = f"{one.job.name}: {_last_words(one)}"
-                    say(f"failed: {failed[one.job.folder]}")
+            for run in [r for r in running if r.process.poll() is not None]:
+                running.remove(run)
+                run.log.close()
+                if run.process.returncode or board.reread(run.job) is None:
+                    failed[run.job.folder] = f"{run.job.name}: {_last_words(run)}"
+                    say(f"failed: {failed[run.job.folder]}")
                 else:
-                    say(f"done {_count(board)} of {board.total()}: {one.job.name}")
+                    say(f"done {_count(board)} of {board.total()}: {run.job.name}")
             busy = {r.job.folder for r in running}
             waiting = [
                 j
@@ -130,23 +130,23 @@ def start(board: Board, job: Job, at_once: int) -> Running:
 
 def stop(running: list[Running]) -> None:
     """End the processes that still run, gently first."""
-    for one in running:
-        one.process.terminate()
+    for run in running:
+        run.process.terminate()
     deadline = time.monotonic() + GRACE_SECONDS
-    for one in running:
+    for run in running:
         try:
-            one.process.wait(max(0.1, deadline - time.monotonic()))
+            run.process.wait(max(0.1, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            one.process.kill()
-            one.process.wait()
-        one.log.close()
+            run.process.kill()
+            run.process.wait()
+        run.log.close()
 
 
-def _last_words(one: Running) -> str:
+def _last_words(run: Running) -> str:
     """Why a run ended, as far as its log says."""
-    lines = one.path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    lines = run.path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     words = " / ".join(line.strip() for line in lines[-LAST_LINES:])
-    return f"{words or 'no word'} (exit {one.process.returncode}, see {one.path})"
+    return f"{words or 'no word'} (exit {run.process.returncode}, see {run.path})"
 
 
 def check_at_once(at_once: int) -> None:

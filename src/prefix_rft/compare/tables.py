@@ -135,8 +135,8 @@ def pass_at(board: Board, arms: Sequence[ArmResult]) -> list[Section]:
         return []
     rows = []
     for line in arms:
-        known, of = line.cells[HELD_OUT][first].pass_at, line.cells[HELD_OUT][first].problems
-        rows.append([line.name, *(percent(known[k], of=of) if k in known else "" for k in ks)])
+        by_k, of = line.cells[HELD_OUT][first].pass_at, line.cells[HELD_OUT][first].problems
+        rows.append([line.name, *(percent(by_k[k], of=of) if k in by_k else "" for k in ks)])
     return [Section(f"pass@k, {at(first)}", ["arm", *(f"k = {k}" for k in ks)], rows)]
 
 
@@ -145,8 +145,8 @@ def along_training(board: Board, arms: Sequence[ArmResult]) -> list[Section]:
     rows = []
     for line in arms:
         for point in mean_path(board, line.name) if line.name != BASE else ():
-            alone, given = 100 * point["reward_0"], 100 * point["reward_0.5"]
-            numbers = (f"{alone:.1f}", f"{given:.1f}", f"{given - alone:.1f}")
+            alone, after_half = 100 * point["reward_0"], 100 * point["reward_0.5"]
+            numbers = (f"{alone:.1f}", f"{after_half:.1f}", f"{after_half - alone:.1f}")
             rows.append([line.name, f"{point['step']:.0f}", f"{point['sft_loss']:.3f}", *numbers])
     if not rows:
         return []

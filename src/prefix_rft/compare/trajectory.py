@@ -63,9 +63,9 @@ def measures(source: str, recipe: str, overrides: Sequence[str]) -> dict[str, fl
         each share in ``GIVEN`` the mean reward of continuations (``reward_0``, ``reward_0.5``).
     """
     with closing(configure(recipe, overrides)) as setup:
-        own: Any = setup.recipe.eval_data
+        data: Any = setup.recipe.eval_data
         rows = load_rows(
-            own,
+            data,
             folder=setup.recipe.folder,
             reading=setup.recipe.reading(0),
             limit=setup.recipe.eval_problems,
@@ -79,14 +79,14 @@ def measures(source: str, recipe: str, overrides: Sequence[str]) -> dict[str, fl
         render = Renderer(tokenizer, end_of_text_ids(tokenizer, model.generation_config), kwargs)
         cells: list[Any] = [row for row in rows if row["demonstration"]]  # pyright: ignore
         pairs = [_ids(render, row) for row in cells]
-        found = {"sft_loss": _loss(model, pairs)}
+        metrics = {"sft_loss": _loss(model, pairs)}
         budget = setup.args.max_completion_length
         for share in GIVEN:
             texts = _continued(model, tokenizer, render, pairs, share, budget)
             repeated: list[Mapping[str, Any]] = [c for c in cells for _ in range(SAMPLES)]
             verdicts = grade_texts(setup.rewards[0], repeated, texts)
-            found[f"reward_{share:g}"] = _mean_reward(verdicts)
-        return found
+            metrics[f"reward_{share:g}"] = _mean_reward(verdicts)
+        return metrics
 
 
 Pair = tuple[list[int], list[int]]
@@ -142,8 +142,8 @@ def _continued(
         prompts, prefixes = [p for p, _ in part], [d for _, d in part]
         uniforms = uniforms_of(keys[start : start + LARGEST_BATCH], budget)
         budgets = [budget - len(d) for d in prefixes]
-        made = sample(model, prompts, budgets, settings, prefixes, uniforms)
-        whole = [[*d, *ids] for d, ids in zip(prefixes, made, strict=True)]
+        continuations = sample(model, prompts, budgets, settings, prefixes, uniforms)
+        whole = [[*d, *ids] for d, ids in zip(prefixes, continuations, strict=True)]
         texts += render.completions(whole)
     return texts
 

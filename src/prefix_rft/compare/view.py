@@ -59,12 +59,12 @@ def as_csv(arms: Sequence[ArmResult]) -> str:
     writer = csv.DictWriter(file, list[str](FIELDS), lineterminator="\n")
     writer.writeheader()
     for line in arms:
-        for one, by_t in line.cells.items():
+        for set_name, by_t in line.cells.items():
             for temperature, cell in by_t.items():
                 writer.writerow(
                     {
                         "arm": line.name,
-                        "set": one,
+                        "set": set_name,
                         "temperature": temperature,
                         "seeds": line.seeds,
                         **_plain(cell),
@@ -77,7 +77,7 @@ def as_csv(arms: Sequence[ArmResult]) -> str:
 
 
 def _plain(cell: Cell) -> dict[str, Any]:
-    found: dict[str, Any] = {
+    columns: dict[str, Any] = {
         **{k: getattr(cell.avg, k) if cell.avg.n else "" for k in ("mean", "low", "high")},
         "sd_over_seeds": "" if math.isnan(cell.spread) else cell.spread,
         "truncated": cell.truncated,
@@ -87,10 +87,10 @@ def _plain(cell: Cell) -> dict[str, Any]:
     for name in ("difference", "less_base"):
         estimate = getattr(cell, name)
         if estimate is not None:
-            found |= {
+            columns |= {
                 name: estimate.mean, f"{name}_low": estimate.low, f"{name}_high": estimate.high
             }  # fmt: skip
-    return found
+    return columns
 
 
 def as_markdown(board: Board, arms: Sequence[ArmResult]) -> str:

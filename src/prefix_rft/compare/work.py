@@ -116,10 +116,10 @@ def _train(job: Mapping[str, Any], folder: Path) -> Costs:
     elif folder.exists():
         shutil.rmtree(folder)  # it holds a part of this very job's run, of no use
     started = time.monotonic()
-    made = train(job["recipe"], overrides_of(keys), Console(highlight=False))
+    run_folder = train(job["recipe"], overrides_of(keys), Console(highlight=False))
     seconds = time.monotonic() - started
-    if made.resolve() != folder.resolve():
-        raise UserError(f"the run was left in '{made}', not in '{folder}'")
+    if run_folder.resolve() != folder.resolve():
+        raise UserError(f"the run was left in '{run_folder}', not in '{folder}'")
     parameters = computing_parameters(folder / "model")
     costs = costs_of(RunFolder(folder).metrics(), parameters, seconds)
     write_json(record, asdict(costs))
@@ -178,11 +178,11 @@ def sets_of(recipe: Recipe, validation_data: Any, forgetting: str | None) -> lis
     return distinct(sets)
 
 
-def _of_set(plan: EvalPlan, folder: Path, one: EvalSet) -> dict[str, Any]:
+def _of_set(plan: EvalPlan, folder: Path, eval_set: EvalSet) -> dict[str, Any]:
     """By temperature, what is needed of every problem for any table, without the texts."""
     tables = {}
     for temperature in plan.temperatures:
-        problems = read_problems(samples_file(folder, "model", one, temperature))
+        problems = read_problems(samples_file(folder, "model", eval_set, temperature))
         tables[f"{temperature:g}"] = compact(problems)
     return tables
 
@@ -196,7 +196,7 @@ def compact(problems: Sequence[Problem]) -> dict[str, Any]:
     samples = [s for p in problems for s in p.samples]
     correct = [sum(s.correct for s in p.graded) for p in problems]
     graded = [len(p.graded) for p in problems]
-    found: dict[str, Any] = {
+    table: dict[str, Any] = {
         "correct": correct,
         "graded": graded[0] if len(set(graded)) == 1 else graded,
         "truncated": sum(s.truncated for s in samples) / len(samples),
@@ -206,8 +206,8 @@ def compact(problems: Sequence[Problem]) -> dict[str, Any]:
     shares = [c / n if n else None for c, n in zip(correct, graded, strict=True)]
     rewards = [p.reward for p in problems]
     if rewards != shares:
-        found["reward"] = rewards
-    return found
+        table["reward"] = rewards
+    return table
 
 
 def expand(table: Mapping[str, Any]) -> dict[str, Any]:
