@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+from safetensors.torch import load_file
 
 from prefix_rft import PrefixRFTTrainer
 from prefix_rft.cli import main
@@ -46,6 +47,10 @@ def rename(folder: Path, base: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": base}))
 
 
+def adapter_weights(folder: Path) -> list[torch.Tensor]:
+    return list(load_file(folder / adapters.WEIGHTS).values())
+
+
 def logits(model: Any) -> torch.Tensor:
     with torch.no_grad():
         return model.eval()(input_ids=IDS).logits
@@ -53,8 +58,6 @@ def logits(model: Any) -> torch.Tensor:
 
 def by_hand(folder: Path) -> torch.Tensor:
     """The base's logits with W + B A alpha / r in place of each adapted W."""
-    from safetensors.torch import load_file
-
     model = load_model(str(folder.parent / "base"))[0]
     found = load_file(folder / adapters.WEIGHTS)
     config = json.loads((folder / adapters.CONFIG).read_text())
@@ -198,7 +201,8 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_check_and_inspect(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["check", str(recipe)])
     out = " ".join(capsys.readouterr().out.split())
-    assert "memory: not estimated, the model is an adapter on a base" in out
+    trained = sum(p.numel() for p in adapter_weights(Path("adapter")))
+    assert f"{trained:,} trained" in out
     assert "ready: prefix-rft train" in out
     assert not main(["inspect", str(recipe), "--model", "adapter"])
     assert "continuation" in capsys.readouterr().out

@@ -2,7 +2,9 @@
 
 The process is the one that TRL's trainers run: a dense decoder with full weights on one device,
 AdamW, several micro-batches for each optimizer step, and sampling with transformers between steps.
-A vLLM engine, adapters, mixtures of experts and sharding over devices are out of scope.
+With an adapter only its weights have gradients and moments; its own activations are not counted,
+and those of the base are, as if it were trained. A vLLM engine, mixtures of experts and sharding
+over devices are out of scope.
 
 All sizes are bytes. Not counted: the context of the device (about half a GiB with CUDA), gaps of
 the allocator, and work space of single kernels. ``benchmarks/memory.py`` compares with reality.
@@ -80,6 +82,7 @@ def estimate(
     config: Any,
     *,
     parameters: int,
+    trained: int | None = None,
     micro_batch_size: int,
     generation_rows: int,
     prompt_length: int,
@@ -108,6 +111,7 @@ def estimate(
     Args:
         config: a transformers config, or one that nests the text model's.
         parameters: the number of the model's parameters, from :func:`count_parameters`.
+        trained: how many of them are trained; all of them by default.
         micro_batch_size: rows in one forward and backward.
         generation_rows: rows sampled at the same time.
         prompt_length: tokens of the longest prompt.
@@ -133,10 +137,11 @@ def estimate(
         layers = shape.layers * tokens * shape.hidden * weight_bytes + layer
     else:
         layers = shape.layers * layer
+    trained = parameters if trained is None else trained
     parts = {
         "weights": weight_bytes * parameters,
-        "gradients": weight_bytes * parameters,
-        "optimizer": 2 * weight_bytes * parameters,
+        "gradients": weight_bytes * trained,
+        "optimizer": 2 * weight_bytes * trained,
     }
     if reference_model:
         parts["reference model"] = weight_bytes * parameters

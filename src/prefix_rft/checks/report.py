@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,13 @@ from prefix_rft.data.demonstrations import USABLE
 from prefix_rft.data.render import end_of_text_ids
 from prefix_rft.engines.adapters import find_adapter
 from prefix_rft.engines.models import hub, load_configs, load_tokenizer, quiet
+from prefix_rft.engines.new_adapter import (
+    UncountedError,
+    adapter_config,
+    config_of,
+    count_trained,
+    refuse_other_options,
+)
 from prefix_rft.engines.setup import Setup, set_up
 from prefix_rft.recipe.recipe import RECOMPUTE, RecipeFile
 from prefix_rft.rewards.verdict import STATUSES
@@ -77,6 +84,9 @@ def check_setup(
     config, generation = load_configs(source, recipe.folder, **where)
     eos_ids = end_of_text_ids(tokenizer, generation)
     positions = getattr(config, "max_position_embeddings", None)
+    if recipe.peft is not None:
+        with suppress(UncountedError):  # what does not fit the model is said at once
+            count_weights(setup, config)
 
     say(console, f"{setup.method.name}: {setup.method.about.summary}")
     parts = []
@@ -221,6 +231,24 @@ def show_schedule(console: Console, setup: Setup, train: Checked) -> None:
     console.print(table)
 
 
+def count_weights(setup: Setup, config: Any) -> tuple[int, int]:
+    """The weights of the model with its adapter, if any, and how many of them are trained.
+
+    Raises:
+        UserError: they cannot be counted.
+    """
+    on_disk, options = find_adapter(setup.recipe.model_source()), setup.recipe.peft
+    if on_disk is not None:
+        there = config_of(on_disk)
+        if options is not None:
+            refuse_other_options(there, options)
+        return count_trained(config, there)
+    if options is not None:
+        return count_trained(config, adapter_config(options))
+    parameters = count_parameters(config)
+    return parameters, parameters
+
+
 def show_memory(console: Console, setup: Setup, train: Checked, config: Any) -> None:
     """The estimated peak, part by part."""
     args, method = setup.args, setup.method
@@ -231,12 +259,11 @@ def show_memory(console: Console, setup: Setup, train: Checked, config: Any) -> 
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     rows = args.generation_batch_size // processes if samples else 0
     try:
-        if find_adapter(setup.recipe.model_source()) is not None:
-            raise UserError("the model is an adapter on a base, only full weights are counted")
-        parameters = count_parameters(config)
+        parameters, trained = count_weights(setup, config)
         memory = estimate(
             config,
             parameters=parameters,
+            trained=trained,
             micro_batch_size=setup.plan.micro_batch_size,
             generation_rows=rows,
             prompt_length=max(train.prompt_lengths, default=0),
@@ -244,14 +271,17 @@ def show_memory(console: Console, setup: Setup, train: Checked, config: Any) -> 
             weight_bytes=weight_bytes,
             compute_bytes=2 if mixed else weight_bytes,
             activation_checkpointing=any(getattr(args, k, False) for k in RECOMPUTE),
-            reference_model=method.needs_reference,
+            # Without its adapter, or with another copy of it, the policy is its own reference.
+            reference_model=method.needs_reference and trained == parameters,
             samples=samples,
             triton=torch.cuda.is_available(),
         )
     except UserError as error:
         say(console, f"memory: not estimated, {error}")
         return
-    table = numbers("memory of one process", "MiB", title=f"{parameters:,} parameters")
+    title = f"{parameters:,} parameters"
+    title += f", {trained:,} trained" if trained < parameters else ""
+    table = numbers("memory of one process", "MiB", title=title)
     for name, size in memory.parts.items():
         table.add_row(name, f"{size / 2**20:,.0f}")
     for name in ("training", "sampling") if samples else ("training",):

@@ -27,6 +27,14 @@ def train(args: argparse.Namespace) -> None:
         say(console, f"report: {write_report([str(folder)])}")
 
 
+def merge(args: argparse.Namespace) -> None:
+    """``prefix-rft merge``."""
+    from prefix_rft.engines.merge import merge as to_one_model
+
+    weights = to_one_model(args.adapter, Path(args.output), args.dtype)
+    say(Console(), f"{weights:,} weights: {args.output}")
+
+
 def check(args: argparse.Namespace) -> int:
     """``prefix-rft check``."""
     os.environ["TOKENIZERS_PARALLELISM"] = "true"  # nothing forks here

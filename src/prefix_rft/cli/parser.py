@@ -194,6 +194,19 @@ def parser() -> argparse.ArgumentParser:
     )
     show.add_argument("--full", action="store_true", help="do not cut long texts")
 
+    merge = commands.add_parser(
+        "merge",
+        help="write an adapter and its base as one model",
+        description="The model that an adapter (PEFT) makes of its base, with its tokenizer, as a "
+        "folder that needs neither.",
+        epilog="example: prefix-rft merge runs/countdown models/countdown",
+    )
+    merge.add_argument("adapter", metavar="ADAPTER", help="its folder or name, or a run folder")
+    merge.add_argument("output", metavar="FOLDER", help="the new model's folder")
+    merge.add_argument(
+        "--dtype", help="float32, bfloat16 or float16 (default: as the base is stored)"
+    )
+
     methods = commands.add_parser("methods", help="list the methods, or show one")
     methods.add_argument("name", nargs="?", metavar="NAME")
 

@@ -66,6 +66,8 @@ class Recipe:
         reward: a built-in name, ``package.module:function`` with TRL's reward signature, a mapping
             with ``name`` and options, or a list of these.
         method: a method's name, or a mapping with ``name`` and options.
+        peft: options of an adapter (PEFT) that is put on the model and trained in its place: LoRA,
+            or the kind that ``peft_type`` names.
         rif: options of rollout-based instance filtering before training; ``{}`` is its defaults.
         name: the run folder's name.
         runs: the folder in which run folders go (relative to the working directory).
@@ -91,6 +93,7 @@ class Recipe:
     only_correct_demonstrations: bool = False
     reward: str | Mapping[str, Any] | Sequence[Any] | None = None
     method: str | Mapping[str, Any] = DEFAULT_METHOD
+    peft: Mapping[str, Any] | None = None
     rif: Mapping[str, Any] | None = None
     name: str = "run"
     runs: str = "runs"

@@ -26,6 +26,14 @@ def stages_of(data: Mapping[str, Any]) -> list[dict[str, Any]]:
         for key in (STAGES, "model", "runs", "engine", "resume_from_checkpoint"):
             if key in stage:
                 raise UserError(f"stage {number} of the recipe cannot have a '{key}' of its own")
+    adapter = None
+    for number, stage in enumerate(stages, 1):
+        before, adapter = adapter, stage.get("peft", data.get("peft")) or adapter
+        if before is not None and adapter != before:
+            raise UserError(
+                f"stage {number} of the recipe goes on with the adapter of a stage before: its "
+                "'peft' cannot be another one"
+            )
     return stages
 
 

@@ -18,9 +18,11 @@ from prefix_rft.checks.preflight import preflight
 from prefix_rft.data import DataError, load_rows
 from prefix_rft.data.moment import tells_time
 from prefix_rft.engines.models import load_model
+from prefix_rft.engines.new_adapter import to_put_on
 from prefix_rft.engines.setup import Setup
 from prefix_rft.engines.trl import DemonstrationTrainer, PrefixRFTTrainer
 from prefix_rft.engines.trl.clock import stop_clock, template_kwargs
+from prefix_rft.engines.trl.policy import trained_weights
 from prefix_rft.engines.trl.safety.interrupt import StopOnSignal
 from prefix_rft.engines.trl.safety.watch import ObservesMetrics
 from prefix_rft.evaluation.samples import Request
@@ -147,6 +149,7 @@ def make_trainer(setup: Setup, model: Any, tokenizer: Any, rows: Dataset, phases
         "processing_class": tokenizer,
         "phases": phases,
     }
+    shared["peft_config"] = to_put_on(model, setup.recipe.peft)
     try:
         if setup.method.samples:
             return PrefixRFTTrainer(model, setup.rewards, setup.args, **shared)
@@ -232,6 +235,7 @@ def work(
         say(console, f"{setup.method.name}: {setup.method.about.summary}")
         say(console, str(trainer.demonstrations))
         say(console, str(setup.plan))
+        say(console, trained_weights(trainer.policy))
 
     # Every process evaluates, with the same samples: a sharded model needs them all.
     evaluations: dict[str, HeldOut] = {}

@@ -8,6 +8,7 @@ from typing import Any, Never
 from rich.console import Console
 
 from prefix_rft.core import Method
+from prefix_rft.engines.new_adapter import adapter_config
 from prefix_rft.recipe.batches import BatchPlan
 from prefix_rft.recipe.recipe import Recipe
 
@@ -16,7 +17,13 @@ DROPS_UNREADABLE = True
 
 
 def refuse(recipe: Recipe, method: Method) -> None:
-    """Nothing is refused: a recipe's keys are TRL's, whose configuration refuses by itself."""
+    """A recipe's keys are TRL's, whose configuration refuses by itself; an adapter's are not.
+
+    Raises:
+        UserError: an option of ``peft`` that peft does not have.
+    """
+    if recipe.peft is not None:
+        adapter_config(recipe.peft)
 
 
 def verify_settings(recipe: Recipe, args: Any) -> str | None:

@@ -97,3 +97,12 @@ def refuse_frozen(model: Any) -> None:
     if hasattr(model, "peft_config"):
         fix = "load the adapter with is_trainable=True"
     raise UserError(f"the model has no weight that can be trained: {fix}")
+
+
+def trained_weights(model: Any) -> str:
+    """How many weights are trained, in words."""
+    trained = sum(p.numel() for _, p in trainable(model))
+    of_all = sum(p.numel() for p in model.parameters())
+    if trained == of_all:
+        return f"training all {of_all:,} weights"
+    return f"training {trained:,} of {of_all:,} weights ({trained / of_all:.2%})"

@@ -79,6 +79,11 @@ def refuse(recipe: Recipe, method: Method) -> None:
             f"model '{recipe.model}' is an adapter, which verl does not load: merge it into its "
             "base, or use engine: trl"
         )
+    if recipe.peft is not None:
+        raise UserError(
+            "recipe key 'peft' is not there with engine: verl, where adapters were never tried: "
+            "leave it out, or use engine: trl"
+        )
     for name in ("rif", "only_correct_demonstrations"):
         if getattr(recipe, name) not in (None, False):
             raise UserError(
