@@ -28,7 +28,7 @@ test: setup
 # SLOW names files, where not all of them are wanted.
 SLOW := tests
 test-slow: setup
-	$(BIN)/python -m pytest -m slow $(SLOW)
+	$(BIN)/python -m pytest -m slow --numprocesses logical --maxprocesses 2 --dist worksteal $(SLOW)
 
 # All that takes too long for every change; run by hand before a piece of work is called done.
 nightly: test-slow test-verl

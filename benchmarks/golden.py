@@ -61,7 +61,7 @@ trainer.save_model("runs/lora/model")
 for line in trainer.state.log_history:
     print({k: v for k, v in line.items() if "time" not in k and "_per_second" not in k})
 """
-"""Adapters come through Python: a recipe has no key for them yet."""
+"""Adapters through Python, as older checkouts have them too."""
 
 COMPARE = """
 name: golden
