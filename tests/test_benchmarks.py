@@ -70,6 +70,7 @@ def boards(tables: ModuleType, data: Path) -> dict[str, Board]:
 NAMES = ["ordinary", "hard", "long", "ablations"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_tables_of_a_comparison_follow_from_its_records(
     name: str, boards: dict[str, Board]

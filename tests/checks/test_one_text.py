@@ -184,6 +184,7 @@ def test_an_unknown_character_of_a_prompt_is_a_note(
     assert "cannot see it ('2')" in out
 
 
+@pytest.mark.slow
 def test_what_does_survive_is_not_spoken_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

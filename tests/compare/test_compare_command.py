@@ -55,7 +55,7 @@ def test_refused(task: Path, capsys: pytest.CaptureFixture[str], name: str) -> N
     [
         "recipe.yaml",
         pytest.param("compare/methods.yaml", marks=pytest.mark.slow),
-        "compare/quick.yaml",
+        pytest.param("compare/quick.yaml", marks=pytest.mark.slow),
     ],
 )
 def test_recipes_that_come_with_the_task_can_be_compared(task: Path, recipe: str) -> None:

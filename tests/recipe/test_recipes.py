@@ -188,6 +188,7 @@ def test_a_method_of_your_own(task: Path, tmp_path: Path) -> None:
     assert 0 <= last["prefix/weight"] <= 1
 
 
+@pytest.mark.slow
 def test_rif_leaves_out_what_is_never_solved(task: Path, tmp_path: Path) -> None:
     folder = run(task, "rif", tmp_path, "max_steps=2", "save_strategy=no", "rif.samples=4")
     record = json.loads((folder / "rif.json").read_text())

@@ -49,7 +49,7 @@ def test_the_policy_stops_a_script(report: Path) -> None:
     assert "a script has run" not in logged[0].split("source")[0]
 
 
-@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("width", [390, pytest.param(1280, marks=pytest.mark.slow)])
 def test_nothing_is_wider_than_the_window(report: Path, width: int) -> None:
     assert widths(report, f"width{width}", opened(report), width) == (width, width)
 

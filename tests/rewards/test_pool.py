@@ -188,6 +188,7 @@ def test_workers_that_died_between_calls_are_no_ones_fault() -> None:
     pool.close()
 
 
+@pytest.mark.slow
 def test_no_file_is_left_open() -> None:
     pool = GraderPool("faults:exits", workers=2)
     before = len(os.listdir("/proc/self/fd"))
@@ -320,7 +321,12 @@ def test_graded_speaks_trl() -> None:
     reward.close()
 
 
-@pytest.mark.parametrize(("option", "second"), [(None, 0.0), ("wrong", 0.0), ("exclude", None)])
+@pytest.mark.parametrize(
+    ("option", "second"),
+    rest_slow(
+        [(None, 0.0), ("wrong", 0.0), ("exclude", None)], lambda option, second: option is None
+    ),
+)
 def test_graded_without_an_answer(option: str | None, second: float | None) -> None:
     columns = {"answer": ["1", "1", "12:00"]}
     completions = ["\\boxed{1}", "1", "\\boxed{1}"]

@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from prefix_rft.support.errors import UserError
 from prefix_rft.training.agreement import agree_to_start
 from prefix_rft.training.resume import ResumePoint, changes, find, go_on_with, newest_run
 from prefix_rft.training.train import train
+from tables import rest_slow
 
 OVERRIDES = ["max_steps=4", "save_steps=2"]
 
@@ -143,9 +145,12 @@ def test_a_folder_that_is_no_run_loses_nothing(recipe: Path, whole: Path, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "name", ["metrics.jsonl", "environment.json", "rollouts/kept_000000.jsonl"]
+    ("name", "named"),
+    rest_slow(
+        product(["metrics.jsonl", "environment.json", "rollouts/kept_000000.jsonl"], [True, False]),
+        lambda name, named: named == (name == "environment.json"),
+    ),
 )
-@pytest.mark.parametrize("named", [True, False])
 def test_a_damaged_record_costs_nothing(
     recipe: Path, whole: Path, tmp_path: Path, name: str, named: bool
 ) -> None:

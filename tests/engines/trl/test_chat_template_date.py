@@ -111,6 +111,7 @@ def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
     return all(bool((a[k] == b[k]).all()) for k in a)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["dr_grpo", pytest.param("sft", marks=pytest.mark.slow)])
 def test_a_run_that_goes_on_on_another_day(
     task: Path, tmp_path: Path, day: Day, method: str

@@ -63,7 +63,9 @@ def test_loss_and_gradient_equal_plain_torch(tmp_path: Path, num_iterations: int
     assert moved > 0.01 if num_iterations == 2 else moved < 1e-5
 
 
-@pytest.mark.parametrize("scope", ["minibatch", "step", "row"])
+@pytest.mark.parametrize(
+    "scope", ["minibatch", pytest.param("step", marks=pytest.mark.slow), "row"]
+)
 def test_several_updates_per_generation(tmp_path: Path, scope: str) -> None:
     """Two optimizer steps on the rows of one generation: windows, old log-probs, pools."""
     _, recorder = run(

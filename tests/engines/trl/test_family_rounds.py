@@ -193,12 +193,13 @@ def grpo_with_entropy(u: Update) -> torch.Tensor:
             *("luffy", {"all_wrong": "resample", "attempts": 2}, 1, 0, formulas.luffy),
             marks=pytest.mark.slow,
         ),
-        (
+        pytest.param(
             "prefix_rft",
             {"all_wrong": "resample", "all_right": "resample", "num_hybrid": 2, "attempts": 2},
             1,
             1,
             formulas.prefix_rft,
+            marks=pytest.mark.slow,
         ),
         ("dapo", {"attempts": 4}, 1, 1, formulas.dapo),
         pytest.param(

@@ -41,7 +41,10 @@ MANY = ["wrong", "mixed", "wrong", "wrong", "right", "wrong", "wrong", "wrong", 
         pytest.param("relift", 8, {}, [*MANY, *["wrong"] * 3], 2, marks=pytest.mark.slow),
         ("mifo", 3, {"sft_prompts": 3, "unsolved_at": 0.5}, [*MANY, *["wrong"] * 3], 2),
         # Four examples fail in each epoch; they wait once, and so they are never enough.
-        ("relift", 8, {}, ["wrong", "wrong", "wrong", "right", "right", "wrong", "wrong"], 0),
+        pytest.param(
+            *("relift", 8, {}, ["wrong", "wrong", "wrong", "right", "right", "wrong", "wrong"], 0),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["all-rows", "three", "never-enough"],
 )
