@@ -25,10 +25,11 @@ quickstart: setup
 test: setup
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 
-# SLOW names files, where not all of them are wanted.
+# SLOW names files, where not all of them are wanted. One thread each: two that share a core with
+# another process make a step of the quickstart ten times slower.
 SLOW := tests
 test-slow: setup
-	$(BIN)/python -m pytest -m slow --numprocesses logical --maxprocesses 2 --dist worksteal $(SLOW)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --numprocesses logical --maxprocesses 2 --dist worksteal $(SLOW)
 
 # All that takes too long for every change; run by hand before a piece of work is called done.
 nightly: test-slow test-verl
