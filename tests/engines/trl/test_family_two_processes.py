@@ -35,7 +35,7 @@ FORMULAS = {
 STAGES = {"irft-split": [0, 1, 2]}
 
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 Ranks = tuple[Path, list[dict[str, Any]]]
 
@@ -65,7 +65,7 @@ def launch(folder: Path, cases: Sequence[str]) -> Ranks:
         for rank in ("0", "1")
     ]
     try:
-        said = [process.communicate(timeout=200)[1] for process in processes]
+        said = [process.communicate(timeout=800)[1] for process in processes]
     finally:
         for process in processes:
             process.kill()
