@@ -97,22 +97,22 @@ ENCLOSED = re.compile(
 
 def enclosed(text: str) -> str | None:
     """What Markdown or LaTeX encloses as a whole; None where nothing does."""
-    match = ENCLOSED.fullmatch(text.strip())
-    return None if match is None else next(g for g in match.groups()[1:] if g is not None)
+    found = ENCLOSED.fullmatch(text.strip())
+    return None if found is None else next(g for g in found.groups()[1:] if g is not None)
 
 
 def unbold(text: str) -> str:
     r"""The text with the content of ``\textbf{}`` and its like in their place."""
-    while match := BOLD.search(text):
-        end = closing(text, match.end())
+    while found := BOLD.search(text):
+        end = closing(text, found.end())
         if end is None:
             return text
-        text = text[: match.start()] + text[match.end() + 1 : end] + text[end + 1 :]
+        text = text[: found.start()] + text[found.end() + 1 : end] + text[end + 1 :]
     return text
 
 
 def emphasised_end(text: str) -> str | None:
     """An expression that is written in bold or as code and ends the text; no words."""
-    match = ENDS_MARKED.search(text.strip().rpartition("\n")[2][-300:])
-    answer = match["answer"].strip().rstrip(".") if match else ""
+    found = ENDS_MARKED.search(text.strip().rpartition("\n")[2][-300:])
+    answer = found["answer"].strip().rstrip(".") if found else ""
     return answer if re.search(r"\d|\\", answer) and not WORD.search(answer) else None

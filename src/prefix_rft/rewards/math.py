@@ -92,13 +92,13 @@ def _grade(text: str | None, gold: Any, anywhere: bool) -> Verdict:
     said = None if text is None else find_answer(text, anywhere)
     if not said:
         return Verdict(NO_ANSWER)
-    expression = read(said)
-    right = expression is not None and equal(expected, expression)
+    found = read(said)
+    right = found is not None and equal(expected, found)
     if not right:
         others = [read_plain(p) for p in other_readings(said)]
         right = any(equal(expected, other) for other in others if other is not None)
     # What equals the gold answer is one answer where votes are counted, however it is written.
-    answer = expected if right else expression
+    answer = expected if right else found
     return Verdict(
         CORRECT if right else WRONG,
         detail=f"answer {said:.60}",
@@ -215,26 +215,26 @@ GOES_ON = re.compile(
 """The rest of an expression whose first number has been found."""
 
 
-def equal(gold: Any, answer: Any) -> bool:
+def equal(gold: Any, found: Any) -> bool:
     """Whether math-verify takes both for equal, and they are where both are exact.
 
     A decimal is approximate: to six places, as math-verify has it, and to a hundredth of itself.
     """
-    exact = not _has(gold, sympy.Float) and not _has(answer, sympy.Float)
-    percent = _has(gold, sympy.UnevaluatedExpr) or _has(answer, sympy.UnevaluatedExpr)
-    a, b = _constant(gold), _constant(answer)
+    exact = not _has(gold, sympy.Float) and not _has(found, sympy.Float)
+    percent = _has(gold, sympy.UnevaluatedExpr) or _has(found, sympy.UnevaluatedExpr)
+    a, b = _constant(gold), _constant(found)
     if exact and not percent and a is not None and b is not None:
         return a == b
     # math-verify rounds differences to so many places; exact values need more of them.
     places = EXACT_PLACES if exact else 15
     options: Any = {"timeout_seconds": None, "raise_on_error": True}
     if not exact and not percent:  # 1.5 * 10**3 is no Float yet
-        gold, answer = (x.doit() if _number(x) else x for x in (gold, answer))
-    if not verify(gold, answer, numeric_precision=places, **options):
+        gold, found = (x.doit() if _number(x) else x for x in (gold, found))
+    if not verify(gold, found, numeric_precision=places, **options):
         return False
-    if exact or percent or not (_number(gold) and _number(answer)):
+    if exact or percent or not (_number(gold) and _number(found)):
         return True
-    a, b = sympy.N(gold), sympy.N(answer)
+    a, b = sympy.N(gold), sympy.N(found)
     return bool(abs(a - b) <= max(abs(a), abs(b)) / 100)
 
 

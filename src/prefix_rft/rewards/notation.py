@@ -93,8 +93,8 @@ def other_readings(answer: str) -> list[str]:
     r"""What an answer may mean besides: ``5 m`` is five metres, too, and ``5\text{ m}`` five m."""
     text = _unwrapped(answer)
     spelt = re.sub(r"\\(?:text|mathrm)\s*\{\s*([a-zA-Z])\s*\}", r" \1", text)
-    readings = [LETTER.sub("", text), _degrees(spelt)]
-    return [p for t in readings if t != text and (p := plain(t)) is not None]
+    found = [LETTER.sub("", text), _degrees(spelt)]
+    return [p for t in found if t != text and (p := plain(t)) is not None]
 
 
 def _unwrapped(answer: str) -> str:
@@ -130,11 +130,11 @@ def _counts(text: str) -> bool:
 
 def _fonts(text: str) -> str:
     """Letters and numbers without the commands that set them; words stay ``\\text{}``."""
-    while command := re.search(r"\{\s*\\(?:rm|bf|it|sf|tt)(?![a-zA-Z])\s*", text):
-        end = closing(text, command.start())
+    while found := re.search(r"\{\s*\\(?:rm|bf|it|sf|tt)(?![a-zA-Z])\s*", text):
+        end = closing(text, found.start())
         if end is None:
             break
-        text = text[: command.start()] + "{" + text[command.end() :]
+        text = text[: found.start()] + "{" + text[found.end() :]
     bold = re.compile(
         r"\\(?:textbf|textit|emph|mathbf|boldsymbol|bm)\s*\{([^{}]*[a-zA-Z]{2}[^{}\\]*)\}"
     )

@@ -290,8 +290,8 @@ def default_workers() -> int:
 def _exit(code: int) -> str:
     if code >= 0:
         return f"exit code {code}"
-    names = {s.value: s.name for s in signal.Signals}
-    return f"signal {names.get(-code, -code)}"
+    known = {s.value: s.name for s in signal.Signals}
+    return f"signal {known.get(-code, -code)}"
 
 
 def _end(worker: Worker, selector: selectors.BaseSelector) -> int:

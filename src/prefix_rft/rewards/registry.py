@@ -64,20 +64,19 @@ def parse_rewards(spec: Any) -> list[Entry]:
     return [_entry(one) for one in several]
 
 
-def _entry(setting: Any) -> Entry:
-    if isinstance(setting, str):
-        setting = {"name": setting}
-    if not isinstance(setting, Mapping) or not isinstance(setting.get("name"), str):
+def _entry(one: Any) -> Entry:
+    if isinstance(one, str):
+        one = {"name": one}
+    if not isinstance(one, Mapping) or not isinstance(one.get("name"), str):
         raise UserError(
-            "a reward is a name, package.module:function, or a mapping with 'name', "
-            f"got {setting!r}"
+            f"a reward is a name, package.module:function, or a mapping with 'name', got {one!r}"
         )
-    keys = [f.name for f in fields(Entry) if f.name != "options"]
-    values = {k: v for k, v in setting.items() if k in keys}
+    own = [f.name for f in fields(Entry) if f.name != "options"]
+    values = {k: v for k, v in one.items() if k in own}
     check_types(
-        f"key of reward '{setting['name']}':", values, {f.name: str(f.type) for f in fields(Entry)}
+        f"key of reward '{one['name']}':", values, {f.name: str(f.type) for f in fields(Entry)}
     )
-    entry = Entry(**values, options={k: v for k, v in setting.items() if k not in keys})
+    entry = Entry(**values, options={k: v for k, v in one.items() if k not in own})
     if ":" not in entry.name and entry.name not in BUILT_IN:
         raise UserError(
             f"unknown reward '{entry.name}': {nearest(entry.name, BUILT_IN)} "

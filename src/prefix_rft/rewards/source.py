@@ -37,8 +37,8 @@ def decided_by(reward: Callable[..., Any]) -> Any:
     Args:
         reward: a function, or one that is graded in processes of its own.
     """
-    data = getattr(reward, "decided_by", None)
-    return hash_of_source(reward) if data is None else data
+    known = getattr(reward, "decided_by", None)
+    return hash_of_source(reward) if known is None else known
 
 
 def _parts(function: Any, seen: set[int]) -> Iterator[bytes]:
@@ -127,7 +127,7 @@ def _files(start: Path, module: str) -> set[Path]:
     depth = module.count(".") + (start.name == "__init__.py")
     root = start.parents[depth]
     top = module.partition(".")[0] if root.name in INSTALLED else None
-    files, waiting = {start}, [start]
+    found, waiting = {start}, [start]
     while waiting:
         file = waiting.pop()
         for name in _imported(file, root):
@@ -135,10 +135,10 @@ def _files(start: Path, module: str) -> set[Path]:
                 continue
             beside = root.joinpath(*name.split("."))
             for path in (beside.with_suffix(".py"), beside / "__init__.py"):
-                if path not in files and path.is_file():
-                    files.add(path)
+                if path not in found and path.is_file():
+                    found.add(path)
                     waiting.append(path)
-    return files
+    return found
 
 
 def _imported(file: Path, root: Path) -> Iterator[str]:

@@ -57,16 +57,16 @@ def exact(
     opened = [opens_thinking(p) for p in prompts] if prompts else [False] * len(completions)
     for completion, gold, inside in zip(completions, answer, opened, strict=True):
         expected = _normal("" if gold is None else str(gold), ignore_case)
-        said = _normal(_extract(completion_text(completion), extract, inside), ignore_case)
-        while said != expected and (inner := enclosed(said)) is not None:
-            said = _normal(inner, ignore_case)
+        found = _normal(_extract(completion_text(completion), extract, inside), ignore_case)
+        while found != expected and (inner := enclosed(found)) is not None:
+            found = _normal(inner, ignore_case)
         if not expected:
             verdicts.append(Verdict(GOLD_UNPARSEABLE, detail=f"gold {gold!r}"))
-        elif not said:
+        elif not found:
             verdicts.append(Verdict(NO_ANSWER))
         else:
-            status = CORRECT if said == expected else WRONG
-            verdicts.append(Verdict(status, detail=f"answer {said:.60}", answer=said))
+            status = CORRECT if found == expected else WRONG
+            verdicts.append(Verdict(status, detail=f"answer {found:.60}", answer=found))
     return verdicts
 
 

@@ -32,7 +32,7 @@ PR_SET_PDEATHSIG = 1
 def main(requests_fd: int, answers_fd: int, parent: int) -> None:
     """Serve until the other end closes."""
     die_with(parent)
-    pid = os.getpid()
+    own = os.getpid()
     for fd in (requests_fd, answers_fd):
         os.set_inheritable(fd, False)  # a program that the grader starts has no part in this
     os.register_at_fork(after_in_child=lambda: _close(requests_fd, answers_fd))
@@ -51,8 +51,8 @@ def main(requests_fd: int, answers_fd: int, parent: int) -> None:
         signature = signature_of(function)
         limit_memory(setup["memory"])
     except BaseException as error:  # noqa: BLE001  (a stranger's module may do anything)
-        is_user_error = isinstance(error, UserError)
-        words = str(error) if is_user_error else f"reward '{setup['function']}': {_say(error)}"
+        known = isinstance(error, UserError)
+        words = str(error) if known else f"reward '{setup['function']}': {_say(error)}"
         answer(_line({"failed": words}))
         return
     answer(_line({"ready": signature}))
@@ -62,7 +62,7 @@ def main(requests_fd: int, answers_fd: int, parent: int) -> None:
             no_memory = _line({"item": number, "memory": True})
             signal.setitimer(signal.ITIMER_PROF, setup["seconds"])
             verdict = grade(function, item, setup["options"])
-            if os.getpid() != pid:
+            if os.getpid() != own:
                 os._exit(0)  # the grader forked, and this is its child
             signal.setitimer(signal.ITIMER_PROF, 0)
             if verdict is None:

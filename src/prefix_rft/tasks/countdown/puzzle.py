@@ -96,15 +96,15 @@ def apply(a: int, op: str, b: int) -> int | None:
 
 def moves(numbers: Sequence[int], limit: int) -> list[tuple[Step, tuple[int, ...]]]:
     """Every distinct step from ``numbers``, each with the sorted numbers that it leaves."""
-    left_by_step = {}
+    found = {}
     for i, j in combinations(range(len(numbers)), 2):
         b, a = sorted((numbers[i], numbers[j]))
         others = [x for k, x in enumerate(numbers) if k not in (i, j)]
         for op in "+-*/":
             c = apply(a, op, b)
             if c is not None and c <= limit:
-                left_by_step[Step(a, op, b, c)] = tuple(sorted([*others, c]))
-    return list(left_by_step.items())
+                found[Step(a, op, b, c)] = tuple(sorted([*others, c]))
+    return list(found.items())
 
 
 def chains(numbers: Sequence[int], limit: int) -> Iterator[Chain]:
@@ -119,10 +119,10 @@ def chains(numbers: Sequence[int], limit: int) -> Iterator[Chain]:
 
 @cache
 def _chains_by_target(numbers: tuple[int, ...], limit: int) -> dict[int, list[Chain]]:
-    by_target: dict[int, list[Chain]] = {}
+    found: dict[int, list[Chain]] = {}
     for chain in chains(numbers, limit):
-        by_target.setdefault(chain[-1].c, []).append(chain)
-    return {target: sorted(by_target[target]) for target in sorted(by_target)}
+        found.setdefault(chain[-1].c, []).append(chain)
+    return {target: sorted(found[target]) for target in sorted(found)}
 
 
 def solutions(puzzle: Puzzle, limit: int) -> list[Chain]:
@@ -136,10 +136,10 @@ def demonstration(puzzle: Puzzle, limit: int, seed: int = 0) -> Chain:
     Raises:
         ValueError: the puzzle has no solution with results up to ``limit``.
     """
-    candidates = solutions(puzzle, limit)
-    if not candidates:
+    found = solutions(puzzle, limit)
+    if not found:
         raise ValueError(f"no chain over {puzzle.numbers} reaches {puzzle.target}")
-    return random.Random(f"demonstration:{seed}:{puzzle.key}").choice(candidates)
+    return random.Random(f"demonstration:{seed}:{puzzle.key}").choice(found)
 
 
 def aimless_chain(numbers: Sequence[int], limit: int, rng: random.Random) -> Chain:
