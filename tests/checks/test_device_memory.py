@@ -127,6 +127,11 @@ def test_the_tile_is_bounded() -> None:
     assert wide.parts["logits"] == 4096 * 32768 * 4 + (8192 + 100000) * 16 * 4
 
 
+def test_an_adapter_has_gradients_and_moments_of_its_own_weights_alone() -> None:
+    whole, adapter = (estimate(qwen(), **RUN, trained=n) for n in (None, 100))
+    assert adapter.parts == {**whole.parts, "gradients": 4 * 100, "optimizer": 8 * 100}
+
+
 def test_a_run_that_does_not_sample() -> None:
     memory = estimate(qwen(), **RUN, samples=False)
     assert not {"sampling cache", "sampling logits"} & set(memory.parts)

@@ -220,7 +220,7 @@ def test_kinds_of_adapters(
     assert f"{of_all} parameters, {trained} trained" in checked
 
 
-def test_memory_of_an_adapter(here: Path) -> None:
+def test_memory_of_an_adapter(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Gradients and moments are those of the adapter alone; no second model is the reference."""
     from prefix_rft.checks.report import count_weights
     from prefix_rft.engines.models import load_configs
@@ -234,6 +234,9 @@ def test_memory_of_an_adapter(here: Path) -> None:
     base = sum(p.numel() for p in load_model("base")[0].parameters())
     assert of_all == base + trained
     assert count_trained(config, adapter_config({"r": 8}))[1] > 0
+    for overrides, second in (([], False), (["~peft"], True)):
+        assert main(["check", "recipe.yaml", *overrides]) == 0
+        assert ("reference model" in capsys.readouterr().out) == second
 
 
 def test_an_adapter_that_is_there_goes_on(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
