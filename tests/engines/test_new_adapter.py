@@ -17,6 +17,7 @@ from prefix_rft.cli import main
 from prefix_rft.engines import adapters
 from prefix_rft.engines.models import load_model
 from prefix_rft.engines.new_adapter import adapter_config, count_trained
+from prefix_rft.methods import BUILT_IN, load
 from prefix_rft.training.train import train
 from tables import rest_slow
 from tiny import make_model, make_rows, make_tokenizer
@@ -304,3 +305,19 @@ def test_an_adapter_that_needs_the_weights_is_not_counted(
     assert main(["check", "recipe.yaml"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "memory: not estimated, the adapter needs the model's weights: Tensor.item()" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [n for n in BUILT_IN if load(n).needs_reference])
+def test_a_method_with_a_reference_keeps_no_second_model(
+    method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert not main(["task", "countdown", str(tmp_path), "--train-rows", "60", "--test-rows", "5"])
+    recipe = str(tmp_path / f"recipes/{method}.yaml")
+    more = ["eval_data=null", "prompts_per_step=4", "micro_batch_size=null", "max_steps=2"]
+    more += [f"runs={tmp_path}/runs", "peft={r: 4, target_modules: all-linear}"]
+    assert not main(["train", recipe, *more]), capsys.readouterr().err
+    [run] = (tmp_path / "runs").iterdir()
+    kept = sum(p.stat().st_size for p in (run / "checkpoint-2").rglob("reference.safetensors"))
+    assert kept < (tmp_path / "base/model.safetensors").stat().st_size / 4
+    assert any(w.any() for n, w in weights(run / "model").items() if "lora_B" in n)
