@@ -60,6 +60,7 @@ class Ascii:
         return self.bytes.getvalue().decode("ascii")
 
 
+@pytest.mark.slow
 def test_every_command_writes_to_a_terminal_of_ascii(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

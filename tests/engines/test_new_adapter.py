@@ -110,6 +110,7 @@ def by_hand(config: dict[str, Any]) -> int:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_it_is_what_python_trains(here: Path) -> None:
     """The same trainer with a ``peft_config``, its base without the adapter as the reference."""
     folder = train("recipe.yaml", ["log_rollouts=false"], QUIET)
@@ -152,6 +153,7 @@ def test_stages_go_on_with_it(here: Path, capsys: pytest.CaptureFixture[str]) ->
     )
 
 
+@pytest.mark.slow
 def test_a_changed_adapter_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = train("recipe.yaml", ["max_steps=2"], QUIET)
     shutil.rmtree(run / "model")
@@ -240,6 +242,7 @@ def test_memory_of_an_adapter(here: Path, capsys: pytest.CaptureFixture[str]) ->
         assert ("reference model" in capsys.readouterr().out) == second
 
 
+@pytest.mark.slow
 def test_an_adapter_that_is_there_goes_on(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = train("recipe.yaml", ["max_steps=1", "name=first"], QUIET)
     model = f"model={first / 'model'}"

@@ -101,6 +101,7 @@ def test_result_says_which_template_was_used(task: Path, tmp_path: Path) -> None
     }
 
 
+@pytest.mark.slow
 def test_an_interrupted_evaluation_tells_the_date_of_its_start(
     task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

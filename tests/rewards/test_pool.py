@@ -118,6 +118,7 @@ def test_a_thread_left_behind_is_not_charged_to_later_items() -> None:
     assert verdicts == [RIGHT] * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", rest_slow((1, 2, 5), lambda workers: workers == 2))
 def test_verdicts_do_not_depend_on_the_size_of_the_pool(workers: int) -> None:
     items = [

@@ -140,6 +140,7 @@ def test_a_changed_rate_is_said_and_trained(task: Path, tmp_path: Path) -> None:
     assert rates[-2]["learning_rate"] == pytest.approx(4e-3 / 2, rel=1e-12)  # linear, 1 of 2 done
 
 
+@pytest.mark.slow
 def test_trl_may_write_into_the_folder_before_the_run_begins(task: Path, tmp_path: Path) -> None:
     """``log_completions`` makes a folder when the trainer is made."""
     more = [*OVERRIDES, "max_steps=1", f"runs={tmp_path}", "log_completions=true"]

@@ -347,6 +347,7 @@ def test_a_group_that_stays_as_it_is_is_not_told_as_sampled_again(tmp_path: Path
     assert watch.logged["groups/resampled"] == [0.25]
 
 
+@pytest.mark.slow
 def test_the_same_seed_takes_the_same_prompts(tmp_path: Path) -> None:
     """From the whole dataset, also from examples that no generation had yet."""
     found = []

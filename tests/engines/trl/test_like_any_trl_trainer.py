@@ -346,6 +346,7 @@ def test_evaluation_during_training(tmp_path: Path) -> None:
     assert len(rollouts(tmp_path)) == 32  # of training alone
 
 
+@pytest.mark.slow
 def test_resuming_at_a_boundary_is_exact(tmp_path: Path) -> None:
     settings = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
     whole = train(tmp_path / "whole", **settings)

@@ -56,6 +56,7 @@ def files(folder: Path) -> dict[str, str]:
     return {p.name: p.read_text() for p in (folder / "rollouts").iterdir()}
 
 
+@pytest.mark.slow
 def test_evaluation_changes_no_count(tmp_path: Path) -> None:
     """In the middle and after the last step, where the log has no line of its own."""
     trainer = start(
