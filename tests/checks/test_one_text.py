@@ -91,9 +91,7 @@ def seen(folder: Path) -> list[tuple[str, list[int]]]:
     return [(text, ids) for text, ids in lines]
 
 
-@pytest.mark.parametrize(
-    "case", rest_slow(CASES, lambda case: case == "tags")
-)
+@pytest.mark.parametrize("case", rest_slow(CASES, lambda case: case == "tags"))
 def test_one_text_is_graded_everywhere(
     case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
