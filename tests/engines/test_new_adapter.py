@@ -324,3 +324,30 @@ def test_a_method_with_a_reference_keeps_no_second_model(
     kept = sum(p.stat().st_size for p in (run / "checkpoint-2").rglob("reference.safetensors"))
     assert kept < (tmp_path / "base/model.safetensors").stat().st_size / 4
     assert any(w.any() for n, w in weights(run / "model").items() if "lora_B" in n)
+
+
+def test_a_model_that_transformers_does_not_have(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With and without an adapter the same sentence."""
+
+    def none(config: Any, **kwargs: Any) -> Any:
+        raise ValueError("Unrecognized configuration class")
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_config", none)
+    for overrides in ([], ["~peft"]):
+        assert main(["check", "recipe.yaml", *overrides]) == 0
+        said = " ".join(capsys.readouterr().out.split())
+        assert "memory: not estimated, model type 'qwen3' cannot be counted" in said
+
+
+@pytest.mark.parametrize("first", [{}, {"r": 2}])
+def test_an_adapter_of_another_kind_is_refused_before_any_stage(
+    here: Path, first: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    shared = {k: v for k, v in RECIPE.items() if k not in ("beta", "num_generations", "peft")}
+    stages = [{"method": "sft", "peft": first}, {"method": "sft", "peft": {"r": 4}}]
+    write({**shared, "stages": stages})
+    assert main(["train", "recipe.yaml"]) == 2
+    assert "goes on with the adapter of a stage before" in capsys.readouterr().err
+    assert not (here / "runs").exists()

@@ -15,9 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from transformers import AutoModelForCausalLM
-
+from prefix_rft.engines.models import without_weights
 from prefix_rft.support.errors import UserError
 
 FLOAT32 = 4
@@ -61,21 +59,10 @@ class Memory:
 def count_parameters(config: Any) -> int:
     """Parameters of the causal language model of a transformers config, tied ones counted once.
 
-    The model is built on the ``meta`` device: no memory is taken and no code of the model's
-    repository is run.
-
     Raises:
-        UserError: transformers has no causal language model for this config.
+        UncountedError: transformers has no causal language model for this config.
     """
-    try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except ValueError as error:
-        raise UserError(
-            f"model type '{config.model_type}' cannot be counted: transformers itself has no "
-            "causal language model of this type, use one that needs no code from its repository"
-        ) from error
-    return sum(p.numel() for p in model.parameters())
+    return sum(p.numel() for p in without_weights(config).parameters())
 
 
 def estimate(

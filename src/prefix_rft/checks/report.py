@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,14 @@ from prefix_rft.checks.rows import Checked, Scope, check_data
 from prefix_rft.data.demonstrations import USABLE
 from prefix_rft.data.render import end_of_text_ids
 from prefix_rft.engines.adapters import find_adapter
-from prefix_rft.engines.models import hub, load_configs, load_tokenizer, quiet
-from prefix_rft.engines.new_adapter import (
+from prefix_rft.engines.models import (
     UncountedError,
+    hub,
+    load_configs,
+    load_tokenizer,
+    quiet,
+)
+from prefix_rft.engines.new_adapter import (
     adapter_config,
     config_of,
     count_trained,
@@ -84,9 +89,10 @@ def check_setup(
     config, generation = load_configs(source, recipe.folder, **where)
     eos_ids = end_of_text_ids(tokenizer, generation)
     positions = getattr(config, "max_position_embeddings", None)
-    if recipe.peft is not None:
-        with suppress(UncountedError):  # what does not fit the model is said at once
-            count_weights(setup, config)
+    try:  # an adapter that does not fit the model is refused before the rows are read
+        weights = count_weights(setup, config)
+    except UncountedError as error:
+        weights = str(error)
 
     say(console, f"{setup.method.name}: {setup.method.about.summary}")
     parts = []
@@ -114,7 +120,7 @@ def check_setup(
         )
     show_batches(console, setup, train)
     show_schedule(console, setup, train)
-    show_memory(console, setup, train, config)
+    show_memory(console, setup, train, config, weights)
     for checked in parts:
         show_findings(console, f"notes on {checked.name}", checked.findings.notes, "yellow")
     for checked in parts:
@@ -235,7 +241,8 @@ def count_weights(setup: Setup, config: Any) -> tuple[int, int]:
     """The weights of the model with its adapter, if any, and how many of them are trained.
 
     Raises:
-        UserError: they cannot be counted.
+        UserError: the adapter does not fit the model.
+        UncountedError: they cannot be counted.
     """
     on_disk, options = find_adapter(setup.recipe.model_source()), setup.recipe.peft
     if on_disk is not None:
@@ -249,8 +256,22 @@ def count_weights(setup: Setup, config: Any) -> tuple[int, int]:
     return parameters, parameters
 
 
-def show_memory(console: Console, setup: Setup, train: Checked, config: Any) -> None:
-    """The estimated peak, part by part."""
+def show_memory(
+    console: Console, setup: Setup, train: Checked, config: Any, weights: tuple[int, int] | str
+) -> None:
+    """The estimated peak, part by part.
+
+    Args:
+        console: the console to print on.
+        setup: the resolved recipe.
+        train: what was seen of the rows to train on.
+        config: the model's transformers config.
+        weights: the number of weights, and of those that are trained; or why it is not known.
+    """
+    if isinstance(weights, str):
+        say(console, f"memory: not estimated, {weights}")
+        return
+    parameters, trained = weights
     args, method = setup.args, setup.method
     dtype = str(setup.recipe.model_options.get("dtype", "float32"))
     weight_bytes = 2 if "16" in dtype else 4
@@ -259,7 +280,6 @@ def show_memory(console: Console, setup: Setup, train: Checked, config: Any) -> 
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     rows = args.generation_batch_size // processes if samples else 0
     try:
-        parameters, trained = count_weights(setup, config)
         memory = estimate(
             config,
             parameters=parameters,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import torch
 import transformers
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -150,3 +151,25 @@ def load_model(
 def hub(options: Mapping[str, Any]) -> dict[str, Any]:
     """Those of a model's options that say where it is."""
     return {key: options[key] for key in HUB if key in options}
+
+
+class UncountedError(UserError):
+    """The weights of a model cannot be counted before it is loaded."""
+
+
+def without_weights(config: Any) -> Any:
+    """The causal language model of a transformers config on the ``meta`` device.
+
+    No memory is taken and no code of the model's repository is run.
+
+    Raises:
+        UncountedError: transformers has no causal language model for this config.
+    """
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except ValueError as error:
+        raise UncountedError(
+            f"model type '{config.model_type}' cannot be counted: transformers itself has no "
+            "causal language model of this type, use one that needs no code from its repository"
+        ) from error

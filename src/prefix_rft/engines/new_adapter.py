@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
 
 from prefix_rft.engines.adapters import Adapter
+from prefix_rft.engines.models import UncountedError, without_weights
 from prefix_rft.support.errors import UserError, check_types, choose, nearest, one_line
 
 KEY = "peft"
@@ -28,10 +28,6 @@ FIXED = {
     "task_type": "a causal language model is trained",
 }
 """Keys of a configuration that are no choice here, and why."""
-
-
-class UncountedError(UserError):
-    """The weights of a model with its adapter cannot be counted before it is loaded."""
 
 
 def adapter_config(options: Mapping[str, Any]) -> Any:
@@ -145,20 +141,19 @@ def refuse_unknown_targets(modules: Iterable[tuple[str, Any]], config: Any) -> N
 def count_trained(config: Any, adapter: Any) -> tuple[int, int]:
     """Weights of the model with an adapter, and how many of them are trained.
 
-    The model is built on the ``meta`` device: no memory is taken and no code of its is run.
-
     Args:
         config: the model's transformers config.
         adapter: the adapter's ``peft.PeftConfig``.
 
     Raises:
         UserError: the adapter does not fit the model.
-        UncountedError: it cannot be put on a model without weights.
+        UncountedError: transformers has no such model, or the adapter cannot be put on one without
+            weights.
     """
     from peft import get_peft_model
 
+    model = without_weights(config)
     with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         refuse_unknown_targets(model.named_modules(), adapter)
         try:
             model = get_peft_model(model, adapter)

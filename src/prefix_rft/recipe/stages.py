@@ -28,7 +28,8 @@ def stages_of(data: Mapping[str, Any]) -> list[dict[str, Any]]:
                 raise UserError(f"stage {number} of the recipe cannot have a '{key}' of its own")
     adapter = None
     for number, stage in enumerate(stages, 1):
-        before, adapter = adapter, stage.get("peft", data.get("peft")) or adapter
+        own = stage.get("peft", data.get("peft"))
+        before, adapter = adapter, adapter if own is None else own
         if before is not None and adapter != before:
             raise UserError(
                 f"stage {number} of the recipe goes on with the adapter of a stage before: its "
