@@ -45,6 +45,8 @@ PREFIX_RFT: list[dict] = [
     {"advantage": "prefix_group"},
     {"advantage": "prefix_group", "prefix_loss": "all"},
     {"advantage": "policy_baseline", "prefix_loss": "unclipped"},
+    {"entropy_keep": 0.6},
+    {"entropy_mode": "low"},
     {"entropy_keep": 0.5, "entropy_mode": "low"},
     {"entropy_scope": "row"},
     {"entropy_scope": "row", "entropy_mode": "low", "entropy_keep": 0.4},
