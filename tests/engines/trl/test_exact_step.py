@@ -64,7 +64,7 @@ def test_loss_and_gradient_equal_plain_torch(tmp_path: Path, num_iterations: int
 
 
 @pytest.mark.parametrize(
-    "scope", ["minibatch", pytest.param("step", marks=pytest.mark.slow), "row"]
+    "scope", [pytest.param("minibatch", marks=pytest.mark.slow), "step", "row"]
 )
 def test_several_updates_per_generation(tmp_path: Path, scope: str) -> None:
     """Two optimizer steps on the rows of one generation: windows, old log-probs, pools."""
