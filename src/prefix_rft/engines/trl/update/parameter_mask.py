@@ -111,12 +111,8 @@ class ParameterMask(TrainerCallback):
         seed: int,
         retain_gradients: RetainGradients,
     ) -> None:
-        self.options, self.model, self.seed, self.retain_gradients = (
-            options,
-            model,
-            seed,
-            retain_gradients,
-        )
+        self.options, self.model = options, model
+        self.seed, self.retain_gradients = seed, retain_gradients
         self.step = 0
         self.masks: dict[str, Tensor] | None = None
         self.imitation = False
