@@ -13,7 +13,7 @@ import yaml
 from rich.console import Console
 
 from prefix_rft import PrefixRFTTrainer
-from prefix_rft.checks.report import show_memory
+from prefix_rft.checks.report import count_weights, show_memory
 from prefix_rft.cli import main
 from prefix_rft.compare.command import board_of
 from prefix_rft.engines.models import load_configs
@@ -166,7 +166,8 @@ def estimated(recipe: Path, *overrides: str) -> bool:
     setup = configure(str(recipe), overrides)
     setup.close()
     lengths: Any = SimpleNamespace(prompt_lengths=[8])
-    show_memory(console, setup, lengths, load_configs(setup.recipe.model_source())[0])
+    config, _ = load_configs(setup.recipe.model_source())
+    show_memory(console, setup, lengths, config, count_weights(setup, config))
     return "reference model" in console.export_text()
 
 
