@@ -18,7 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, load_dataset
 
+from prefix_rft.data.puzzles import Puzzles
 from prefix_rft.support.errors import UserError, check_types, refuse_unknown
+from prefix_rft.support.gym import NAME as GYM
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
 SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval")
@@ -65,11 +67,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Source:
-    """Where rows come from: files, or the arguments of ``datasets.load_dataset``."""
+    """Where rows come from: files, the arguments of ``datasets.load_dataset``, or puzzles."""
 
     name: str
     files: tuple[Path, ...] = ()
     dataset: Mapping[str, Any] = field(default_factory=dict)
+    puzzles: Puzzles | None = None
 
     def rows(self) -> Iterator[Row | DataError]:
         """All rows, in order; an error in the place of one that cannot be read.
@@ -79,6 +82,9 @@ class Source:
         """
         if self.dataset:
             yield from _from_dataset(self.name, self.dataset)
+        if self.puzzles:
+            for number, values in enumerate(self.puzzles.rows(), 1):
+                yield Row(self.name, number, values)
         for file in self.files:
             yield from READERS[file.suffix](file)
 
@@ -88,12 +94,16 @@ def find_source(data: str | os.PathLike[str] | Mapping[str, Any], folder: Path =
 
     Args:
         data: a jsonl, json or parquet file; a folder of such files; the name of a dataset; or a
-            mapping with ``path``, and ``name``, ``split``, ``revision`` as for ``load_dataset``.
+            mapping with ``path``, and ``name``, ``split``, ``revision`` as for ``load_dataset``,
+            or with ``reasoning_gym``, see :meth:`prefix_rft.data.puzzles.Puzzles.of`.
         folder: what relative paths are relative to.
 
     Raises:
         DataError: there is nothing there.
     """
+    if isinstance(data, Mapping) and GYM in data:
+        puzzles = Puzzles.of(data)
+        return Source(puzzles.name, puzzles=puzzles)
     if isinstance(data, Mapping):
         return _dataset(data, folder)
     path = folder / data

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from prefix_rft.data import Reading
+from prefix_rft.data.puzzles import refuse_overlap
 from prefix_rft.recipe.derived import DERIVED
 from prefix_rft.recipe.mapping import read_recipe
 from prefix_rft.recipe.model_options import find_model, model_options
@@ -56,7 +57,8 @@ class Recipe:
     Attributes:
         model: a folder with a Hugging Face model, or a Hub name.
         train_data: a jsonl, json or parquet file, a folder of them, the name of a dataset, or a
-            mapping with ``path``, ``name``, ``split``, ``revision``.
+            mapping with ``path``, ``name``, ``split``, ``revision``; or ``reasoning_gym`` with the
+            name of one of its tasks, ``size``, ``seed`` and the task's options.
         eval_data: held-out rows for the evaluation at the end, likewise.
         columns: names in the data for ``prompt``, ``demonstration``, ``answer``, ...
         system_prompt: first message of conversations that have none of their own.
@@ -84,8 +86,8 @@ class Recipe:
     """
 
     model: str
-    train_data: str | Mapping[str, str]
-    eval_data: str | Mapping[str, str] | None = None
+    train_data: str | Mapping[str, Any]
+    eval_data: str | Mapping[str, Any] | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     system_prompt: str | None = None
     max_demonstrations: int | None = None
@@ -249,11 +251,13 @@ def check_values(
         engine_settings: the engines' own settings, by engine.
 
     Raises:
-        UserError: one is not, or there are settings of another engine than the recipe's.
+        UserError: one is not, held-out puzzles are among those to train on, or there are settings
+            of another engine than the recipe's.
     """
     name = values.get("name", "run")
     if "/" in name or name in ("", ".", ".."):
         raise UserError(f"recipe key 'name' is the name of a folder, not a path: {name!r}")
+    refuse_overlap(values.get("train_data"), values.get("eval_data"))
     engine = values.get("engine", DEFAULT_ENGINE)
     choose("engine", engine, ENGINES)
     for other, settings in engine_settings.items():

@@ -21,6 +21,7 @@ BUILT_IN = {
     "exact": "prefix_rft.rewards.text:exact",
     "format": "prefix_rft.rewards.text:format",
     "countdown": "prefix_rft.tasks.countdown:reward",
+    "reasoning_gym": "prefix_rft.rewards.gym:reasoning_gym",
 }
 
 
