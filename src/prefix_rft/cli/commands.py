@@ -146,32 +146,46 @@ def methods(args: argparse.Namespace) -> None:
 
 def task(args: argparse.Namespace) -> None:
     """``prefix-rft task``."""
-    from prefix_rft.tasks.countdown import write
-
     folder = Path(args.folder)
     if args.train_rows < 1 or args.test_rows < 1 or args.valid_rows < 1:
         raise UserError("--train-rows, --valid-rows and --test-rows must be at least 1")
-    if args.operands and not all(2 <= n <= 6 for n in args.operands):
-        raise UserError(f"--operands must be between 2 and 6, got {args.operands}")
-    if not 0 <= args.solver_accuracy <= 1:
-        raise UserError(f"--solver-accuracy must be in [0, 1], got {args.solver_accuracy}")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"'{folder}' is a file, not a folder")
     try:
-        write(
-            folder,
-            args.train_rows,
-            args.test_rows,
-            args.seed,
-            args.valid_rows,
-            args.operands,
-            args.solver_accuracy,
-        )
+        (_countdown if args.name == "countdown" else _arithmetic)(args, folder)
+    except UserError:
+        raise
     except ValueError as error:
         raise UserError(f"task '{args.name}': {error}") from error
+
+
+def _countdown(args: argparse.Namespace, folder: Path) -> None:
+    from prefix_rft.tasks.countdown import write
+
+    if args.operands and not all(2 <= n <= 6 for n in args.operands):
+        raise UserError(f"--operands must be between 2 and 6, got {args.operands}")
+    accuracy = 1.0 if args.solver_accuracy is None else args.solver_accuracy
+    if not 0 <= accuracy <= 1:
+        raise UserError(f"--solver-accuracy must be in [0, 1], got {accuracy}")
+    rows = (args.train_rows, args.test_rows)
+    write(folder, *rows, args.seed, args.valid_rows, args.operands, accuracy)
     say(
         Console(),
         f"wrote rows, base/, recipe.yaml, recipes/ and compare/ to {folder}\n"
         f"next: prefix-rft train {folder / 'recipe.yaml'}\n"
         f"  or: prefix-rft compare {folder / 'compare/quick.yaml'} --jobs 2",
+    )
+
+
+def _arithmetic(args: argparse.Namespace, folder: Path) -> None:
+    from prefix_rft.tasks.arithmetic import write
+
+    for option in ("operands", "solver_accuracy"):
+        if getattr(args, option) is not None:
+            raise UserError(f"--{option.replace('_', '-')} has no effect: it is countdown's alone")
+    write(folder, args.train_rows, args.test_rows, args.seed, args.valid_rows)
+    say(
+        Console(),
+        f"wrote rows, model/ (SmolLM2-135M-Instruct), recipe.yaml, recipes/ and compare.yaml to "
+        f"{folder}\nnext: prefix-rft train {folder / 'recipe.yaml'}",
     )

@@ -10,6 +10,7 @@ from prefix_rft.rewards.registry import BUILT_IN
 
 EXAMPLES = """examples:
   prefix-rft task countdown data/countdown      write a task: rows, base model, recipe
+  prefix-rft task arithmetic data/arithmetic    one with a real model, SmolLM2-135M
   prefix-rft check data/countdown/recipe.yaml   every row against its template, grader and lengths
   prefix-rft train data/countdown/recipe.yaml   train, evaluate, leave runs/countdown behind
   prefix-rft train RECIPE.yaml method=dr_grpo learning_rate=2e-4 method.epsilon_high=0.28
@@ -213,20 +214,27 @@ def parser() -> argparse.ArgumentParser:
     task = commands.add_parser(
         "task",
         help="write a bundled task: rows, base model and recipe",
-        epilog="example: prefix-rft task countdown data/countdown",
+        epilog="examples:\n  prefix-rft task countdown data/countdown\n"
+        "  prefix-rft task arithmetic data/arithmetic   (needs the extra lab)",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    task.add_argument("name", choices=["countdown"])
+    task.add_argument(
+        "name",
+        choices=["countdown", "arithmetic"],
+        help="countdown: a tiny model that knows arithmetic and has no goal; arithmetic: "
+        "SmolLM2-135M-Instruct on sums of three terms",
+    )
     task.add_argument("folder", metavar="FOLDER")
     task.add_argument("--train-rows", type=int, default=3000)
     task.add_argument("--valid-rows", type=int, default=200, help="to choose settings on")
     task.add_argument("--test-rows", type=int, default=400)
-    task.add_argument(
-        "--operands", type=int, nargs="+", metavar="N", help="numbers of a puzzle (default: 2 3)"
-    )
-    task.add_argument(
-        "--solver-accuracy", type=float, default=1.0, help="of the demonstrations (default: 1)"
-    )
     task.add_argument("--seed", type=int, default=0)
+    task.add_argument(
+        "--operands", type=int, nargs="+", metavar="N", help="countdown: numbers of a puzzle (2 3)"
+    )
+    task.add_argument(
+        "--solver-accuracy", type=float, help="countdown: accuracy of the demonstrations (1)"
+    )
     return p
 
 
