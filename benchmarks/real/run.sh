@@ -6,5 +6,6 @@ cd "$(dirname "$0")/../.."
 command=${PREFIX_RFT:-.venv/bin/prefix-rft}
 data=data/arithmetic
 [ -e "$data/compare.yaml" ] || "$command" task arithmetic "$data"
+mkdir -p benchmarks/real/results
 OMP_NUM_THREADS=1 "$command" compare "$data/compare.yaml" \
   --output benchmarks/real/results/arithmetic --jobs "${JOBS:-2}"

@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 
 from prefix_rft.engines.tripwires import Tripwires
 from prefix_rft.engines.trl.processes import Processes
+from prefix_rft.engines.trl.safety.deepspeed import refuse_lost_gradients
 from prefix_rft.engines.trl.safety.finite import POLICIES, Finite
 from prefix_rft.engines.trl.safety.run_state import RunState
 from prefix_rft.support.errors import RunError, check_range, choose
@@ -79,6 +80,9 @@ class Watched:
         super().__init__(*args, **kwargs)
         self.processes = Processes(self.accelerator)
         config = self.args
+        if self.is_deepspeed_enabled:
+            plugin = self.accelerator.state.deepspeed_plugin
+            refuse_lost_gradients(plugin, config.gradient_accumulation_steps)
         self.finite = Finite(
             self.processes, config.on_nonfinite, config.nonfinite_limit, self.is_deepspeed_enabled
         )
