@@ -51,6 +51,18 @@ def test_a_mistyped_folder_gets_the_nearest_one(name: str, folder: Path) -> None
         assert "\n" not in str(refused.value)
 
 
+def test_a_gguf_is_no_model_to_train(folder: Path) -> None:
+    """transformers reads one, and refuses to train it when everything else has been loaded."""
+    (folder / "small").mkdir()
+    for name in ("small.gguf", "small/small.gguf"):
+        (folder / name).write_bytes(b"GGUF")
+    for name in ("small.gguf", "small/small.gguf", "small"):
+        with pytest.raises(UserError, match=rf"model '{name}' is GGUF.*that it was made of"):
+            find_model(name, folder)
+    (folder / "base/small.gguf").write_bytes(b"GGUF")
+    assert find_model("base", folder) == str(folder / "base")
+
+
 def test_a_recipe_elsewhere_is_told_what_stands_beside_it(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,15 +17,28 @@ def find_model(name: str, folder: Path = Path()) -> str:
     """The path of a model's folder as ``name`` is seen from ``folder``, or a Hub name as it stands.
 
     Raises:
-        UserError: it can only be a folder, and there is none.
+        UserError: it can only be a folder, and there is none; or it is a GGUF file.
     """
-    if name.strip() and (folder / name).is_dir():
-        return str(folder / name)
+    path = folder / name
+    if name.strip() and is_gguf(path):
+        raise UserError(
+            f"model '{name}' is GGUF, weights made small for inference: give the folder or Hub "
+            "name of the model that it was made of"
+        )
+    if name.strip() and path.is_dir():
+        return str(path)
     written_as_path = name.startswith((".", "/", "~")) or name.endswith("/") or "\\" in name
     if written_as_path or name.count("/") > 1 or not name.strip() or (folder / name).is_file():
         what = "is a file, no folder" if (folder / name).is_file() else "is no folder"
         raise UserError(f"model '{name}' {what}{near(name, folder)}: give a folder or a Hub name")
     return name
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether it is a GGUF file, or a folder of these that no config makes a model."""
+    if path.is_dir():
+        return any(path.glob("*.gguf")) and not any(path.glob("*config.json"))
+    return path.is_file() and path.suffix == ".gguf"
 
 
 def near(name: str, folder: Path) -> str:
