@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup lab quickstart real test test-slow test-verl nightly lint format golden bench clean
+.PHONY: setup lab quickstart real test test-slow ranges test-verl nightly lint format golden bench clean
 
 setup: $(STAMP)
 
@@ -45,7 +45,7 @@ test-slow: lab
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --numprocesses logical --maxprocesses 2 --dist worksteal $(SLOW)
 
 # All that takes too long for every change; run by hand before a piece of work is called done.
-nightly: test-slow test-verl
+nightly: test-slow test-verl ranges
 
 # verl wants an older transformers than we do: an environment of its own. VERL_MARK=slow runs what
 # takes longest, VERL_TESTS=tests/cluster/test_engine.py what needs no Ray.
@@ -63,6 +63,13 @@ $(VERL)/.installed: pyproject.toml constraints-verl.txt
 test-verl: $(VERL)/.installed
 	$(VERL)/bin/pyright --project pyright-verl.json
 	$(VERL)/bin/python -m pytest -m "$(VERL_MARK)" $(VERL_TESTS)
+
+# The wheel alone with the lowest and the newest versions that pyproject.toml allows, and whether all
+# its extras go together.
+ranges: setup
+	.ci/wheel lowest
+	.ci/wheel newest
+	$(BIN)/uv pip compile --quiet pyproject.toml --extra all --output-file /dev/null
 
 lint: setup
 	$(BIN)/ruff check .
