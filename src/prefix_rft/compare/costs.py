@@ -6,10 +6,14 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors import safe_open
 
+from prefix_rft.engines.adapters import find_adapter
+from prefix_rft.engines.models import load_configs, without_weights
+
+INPUT = "embed_tokens"
 METRICS = {
     "sampled": "tokens/sampled",
     "prefilled": "tokens/prefilled",
@@ -29,7 +33,8 @@ class Costs:
         trained: tokens through forward and backward.
         flops: ``2 N`` for each of the first three kinds and ``6 N`` for the last (Kaplan et al.,
             arXiv 2001.08361, section 2.1), where N counts all parameters but the input embedding;
-            attention to the context and grading are left out.
+            ``4 N + 2 T`` for the last with an adapter, of whose T weights alone gradients are
+            computed; attention to the context and grading are left out.
         seconds: the seconds of training on the clock; of an interrupted run, since it last went on.
     """
 
@@ -45,9 +50,21 @@ class Costs:
         return Costs(*(getattr(self, n) + getattr(other, n) for n in names))
 
 
-def costs_of(metrics: Iterable[Mapping[str, Any]], parameters: int, seconds: float) -> Costs:
+class Parameters(NamedTuple):
+    """How many weights compute, the input embedding left out, and how many of them are trained."""
+
+    computing: int
+    trained: int
+
+
+def costs_of(metrics: Iterable[Mapping[str, Any]], parameters: Parameters, seconds: float) -> Costs:
     """The costs behind the lines of ``metrics.jsonl``, whose counts are means over the optimizer
     steps since the line before. Of a step that an interrupted run has done twice, the last counts.
+
+    Args:
+        metrics: the lines of a run.
+        parameters: the weights of its model.
+        seconds: how long it has trained.
     """
     by_step = {x["step"]: x for x in metrics if any(key in x for key in METRICS.values())}
     sums = dict.fromkeys(METRICS, 0.0)
@@ -57,19 +74,44 @@ def costs_of(metrics: Iterable[Mapping[str, Any]], parameters: int, seconds: flo
             sums[name] += (step - last) * (line.get(key) or 0.0)
         last = step
     read = sums["sampled"] + sums["prefilled"] + sums["forward"]
-    flops = 2.0 * parameters * read + 6.0 * parameters * sums["trained"]
+    computing, trained = parameters
+    flops = 2.0 * computing * read + (4.0 * computing + 2.0 * trained) * sums["trained"]
     return Costs(**sums, flops=flops, seconds=seconds)
 
 
-def computing_parameters(model: Path) -> int:
-    """Parameters of a saved model without its input embedding, unless that is its head too."""
-    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    tied = bool(config.get("tie_word_embeddings"))
+def parameters_of(model: Path) -> Parameters:
+    """The weights of a saved model, or of a saved adapter and its base.
+
+    Args:
+        model: the folder of a model or an adapter.
+
+    Raises:
+        UserError: the base of an adapter is not there, or of a kind that cannot be counted.
+    """
+    if find_adapter(str(model)) is None:
+        config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+        stored = stored_weights(model, without=None if config.get("tie_word_embeddings") else INPUT)
+        return Parameters(stored, stored)
+    base = without_weights(load_configs(str(model))[0])
+    computing = sum(weight.numel() for weight in base.parameters())
+    if not base.config.tie_word_embeddings:
+        computing -= base.get_input_embeddings().weight.numel()
+    trained = stored_weights(model)
+    return Parameters(computing + trained, trained)
+
+
+def stored_weights(folder: Path, without: str | None = None) -> int:
+    """How many weights the safetensors files of a folder hold.
+
+    Args:
+        folder: the folder of a model or an adapter.
+        without: weights with this in their names are not counted.
+    """
     total = 0
-    for path in sorted(model.glob("*.safetensors")):
+    for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118  (no mapping)
-                if "embed_tokens" in name and not tied:
+                if without is not None and without in name:
                     continue
                 size = 1
                 for n in file.get_slice(name).get_shape():

@@ -20,7 +20,7 @@ from filelock import FileLock
 from rich.console import Console
 
 from prefix_rft.compare.arms import overrides_of
-from prefix_rft.compare.costs import Costs, computing_parameters, costs_of
+from prefix_rft.compare.costs import Costs, costs_of, parameters_of
 from prefix_rft.compare.trajectory import measures, trajectory
 from prefix_rft.engines.models import quiet
 from prefix_rft.engines.setup import configure
@@ -120,8 +120,7 @@ def _train(job: Mapping[str, Any], folder: Path) -> Costs:
     seconds = time.monotonic() - started
     if run_folder.resolve() != folder.resolve():
         raise UserError(f"the run was left in '{run_folder}', not in '{folder}'")
-    parameters = computing_parameters(folder / "model")
-    costs = costs_of(RunFolder(folder).metrics(), parameters, seconds)
+    costs = costs_of(RunFolder(folder).metrics(), parameters_of(folder / "model"), seconds)
     write_json(record, asdict(costs))
     return costs
 
