@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from prefix_rft.data import Reading
+from prefix_rft.recipe.along import ALONG, check_along
 from prefix_rft.recipe.derived import DERIVED
 from prefix_rft.recipe.mapping import read_recipe
 from prefix_rft.recipe.model_options import find_model, model_options
@@ -57,7 +58,7 @@ class Recipe:
         model: a folder with a Hugging Face model, or a Hub name.
         train_data: a jsonl, json or parquet file, a folder of them, the name of a dataset, or a
             mapping with ``path``, ``name``, ``split``, ``revision``.
-        eval_data: held-out rows for the evaluation at the end, likewise.
+        eval_data: held-out rows for the evaluation before and after training, likewise.
         columns: names in the data for ``prompt``, ``demonstration``, ``answer``, ...
         system_prompt: first message of conversations that have none of their own.
         max_demonstrations: use the first N demonstrations of a row; all by default.
@@ -76,6 +77,8 @@ class Recipe:
         eval_samples: samples per held-out problem.
         eval_temperature: the temperature of those samples.
         eval_problems: evaluate on the first N held-out rows; all by default.
+        eval_every: evaluate on them every N optimizer steps, too; never by default.
+        eval_every_samples: samples per held-out problem then; 1 by default.
         engine: a name in ``ENGINES``.
         engine_settings: the engines' own settings, by engine and key; a file has those of an
             engine under its name.
@@ -102,6 +105,8 @@ class Recipe:
     eval_samples: int = 4
     eval_temperature: float = 1.0
     eval_problems: int | None = None
+    eval_every: int | None = None
+    eval_every_samples: int | None = None
     engine: str = DEFAULT_ENGINE
     engine_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     trainer: Mapping[str, Any] = field(default_factory=dict)
@@ -261,7 +266,8 @@ def check_values(
             raise UserError(f"recipe key '{other}' has no effect without engine: {other}")
     if values.get("eval_temperature", 1.0) < 0:
         raise UserError("recipe key 'eval_temperature' must be at least 0")
-    for key in ("prompts_per_step", "micro_batch_size", "eval_samples", "eval_problems"):
+    for key in ("prompts_per_step", "micro_batch_size", "eval_samples", "eval_problems", *ALONG):
         value = values.get(key, 1)
         if value is not None and value < 1:
             raise UserError(f"recipe key '{key}' must be at least 1, got {value}")
+    check_along(values)

@@ -11,7 +11,6 @@ from typing import Any
 
 from datasets import Dataset
 from rich.console import Console
-from rich.table import Table
 from transformers import PrinterCallback, TrainerCallback
 
 from prefix_rft.checks.preflight import preflight
@@ -21,13 +20,10 @@ from prefix_rft.engines.models import load_model
 from prefix_rft.engines.new_adapter import to_put_on
 from prefix_rft.engines.setup import Setup
 from prefix_rft.engines.trl import DemonstrationTrainer, PrefixRFTTrainer
-from prefix_rft.engines.trl.clock import stop_clock, template_kwargs
+from prefix_rft.engines.trl.clock import stop_clock
 from prefix_rft.engines.trl.policy import trained_weights
 from prefix_rft.engines.trl.safety.interrupt import StopOnSignal
 from prefix_rft.engines.trl.safety.watch import ObservesMetrics
-from prefix_rft.evaluation.samples import Request
-from prefix_rft.evaluation.scores import evaluate
-from prefix_rft.evaluation.table import few_of
 from prefix_rft.recipe.resolved import resolved
 from prefix_rft.recipe.rif_options import Filter
 from prefix_rft.runs.evaluations import HeldOut, write_evaluations
@@ -39,6 +35,8 @@ from prefix_rft.support.errors import Interrupted, UserError, one_line
 from prefix_rft.support.phases import Phases
 from prefix_rft.support.writing import check_folder, write_json
 from prefix_rft.training.agreement import agree, agree_to_start, hears_others
+from prefix_rft.training.along import EvaluatesAlong
+from prefix_rft.training.held_out import evaluate_model, measure, summarise
 from prefix_rft.training.progress import Progress
 from prefix_rft.training.resume import (
     ResumePoint,
@@ -249,6 +247,9 @@ def work(
         if main:
             write_evaluations(folder, evaluations)
 
+    if held_out is not None and setup.recipe.eval_every is not None:
+        trainer.held_out = lambda: measure(setup, trainer, held_out, phases)
+        trainer.add_callback(EvaluatesAlong(setup.recipe.eval_every))
     evaluate_as("base")
     with StopOnSignal(trainer.processes, trainer.record, lambda words: say(console, words)) as stop:
         trainer.add_callback(stop)
@@ -271,41 +272,3 @@ def remove_empty(folders: Sequence[Path]) -> None:
     for folder in folders:
         if folder.is_dir() and all(p.is_dir() for p in folder.rglob("*")):
             shutil.rmtree(folder)
-
-
-def evaluate_model(
-    setup: Setup, trainer: Any, rows: Dataset, tick: Callable[[int], None] = lambda done: None
-) -> HeldOut:
-    """Held-out avg@k of the first reward function, of the model as it is.
-
-    ``tick`` is called with how many problems are sampled.
-    """
-    recipe, args = setup.recipe, setup.args
-    request = Request(
-        samples=recipe.eval_samples,
-        temperature=recipe.eval_temperature,
-        max_completion_length=args.max_completion_length,
-        seed=args.seed,
-        batch_size=args.per_device_train_batch_size,
-        template_kwargs=template_kwargs(args, trainer.processing_class),
-    )
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    return evaluate(model, trainer.processing_class, rows, setup.rewards[0], request, tick)
-
-
-def summarise(console: Console, folder: Path, evaluations: dict[str, HeldOut]) -> None:
-    """The table at the end, and where the files are."""
-    if evaluations:
-        first = next(iter(evaluations.values()))
-        most = max(e.problems for e in evaluations.values())
-        table = Table(title=f"{most} held-out problems")
-        for column in ("model", f"avg@{first.samples}", "95 % interval", "truncated", "no answer"):
-            table.add_column(column, justify="left" if column == "model" else "right")
-        for name, e in evaluations.items():
-            few = few_of(e.problems, most)
-            interval = f"{e.low:.1%} to {e.high:.1%}{' ' * bool(few)}{few}"
-            table.add_row(
-                name, f"{e.mean:.1%}", interval, f"{e.truncated:.1%}", f"{e.no_answer:.1%}"
-            )
-        console.print(table)
-    say(console, f"model, metrics and rollouts: {folder}")
