@@ -115,7 +115,11 @@ def test_keys_of_the_trl_engine_become_verls(tmp_path: Path) -> None:
         ({"engine": "trl", "verl": {"a": 1}}, "'verl' has no effect without engine: verl"),
         (
             {"eval_data": "v.jsonl", "eval_every": 4, "eval_every_samples": 2},
-            "'eval_every_samples' is not there with engine: verl, which takes eval_samples at every",
+            "'eval_every_samples' is not there with engine: verl, which takes eval_samples at",
+        ),
+        (
+            {"eval_data": "v.jsonl", "eval_every": 4, "keep": "best"},
+            "'keep' is not there with engine: verl, which acts on no evaluation",
         ),
         ({"train_data": {"path": "x"}}, "train_data and eval_data are a file, folder or name"),
     ],

@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from prefix_rft.support.errors import UserError
+from prefix_rft.runs.best import BEST, CHOOSES
+from prefix_rft.support.errors import UserError, choose
 
 EVERY = "eval_every"
-ALONG = (EVERY, "eval_every_samples")
+COUNTS = (EVERY, "eval_every_samples")
 """Keys that are counts."""
+ACTS = ("keep",)
+"""Keys that act on what is measured."""
+ALONG = (*COUNTS, *ACTS, "best_metric")
+"""All of them."""
 
 
 def check_along(values: Mapping[str, Any]) -> None:
@@ -19,19 +24,23 @@ def check_along(values: Mapping[str, Any]) -> None:
         values: the recipe's own keys, as far as it gives them.
 
     Raises:
-        UserError: one has none; the message says what is missing.
+        UserError: one has none, or there is no such value; the message says the fix.
     """
-    if values.get(EVERY) is None:
-        for key in ALONG:
-            if values.get(key) is not None:
-                raise UserError(
-                    f"recipe key '{key}' has no effect without {EVERY}, the number of steps from "
-                    "one evaluation to the next"
-                )
-        return
+    given = [key for key in ALONG if values.get(key) is not None]
+    if given and EVERY not in given:
+        raise UserError(
+            f"recipe key '{given[0]}' has no effect without {EVERY}, the number of steps from one "
+            "evaluation to the next"
+        )
     for key, what in (("eval_data", "rows to evaluate"), ("reward", "reward to grade them with")):
-        if values.get(key) is None:
+        if given and values.get(key) is None:
             raise UserError(f"recipe key '{EVERY}' has no {what}: give {key}")
+    if "keep" in given:
+        choose("value of recipe key 'keep'", values["keep"], (BEST,))
+    if "best_metric" in given:
+        choose("best_metric", values["best_metric"], CHOOSES)
+        if not set(ACTS) & set(given):
+            raise UserError("recipe key 'best_metric' has no effect without keep: best")
 
 
 def refuse_unreached(every: int | None, steps: int) -> None:

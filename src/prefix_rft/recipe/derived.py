@@ -15,6 +15,9 @@ DERIVED = {
         "give eval_every, a number of steps; held-out rows are evaluated before and after in any "
         "case",
     ),
+    "load_best_model_at_end": "give keep: best, and the best model is beside the last one",
+    "metric_for_best_model": "give best_metric",
+    "greater_is_better": "what best_metric names is better the higher it is",
     "num_generations_eval": "give eval_samples and eval_every_samples",
     "trust_remote_code": "code that comes with a model is never run",
     "hub_token": "a recipe is written to the run folder; use the environment for secrets",
@@ -33,7 +36,6 @@ DERIVED = {
             *("eval_accumulation_steps", "eval_do_concat_batches", "eval_use_gather_object"),
             "prediction_loss_only",
             *("include_for_metrics", "batch_eval_metrics", "label_names", "eval_packing"),
-            *("load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
         ),
         "held-out rows are sampled and graded, always in the same way; give eval_data",
     ),

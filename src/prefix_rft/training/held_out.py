@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
 
+from prefix_rft.engines.models import load_model
 from prefix_rft.engines.setup import Setup
 from prefix_rft.engines.trl.clock import template_kwargs
 from prefix_rft.evaluation.along import metrics_along, same_random_state, seed_along
 from prefix_rft.evaluation.samples import Request
 from prefix_rft.evaluation.scores import evaluate, sampled
 from prefix_rft.evaluation.table import few_of
+from prefix_rft.runs.best import BEST
 from prefix_rft.runs.evaluations import HeldOut
 from prefix_rft.support.console import say
 from prefix_rft.support.phases import Phases
@@ -43,15 +46,31 @@ def request_of(setup: Setup, tokenizer: Any, samples: int, seed: int) -> Request
 
 
 def evaluate_model(
-    setup: Setup, trainer: Any, rows: Dataset, tick: Callable[[int], None] = lambda done: None
+    setup: Setup,
+    trainer: Any,
+    rows: Dataset,
+    tick: Callable[[int], None] = lambda done: None,
+    step: int | None = None,
 ) -> HeldOut:
-    """Held-out avg@k of the first reward function, of the model as it is.
+    """Held-out avg@k of the first reward function.
 
-    ``tick`` is called with how many problems are sampled.
+    Args:
+        setup: the resolved recipe.
+        trainer: the run's trainer.
+        rows: the held-out rows.
+        tick: called with how many problems are sampled.
+        step: the step whose weights were the best and are to be evaluated, at the end of a run
+            whose last ones are needed no more; None for the model as it is.
     """
-    tokenizer = trainer.processing_class
-    request = request_of(setup, tokenizer, setup.recipe.eval_samples, setup.args.seed)
-    return evaluate(trainer.policy, tokenizer, rows, setup.rewards[0], request, tick)
+    recipe, tokenizer, model = setup.recipe, trainer.processing_class, trainer.policy
+    if step is not None:
+        model.to("cpu")  # one model at a time
+        best = str((Path(setup.args.output_dir) / BEST).resolve())
+        model, _ = load_model(best, recipe.folder, **recipe.model_options)
+        model.to(trainer.accelerator.device)
+    request = request_of(setup, tokenizer, recipe.eval_samples, setup.args.seed)
+    found = evaluate(model, tokenizer, rows, setup.rewards[0], request, tick)
+    return replace(found, step=step)
 
 
 def measure(setup: Setup, trainer: Any, rows: Dataset, phases: Phases) -> dict[str, float]:
@@ -83,8 +102,19 @@ def summarise(console: Console, folder: Path, evaluations: dict[str, HeldOut]) -
         for name, e in evaluations.items():
             few = few_of(e.problems, most)
             interval = f"{e.low:.1%} to {e.high:.1%}{' ' * bool(few)}{few}"
+            of_step = "" if e.step is None else f", step {e.step}"
             table.add_row(
-                name, f"{e.mean:.1%}", interval, f"{e.truncated:.1%}", f"{e.no_answer:.1%}"
+                name + of_step,
+                f"{e.mean:.1%}",
+                interval,
+                f"{e.truncated:.1%}",
+                f"{e.no_answer:.1%}",
             )
         console.print(table)
+    if BEST in evaluations:
+        say(
+            console,
+            f"{folder / BEST} was chosen on these problems, so its number flatters it: evaluate it "
+            "on others (prefix-rft eval) before you report it",
+        )
     say(console, f"model, metrics and rollouts: {folder}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from prefix_rft.engines.trl.safety.interrupt import StopOnSignal
 from prefix_rft.engines.trl.safety.watch import ObservesMetrics
 from prefix_rft.recipe.resolved import resolved
 from prefix_rft.recipe.rif_options import Filter
+from prefix_rft.runs.best import BEST
 from prefix_rft.runs.evaluations import HeldOut, write_evaluations
 from prefix_rft.runs.folder import alone, begun, taken, write_start
 from prefix_rft.runs.reader import RunFolder
@@ -35,14 +36,15 @@ from prefix_rft.support.errors import Interrupted, UserError, one_line
 from prefix_rft.support.phases import Phases
 from prefix_rft.support.writing import check_folder, write_json
 from prefix_rft.training.agreement import agree, agree_to_start, hears_others
-from prefix_rft.training.along import EvaluatesAlong
-from prefix_rft.training.held_out import evaluate_model, measure, summarise
+from prefix_rft.training.along import evaluate_along, settle_best
+from prefix_rft.training.held_out import evaluate_model, summarise
 from prefix_rft.training.progress import Progress
 from prefix_rft.training.resume import (
     ResumePoint,
     changes,
     clear,
     go_on_with,
+    refuse_another_choice,
     refuse_another_model,
 )
 from prefix_rft.training.rif import choose_rows, filter_rows, recorded
@@ -181,6 +183,7 @@ def claim(setup: Setup, start: ResumePoint, stack: ExitStack, others: bool) -> s
             before = RunFolder(folder).recipe()
             now = resolved(setup.recipe, setup.method, setup.args)
             refuse_another_model(folder, before, now)
+            refuse_another_choice(start.checkpoint, before, now)
         if others or (start.folder is None and begun(folder)):
             raise UserError(f"another run has taken the folder '{folder}': start again")
     except UserError as error:
@@ -226,7 +229,7 @@ def work(
     console, phases = display.console, display.phases
     main = trainer.accelerator.is_main_process
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(Progress(display, folder))
+    trainer.add_callback(Progress(display, folder, setup.recipe.chooses))
     trainer.add_callback(trainer.pop_callback(ObservesMetrics))  # what it stops is written first
     trainer.warn = lambda words: say(console, f"warning: {words}", style="yellow")
     if main:
@@ -238,18 +241,20 @@ def work(
     # Every process evaluates, with the same samples: a sharded model needs them all.
     evaluations: dict[str, HeldOut] = {}
 
-    def evaluate_as(name: str) -> None:
+    def evaluate_as(name: str, step: int | None = None) -> None:
         if held_out is None:
             return
-        display.soon()
-        phases.begin(f"evaluating the {name} model", len(held_out))
-        evaluations[name] = evaluate_model(setup, trainer, held_out, phases.at)
+        if step is not None and step == trainer.state.global_step:
+            evaluations[name] = replace(evaluations["trained"], step=step)  # the same weights
+        else:
+            display.soon()
+            phases.begin(f"evaluating the {name} model", len(held_out))
+            evaluations[name] = evaluate_model(setup, trainer, held_out, phases.at, step)
         if main:
             write_evaluations(folder, evaluations)
 
     if held_out is not None and setup.recipe.eval_every is not None:
-        trainer.held_out = lambda: measure(setup, trainer, held_out, phases)
-        trainer.add_callback(EvaluatesAlong(setup.recipe.eval_every))
+        evaluate_along(setup, trainer, held_out, phases)
     evaluate_as("base")
     with StopOnSignal(trainer.processes, trainer.record, lambda words: say(console, words)) as stop:
         trainer.add_callback(stop)
@@ -260,7 +265,10 @@ def work(
             raise Interrupted(f"{saved} as weights alone (save_only_model)", stop.caught)
         raise Interrupted(f"{saved}; go on with: {go_on()}", stop.caught)
     trainer.save_whole_model(folder / "model")
+    best = settle_best(setup, trainer)
     evaluate_as("trained")
+    if best is not None:
+        evaluate_as(BEST, best.step)
     if main:
         summarise(console, folder, evaluations)
     trainer.accelerator.wait_for_everyone()  # the next stage reads what one process has written

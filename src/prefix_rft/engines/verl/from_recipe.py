@@ -26,6 +26,7 @@ from prefix_rft.engines.changes import (
 from prefix_rft.engines.options import SHARED
 from prefix_rft.engines.verl.method_config import KEY, unsupported
 from prefix_rft.engines.verl.results import NEWEST, take_metrics, to_merge
+from prefix_rft.recipe.along import ACTS
 from prefix_rft.recipe.batches import BatchPlan
 from prefix_rft.recipe.recipe import RECOMPUTE, Recipe
 from prefix_rft.runs.rollouts import cut_rollouts
@@ -97,6 +98,12 @@ def refuse(recipe: Recipe, method: Method) -> None:
             "recipe key 'eval_every_samples' is not there with engine: verl, which takes "
             "eval_samples at every evaluation: leave it out"
         )
+    for name in ACTS:
+        if getattr(recipe, name) is not None:
+            raise UserError(
+                f"recipe key '{name}' is not there with engine: verl, which acts on no evaluation: "
+                "leave it out, or use engine: trl"
+            )
     for key in recipe.trainer:
         if key not in KEYS and key not in SPECIAL:
             raise UserError(
