@@ -30,6 +30,10 @@ BAD: dict[str, tuple[list[str], str]] = {
         ["recipe.yaml", "eval_every=2", "eval_every_samples=2"],
         "leave out eval_every and eval_every_samples (~eval_every ~eval_every_samples on the",
     ),
+    "a choice along the way": (
+        ["recipe.yaml", "eval_every=2", "keep=best", "stop_after=3"],
+        "leave out eval_every and keep and stop_after (~eval_every ~keep ~stop_after on the",
+    ),
     "along the way of an arm": (
         ["recipe.yaml", "compare={arms: {a: {eval_every: 2}}}"],
         "arm 'a': a comparison trains every arm for all its steps and evaluates it then",

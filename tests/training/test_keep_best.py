@@ -1,17 +1,15 @@
 """``keep: best``: which weights are kept, that training is not changed by it, and resuming."""
 
-import io
 import json
 import math
 import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import killed_runs as killed
 import pytest
-from rich.console import Console
+from scripted import run, script, weights, write_task
 
 from prefix_rft.engines.models import load_model
 from prefix_rft.engines.setup import configure
@@ -34,24 +32,15 @@ KEEP = ["eval_every=1", "keep=best", "save_steps=1", "save_total_limit=null"]
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = killed.write_task(tmp_path_factory.mktemp("task"))
-    make_rows(3, seed=1).to_json(path.parent / "valid.jsonl")
-    more = "eval_data: valid.jsonl\neval_samples: 2\nmax_steps: 5\nlogging_steps: 1\n"
-    path.write_text(path.read_text().replace("logging_steps: 2\n", more))
-    return path
+    return write_task(tmp_path_factory.mktemp("task"))
 
 
 @pytest.fixture(scope="module")
 def values() -> Iterator[dict[int, float]]:
     """What evaluations along the way find, by step."""
     values = dict(VALUES)
-
-    def measured(setup: Any, trainer: Any, *args: Any) -> dict[str, float]:
-        value = values[trainer.state.global_step]
-        return {"eval_avg": value, "eval_pass": 1 - value, "eval_runtime": 0.0}
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("prefix_rft.training.along.measure", measured)
+        script(patch, values)
         yield values
 
 
@@ -68,17 +57,6 @@ def kept(
 ) -> tuple[Path, str]:
     """A finished run, not to be changed, and what it said."""
     return run(recipe, tmp_path_factory.mktemp("kept"), *KEEP)
-
-
-def run(recipe: Path, folder: Path, *overrides: str) -> tuple[Path, str]:
-    """The folder of a finished run, and what it said."""
-    console = Console(width=200, file=io.StringIO(), record=True)
-    made = train(str(recipe), [*overrides, f"runs={folder}"], console)
-    return made, console.export_text()
-
-
-def weights(folder: Path) -> bytes:
-    return (folder / "model.safetensors").read_bytes()
 
 
 def evaluations(folder: Path) -> dict[str, HeldOut]:
@@ -176,12 +154,10 @@ def test_a_run_that_ended_before_its_best_was_evaluated_goes_on(
     data = json.loads(whole)
     del data["best"]
     (folder / "eval.json").write_text(json.dumps(data))
-    train(str(recipe), [*KEEP, f"runs={tmp_path}/runs"], killed.QUIET, resume=True)
+    run(recipe, tmp_path / "runs", *KEEP, resume=True)
     assert (folder / "eval.json").read_text() == whole
     assert killed.evidence(folder) == expected
-    console = Console(width=200, file=io.StringIO(), record=True)
-    train(str(recipe), [*KEEP, f"runs={tmp_path}/runs"], console, resume=True)
-    assert "is finished" in console.export_text()
+    assert "is finished" in run(recipe, tmp_path / "runs", *KEEP, resume=True)[1]
 
 
 def test_what_cannot_be_compared_is_refused_before_anything_is_touched(
@@ -224,7 +200,10 @@ def test_of_an_adapter_the_best_is_an_adapter(
     [
         (["keep=best"], "recipe key 'keep' has no effect without eval_every"),
         (["eval_every=1", "keep=bset"], "unknown value of recipe key 'keep' 'bset': did you mean"),
-        (["eval_every=1", "best_metric=eval_pass"], "'best_metric' has no effect without keep"),
+        (
+            ["eval_every=1", "best_metric=eval_pass"],
+            "'best_metric' has no effect without keep or stop_after",
+        ),
         (
             ["eval_every=1", "keep=best", "best_metric=eval_pas"],
             "unknown best_metric 'eval_pas': did you mean 'eval_pass'?",

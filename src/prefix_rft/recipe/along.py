@@ -9,11 +9,11 @@ from prefix_rft.runs.best import BEST, CHOOSES
 from prefix_rft.support.errors import UserError, choose
 
 EVERY = "eval_every"
-COUNTS = (EVERY, "eval_every_samples")
+COUNTS = (EVERY, "eval_every_samples", "stop_after")
 """Keys that are counts."""
-ACTS = ("keep",)
+ACTS = ("keep", "stop_after")
 """Keys that act on what is measured."""
-ALONG = (*COUNTS, *ACTS, "best_metric")
+ALONG = (EVERY, "eval_every_samples", *ACTS, "best_metric")
 """All of them."""
 
 
@@ -40,7 +40,7 @@ def check_along(values: Mapping[str, Any]) -> None:
     if "best_metric" in given:
         choose("best_metric", values["best_metric"], CHOOSES)
         if not set(ACTS) & set(given):
-            raise UserError("recipe key 'best_metric' has no effect without keep: best")
+            raise UserError("recipe key 'best_metric' has no effect without keep or stop_after")
 
 
 def refuse_unreached(every: int | None, steps: int) -> None:

@@ -81,6 +81,7 @@ class Recipe:
         eval_every: evaluate on them every N optimizer steps, too; never by default.
         eval_every_samples: samples per held-out problem then; 1 by default.
         keep: ``best`` keeps the weights of the best of these evaluations beside the last ones.
+        stop_after: end the run after N of these evaluations in a row that are not the best.
         best_metric: the metric that says which is the best, one of ``runs.best.CHOOSES``; the
             first of them by default.
         engine: a name in ``ENGINES``.
@@ -112,6 +113,7 @@ class Recipe:
     eval_every: int | None = None
     eval_every_samples: int | None = None
     keep: str | None = None
+    stop_after: int | None = None
     best_metric: str | None = None
     engine: str = DEFAULT_ENGINE
     engine_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

@@ -59,6 +59,12 @@ def best_of(history: History) -> Chosen | None:
     return best
 
 
+def since_best(history: History) -> int:
+    """The evaluations behind the best one; all of them where none has a value."""
+    best = best_of(history)
+    return sum(best is None or step > best.step for step, _ in history)
+
+
 def best_folders(run: Path) -> dict[int, Path]:
     """The folders ``best-N`` of a run that goes on, by step."""
     found = {re.fullmatch(rf"{BEST}-(\d+)", p.name): p for p in run.glob(f"{BEST}-*")}

@@ -19,20 +19,24 @@ from prefix_rft.runs.best import (
     drop_surpassed,
     history_of,
     settle,
+    since_best,
 )
 from prefix_rft.support.errors import UserError
 from prefix_rft.support.phases import Phases
 from prefix_rft.training.held_out import measure
 
 
-def evaluate_along(setup: Setup, trainer: Any, rows: Dataset, phases: Phases) -> None:
-    """Have a trainer evaluate its model along the way, and keep the best, as the recipe says.
+def evaluate_along(
+    setup: Setup, trainer: Any, rows: Dataset, phases: Phases, say: Callable[[str], None]
+) -> None:
+    """Have a trainer evaluate its model along the way, keep the best and stop, as the recipe says.
 
     Args:
         setup: the resolved recipe, with ``eval_every``.
         trainer: the run's trainer.
         rows: the held-out rows.
         phases: hear how far an evaluation is.
+        say: hears why the run ends early.
 
     Raises:
         UserError: the weights are spread over processes, which cannot be kept so yet.
@@ -47,6 +51,8 @@ def evaluate_along(setup: Setup, trainer: Any, rows: Dataset, phases: Phases) ->
                 "keep: best cannot be used with sharded weights (FSDP, DeepSpeed) yet: leave it out"
             )
         trainer.add_callback(KeepsBest(run, metric, trainer.save_whole_model))
+    if recipe.stop_after is not None and metric is not None:
+        trainer.add_callback(StopsAfter(recipe.stop_after, metric, say))
 
 
 def settle_best(setup: Setup, trainer: Any) -> Chosen | None:
@@ -54,9 +60,11 @@ def settle_best(setup: Setup, trainer: Any) -> Chosen | None:
     metric = setup.recipe.chooses
     if setup.recipe.keep is None or metric is None:
         return None
-    best = best_of(history_of(trainer.state.log_history, metric))
+    run, history = Path(setup.args.output_dir), history_of(trainer.state.log_history, metric)
+    best = best_of(history)
     if best is not None and trainer.accelerator.is_main_process:
-        settle(Path(setup.args.output_dir), best.step)
+        drop_surpassed(run, history)  # what a run has left that was killed before it did
+        settle(run, best.step)
     trainer.accelerator.wait_for_everyone()
     return best
 
@@ -111,3 +119,38 @@ class KeepsBest(TrainerCallback):
         """Delete what was the best once, and is for no checkpoint any more."""
         if state.is_world_process_zero:
             drop_surpassed(self.run, history_of(state.log_history, self.metric))
+
+
+class StopsAfter(TrainerCallback):
+    """End a run after so many evaluations in a row that are not the best, as if it were done.
+
+    Args:
+        patience: the number of these evaluations.
+        metric: the metric that says which one is the best.
+        say: hears that the run ends, and why.
+    """
+
+    def __init__(self, patience: int, metric: str, say: Callable[[str], None]) -> None:
+        self.patience, self.metric, self.say = patience, metric, say
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """End at once where a run goes on that was to end."""
+        self._look(state, control)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """End the run, with a checkpoint as at its last step, if it is enough."""
+        if self._look(state, control):
+            control.should_save |= args.save_strategy == "steps"
+
+    def _look(self, state: Any, control: Any) -> bool:
+        history = history_of(state.log_history, self.metric)
+        count, best = since_best(history), best_of(history)
+        if count < self.patience or state.global_step >= state.max_steps:
+            return False
+        control.should_training_stop = True
+        than = "had a value" if best is None else f"was above {best.value:.3f} of step {best.step}"
+        self.say(
+            f"stopped after step {state.global_step} (stop_after): {self.metric} of the last "
+            f"{count} evaluations never {than}"
+        )
+        return True

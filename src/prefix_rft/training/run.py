@@ -254,7 +254,7 @@ def work(
             write_evaluations(folder, evaluations)
 
     if held_out is not None and setup.recipe.eval_every is not None:
-        evaluate_along(setup, trainer, held_out, phases)
+        evaluate_along(setup, trainer, held_out, phases, lambda words: say(console, words))
     evaluate_as("base")
     with StopOnSignal(trainer.processes, trainer.record, lambda words: say(console, words)) as stop:
         trainer.add_callback(stop)

@@ -98,8 +98,8 @@ class ResumesExactly:
         return self._sampler
 
     def _run_epoch(self, *args: Any, epoch: int, **kwargs: Any) -> None:
-        if self.state.global_step >= self.state.max_steps:
-            self.control.should_training_stop = True
+        self.control.should_training_stop |= self.state.global_step >= self.state.max_steps
+        if self.control.should_training_stop:  # a run goes on that had come to its end
             return
         order = getattr(self._sampler, "generator", None)
         if order is not None and getattr(self._sampler, "seed", None) is not None:
