@@ -5,6 +5,7 @@ import json
 import math
 import random
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +62,9 @@ def lines(folder: Path) -> tuple[Lines, Lines]:
 
 @pytest.mark.parametrize("more", [[], SFT], ids=["prefix_rft", "sft"])
 def test_a_run_with_evaluations_ends_with_the_bits_of_one_without(
-    recipe: Path, tmp_path: Path, more: list[str]
+    recipe: Path, tmp_path: Path, more: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])  # where a grader of this process is looked for
     more = [*more, "reward={name: draws:drawing, whole_batch: true}"]
     without, _ = run(recipe, tmp_path / "without", *more)
     with_them, said = run(recipe, tmp_path / "with", *more, "eval_every=1")
