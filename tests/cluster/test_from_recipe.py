@@ -113,12 +113,28 @@ def test_keys_of_the_trl_engine_become_verls(tmp_path: Path) -> None:
         ({"learning_rat": 1.0}, "unknown recipe key 'learning_rat': did you mean 'learning_rate'"),
         ({"lr_scheduler_type": "linear"}, "verl has the schedules constant, cosine, not 'linear'"),
         ({"engine": "trl", "verl": {"a": 1}}, "'verl' has no effect without engine: verl"),
+        (
+            {"eval_data": "v.jsonl", "eval_every": 4, "eval_every_samples": 2},
+            "'eval_every_samples' is not there with engine: verl, which takes eval_samples at",
+        ),
+        (
+            {"eval_data": "v.jsonl", "eval_every": 4, "keep": "best"},
+            "'keep' is not there with engine: verl, which acts on no evaluation",
+        ),
         ({"train_data": {"path": "x"}}, "train_data and eval_data are a file, folder or name"),
     ],
 )
 def test_what_verl_cannot_do_is_refused(tmp_path: Path, more: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         settings(write(tmp_path, **more))
+
+
+@pytest.mark.parametrize(
+    ("more", "every"),
+    [({}, -1), ({"eval_data": "v.jsonl"}, 10**9), ({"eval_data": "v.jsonl", "eval_every": 4}, 4)],
+)
+def test_verl_validates_along_the_way(tmp_path: Path, more: dict[str, Any], every: int) -> None:
+    assert settings(write(tmp_path, **more))["trainer.test_freq"] == every
 
 
 def test_a_share_of_an_unknown_number_of_steps_is_refused(tmp_path: Path) -> None:

@@ -26,6 +26,18 @@ BAD: dict[str, tuple[list[str], str]] = {
         ["recipe.yaml", "compare={arms: {a: {method.entropy_kep: 1}}}"],
         "did you mean 'entropy_keep'",
     ),
+    "along the way": (
+        ["recipe.yaml", "eval_every=2", "eval_every_samples=2"],
+        "leave out eval_every and eval_every_samples (~eval_every ~eval_every_samples on the",
+    ),
+    "a choice along the way": (
+        ["recipe.yaml", "eval_every=2", "keep=best", "stop_after=3"],
+        "leave out eval_every and keep and stop_after (~eval_every ~keep ~stop_after on the",
+    ),
+    "along the way of an arm": (
+        ["recipe.yaml", "compare={arms: {a: {eval_every: 2}}}"],
+        "arm 'a': a comparison trains every arm for all its steps and evaluates it then",
+    ),
     "output": (["recipe.yaml", "--output", "recipe.yaml"], "--output 'recipe.yaml' is a file"),
     "folder of output": (["recipe.yaml", "--output", "no/where"], "--output 'no/where'"),
     "nothing is done": (["recipe.yaml", "--only-table"], "no run of 'comparisons/countdown'"),

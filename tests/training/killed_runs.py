@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import traceback
@@ -31,6 +32,8 @@ from prefix_rft.training.train import train
 from tiny import make_model, make_rows, make_tokenizer
 
 PHASES = ("generation", "grading", "update", "checkpoint", "record")
+BEST = "best"
+"""While the best weights are written, renamed or deleted; in a run that keeps them."""
 CLOCKS = ("time", "_per_second")
 REWARD = '''
 def shaped(completions, answer, **kwargs):
@@ -86,7 +89,7 @@ class Moments:
 
     def __init__(self, phase: str = "", number: int = 0) -> None:
         self.phase, self.number = phase, number
-        self.counts = dict.fromkeys(PHASES, 0)
+        self.counts = dict.fromkeys((*PHASES, BEST), 0)
         self.marks = {0: dict(self.counts)}
 
     def happens(self, phase: str) -> None:
@@ -123,6 +126,8 @@ class Moments:
         if event == "os.rename" and Path(args[1]).name.startswith("checkpoint-"):
             self.marks[int(Path(args[1]).name[11:])] = dict(self.counts)
         path = str(args[0])
+        if "/best" in path:
+            self.happens(BEST)
         if ".writing" in path or "checkpoint-" in path:
             self.happens("checkpoint")
         elif "metrics.jsonl" in path or "rollouts" in path:
@@ -255,8 +260,24 @@ def _work(
         counts.write_text(json.dumps(watch.log))
 
 
+TWO = ("max_steps=8", "num_iterations=2")
+
+
+def free_port() -> int:
+    """One where nobody listens now."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
 def start_one_of_two(
-    rank: int, port: int, recipe: Path, runs: Path, phase: str = "", number: int = 0
+    rank: int,
+    port: int,
+    recipe: Path,
+    runs: Path,
+    phase: str = "",
+    number: int = 0,
+    overrides: Sequence[str] = TWO,
 ) -> subprocess.Popen[str]:
     """Begin or go on with a run of two processes: one of them, perhaps to be killed."""
     code = (
@@ -267,7 +288,7 @@ def start_one_of_two(
         "sys.exit(main(['train', recipe, f'runs={runs}', '--resume', *more]))"
     )
     here = Path(__file__).parent
-    more = ["max_steps=8", "num_iterations=2", "ddp_timeout=60"]
+    more = [*overrides, "ddp_timeout=60"]
     return subprocess.Popen(
         [sys.executable, "-c", code, str(recipe), str(runs), phase, str(number), *more],
         env={
@@ -278,7 +299,7 @@ def start_one_of_two(
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
             "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": f"{here}:{here.parent}",
+            "PYTHONPATH": os.pathsep.join([str(here), *sys.path]),
         },
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,

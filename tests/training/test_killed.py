@@ -3,7 +3,6 @@
 import json
 import random
 import signal
-import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,11 @@ RUNS = {
         "steps_per_generation=4",
     ],
     "memory": ["max_steps=12", "method=adaback"],
-}
+    "evaluations": [  # the best is that of step 24, and after three more it ends
+        "max_steps=32", "learning_rate=3e-3", "eval_data=train.jsonl", "eval_samples=1",
+        "eval_every=2", "keep=best", "stop_after=3",
+    ],
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +46,11 @@ def kill_and_compare(
     whole, again = folder / "whole", folder / "again"
     assert killed.run(recipe, whole, overrides, killed.Moments()) == 0
     totals, marks = json.loads(whole.with_suffix(".counts.json").read_text())
-    assert min(totals.values()) > 10
+    assert min(totals[p] for p in (*killed.PHASES, *phases)) > 10
     rng = random.Random(seed)
     for number in range(kills):
         done = marks[str(max(checkpoints(again / "run"), default=0))]
-        left = {p: totals[p] - done[p] for p in killed.PHASES}
+        left = {p: totals[p] - done[p] for p in totals}
         phase = phases[number % len(phases)]
         if not left[phase]:
             phase = "checkpoint"  # the model is saved last
@@ -81,6 +84,17 @@ def test_killed_five_times(recipe: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+def test_killed_while_it_evaluates_and_keeps_the_best(recipe: Path, tmp_path: Path) -> None:
+    """Also between the weights and the line that says that they are the best."""
+    phases = (killed.BEST, "generation", killed.BEST)
+    kill_and_compare(recipe, tmp_path, "evaluations", kills=12, seed=3, phases=phases)
+    assert max(checkpoints(tmp_path / "whole/run")) == 30
+    note = json.loads((tmp_path / "whole/run/best/best.json").read_text())
+    assert note["step"] == 24
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.parametrize("name", RUNS)
 def test_killed_again_and_again(recipe: Path, tmp_path: Path, name: str, seed: int) -> None:
@@ -93,7 +107,7 @@ def test_of_two_processes_one_is_killed(recipe: Path, tmp_path: Path) -> None:
     """The other ends with a sentence, within its timeout, and the run goes on."""
 
     def start(runs: Path, rank: int = 0, phase: str = "", number: int = 0) -> list[Any]:
-        port = free_port()
+        port = killed.free_port()
         return [
             killed.start_one_of_two(r, port, recipe, runs, phase if r == rank else "", number)
             for r in (0, 1)
@@ -121,9 +135,3 @@ def test_of_two_processes_one_is_killed(recipe: Path, tmp_path: Path) -> None:
     expected, found = (killed.evidence(x / "run") for x in (tmp_path / "whole", again))
     for part in expected:
         assert found[part] == expected[part], part
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])

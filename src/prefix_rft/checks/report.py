@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prefix_rft.checks.device_memory import count_parameters, estimate
+from prefix_rft.checks.evaluations import show_evaluations
 from prefix_rft.checks.findings import Finding
 from prefix_rft.checks.rows import Checked, Scope, check_data
 from prefix_rft.data.demonstrations import USABLE
@@ -119,6 +120,8 @@ def check_setup(
             serious=False,
         )
     show_batches(console, setup, train)
+    if setup.recipe.eval_every is not None and len(parts) > 1:
+        show_evaluations(console, setup, steps_of(setup, train), train.findings, parts[1].rows)
     show_schedule(console, setup, train)
     show_memory(console, setup, train, config, weights)
     for checked in parts:
@@ -169,12 +172,18 @@ def quantile(values: Sequence[int], q: float) -> int:
     return ordered[max(0, math.ceil(q * len(ordered)) - 1)]
 
 
+def steps_of(setup: Setup, train: Checked) -> int:
+    """The optimizer steps of the run, as far as its rows are known."""
+    kept = train.kept
+    return setup.total_steps(kept.rows if setup.method.samples else kept.demonstrations)
+
+
 def show_batches(console: Console, setup: Setup, train: Checked) -> None:
     """The batch arithmetic in words."""
     plan, method = setup.plan, setup.method
     kept = train.kept
     rows = kept.rows if method.samples else kept.demonstrations
-    steps = setup.total_steps(rows)
+    steps = steps_of(setup, train)
     iterations = setup.engine.iterations(setup.args)
     say(console, f"\n{plan}")
     share = kept.with_demonstration / kept.rows if kept.rows else 0.0

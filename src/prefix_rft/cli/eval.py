@@ -18,6 +18,7 @@ from prefix_rft.evaluation.samples import Request
 from prefix_rft.evaluation.sets import EvalSet, distinct, named_set, read_suite
 from prefix_rft.evaluation.table import show_eval
 from prefix_rft.rewards import BUILT_IN
+from prefix_rft.runs.best import BEST
 from prefix_rft.support.console import say
 from prefix_rft.support.display import Display, by_job
 from prefix_rft.support.errors import UserError
@@ -134,8 +135,9 @@ def _columns(pairs: list[str]) -> dict[str, str]:
 
 
 def name_of_model(source: str) -> str:
-    """A folder's name for a model: that of its run, for ``RUN/model`` and ``RUN/checkpoint-N``."""
+    """A folder's name for a model: that of its run, with ``best`` or ``checkpoint-N`` behind it."""
     parts = [p for p in Path(source).parts if p not in ("/", ".", "..")] or ["model"]
-    if len(parts) > 1 and (parts[-1] == "model" or parts[-1].startswith("checkpoint-")):
-        parts = [parts[-2], *([] if parts[-1] == "model" else parts[-1:])]
-    return "-".join(parts[-2:]) if parts[-1].startswith("checkpoint-") else parts[-1]
+    of_run = parts[-1] == BEST or parts[-1].startswith("checkpoint-")
+    if len(parts) > 1 and (parts[-1] == "model" or of_run):
+        return "-".join(parts[-2:]) if of_run else parts[-2]
+    return parts[-1]

@@ -17,7 +17,9 @@ from prefix_rft.compare.runner import check_at_once, run_all
 from prefix_rft.compare.view import as_csv, show
 from prefix_rft.engines.models import quiet
 from prefix_rft.engines.setup import configure
+from prefix_rft.recipe.along import ALONG
 from prefix_rft.recipe.mapping import read_recipe, value_of
+from prefix_rft.recipe.recipe import Recipe
 from prefix_rft.recipe.stages import STAGES
 from prefix_rft.support.console import say
 from prefix_rft.support.display import Display
@@ -107,7 +109,9 @@ def board_of(
     for arm in board.comparison.arms:  # a fault in the last arm costs no time
         keys = {**board.shared, **arm.keys, **{k: v[0] for k, v in arm.sweep.items()}}
         try:
-            configure(recipe, overrides_of(keys)).close()
+            setup = configure(recipe, overrides_of(keys))
+            setup.close()
+            refuse_along(setup.recipe)
         except UserError as error:
             raise UserError(f"arm '{arm.name}': {error}") from error
     return board
@@ -133,6 +137,7 @@ def read_board(
     shared = _shared(overrides)
     setup = configure(recipe, overrides)
     setup.close()
+    refuse_along(setup.recipe)
     if setup.recipe.eval_data is None or not setup.recipe.reward:
         raise UserError("a comparison needs eval_data and a reward in the recipe")
     if setup.recipe.trainer.get("max_steps", -1) < 1:
@@ -144,6 +149,22 @@ def read_board(
     # What only a comparison reads is not part of what its runs share.
     resolved = replace(setup.recipe, name="")
     return Board(comparison, str(Path(recipe).resolve()), resolved, shared, folder)
+
+
+def refuse_along(recipe: Recipe) -> None:
+    """Refuse evaluations along the way, and what acts on them.
+
+    Raises:
+        UserError: the recipe asks for some; arms are compared by their last weights, after steps
+            that are counted, on rows by which none of them was chosen.
+    """
+    asked = [key for key in ALONG if getattr(recipe, key) is not None]
+    if asked:
+        raise UserError(
+            "a comparison trains every arm for all its steps and evaluates it then, on rows that "
+            f"chose nothing: leave out {' and '.join(asked)} ({' '.join(f'~{k}' for k in asked)} "
+            "on the command line); 'trajectory' of 'compare' measures along the way"
+        )
 
 
 def _shared(overrides: Sequence[str]) -> dict[str, Any]:

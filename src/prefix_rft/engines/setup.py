@@ -15,6 +15,7 @@ from prefix_rft.core import Method
 from prefix_rft.engines.arguments import check_trackers, keys, trainer_arguments
 from prefix_rft.engines.options import SHARED, resolve
 from prefix_rft.engines.packages import check_packages
+from prefix_rft.recipe.along import refuse_unreached
 from prefix_rft.recipe.batches import BatchPlan
 from prefix_rft.recipe.recipe import ENGINES, Recipe, RecipeFile, refuse_unknown_keys
 from prefix_rft.recipe.rif_options import Filter
@@ -152,6 +153,8 @@ def set_up(file: RecipeFile, stage: int = 0, folder: Path | None = None, **setti
     args, plan = trainer_arguments(recipe, method, folder)
     check_trackers(args.report_to)
     check_packages(args, recipe.model_options)
+    if args.max_steps > 0:
+        refuse_unreached(recipe.eval_every, args.max_steps)
     if method.samples and args.reward_weights is None:
         args.reward_weights = weights
     return Setup(recipe, args.resolve_method(), rewards, args, plan, engine)

@@ -118,6 +118,24 @@ def scores(problems: Sequence[Problem]) -> EvalScores:
     )
 
 
+def sampled(
+    model: Any,
+    tokenizer: Any,
+    rows: Dataset,
+    reward: Callable[..., Any],
+    request: Request,
+    tick: Callable[[int], None] = lambda done: None,
+) -> list[Problem]:
+    """The rows as problems with their samples; arguments as in :func:`sample_and_grade`.
+
+    Raises:
+        UserError: there is no row.
+    """
+    parts = sample_and_grade(model, tokenizer, rows, reward, request, None, tick)
+    by_problem = [samples for part in parts for samples in part]
+    return [Problem(number, {}, samples) for number, samples in enumerate(by_problem)]
+
+
 def evaluate(
     model: Any,
     tokenizer: Any,
@@ -131,9 +149,7 @@ def evaluate(
     Raises:
         UserError: there is no row, or none of the completions could be graded.
     """
-    parts = sample_and_grade(model, tokenizer, rows, reward, request, None, tick)
-    sampled = [samples for part in parts for samples in part]
-    problems = [Problem(number, {}, samples) for number, samples in enumerate(sampled)]
+    problems = sampled(model, tokenizer, rows, reward, request, tick)
     summary = scores(problems)
     if summary.avg is None:
         raise UserError(f"reward function '{name_of(reward)}' could grade none of the completions")

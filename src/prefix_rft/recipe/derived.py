@@ -9,8 +9,16 @@ DERIVED = {
     "generation_batch_size": BATCH,
     "output_dir": "give name and runs",
     "method_options": "give them under method",
-    "eval_strategy": "held-out rows are evaluated at the end; give eval_data",
-    "do_eval": "held-out rows are evaluated at the end; give eval_data",
+    "do_eval": "held-out rows are evaluated where there is eval_data",
+    **dict.fromkeys(
+        ("eval_strategy", "eval_steps", "eval_delay", "eval_on_start"),
+        "give eval_every, a number of steps; held-out rows are evaluated before and after in any "
+        "case",
+    ),
+    "load_best_model_at_end": "give keep: best, and the best model is beside the last one",
+    "metric_for_best_model": "give best_metric",
+    "greater_is_better": "what best_metric names is better the higher it is",
+    "num_generations_eval": "give eval_samples and eval_every_samples",
     "trust_remote_code": "code that comes with a model is never run",
     "hub_token": "a recipe is written to the run folder; use the environment for secrets",
     "auto_find_batch_size": "give micro_batch_size",
@@ -24,13 +32,12 @@ DERIVED = {
     ),
     **dict.fromkeys(
         (
-            *("eval_steps", "eval_delay", "eval_on_start", "per_device_eval_batch_size"),
+            *("per_device_eval_batch_size", "bf16_full_eval", "fp16_full_eval"),
             *("eval_accumulation_steps", "eval_do_concat_batches", "eval_use_gather_object"),
-            *("num_generations_eval", "bf16_full_eval", "fp16_full_eval", "prediction_loss_only"),
+            "prediction_loss_only",
             *("include_for_metrics", "batch_eval_metrics", "label_names", "eval_packing"),
-            *("load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
         ),
-        "held-out rows are evaluated before and after training alone; give eval_data",
+        "held-out rows are sampled and graded, always in the same way; give eval_data",
     ),
 }
 """TRL keys that a recipe may not set, and what to do instead."""

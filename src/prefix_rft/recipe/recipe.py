@@ -13,10 +13,12 @@ from typing import Any, NamedTuple
 
 from prefix_rft.data import Reading
 from prefix_rft.data.puzzles import refuse_overlap
+from prefix_rft.recipe.along import ACTS, COUNTS, check_along
 from prefix_rft.recipe.derived import DERIVED
 from prefix_rft.recipe.mapping import read_recipe
 from prefix_rft.recipe.model_options import find_model, model_options
 from prefix_rft.recipe.stages import DEFAULT_METHOD, STAGES, stage_names, stages_of
+from prefix_rft.runs.best import CHOOSES
 from prefix_rft.support.errors import UserError, check_types, choose, refuse_unknown
 
 INIT = "model_init_kwargs"
@@ -59,7 +61,7 @@ class Recipe:
         train_data: a jsonl, json or parquet file, a folder of them, the name of a dataset, or a
             mapping with ``path``, ``name``, ``split``, ``revision``; or ``reasoning_gym`` with the
             name of one of its tasks, ``size``, ``seed`` and the task's options.
-        eval_data: held-out rows for the evaluation at the end, likewise.
+        eval_data: held-out rows for the evaluation before and after training, likewise.
         columns: names in the data for ``prompt``, ``demonstration``, ``answer``, ...
         system_prompt: first message of conversations that have none of their own.
         max_demonstrations: use the first N demonstrations of a row; all by default.
@@ -78,6 +80,12 @@ class Recipe:
         eval_samples: samples per held-out problem.
         eval_temperature: the temperature of those samples.
         eval_problems: evaluate on the first N held-out rows; all by default.
+        eval_every: evaluate on them every N optimizer steps, too; never by default.
+        eval_every_samples: samples per held-out problem then; 1 by default.
+        keep: ``best`` keeps the weights of the best of these evaluations beside the last ones.
+        stop_after: end the run after N of these evaluations in a row that are not the best.
+        best_metric: the metric that says which is the best, one of ``runs.best.CHOOSES``; the
+            first of them by default.
         engine: a name in ``ENGINES``.
         engine_settings: the engines' own settings, by engine and key; a file has those of an
             engine under its name.
@@ -104,6 +112,11 @@ class Recipe:
     eval_samples: int = 4
     eval_temperature: float = 1.0
     eval_problems: int | None = None
+    eval_every: int | None = None
+    eval_every_samples: int | None = None
+    keep: str | None = None
+    stop_after: int | None = None
+    best_metric: str | None = None
     engine: str = DEFAULT_ENGINE
     engine_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     trainer: Mapping[str, Any] = field(default_factory=dict)
@@ -137,6 +150,12 @@ class Recipe:
     def model_options(self) -> dict[str, Any]:
         """The recipe's ``model_init_kwargs``."""
         return dict(self.trainer.get(INIT) or {})
+
+    @property
+    def chooses(self) -> str | None:
+        """The metric that says which evaluation is the best; None where nothing acts on that."""
+        acts = any(getattr(self, key) is not None for key in ACTS)
+        return self.best_metric or CHOOSES[0] if acts else None
 
     def model_source(self) -> str:
         """The model's folder where it exists beside the recipe, else the name as it stands.
@@ -265,7 +284,8 @@ def check_values(
             raise UserError(f"recipe key '{other}' has no effect without engine: {other}")
     if values.get("eval_temperature", 1.0) < 0:
         raise UserError("recipe key 'eval_temperature' must be at least 0")
-    for key in ("prompts_per_step", "micro_batch_size", "eval_samples", "eval_problems"):
+    for key in ("prompts_per_step", "micro_batch_size", "eval_samples", "eval_problems", *COUNTS):
         value = values.get(key, 1)
         if value is not None and value < 1:
             raise UserError(f"recipe key '{key}' must be at least 1, got {value}")
+    check_along(values)

@@ -67,7 +67,9 @@ def place(name: str) -> tuple[str, str, str]:
     parts = name.split("/")
     if name in ("prefix/low", "prefix/high"):
         return SCHEDULE, BOUNDS, parts[1]
-    metric = None if name.startswith(EVALUATION) else metric_of(name)
+    metric = metric_of(name)
+    if metric is not None and name.startswith(EVALUATION) and metric.name != name:
+        metric = None  # the same metric as in training, of other rows
     if metric is not None and not metric.split:
         return metric.section, name, "policy"
     for index in (0, -1):

@@ -110,7 +110,8 @@ def _evaluations(evaluations: Sequence[Evaluated]) -> list[dict[str, Any]]:
         {
             "run": e.run,
             "colour": e.colour,
-            "stage": e.stage,
+            "stage": e.stage if n.step is None else f"{e.stage}, step {n.step:,}",
+            "chosen": n.step is not None,
             "mean": share(n.mean, scale),
             "interval": f"{share(n.low, scale)} to {share(n.high, scale)}",
             "picture": draw_interval((n.low, n.mean, n.high), scale, e.colour),

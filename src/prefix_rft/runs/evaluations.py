@@ -30,6 +30,7 @@ class HeldOut:
         ungraded: the number of samples that could not be graded (timeout, error, ...), which do not
             count; None where not recorded.
         per_problem: the mean reward of each graded problem; None where not recorded.
+        step: the optimizer step whose weights were chosen; None for those before or after training.
     """
 
     problems: int
@@ -41,6 +42,7 @@ class HeldOut:
     no_answer: float | None = None
     ungraded: int | None = None
     per_problem: list[float] | None = None
+    step: int | None = None
 
     @classmethod
     def read(cls, data: Mapping[str, Any]) -> HeldOut:
@@ -61,6 +63,7 @@ class HeldOut:
             no_answer=finite(data.get("no_answer")),
             ungraded=None if data.get("ungraded") is None else count(data["ungraded"]),
             per_problem=None if rewards is None else [_number(r) for r in rewards],
+            step=None if data.get("step") is None else count(data["step"]),
         )
 
 
@@ -69,7 +72,7 @@ def write_evaluations(folder: Path, evaluations: Mapping[str, HeldOut]) -> None:
 
     Args:
         folder: the run's folder.
-        evaluations: the evaluations by what was evaluated, ``base`` and ``trained``.
+        evaluations: the evaluations by what was evaluated: ``base``, ``trained``, ``best``.
 
     Raises:
         UserError: it cannot be written.

@@ -23,13 +23,14 @@ ORIGIN_WORDS = {
 }
 """First or last part of a metric's name, and the rows or tokens it is about, in words."""
 
+HELD_OUT = "Held-out problems"
 SPLIT = "Hybrid and on-policy rollouts"
 SCHEDULE = "Prefix schedule"
 TRAINING = "Training"
 VERDICTS = "Verdicts and groups"
 TOKENS = "Tokens and time"
 OTHER = "Other metrics"
-SECTIONS = (SPLIT, SCHEDULE, TRAINING, VERDICTS, TOKENS, OTHER)
+SECTIONS = (HELD_OUT, SPLIT, SCHEDULE, TRAINING, VERDICTS, TOKENS, OTHER)
 """Headings of the report, in their order; ``OTHER`` has what is not registered."""
 
 EVALUATION = "eval_"
@@ -74,6 +75,22 @@ ORIGINS = f"(?:{'|'.join(ORIGIN_WORDS)})"
 SHARE, NATS = "share", "nats per token"
 
 METRICS = (
+    Metric("eval_avg", "Mean reward (avg@k)", "", HELD_OUT,
+           "Mean reward over held-out problems, along the way (eval_every).", measured=False),
+    Metric("eval_pass", "Problems solved (pass@k)", SHARE, HELD_OUT,
+           "The held-out problems that some sample solves, of eval_every_samples each.",
+           measured=False),
+    Metric("eval_no_answer", "Samples without an answer", SHARE, HELD_OUT,
+           "The samples of held-out problems in which the grader found no answer; they count as 0.",
+           measured=False),
+    Metric("eval_truncated", "Truncated samples", SHARE, HELD_OUT,
+           "The samples of held-out problems that ran into the length limit.", measured=False),
+    Metric("eval_ungraded", "Samples without a reward", SHARE, HELD_OUT,
+           "The samples of held-out problems that could not be graded; they do not count.",
+           measured=False),
+    Metric("eval_tokens", "Length of samples", "tokens", HELD_OUT,
+           "Mean sampled tokens of held-out problems.", measured=False),
+
     Metric("ORIGIN/reward", "Reward", "", SPLIT,
            "Mean reward of the on-policy rows, hybrid rows or whole demonstrations that were "
            "graded."),
@@ -226,6 +243,7 @@ PROGRESS = (
     ("prefix/reward", "hybrid reward", "{:.3f}"),
     ("prefix/length", "prefix", "{:.1f} tok"),
     ("entropy", "entropy", "{:.2f}"),
+    ("eval_avg", "held-out", "{:.3f}"),
 )
 """Shown on the progress line, in this order: a metric, its name there, and how its value is put."""
 
@@ -237,7 +255,7 @@ def metric_of(name: str) -> Metric | None:
     A name that is registered as it stands goes before one that a pattern fits.
     """
     bare = name.removeprefix(EVALUATION)
-    exact = next((m for m in METRICS if m.name == bare), None)
+    exact = next((m for m in METRICS if m.name in (name, bare)), None)
     return exact or next((m for m in METRICS if m.fits(bare)), None)
 
 

@@ -59,7 +59,7 @@ class RunFolder:
         return self._json("environment.json") or {}
 
     def evaluations(self) -> dict[str, HeldOut]:
-        """What ``eval.json`` holds of ``base`` and ``trained``; empty where there is no such file.
+        """What ``eval.json`` holds of ``base``, ``trained`` and ``best``; empty without the file.
 
         Raises:
             UserError: it is damaged.

@@ -7,7 +7,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from prefix_rft.runs.metric_names import PROGRESS
+from prefix_rft.runs.best import CHOOSES, best_of, history_of
+from prefix_rft.runs.metric_names import EVALUATION, PROGRESS
 from prefix_rft.runs.metrics import SUMMARY, append_metrics
 from prefix_rft.support.display import Display, clock
 
@@ -18,12 +19,14 @@ PLAIN_LINES = 20
 class Progress(TrainerCallback):
     """Report a run's steps to a display, and its metrics to its folder.
 
-    Rewards are noisy from step to step, so the line shows an average with a memory of about ten.
+    Rewards are noisy from step to step, so the line shows an average with a memory of about ten; of
+    evaluations it shows the last one, and the best by the metric that ``chooses``.
     """
 
-    def __init__(self, display: Display, folder: Path) -> None:
+    def __init__(self, display: Display, folder: Path, chooses: str | None = None) -> None:
         self.display = display
         self.folder = folder
+        self.chooses, self.best = chooses, ""
         self.smooth: dict[str, float] = {}
         self.started = self.ended = 0.0
         self.first = self.step = self.total = 0  # ``first``: from where this process goes on
@@ -34,6 +37,7 @@ class Progress(TrainerCallback):
         self.started = self.ended = self.display.now()
         self.first = self.step = self.shown = state.global_step
         self.total = state.max_steps
+        self._look_for_best(state)
         if state.is_world_process_zero:
             self.display.phases.begin("starting")
             self.display.before, self.display.behind = self.steps, self.values
@@ -57,9 +61,22 @@ class Progress(TrainerCallback):
         for key, _, _ in PROGRESS:
             value = logs.get(key)
             if isinstance(value, (int, float)):
-                old = self.smooth.get(key, value)
+                old = value if key.startswith(EVALUATION) else self.smooth.get(key, value)
                 self.smooth[key] = 0.9 * old + 0.1 * value
         self._due()
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Print what was measured: evaluations are few, and a reader waits for them."""
+        self._look_for_best(state)
+        if state.is_world_process_zero and self.display.live is None:
+            measured = self.values(EVALUATION)
+            self.display.leave(f"step {state.global_step}/{self.total}  {measured}")
+
+    def _look_for_best(self, state: Any) -> None:
+        if self.chooses is not None:
+            best = best_of(history_of(state.log_history, self.chooses))
+            name = "" if self.chooses == CHOOSES[0] else f" {self.chooses}"
+            self.best = "" if best is None else f"best{name} {best.value:.3f} at step {best.step}"
 
     def _due(self) -> None:
         """Print the line after the first step, and some twenty times in a run."""
@@ -83,10 +100,11 @@ class Progress(TrainerCallback):
         left = each * (self.total - self.step) - (now - self.ended)
         return f"{text}, {clock(max(left, 0.0))} left"
 
-    def values(self) -> str:
-        """What was measured."""
-        known = [(k, name, form) for k, name, form in PROGRESS if k in self.smooth]
-        return "  ".join(f"{name} {form.format(self.smooth[k])}" for k, name, form in known)
+    def values(self, beginning: str = "") -> str:
+        """What was measured, of metrics whose names begin so."""
+        known = [x for x in PROGRESS if x[0] in self.smooth and x[0].startswith(beginning)]
+        measured = [f"{name} {form.format(self.smooth[k])}" for k, name, form in known]
+        return "  ".join([*measured, *([self.best] if self.best else [])])
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Leave the last line standing."""

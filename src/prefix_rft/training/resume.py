@@ -16,6 +16,8 @@ from prefix_rft.engines.changes import (
     among,
 )
 from prefix_rft.engines.options import SHARED
+from prefix_rft.recipe.along import ACTS
+from prefix_rft.runs.best import BEST, CHOOSES, reopen, verify_best
 from prefix_rft.runs.checkpoints import WRITING, checkpoints, go_back, newest_whole, step_of
 from prefix_rft.runs.folder import read_environment
 from prefix_rft.runs.metrics import cut_metrics
@@ -26,6 +28,11 @@ from prefix_rft.support.errors import UserError
 PLACES = ("runs", "name")
 BEGINNING = ("model", "model_init_kwargs", "engine")
 """Keys of a recipe that are no settings of the trainer, and decide what a run begins with."""
+MEASURED_ALIKE = (
+    *("keep", "best_metric", "reward"),
+    *("eval_data", "eval_problems", "eval_temperature", "eval_every_samples"),
+)
+"""Keys that decide how evaluations along the way compare."""
 TWICE = ("trainer.method_options",)
 """Settings that stand elsewhere too: told once."""
 
@@ -121,7 +128,7 @@ def find(runs: Path, names: Sequence[str], say: Callable[[str], None]) -> Resume
         if folder is None:
             continue
         before = newest_run(runs, names[stage - 1]) if stage else None
-        if before is not None and RunFolder(folder).recipe()["model"] != _model_of(before):
+        if before is not None and RunFolder(folder).recipe()["model"] != model_of(before):
             continue  # of an older pass through the stages
         there = checkpoints(folder)
         if finished(folder):
@@ -131,7 +138,7 @@ def find(runs: Path, names: Sequence[str], say: Callable[[str], None]) -> Resume
                     words += f", or resume_from_checkpoint={there[max(there)]} to train it longer"
                 say(words)
                 return ResumePoint(stage, folder=folder, finished=True)
-            return ResumePoint(stage + 1, _model_of(folder))
+            return ResumePoint(stage + 1, model_of(folder))
         recipe = RunFolder(folder).recipe()
         model = None if stage == 0 else str(recipe["model"])
         if recipe.get("trainer", {}).get("save_only_model"):
@@ -170,17 +177,21 @@ def _name_of(folder: Path) -> Any:
     return RunFolder(folder).recipe().get("name")
 
 
-def _model_of(folder: Path) -> str:
-    return str((folder / "model").resolve())
+def model_of(folder: Path) -> str:
+    """What the next stage starts from: the best weights where a run has kept them."""
+    return str((folder / (BEST if (folder / BEST).is_dir() else "model")).resolve())
 
 
 def finished(folder: Path) -> bool:
-    """Whether a run has left all it should: the model, and its evaluation if one was asked for."""
+    """Whether a run has left all it should: its models, and their evaluations if asked for."""
     if not (folder / "model").is_dir():
         return False
     run = RunFolder(folder)
     recipe = run.recipe()
-    return not (recipe.get("eval_data") and recipe.get("reward")) or "trained" in run.evaluations()
+    if not (recipe.get("eval_data") and recipe.get("reward")):
+        return True
+    wanted = {"trained", BEST} if (folder / BEST).is_dir() else {"trained"}
+    return wanted <= run.evaluations().keys()
 
 
 def clear(start: ResumePoint) -> None:
@@ -193,6 +204,7 @@ def clear(start: ResumePoint) -> None:
     cut_metrics(start.folder, start.step)
     cut_rollouts(start.folder / "rollouts", start.step)
     go_back(start.folder, start.step)
+    reopen(start.folder, start.step)
     shutil.rmtree(start.folder / WRITING, ignore_errors=True)
 
 
@@ -232,6 +244,31 @@ def refuse_another_model(folder: Path, before: Mapping[str, Any], now: Mapping[s
                 f"the run '{folder}' began with {key} {was}, and this recipe has {has}: resume "
                 "with what the run began with"
             )
+
+
+def refuse_another_choice(
+    checkpoint: Path, before: Mapping[str, Any], now: Mapping[str, Any]
+) -> None:
+    """Refuse a run that goes on and would choose its best weights in another way than before.
+
+    Args:
+        checkpoint: the checkpoint from which the run goes on.
+        before: the run's resolved recipe.
+        now: the one that it is to go on with.
+
+    Raises:
+        UserError: what is compared is not measured alike, or the best weights are gone.
+    """
+    if not any(recipe.get(key) for recipe in (before, now) for key in ACTS):
+        return
+    for key, (was, has) in changes(before, now).items():
+        if key.partition(".")[0] in MEASURED_ALIKE:
+            raise UserError(
+                f"the run '{checkpoint.parent}' compares its evaluations, which began with {key} "
+                f"{was}, and this recipe has {has}: resume with what the run began with"
+            )
+    if now.get("keep"):
+        verify_best(checkpoint, now.get("best_metric") or CHOOSES[0])
 
 
 def as_trained(recipe: Mapping[str, Any]) -> dict[str, str]:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 from rich.console import Console
-from rich.table import Table
 from transformers import PrinterCallback, TrainerCallback
 
 from prefix_rft.checks.preflight import preflight
@@ -21,15 +20,13 @@ from prefix_rft.engines.models import load_model
 from prefix_rft.engines.new_adapter import to_put_on
 from prefix_rft.engines.setup import Setup
 from prefix_rft.engines.trl import DemonstrationTrainer, PrefixRFTTrainer
-from prefix_rft.engines.trl.clock import stop_clock, template_kwargs
+from prefix_rft.engines.trl.clock import stop_clock
 from prefix_rft.engines.trl.policy import trained_weights
 from prefix_rft.engines.trl.safety.interrupt import StopOnSignal
 from prefix_rft.engines.trl.safety.watch import ObservesMetrics
-from prefix_rft.evaluation.samples import Request
-from prefix_rft.evaluation.scores import evaluate
-from prefix_rft.evaluation.table import few_of
 from prefix_rft.recipe.resolved import resolved
 from prefix_rft.recipe.rif_options import Filter
+from prefix_rft.runs.best import BEST
 from prefix_rft.runs.evaluations import HeldOut, write_evaluations
 from prefix_rft.runs.folder import alone, begun, taken, write_start
 from prefix_rft.runs.reader import RunFolder
@@ -39,12 +36,15 @@ from prefix_rft.support.errors import Interrupted, UserError, one_line
 from prefix_rft.support.phases import Phases
 from prefix_rft.support.writing import check_folder, write_json
 from prefix_rft.training.agreement import agree, agree_to_start, hears_others
+from prefix_rft.training.along import evaluate_along, settle_best
+from prefix_rft.training.held_out import evaluate_model, summarise
 from prefix_rft.training.progress import Progress
 from prefix_rft.training.resume import (
     ResumePoint,
     changes,
     clear,
     go_on_with,
+    refuse_another_choice,
     refuse_another_model,
 )
 from prefix_rft.training.rif import choose_rows, filter_rows, recorded
@@ -183,6 +183,7 @@ def claim(setup: Setup, start: ResumePoint, stack: ExitStack, others: bool) -> s
             before = RunFolder(folder).recipe()
             now = resolved(setup.recipe, setup.method, setup.args)
             refuse_another_model(folder, before, now)
+            refuse_another_choice(start.checkpoint, before, now)
         if others or (start.folder is None and begun(folder)):
             raise UserError(f"another run has taken the folder '{folder}': start again")
     except UserError as error:
@@ -228,7 +229,7 @@ def work(
     console, phases = display.console, display.phases
     main = trainer.accelerator.is_main_process
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(Progress(display, folder))
+    trainer.add_callback(Progress(display, folder, setup.recipe.chooses))
     trainer.add_callback(trainer.pop_callback(ObservesMetrics))  # what it stops is written first
     trainer.warn = lambda words: say(console, f"warning: {words}", style="yellow")
     if main:
@@ -240,15 +241,20 @@ def work(
     # Every process evaluates, with the same samples: a sharded model needs them all.
     evaluations: dict[str, HeldOut] = {}
 
-    def evaluate_as(name: str) -> None:
+    def evaluate_as(name: str, step: int | None = None) -> None:
         if held_out is None:
             return
-        display.soon()
-        phases.begin(f"evaluating the {name} model", len(held_out))
-        evaluations[name] = evaluate_model(setup, trainer, held_out, phases.at)
+        if step is not None and step == trainer.state.global_step:
+            evaluations[name] = replace(evaluations["trained"], step=step)  # the same weights
+        else:
+            display.soon()
+            phases.begin(f"evaluating the {name} model", len(held_out))
+            evaluations[name] = evaluate_model(setup, trainer, held_out, phases.at, step)
         if main:
             write_evaluations(folder, evaluations)
 
+    if held_out is not None and setup.recipe.eval_every is not None:
+        evaluate_along(setup, trainer, held_out, phases, lambda words: say(console, words))
     evaluate_as("base")
     with StopOnSignal(trainer.processes, trainer.record, lambda words: say(console, words)) as stop:
         trainer.add_callback(stop)
@@ -259,7 +265,10 @@ def work(
             raise Interrupted(f"{saved} as weights alone (save_only_model)", stop.caught)
         raise Interrupted(f"{saved}; go on with: {go_on()}", stop.caught)
     trainer.save_whole_model(folder / "model")
+    best = settle_best(setup, trainer)
     evaluate_as("trained")
+    if best is not None:
+        evaluate_as(BEST, best.step)
     if main:
         summarise(console, folder, evaluations)
     trainer.accelerator.wait_for_everyone()  # the next stage reads what one process has written
@@ -271,41 +280,3 @@ def remove_empty(folders: Sequence[Path]) -> None:
     for folder in folders:
         if folder.is_dir() and all(p.is_dir() for p in folder.rglob("*")):
             shutil.rmtree(folder)
-
-
-def evaluate_model(
-    setup: Setup, trainer: Any, rows: Dataset, tick: Callable[[int], None] = lambda done: None
-) -> HeldOut:
-    """Held-out avg@k of the first reward function, of the model as it is.
-
-    ``tick`` is called with how many problems are sampled.
-    """
-    recipe, args = setup.recipe, setup.args
-    request = Request(
-        samples=recipe.eval_samples,
-        temperature=recipe.eval_temperature,
-        max_completion_length=args.max_completion_length,
-        seed=args.seed,
-        batch_size=args.per_device_train_batch_size,
-        template_kwargs=template_kwargs(args, trainer.processing_class),
-    )
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    return evaluate(model, trainer.processing_class, rows, setup.rewards[0], request, tick)
-
-
-def summarise(console: Console, folder: Path, evaluations: dict[str, HeldOut]) -> None:
-    """The table at the end, and where the files are."""
-    if evaluations:
-        first = next(iter(evaluations.values()))
-        most = max(e.problems for e in evaluations.values())
-        table = Table(title=f"{most} held-out problems")
-        for column in ("model", f"avg@{first.samples}", "95 % interval", "truncated", "no answer"):
-            table.add_column(column, justify="left" if column == "model" else "right")
-        for name, e in evaluations.items():
-            few = few_of(e.problems, most)
-            interval = f"{e.low:.1%} to {e.high:.1%}{' ' * bool(few)}{few}"
-            table.add_row(
-                name, f"{e.mean:.1%}", interval, f"{e.truncated:.1%}", f"{e.no_answer:.1%}"
-            )
-        console.print(table)
-    say(console, f"model, metrics and rollouts: {folder}")

@@ -27,6 +27,7 @@ from prefix_rft.training.resume import (
     changes,
     find,
     from_checkpoint,
+    model_of,
     newest_run,
 )
 from prefix_rft.training.run import Command, run
@@ -77,7 +78,7 @@ def train(path: str, overrides: Sequence[str], console: Console, resume: bool = 
             Display(console) as display,
         ):
             folder = run(setup, display, start, Command(path, tuple(overrides)))
-        start = ResumePoint(stage + 1, str((folder / "model").resolve()))
+        start = ResumePoint(stage + 1, model_of(folder))
         gc.collect()  # a trainer and its callbacks know each other: free it before the next one
     return folder
 

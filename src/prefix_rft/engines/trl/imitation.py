@@ -17,6 +17,7 @@ from prefix_rft.engines.dropout import turn_off_dropout
 from prefix_rft.engines.positions import refuse_too_long
 from prefix_rft.engines.state import hash_of_rows
 from prefix_rft.engines.trl.clock import stop_clock, template_kwargs
+from prefix_rft.engines.trl.held_out import EvaluatesHeldOut
 from prefix_rft.engines.trl.imitation_config import DemonstrationConfig
 from prefix_rft.engines.trl.plain_rows import plain_rows
 from prefix_rft.engines.trl.policy import generation_config_of, open_adapter, tokenizer_of
@@ -27,7 +28,7 @@ from prefix_rft.engines.trl.safety.watch import Watched
 from prefix_rft.engines.trl.update.token_counts import TokenCounts
 
 
-class DemonstrationTrainer(Watched, ResumesExactly, SFTTrainer):
+class DemonstrationTrainer(Watched, EvaluatesHeldOut, ResumesExactly, SFTTrainer):
     """Maximum likelihood (and its relatives) on the demonstrations of the same rows.
 
     The normaliser spans the whole optimizer step over all processes, so the split into

@@ -38,12 +38,3 @@ def plain_rows(data: Any, name: str) -> Any:
     hidden = not form["output_all_columns"] and set(form["columns"]) != set(data.column_names)
     plain = data if form["type"] is None and not hidden else data.with_format(None)
     return plain.select_columns(form["columns"]) if hidden else plain
-
-
-class EvaluatesPlainRows:
-    """Mixin for trainers: a dataset to evaluate on may have a format too."""
-
-    def get_eval_dataloader(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """TRL's, on plain rows."""
-        data = plain_rows(eval_dataset, "eval_dataset")
-        return super().get_eval_dataloader(data, *args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]

@@ -32,7 +32,7 @@ from prefix_rft.engines.sampling import no_law_of_its_own
 from prefix_rft.engines.trl.clock import stop_clock, template_kwargs
 from prefix_rft.engines.trl.config import PrefixRFTConfig
 from prefix_rft.engines.trl.forward import Forward
-from prefix_rft.engines.trl.plain_rows import EvaluatesPlainRows
+from prefix_rft.engines.trl.held_out import EvaluatesHeldOut
 from prefix_rft.engines.trl.policy import prepared
 from prefix_rft.engines.trl.rollout.credit import credited
 from prefix_rft.engines.trl.rollout.dataset import tokenized
@@ -61,7 +61,7 @@ from prefix_rft.rewards import as_completion, visible
 from prefix_rft.support.phases import Phases
 
 
-class PrefixRFTTrainer(Watched, EvaluatesPlainRows, ResumesExactly, GRPOTrainer):
+class PrefixRFTTrainer(Watched, EvaluatesHeldOut, ResumesExactly, GRPOTrainer):
     """Train on demonstrations and verifiable rewards in the same run.
 
     A drop-in for ``trl.GRPOTrainer``: same arguments, same reward functions, same dataset with a

@@ -26,6 +26,7 @@ from prefix_rft.engines.changes import (
 from prefix_rft.engines.options import SHARED
 from prefix_rft.engines.verl.method_config import KEY, unsupported
 from prefix_rft.engines.verl.results import NEWEST, take_metrics, to_merge
+from prefix_rft.recipe.along import ACTS
 from prefix_rft.recipe.batches import BatchPlan
 from prefix_rft.recipe.recipe import RECOMPUTE, Recipe
 from prefix_rft.runs.rollouts import cut_rollouts
@@ -62,6 +63,9 @@ SPECIAL = (
 NO_LIMIT = 1e9
 """For the norm of the gradient; 0, TRL's word for it, would take the gradient away on verl."""
 
+LAST = 10**9
+"""Steps from one evaluation to the next, of which there is one after the last step in any case."""
+
 SCHEDULES = ("constant", "cosine")
 
 
@@ -88,6 +92,17 @@ def refuse(recipe: Recipe, method: Method) -> None:
         if getattr(recipe, name) not in (None, False):
             raise UserError(
                 f"recipe key '{name}' is not there with engine: verl: prepare the rows beforehand"
+            )
+    if recipe.eval_every_samples is not None:
+        raise UserError(
+            "recipe key 'eval_every_samples' is not there with engine: verl, which takes "
+            "eval_samples at every evaluation: leave it out"
+        )
+    for name in ACTS:
+        if getattr(recipe, name) is not None:
+            raise UserError(
+                f"recipe key '{name}' is not there with engine: verl, which acts on no evaluation: "
+                "leave it out, or use engine: trl"
             )
     for key in recipe.trainer:
         if key not in KEYS and key not in SPECIAL:
@@ -167,7 +182,7 @@ def settings(recipe: Recipe, args: Any, folder: Path, resume: bool) -> dict[str,
         if args.log_rollouts
         else None,
         "trainer.val_before_train": recipe.eval_data is not None,
-        "trainer.test_freq": -1 if recipe.eval_data is None else 10**9,  # at the end
+        "trainer.test_freq": -1 if recipe.eval_data is None else recipe.eval_every or LAST,
         # A resumed run begins a file of its own.
         "+ray_kwargs.ray_init.runtime_env.env_vars.VERL_FILE_LOGGER_PATH": str(
             folder.resolve() / f"verl-{len(list(folder.glob('verl-*.jsonl'))) + 1:03d}.jsonl"

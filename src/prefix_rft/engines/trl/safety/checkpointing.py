@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from prefix_rft.runs.checkpoints import (
 )
 from prefix_rft.support.errors import UserError
 from prefix_rft.support.phases import Phases
+from prefix_rft.support.writing import write_json
 
 PICKLE = "training_args.bin"
 """The arguments as transformers saves them: nothing reads it, and nobody should."""
@@ -97,8 +98,8 @@ class ResumesExactly:
         return self._sampler
 
     def _run_epoch(self, *args: Any, epoch: int, **kwargs: Any) -> None:
-        if self.state.global_step >= self.state.max_steps:
-            self.control.should_training_stop = True
+        self.control.should_training_stop |= self.state.global_step >= self.state.max_steps
+        if self.control.should_training_stop:  # a run goes on that had come to its end
             return
         order = getattr(self._sampler, "generator", None)
         if order is not None and getattr(self._sampler, "seed", None) is not None:
@@ -142,8 +143,12 @@ class ResumesExactly:
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(final))
 
-    def save_whole_model(self, folder: Path) -> None:
+    def save_whole_model(self, folder: Path, notes: Mapping[str, Any] | None = None) -> None:
         """Save the model to a folder that does not exist before it is whole.
+
+        Args:
+            folder: the model's folder.
+            notes: plain data to be written beside it, by the name of the file.
 
         Raises:
             UserError: a file cannot be written.
@@ -156,6 +161,8 @@ class ResumesExactly:
             trainer.save_model(str(new))
             if self.args.should_save:
                 (new / PICKLE).unlink(missing_ok=True)
+                for name, data in (notes or {}).items():
+                    write_json(new / name, data)
 
     def _look_at_weights(self) -> None:
         trainer: Any = self
