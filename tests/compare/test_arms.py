@@ -86,6 +86,10 @@ BAD: dict[str, Any] = {
     "'sweep' of arm 'b' must be one key": {"arms": {"b": {"sweep": {"x": [1], "y": [2]}}}},
     "unknown arm as 'start' of arm 'a' 'b'": {"arms": {"a": {"start": "b"}}},
     "unknown arm as 'reference'": {"arms": {"a": {}}, "reference": "b"},
+    "'a' cannot match the operations of 'b' by its number of steps: a step of it costs something "
+    "else (method); give max_steps": {"arms": {"a": {"method": "sft", "match": "b"}, "b": {}}},
+    "(prompts_per_step)": {"arms": {"a": {"prompts_per_step": 3, "match": "b"}, "b": {}}},
+    "(peft)": {"arms": {"a": {"peft.r": 4, "match": "b"}, "b": {"peft.r": 8}}},
     "arm 'a' waits for itself": {"arms": {"a": {"start": "b"}, "b": {"match": "a"}}},
     "at least one of 'seeds'": {"arms": {"a": {}}, "seeds": -1},
     "'samples'": {"arms": {"a": {}}, "samples": 0},

@@ -11,7 +11,7 @@ from typing import Any
 
 from prefix_rft.engines.trl import DemonstrationConfig, PrefixRFTConfig
 from prefix_rft.evaluation.run import TEMPERATURES
-from prefix_rft.methods import load
+from prefix_rft.methods import BUILT_IN, load
 from prefix_rft.support.errors import UserError, check_types, choose, refuse_unknown
 
 METHODS = ("sft", "sft+dr_grpo", "dr_grpo", "prefix_rft", "sft+prefix_rft")
@@ -20,6 +20,8 @@ SWEEP = (5.0, 10.0, 50.0)
 """Learning rates of imitation, as multiples of the recipe's: 5e-6, 1e-5 and 5e-5 for RL's usual
 1e-6, the sweep of arXiv 2604.23747."""
 KEY = "compare"
+STEP = ("prompts_per_step", "num_generations", "max_completion_length", "peft")
+"""Keys on which the operations of a step depend."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Arm:
         keys: recipe keys that differ, dots reach into mappings; ``~key`` takes a key away.
         start: the arm whose trained model of the same seed it starts from.
         match: the arm whose total compute it is to match by its number of steps, that of ``start``
-            included.
+            included; its steps must cost what those of that arm cost.
         sweep: one key and the values to choose from, on validation rows, at the first seed.
     """
 
@@ -134,6 +136,8 @@ def _checked(comparison: Comparison, kinds: Mapping[str, str]) -> Comparison:
                     f"arm as '{role}' of arm '{arm.name}'", other, [a.name for a in comparison.arms]
                 )
         _follow(comparison, arm)
+        if arm.match is not None:
+            _refuse_unlike_steps(arm, comparison.arm(arm.match))
     return replace(comparison, temperatures=tuple(float(t) for t in temperatures))
 
 
@@ -147,6 +151,32 @@ def _follow(comparison: Comparison, arm: Arm) -> None:
         if name is not None and name not in waiting:
             waiting.add(name)
             todo += [comparison.arm(name).start, comparison.arm(name).match]
+
+
+def _refuse_unlike_steps(arm: Arm, other: Arm) -> None:
+    """Raise UserError where an arm's steps do not cost what those cost that it is to match.
+
+    Steps are counted out beforehand, at the price of the other arm's.
+    """
+    ours, theirs = _step(arm), _step(other)
+    unlike = [key for key in (*STEP, "method") if ours.get(key) != theirs.get(key)]
+    if unlike:
+        raise UserError(
+            f"arm '{arm.name}' cannot match the operations of '{other.name}' by its number of "
+            f"steps: a step of it costs something else ({', '.join(unlike)}); give max_steps"
+        )
+
+
+def _step(arm: Arm) -> dict[str, Any]:
+    """What an arm says of the keys on which a step's operations depend."""
+    method = arm.keys.get("method")
+    name = method.get("name") if isinstance(method, Mapping) else method
+    parts: dict[str, Any] = {"method": name in BUILT_IN and not load(str(name)).samples}
+    for key, value in arm.keys.items():
+        name = key.removeprefix("~").partition(".")[0]
+        if name in STEP:
+            parts.setdefault(name, {})[key] = value
+    return parts
 
 
 def _own_arms(mapping: Any) -> list[Arm]:
