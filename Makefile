@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup quickstart test test-slow test-verl nightly lint format golden bench clean
+.PHONY: setup quickstart test test-slow test-verl test-vllm nightly lint format golden bench clean
 
 setup: $(STAMP)
 
@@ -32,7 +32,7 @@ test-slow: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --numprocesses logical --maxprocesses 2 --dist worksteal $(SLOW)
 
 # All that takes too long for every change; run by hand before a piece of work is called done.
-nightly: test-slow test-verl
+nightly: test-slow test-verl test-vllm
 
 # verl wants an older transformers than we do: an environment of its own. VERL_MARK=slow runs what
 # takes longest, VERL_TESTS=tests/cluster/test_engine.py what needs no Ray.
@@ -50,6 +50,25 @@ $(VERL)/.installed: pyproject.toml constraints-verl.txt
 test-verl: $(VERL)/.installed
 	$(VERL)/bin/pyright --project pyright-verl.json
 	$(VERL)/bin/python -m pytest -m "$(VERL_MARK)" $(VERL_TESTS)
+
+# vLLM has pins of its own, too. All are named, so that nothing is looked for beside them. It changes
+# the process that it is in, and runs of it share no state: a process for each file of tests.
+VLLM := .venv-vllm
+VLLM_MARK := vllm and not slow
+VLLM_TESTS := $(wildcard tests/vllm/test_*.py)
+
+$(VLLM)/.installed: pyproject.toml constraints-vllm.txt
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(VLLM)/bin/python -m pip install --quiet --constraint constraints-vllm.txt torch
+	$(VLLM)/bin/python -m pip install --quiet --no-deps --requirement constraints-vllm.txt
+	$(VLLM)/bin/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
+test-vllm: $(VLLM)/.installed
+	set -e; for file in $(VLLM_TESTS); do \
+	  PYTHONPATH=tests/vllm/plugin OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -m "$(VLLM_MARK)" $$file; \
+	done
 
 lint: setup
 	$(BIN)/ruff check .
@@ -70,4 +89,4 @@ bench: setup
 	$(BIN)/python benchmarks/step.py
 
 clean:
-	rm -rf $(VENV) $(VERL) data/countdown
+	rm -rf $(VENV) $(VERL) $(VLLM) data/countdown

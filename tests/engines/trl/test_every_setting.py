@@ -17,7 +17,7 @@ from prefix_rft.engines.trl.settings import HARMFUL, RL, SFT, SWITCHES
 from prefix_rft.recipe.derived import DERIVED
 from prefix_rft.recipe.recipe import RecipeFile
 from prefix_rft.support.errors import UserError
-from tiny import make_config
+from tiny import NO_RECOMPUTE, make_config
 
 # What the loop, the optimizer, the devices, the log and the checkpoints of transformers read.
 
@@ -148,14 +148,11 @@ def another(base: type, name: str) -> Any:
     return default + 0.5 if isinstance(default, float) else (default or 0) + 1
 
 
-RECOMPUTE = {"activation_checkpointing": False}
-
-
 def make(base: type, folder: Path, **more: Any) -> Any:
     if base is GRPOConfig:
         return make_config(folder, **more)
     return DemonstrationConfig(
-        output_dir=str(folder), report_to="none", use_cpu=True, **RECOMPUTE, **more
+        output_dir=str(folder), report_to="none", use_cpu=True, **NO_RECOMPUTE, **more
     )
 
 

@@ -26,7 +26,15 @@ from second.step.trl_run import Recorder, joined, make_rewards, sharp_model, upd
 from second.step.trl_run import start as start_run
 from second.step.update import relative_error
 from tables import rest_slow
-from tiny import make_config, make_model, make_rows, make_tokenizer, shaped_reward
+from tiny import (
+    NO_RECOMPUTE,
+    RECOMPUTE,
+    make_config,
+    make_model,
+    make_rows,
+    make_tokenizer,
+    shaped_reward,
+)
 
 HERE = Path(__file__).parent
 CONST = 24.0
@@ -245,7 +253,7 @@ def test_token_counts_of_imitation(tmp_path: Path, method: str) -> None:
             report_to="none",
             use_cpu=True,
             bf16=False,
-            activation_checkpointing=False,
+            **NO_RECOMPUTE,
             disable_tqdm=True,
             logging_steps=1,
             max_steps=3,
@@ -401,7 +409,7 @@ def test_gradients_of_half_precision_and_frozen_weights(tmp_path: Path) -> None:
     rest_slow(
         [
             {},
-            {"activation_checkpointing": True},
+            {RECOMPUTE: True},
             {"parameter_mask": {"kind": "speft", "fraction": 0.2}},
         ],
         lambda settings: not settings,
