@@ -55,7 +55,7 @@ test-verl: $(VERL)/.installed
 # the process that it is in, and runs of it share no state: a process for each file of tests.
 VLLM := .venv-vllm
 VLLM_MARK := vllm and not slow
-VLLM_TESTS := $(wildcard tests/vllm/test_*.py)
+VLLM_TESTS := $(wildcard tests/real_vllm/test_*.py)
 
 $(VLLM)/.installed: pyproject.toml constraints-vllm.txt
 	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
@@ -67,7 +67,7 @@ $(VLLM)/.installed: pyproject.toml constraints-vllm.txt
 
 test-vllm: $(VLLM)/.installed
 	set -e; for file in $(VLLM_TESTS); do \
-	  PYTHONPATH=tests/vllm/plugin OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -m "$(VLLM_MARK)" $$file; \
+	  PYTHONPATH=tests/real_vllm/plugin OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -m "$(VLLM_MARK)" $$file; \
 	done
 
 lint: setup
