@@ -9,8 +9,8 @@ import pytest
 pytest.importorskip("vllm")
 
 import torch
+from vllm_runs import BUDGET, colocated, distance
 
-from runs import BUDGET, colocated, distance
 from tiny import make_tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_engine")

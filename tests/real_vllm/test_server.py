@@ -18,9 +18,9 @@ pytest.importorskip("vllm")
 
 from safetensors.torch import save_file
 from trl.generation.vllm_client import VLLMClient
+from vllm_runs import BUDGET, colocated, distance
 
 from prefix_rft.support.errors import UserError
-from runs import BUDGET, colocated, distance
 from tiny import make_rows, make_tokenizer
 
 EXACT = 1e-5

@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 
 import torch
-
-from runs import colocated, distance
+from vllm_runs import colocated, distance
 
 torch.set_num_threads(1)
 folder, model, method = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
