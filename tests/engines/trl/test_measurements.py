@@ -216,8 +216,8 @@ def test_what_a_backend_draws_counts(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert lines == wanted
 
 
-def test_a_backend_is_sent_what_needs_nothing(tmp_path: Path) -> None:
-    """The prompts of rows that are kept count again, their prefixes are no longer read."""
+def test_a_backend_is_not_sent_what_lacks_nothing(tmp_path: Path) -> None:
+    """Neither prompts nor prefixes of rows that are kept are read again."""
     trainer, _ = start(
         tmp_path,
         rules=("wrong", "mixed"),
@@ -236,7 +236,11 @@ def test_a_backend_is_sent_what_needs_nothing(tmp_path: Path) -> None:
     trainer.train()
     [line] = measured.logged(trainer.state.log_history, "tokens/")
     assert any(p.kept is not None for _, plans in asked for p in plans)
-    prompts = [sum(map(len, {tuple(ids) for ids in sent})) for sent, _ in asked]
+    prompts = [
+        sum(map(len, {tuple(x) for x, p in zip(ids, plans, strict=True) if p.kept is None}))
+        for ids, plans in asked
+    ]
+    assert prompts[0] > prompts[-1] > 0
     prefixes = [sum(len(p.prefix) for p in plans if p.kept is None) for _, plans in asked]
     assert line["prefilled"] == sum(prompts) + sum(prefixes)
 

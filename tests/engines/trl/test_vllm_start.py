@@ -13,7 +13,7 @@ from fake_vllm import put_in_place
 from prefix_rft import PrefixRFTTrainer
 from prefix_rft.engines.plan import RowPlan
 from prefix_rft.engines.trl.rollout.backend import Backend
-from prefix_rft.engines.trl.rollout.sampler import Request
+from prefix_rft.engines.trl.rollout.sampler import BackendRequest
 from prefix_rft.support.errors import UserError
 from tiny import make_config, make_model, make_rows, make_tokenizer, shaped_reward
 
@@ -183,7 +183,7 @@ def request(plans: list[RowPlan], others: list[tuple[int, int, int]], **how: Any
     processes: Any = SimpleNamespace(gather_list=lambda own: own + others)
     settings = {"branches": False, "together": False} | how
     prompts = [[i] for i in range(len(plans))]
-    return Request.of(prompts, plans, 10, processes=processes, **settings)
+    return BackendRequest.of(prompts, plans, 10, processes=processes, **settings)
 
 
 def test_only_rows_that_lack_something_are_sent() -> None:

@@ -15,7 +15,7 @@ from accelerate.utils import set_seed
 
 from prefix_rft.engines.plan import RowPlan
 from prefix_rft.engines.trl.processes import Processes
-from prefix_rft.engines.trl.rollout.sampler import Request, one_generation_each
+from prefix_rft.engines.trl.rollout.sampler import BackendRequest, one_generation_each
 from prefix_rft.support.errors import UserError
 
 Drawn = tuple[list[list[int]], list[list[Any]] | None]
@@ -152,7 +152,9 @@ class Backend:
         Raises:
             UserError: an engine does not take so long a row.
         """
-        request = Request.of(prompts, plans, self.budget, branches, self.together, self.processes)
+        request = BackendRequest.of(
+            prompts, plans, self.budget, branches, self.together, self.processes
+        )
         if request is None:
             nothing: list[list[Any]] = [[] for _ in plans]
             return nothing, None if self.generation is None else nothing, []

@@ -82,7 +82,7 @@ def continuations(
 
 
 @dataclass(frozen=True)
-class Request:
+class BackendRequest:
     """What a backend of TRL's is asked for: rows that need sampling, and no others.
 
     Attributes:
@@ -108,7 +108,7 @@ class Request:
         branches: bool,
         together: bool,
         processes: Processes,
-    ) -> Request | None:
+    ) -> BackendRequest | None:
         """From the plans of all processes, which ask at the same time; None if nobody needs a row.
 
         Args:

@@ -1,6 +1,6 @@
 """Run by a test under torchrun with two gloo processes, an engine in each.
 
-Usage: two_processes.py FOLDER MODEL METHOD
+Usage: vllm_process.py FOLDER MODEL METHOD
 """
 
 import sys

@@ -19,7 +19,7 @@ def launch(folder: Path, model: str, method: str) -> list[dict[str, Any]]:
     paths = [str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")]
     run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     done = subprocess.run(
-        [*run, str(HERE / "two_processes.py"), str(folder), model, method],
+        [*run, str(HERE / "vllm_process.py"), str(folder), model, method],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
         capture_output=True,
         text=True,
