@@ -66,6 +66,8 @@ SFT_ACTS = ACTS | words(
     eval_accumulation_steps pad_to_multiple_of activation_offloading
     """
 )
+NEWER = words("activation_checkpointing activation_checkpointing_kwargs")
+"""Names that transformers has from 5.23 on."""
 # Said of what is not there, or done anyway, or read by scripts and not by trainers.
 HARMLESS = {"do_train", "do_predict", "resume_from_checkpoint", "local_rank", "logging_dir"}
 RL_HARMLESS = HARMLESS | {"log_multimodal", "ds3_gather_for_generation", "dataloader_drop_last"}
@@ -82,6 +84,7 @@ def classes(base: type) -> dict[str, set[str]]:
     else:
         acts, refused, harmless = RL_ACTS, {*RL, *HARMFUL}, RL_HARMLESS
         shared = set(SHARED)
+    acts = acts - (NEWER - names)
     return {
         "acts": acts,
         "refused": refused,
