@@ -54,7 +54,7 @@ test-verl: $(VERL)/.installed
 # vLLM has pins of its own, too. All are named, so that nothing is looked for beside them. It changes
 # the process that it is in, and runs of it share no state: a process for each file of tests.
 VLLM := .venv-vllm
-VLLM_MARK := vllm and not slow
+VLLM_MARK := vllm
 VLLM_TESTS := $(wildcard tests/real_vllm/test_*.py)
 
 $(VLLM)/.installed: pyproject.toml constraints-vllm.txt

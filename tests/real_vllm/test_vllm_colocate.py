@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("vllm")
 
 import torch
-from vllm_runs import BUDGET, colocated, distance
+from vllm_runs import BUDGET, colocated, distance, even_wrong
 
 from tiny import make_tokenizer
 
@@ -95,11 +95,6 @@ def test_weights_that_do_not_arrive_are_caught(
 
 def nothing_right(completions: list[str], **kwargs: Any) -> list[float]:
     return [0.0] * len(completions)
-
-
-def even_wrong(completions: list[str], answer: list[str], **kwargs: Any) -> list[float]:
-    """Whole groups fail, and others do not."""
-    return [(int(a) % 2) * len(c) / 24 for c, a in zip(completions, answer, strict=True)]
 
 
 METHODS: dict[str, dict[str, Any]] = {

@@ -80,6 +80,7 @@ def steps(run: Path) -> list[dict[str, Any]]:
     ]
 
 
+@pytest.mark.slow
 def test_a_recipe_and_going_on_to_the_same_bits(recipe: Path, tmp_path: Path) -> None:
     """The engine draws from torch's generator, which a checkpoint restores."""
     whole = tmp_path / "whole"

@@ -16,9 +16,10 @@ import pytest
 
 pytest.importorskip("vllm")
 
-from safetensors.torch import save_file
+import torch
+from disk_sync import replacements
 from trl.generation.vllm_client import VLLMClient
-from vllm_runs import BUDGET, colocated, distance
+from vllm_runs import BUDGET, colocated, distance, launch
 
 from prefix_rft.support.errors import UserError
 from tiny import make_rows, make_tokenizer
@@ -81,26 +82,8 @@ def over_the_disk(
     """Send weights as a file, and hear what is asked of the server."""
     shutil.copytree(model_folder, tmp_path / "synced")
     requests: list[dict[str, Any]] = []
-    post = VLLMClient._post
-
-    def update(self: Any, metadata: Any, named: Any) -> None:
-        tensors = {name: p.detach().clone().contiguous() for name, p in named}
-        save_file(tensors, tmp_path / "synced/model.safetensors", metadata={"format": "pt"})
-        where = {"weights_path": str(tmp_path / "synced")}
-        post(
-            self,
-            f"{self.base_url}/collective_rpc",
-            json={"method": "reload_weights", "kwargs": where},
-        )
-
-    def hear(self: Any, url: str, **kwargs: Any) -> Any:
-        if url.endswith("/v1/completions"):
-            requests.append(kwargs["json"])
-        return post(self, url, **kwargs)
-
-    monkeypatch.setattr(VLLMClient, "init_communicator", lambda self, device=0: None)
-    monkeypatch.setattr(VLLMClient, "update_named_params", update)
-    monkeypatch.setattr(VLLMClient, "_post", hear)
+    for name, method in replacements(tmp_path / "synced", requests).items():
+        monkeypatch.setattr(VLLMClient, name, method)
     return requests
 
 
@@ -156,3 +139,21 @@ def test_a_server_that_is_not_there(tmp_path: Path, model_folder: str) -> None:
     address = f"http://127.0.0.1:{free_port()}"
     with pytest.raises(UserError, match=f"no vLLM server answers at {address} within 0 seconds: "):
         served(tmp_path, model_folder, address, vllm_server_timeout=0.0)
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_server(tmp_path: Path, model_folder: str, address: str) -> None:
+    """It takes as many rows of each: one that lacks fewer fills up with rows that are done."""
+    shutil.copytree(model_folder, tmp_path / "synced")
+    first, second = launch(tmp_path, model_folder, "dapo", address)
+    # What was asked for is what came back to each, in as many calls.
+    assert first["sent"] == second["sent"]
+    assert len(first["sent"]) > 3
+    uneven = [a != b for a, b in zip(first["lacking"], second["lacking"], strict=True)]
+    assert any(uneven)
+    most = [max(x) for x in zip(first["lacking"], second["lacking"], strict=True)]
+    assert first["sent"] == [n for n in most if n]
+    for rank in (first, second):
+        assert max(rank["distances"]) <= EXACT
+    for a, b in zip(first["weights"], second["weights"], strict=True):
+        assert torch.equal(a, b)

@@ -1,8 +1,13 @@
-"""Runs of PrefixRFTTrainer with a colocated engine, and all that passed between the two."""
+"""Runs of PrefixRFTTrainer with a vLLM engine, and all that passed between the two."""
 
+import os
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from prefix_rft import PrefixRFTTrainer
 from prefix_rft.engines.plan import RowPlan
@@ -56,6 +61,7 @@ def colocated(
     length: int | None = 128,
     *,
     reward: Any = shaped_reward,
+    tokenizer: Any = None,
     **settings: Any,
 ) -> Watched:
     """A trainer of two groups of eight, in float32, beside an engine of one context length."""
@@ -67,7 +73,7 @@ def colocated(
         make_config(folder, **defaults | settings),
         train_dataset=make_rows(),
         eval_dataset=make_rows(4, seed=5),
-        processing_class=make_tokenizer(),
+        processing_class=tokenizer or make_tokenizer(),
     )
     return Watched(trainer)
 
@@ -80,3 +86,32 @@ def distance(rows: dict[str, Any]) -> float:
     gap = (rows["old_per_token_logps"] - rows["sampling_per_token_logps"])[drawn].abs()
     assert not gap.isnan().any()
     return gap.max().item() if len(gap) else 0.0
+
+
+def even_wrong(completions: list[str], answer: list[str], **kwargs: Any) -> list[float]:
+    """A reward that fails whole groups, and others not."""
+    return [(int(a) % 2) * len(c) / BUDGET for c, a in zip(completions, answer, strict=True)]
+
+
+def launch(folder: Path, model: str, method: str, *server: str) -> list[dict[str, Any]]:
+    """The records of two gloo processes that run ``vllm_process.py``.
+
+    Args:
+        folder: where they write.
+        model: the folder of the model.
+        method: the method.
+        server: the address of the server that both ask; by default each has an engine.
+    """
+    here = Path(__file__).parent
+    paths = [str(here), str(here.parent), os.environ.get("PYTHONPATH", "")]
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run(
+        [*run, str(here / "vllm_process.py"), str(folder), model, method, *server],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
