@@ -6,7 +6,17 @@ from typing import Any
 import torch
 from datasets import Dataset
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    TrainingArguments,
+)
+
+from prefix_rft.recipe.recipe import recompute_key
+
+RECOMPUTE = recompute_key(TrainingArguments.__dataclass_fields__)
+NO_RECOMPUTE = {RECOMPUTE: False}
 
 CHARACTERS = "0123456789+-*=() abcdefghijklmnopqrstuvwxyz:;.?\n#"
 
@@ -124,7 +134,7 @@ def make_config(folder: Any, **overrides: Any) -> Any:
         "report_to": "none",
         "use_cpu": True,
         "bf16": False,
-        "activation_checkpointing": False,
+        **NO_RECOMPUTE,
         "disable_tqdm": True,
         "seed": 3,
         "max_grad_norm": 1e9,
@@ -141,7 +151,7 @@ def make_imitation_config(folder: Any, **overrides: Any) -> Any:
         "report_to": "none",
         "use_cpu": True,
         "bf16": False,
-        "activation_checkpointing": False,
+        **NO_RECOMPUTE,
         "disable_tqdm": True,
     }
     return DemonstrationConfig(**{**settings, **overrides})

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ import yaml
 
 from prefix_rft.checks.report import quantile
 from prefix_rft.cli import main
-from tiny import make_chat_tokenizer, make_model
+from prefix_rft.recipe.recipe import recompute_key
+from tiny import RECOMPUTE, make_chat_tokenizer, make_model
 
 ROWS = [
     {"problem": f"{a}+{a}?", "solution": f"{a}+{a} is \\boxed{{{2 * a}}}", "answer": str(2 * a)}
@@ -291,3 +293,23 @@ def test_convert_refuses_and_leaves_nothing(
     assert main(["convert", *arguments]) == 2
     assert sentence in capfd.readouterr().err
     assert sorted(folder.iterdir()) == before
+
+
+def test_the_hint_to_recompute_is_a_key_that_there_is(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """transformers has two names for it, of which a recipe may give what its version knows."""
+    assert recompute_key(("gradient_checkpointing", "seed")) == "gradient_checkpointing"
+    both = ("gradient_checkpointing", "activation_checkpointing")
+    assert recompute_key(both) == "activation_checkpointing"
+    device = SimpleNamespace(total_memory=1)
+    cuda = SimpleNamespace(is_available=lambda: True, get_device_properties=lambda number: device)
+    monkeypatch.setattr("prefix_rft.checks.report.torch", SimpleNamespace(cuda=cuda))
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["check", "recipe.yaml"]) == 1
+    words = f"or set {RECOMPUTE}: true"
+    assert words in " ".join(capsys.readouterr().out.split())
+    monkeypatch.undo()
+    monkeypatch.chdir(folder)
+    main(["check", "recipe.yaml", f"{RECOMPUTE}=true"])
+    assert words not in " ".join(capsys.readouterr().out.split())

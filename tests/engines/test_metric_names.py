@@ -18,7 +18,7 @@ from prefix_rft import DemonstrationTrainer, PrefixRFTTrainer
 from prefix_rft.engines.trl import DemonstrationConfig
 from prefix_rft.rewards import Verdict
 from prefix_rft.runs.metric_names import METRICS, PROGRESS, metric_of, page
-from tiny import make_config, make_model, make_rows, make_tokenizer, shaped_reward
+from tiny import NO_RECOMPUTE, make_config, make_model, make_rows, make_tokenizer, shaped_reward
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src/prefix_rft"
@@ -57,7 +57,7 @@ def logged(folder: Path, method: str) -> frozenset[str]:
         args = DemonstrationConfig(
             output_dir=str(folder), method=method, max_steps=2, per_device_train_batch_size=8,
             logging_steps=1, save_strategy="no", report_to="none", use_cpu=True, bf16=False,
-            activation_checkpointing=False, disable_tqdm=True,
+            **NO_RECOMPUTE, disable_tqdm=True,
         )  # fmt: skip
         trainer = DemonstrationTrainer(
             model, args, None, rows, rows.select(range(4)), processing_class=tokenizer

@@ -15,7 +15,7 @@ from prefix_rft.engines.trl import DemonstrationConfig, DemonstrationTrainer
 from prefix_rft.evaluation.samples import Request
 from prefix_rft.evaluation.scores import evaluate
 from prefix_rft.support.errors import UserError
-from tiny import make_config, make_rows, make_tokenizer, shaped_reward
+from tiny import NO_RECOMPUTE, make_config, make_rows, make_tokenizer, shaped_reward
 
 SMALL: dict[str, Any] = {
     "vocab_size": 60,
@@ -90,7 +90,7 @@ def test_trainers_and_evaluation_refuse_before_they_begin(kind: str, tmp_path: P
     with pytest.raises(UserError, match="has 40 positions"):
         PrefixRFTTrainer(model, shaped_reward, config, rows, processing_class=tokenizer)
     sft = DemonstrationConfig(
-        str(tmp_path), report_to="none", use_cpu=True, bf16=False, activation_checkpointing=False
+        str(tmp_path), report_to="none", use_cpu=True, bf16=False, **NO_RECOMPUTE
     )
     long = rows.map(lambda row: {"demonstration": row["demonstration"] + "1" * 40})
     DemonstrationTrainer(model, sft, None, rows, processing_class=tokenizer)

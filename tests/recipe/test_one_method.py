@@ -30,7 +30,7 @@ from prefix_rft.support.errors import UserError
 from prefix_rft.training.resume import changes
 from prefix_rft.training.train import train
 from tables import rest_slow
-from tiny import make_config, make_model, make_rows, make_tokenizer
+from tiny import NO_RECOMPUTE, make_config, make_model, make_rows, make_tokenizer
 
 VALUES = {"epsilon": 0.11, "epsilon_high": 0.33, "delta": 3.0, "beta": 0.07, "entropy_coef": 0.02}
 """Neither TRL's defaults nor those of a method."""
@@ -228,9 +228,7 @@ def test_arguments_that_change_have_another_method(tmp_path: Path) -> None:
     assert selection.fraction == 0.5
     copy = pickle.loads(pickle.dumps(config))  # noqa: S301  (our own)
     assert copy.resolve_method() == config.resolve_method()
-    sft = DemonstrationConfig(
-        str(tmp_path), use_cpu=True, bf16=False, activation_checkpointing=False
-    )
+    sft = DemonstrationConfig(str(tmp_path), use_cpu=True, bf16=False, **NO_RECOMPUTE)
     assert sft.resolve_method() is sft.resolve_method()
     sft.method = "dft"
     assert sft.resolve_method().name == "dft"

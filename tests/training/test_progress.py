@@ -21,7 +21,7 @@ from prefix_rft.rewards import Graded
 from prefix_rft.support.display import SILENCE, Display, by_job, clock
 from prefix_rft.training.progress import Progress
 from prefix_rft.training.train import train
-from tiny import make_config, make_model, make_rows, make_tokenizer, shaped_reward
+from tiny import NO_RECOMPUTE, make_config, make_model, make_rows, make_tokenizer, shaped_reward
 
 
 class Clock:
@@ -170,7 +170,7 @@ def test_imitation_names_its_updates(tmp_path: Path) -> None:
         save_strategy="no",
         use_cpu=True,
         bf16=False,
-        activation_checkpointing=False,
+        **NO_RECOMPUTE,
         disable_tqdm=True,
     )
     DemonstrationTrainer(

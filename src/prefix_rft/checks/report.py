@@ -36,7 +36,7 @@ from prefix_rft.engines.new_adapter import (
     refuse_other_options,
 )
 from prefix_rft.engines.setup import Setup, set_up
-from prefix_rft.recipe.recipe import RECOMPUTE, RecipeFile
+from prefix_rft.recipe.recipe import RECOMPUTE, RecipeFile, recompute_key
 from prefix_rft.rewards.verdict import STATUSES
 from prefix_rft.support.console import say
 from prefix_rft.support.display import Display
@@ -324,7 +324,7 @@ def show_memory(
             train.findings.add(
                 f"about {memory.peak / 2**30:.0f} GiB are needed at the peak, the device has "
                 f"{there / 2**30:.0f}",
-                "lower micro_batch_size, or set activation_checkpointing: true",
+                f"lower micro_batch_size, or set {recompute_key(vars(args))}: true",
             )
 
 

@@ -26,7 +26,7 @@ from prefix_rft.engines.trl import DemonstrationConfig, PrefixRFTConfig
 from prefix_rft.engines.trl.ranges import check_numbers
 from prefix_rft.engines.trl.update.parameter_mask import MaskOptions
 from prefix_rft.recipe.batches import BatchPlan, plan_batches
-from prefix_rft.recipe.recipe import RECOMPUTE, Recipe
+from prefix_rft.recipe.recipe import RECOMPUTE, Recipe, recompute_key
 from prefix_rft.runs.folder import free_run_folder
 from prefix_rft.support.errors import UserError, check_types, choose, one_line
 
@@ -143,7 +143,7 @@ def trainer_arguments(
     if not torch.accelerator.is_available():
         defaults |= {"use_cpu": True, "bf16": False}
         if not both:  # the newer name, where TRL has it, would win over the other one as given
-            defaults[next(k for k in RECOMPUTE if k in kinds)] = False
+            defaults[recompute_key(kinds)] = False
     checkpoint = settings.get("resume_from_checkpoint")
     if checkpoint is not None:
         is_checkpoint(checkpoint)

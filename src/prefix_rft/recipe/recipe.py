@@ -6,7 +6,7 @@ and goes to the trainer's configuration unchanged.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,6 +44,12 @@ ENGINES = {
 DEFAULT_ENGINE = "trl"
 RECOMPUTE = ("activation_checkpointing", "gradient_checkpointing")
 """What trades time for the memory of activations: its name since transformers 5.23, and before."""
+
+
+def recompute_key(keys: Container[str]) -> str:
+    """The name among ``keys``, the newer one where both are: that which TRL would not deprecate."""
+    return next(key for key in RECOMPUTE if key in keys)
+
 
 COMPARE = "compare"
 """Key of a comparison's own settings, which training does not read."""

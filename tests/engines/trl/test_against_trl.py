@@ -11,7 +11,15 @@ from prefix_rft import DemonstrationTrainer, PrefixRFTTrainer
 from prefix_rft.engines.trl.imitation_config import DemonstrationConfig
 from second.step.update import relative_error
 from tables import rest_slow
-from tiny import make_config, make_model, make_rows, make_tokenizer, shaped_reward
+from tiny import (
+    NO_RECOMPUTE,
+    RECOMPUTE,
+    make_config,
+    make_model,
+    make_rows,
+    make_tokenizer,
+    shaped_reward,
+)
 
 CASES = [
     ("dr_grpo", {}, {"loss_type": "dr_grpo", "scale_rewards": "none"}),
@@ -119,7 +127,7 @@ def sft_settings(folder: Path, parts: int) -> dict[str, Any]:
         "report_to": "none",
         "use_cpu": True,
         "bf16": False,
-        "activation_checkpointing": False,
+        **NO_RECOMPUTE,
         "disable_tqdm": True,
         "logging_steps": 1,
         "save_strategy": "no",
@@ -156,7 +164,7 @@ def test_sft_equals_trls_and_ignores_the_split(tmp_path: Path) -> None:
     "overrides",
     [
         pytest.param({"beta": 0.04, "num_iterations": 2}, marks=pytest.mark.slow),
-        {"beta": 0.04, "activation_checkpointing": True},
+        {"beta": 0.04, RECOMPUTE: True},
         pytest.param({"bf16": True}, marks=pytest.mark.slow),
     ],
     ids=["lora-kl", "lora-kl-checkpointing", "lora-bf16"],
@@ -183,7 +191,7 @@ def test_lora_runs(tmp_path: Path, overrides: dict[str, Any]) -> None:
     assert all("lora_" in n for n in changed)
 
 
-@pytest.mark.parametrize("overrides", [{"activation_checkpointing": True}, {"bf16": True}])
+@pytest.mark.parametrize("overrides", [{RECOMPUTE: True}, {"bf16": True}])
 def test_full_weights_with_checkpointing_or_bf16(tmp_path: Path, overrides: dict) -> None:
     tokenizer = make_tokenizer()
     trainer = PrefixRFTTrainer(

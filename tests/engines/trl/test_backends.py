@@ -5,73 +5,38 @@ from typing import Any
 
 import pytest
 import torch
+from fake_vllm import put_in_place
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from prefix_rft import PrefixRFTTrainer
-from prefix_rft.engines.sampling import SamplingSettings, sample
+from prefix_rft.engines.sampling import sample
 from tiny import make_config, make_model, make_rows, make_tokenizer, shaped_reward
 
 
-class FakeVLLM:
-    """An engine with vLLM's interface: ids in, ids and noisy log-probs out.
-
-    ``server`` keeps one prompt in ``num_generations`` and samples that many from it, as TRL's
-    client does; ``colocate`` samples one continuation for each prompt.
-    """
-
-    def __init__(self, trainer: Any, semantics: str) -> None:
-        self.trainer, self.semantics = trainer, semantics
-        self.contexts: list[list[int]] = []
-        self.sampled: list[list[int]] = []
-
-    def sync_weights(self) -> None:
-        pass
-
-    def generate(
-        self, prompts: Any, images: Any, num_generations: int, profiler: Any = None
-    ) -> Any:
-        n = num_generations if self.semantics == "server" else 1
-        contexts = [p for p in prompts[::n] for _ in range(n)]
-        model = self.trainer.model
-        model.eval()
-        settings = SamplingSettings(tuple(self.trainer.eos_token_ids), 0)
-        ids = sample(model, contexts, [24] * len(contexts), settings)
-        logps = [self.score(model, c, i) for c, i in zip(contexts, ids, strict=True)]
-        model.train()
-        self.contexts, self.sampled = contexts, ids
-        return prompts, ids, logps, None
-
-    @torch.no_grad()
-    def score(self, model: Any, context: list[int], ids: list[int]) -> list[list[float]]:
-        table = model(input_ids=torch.tensor([context + ids])).logits[0].log_softmax(-1)
-        picked = table[len(context) - 1 : -1][range(len(ids)), ids]
-        return [[x + 0.01 * torch.randn(()).item()] for x in picked.tolist()]
-
-
-def vllm_trainer(tmp_path: Path, semantics: str, **overrides: Any) -> Any:
+def vllm_trainer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, **overrides: Any
+) -> Any:
+    put_in_place(monkeypatch)
     tokenizer = make_tokenizer()
     rows = overrides.pop("train_dataset", None) or make_rows()
-    trainer = PrefixRFTTrainer(
+    settings = {"max_steps": 2, "use_vllm": True, "vllm_mode": mode}
+    return PrefixRFTTrainer(
         make_model(tokenizer),
         shaped_reward,
-        make_config(tmp_path, max_steps=2, **overrides),
+        make_config(tmp_path, **settings | overrides),
         train_dataset=rows,
         processing_class=tokenizer,
     )
-    trainer.vllm_generation = FakeVLLM(trainer, semantics)
-    trainer.use_vllm = True
-    trainer._last_loaded_step = -1
-    return trainer
 
 
-@pytest.mark.parametrize("semantics", ["colocate", "server"])
+@pytest.mark.parametrize("place", ["colocate", "server"])
 @pytest.mark.parametrize("mode", ["sequence_mask", "token_truncate"])
 def test_vllm_rows_keep_their_context_and_their_prefix(
-    tmp_path: Path, semantics: str, mode: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, mode: str
 ) -> None:
-    trainer = vllm_trainer(tmp_path, semantics)
-    trainer.vllm_importance_sampling_mode = mode  # its config would need use_vllm, and so vLLM
+    settings = {"vllm_importance_sampling_mode": mode}
+    trainer = vllm_trainer(tmp_path, monkeypatch, place, **settings)
     seen: list[dict[str, Any]] = []
     windows: list[Any] = []
     original, opened = trainer._generate_and_score_completions, trainer._begin_update
@@ -81,7 +46,7 @@ def test_vllm_rows_keep_their_context_and_their_prefix(
 
     engine = trainer.vllm_generation
     rows = seen[-1]
-    for i, (context, ids) in enumerate(zip(engine.contexts, engine.sampled, strict=True)):
+    for i, (context, ids) in enumerate(zip(engine.contexts[-1], engine.sampled[-1], strict=True)):
         prompt = rows["prompt_ids"][i][rows["prompt_mask"][i].bool()].tolist()
         completion = rows["completion_ids"][i][rows["completion_mask"][i].bool()].tolist()
         length = int(rows["prefix_mask"][i].sum())
@@ -99,19 +64,14 @@ def test_vllm_rows_keep_their_context_and_their_prefix(
     assert (batch.weight_BT[batch.response_mask_BT] > 0).all()
 
 
-def test_every_process_asks_a_server_for_single_samples(tmp_path: Path) -> None:
+def test_every_process_asks_a_server_for_single_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also one that holds no hybrid row: a server takes the number from one process for all."""
-    trainer = vllm_trainer(tmp_path, "server", train_dataset=make_rows(8, missing=8 - 1))
-    asked: list[int] = []
-    original = trainer.vllm_generation.generate
-
-    def listen(num_generations: int, **kwargs: Any) -> Any:
-        asked.append(num_generations)
-        return original(num_generations=num_generations, **kwargs)
-
-    trainer.vllm_generation.generate = listen
+    rows = make_rows(8, missing=8 - 1)
+    trainer = vllm_trainer(tmp_path, monkeypatch, "server", train_dataset=rows)
     trainer.train()
-    assert asked == [1, 1]
+    assert trainer.vllm_generation.asked == [(1, 24), (1, 24)]
 
 
 class MergingTokenizer:

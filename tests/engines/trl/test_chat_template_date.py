@@ -17,7 +17,14 @@ from prefix_rft.data.moment import now, pinned
 from prefix_rft.engines.trl.imitation_config import DemonstrationConfig
 from prefix_rft.support.errors import UserError
 from prefix_rft.training.train import train
-from tiny import CHAT_TEMPLATE, make_chat_tokenizer, make_config, make_model, make_rows
+from tiny import (
+    CHAT_TEMPLATE,
+    NO_RECOMPUTE,
+    make_chat_tokenizer,
+    make_config,
+    make_model,
+    make_rows,
+)
 
 DATED = "{{ strftime_now('%d %b %Y') }}" + CHAT_TEMPLATE
 FIRST, SECOND = datetime.datetime(2026, 7, 26, 9, 5), datetime.datetime(2031, 1, 1, 23, 59)
@@ -150,7 +157,7 @@ def make(folder: Path, samples: bool, **overrides: Any) -> Any:
         report_to="none",
         use_cpu=True,
         bf16=False,
-        activation_checkpointing=False,
+        **NO_RECOMPUTE,
         disable_tqdm=True,
         per_device_train_batch_size=2,
         **settings,
@@ -188,7 +195,7 @@ def test_a_date_that_nobody_asks_for_is_refused(tmp_path: Path) -> None:
                 str(tmp_path),
                 use_cpu=True,
                 bf16=False,
-                activation_checkpointing=False,
+                **NO_RECOMPUTE,
                 chat_template_date="2026-07-26",
             ),
             train_dataset=conversations(),

@@ -10,7 +10,7 @@ from prefix_rft import DemonstrationConfig, DemonstrationTrainer, PrefixRFTTrain
 from prefix_rft.data import DataError
 from prefix_rft.engines.trl.plain_rows import plain_rows
 from tables import each_once, rest_slow
-from tiny import make_config, make_model, make_rows, make_tokenizer, shaped_reward
+from tiny import NO_RECOMPUTE, make_config, make_model, make_rows, make_tokenizer, shaped_reward
 
 TOKENIZER = make_tokenizer()
 FORMATS = ["numpy", "torch", "pandas", "arrow"]
@@ -46,7 +46,7 @@ def imitation(tmp_path: Any, train: Any, held_out: Any = None) -> Any:
         per_device_train_batch_size=4,
         use_cpu=True,
         bf16=False,
-        activation_checkpointing=False,
+        **NO_RECOMPUTE,
         report_to="none",
         logging_steps=1,
     )

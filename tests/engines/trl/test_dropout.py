@@ -10,7 +10,7 @@ from peft import LoHaConfig, LoKrConfig, LoraConfig, get_peft_model
 from prefix_rft import DemonstrationConfig, DemonstrationTrainer, PrefixRFTTrainer
 from prefix_rft.engines.dropout import turn_off_dropout
 from prefix_rft.support.errors import UserError
-from tiny import make_config, make_model, make_rows, make_tokenizer, shaped_reward
+from tiny import NO_RECOMPUTE, make_config, make_model, make_rows, make_tokenizer, shaped_reward
 
 TOKENIZER = make_tokenizer()
 IDS: dict[str, Any] = {
@@ -144,7 +144,7 @@ def test_imitation_keeps_its_dropout_unless_it_compares_with_a_reference(tmp_pat
             method=method,
             use_cpu=True,
             bf16=False,
-            activation_checkpointing=False,
+            **NO_RECOMPUTE,
             report_to="none",
         )
         return DemonstrationTrainer(

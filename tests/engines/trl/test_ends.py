@@ -15,7 +15,7 @@ from prefix_rft.data.demonstrations import IDS
 from prefix_rft.training import run
 from prefix_rft.training.train import train
 from tables import rest_slow
-from tiny import make_chat_tokenizer, make_config, make_model, shaped_reward
+from tiny import NO_RECOMPUTE, make_chat_tokenizer, make_config, make_model, shaped_reward
 
 END, EOS, OTHER = 1, 3, 4
 """Ids of ``<|end|>``, which ends a turn of the template, of the tokenizer's EOS, and another."""
@@ -70,7 +70,7 @@ def given(folder: Path, kind: str) -> Any:
 
 
 def imitation(folder: Path, model: Any, **settings: Any) -> Any:
-    plain: dict[str, Any] = {"use_cpu": True, "bf16": False, "activation_checkpointing": False}
+    plain: dict[str, Any] = {"use_cpu": True, "bf16": False, **NO_RECOMPUTE}
     config = DemonstrationConfig(
         str(folder / "run"), report_to="none", max_steps=1, **plain, **settings
     )

@@ -17,7 +17,7 @@ from prefix_rft.engines.trl.settings import HARMFUL, RL, SFT, SWITCHES
 from prefix_rft.recipe.derived import DERIVED
 from prefix_rft.recipe.recipe import RecipeFile
 from prefix_rft.support.errors import UserError
-from tiny import make_config
+from tiny import NO_RECOMPUTE, make_config
 
 # What the loop, the optimizer, the devices, the log and the checkpoints of transformers read.
 
@@ -66,6 +66,8 @@ SFT_ACTS = ACTS | words(
     eval_accumulation_steps pad_to_multiple_of activation_offloading
     """
 )
+NEWER = words("activation_checkpointing activation_checkpointing_kwargs")
+"""Names that transformers has from 5.23 on."""
 # Said of what is not there, or done anyway, or read by scripts and not by trainers.
 HARMLESS = {"do_train", "do_predict", "resume_from_checkpoint", "local_rank", "logging_dir"}
 RL_HARMLESS = HARMLESS | {"log_multimodal", "ds3_gather_for_generation", "dataloader_drop_last"}
@@ -82,6 +84,7 @@ def classes(base: type) -> dict[str, set[str]]:
     else:
         acts, refused, harmless = RL_ACTS, {*RL, *HARMFUL}, RL_HARMLESS
         shared = set(SHARED)
+    acts = acts - (NEWER - names)
     return {
         "acts": acts,
         "refused": refused,
@@ -148,14 +151,11 @@ def another(base: type, name: str) -> Any:
     return default + 0.5 if isinstance(default, float) else (default or 0) + 1
 
 
-RECOMPUTE = {"activation_checkpointing": False}
-
-
 def make(base: type, folder: Path, **more: Any) -> Any:
     if base is GRPOConfig:
         return make_config(folder, **more)
     return DemonstrationConfig(
-        output_dir=str(folder), report_to="none", use_cpu=True, **RECOMPUTE, **more
+        output_dir=str(folder), report_to="none", use_cpu=True, **NO_RECOMPUTE, **more
     )
 
 

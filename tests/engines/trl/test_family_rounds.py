@@ -12,7 +12,7 @@ from unittest import mock
 
 import pytest
 import torch
-from test_backends import FakeVLLM
+from fake_vllm import put_in_place
 
 import prefix_rft.engines.trl.rollout.sampler as module
 from prefix_rft import PrefixRFTTrainer
@@ -753,9 +753,13 @@ AGAIN = {"all_wrong": "resample", "num_demonstrations": 2}
         lambda backend, method, options: (backend, method) == ("colocate", "bread"),
     ),
 )
-def test_other_engines(tmp_path: Path, method: str, options: dict, backend: str) -> None:
-    """An engine gets every row, also one that is done: what it makes of that is not taken. The
-    sampler's log-probs of a kept row are kept, and those of a demonstration are not made up."""
+def test_other_engines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, options: dict, backend: str
+) -> None:
+    """An engine gets the rows that lack something, and no other. The sampler's log-probs of a kept
+    row are kept, and those of a demonstration are not made up."""
+    put_in_place(monkeypatch)
+    vllm = {} if backend == "generate" else {"use_vllm": True, "vllm_mode": backend}
     trainer, _ = trl_run.start(
         PrefixRFTTrainer,
         tmp_path,
@@ -764,9 +768,9 @@ def test_other_engines(tmp_path: Path, method: str, options: dict, backend: str)
         options=options,
         max_steps=3,
         fast_generation=False,
+        **vllm,
     )
     asked: list[tuple[list[list[int]], list[list[int]]]] = []
-    engine = FakeVLLM(trainer, backend)
     if backend == "generate":
         original = trainer.model.generate
 
@@ -779,16 +783,17 @@ def test_other_engines(tmp_path: Path, method: str, options: dict, backend: str)
 
         trainer.model.generate = listen
     else:
-        trainer.vllm_generation, trainer.use_vllm, trainer._last_loaded_step = engine, True, -1
-        generate = engine.generate
+        generate = trainer.vllm_generation.generate
 
         def hear(**kwargs: Any) -> Any:
-            assert kwargs["num_generations"] == 1
-            found = generate(**kwargs)
-            asked.append((kwargs["prompts"], found[1]))
-            return found
+            # One prompt for a group only where all of its rows are sent and begin alike.
+            whole = len(kwargs["prompts"]) == 16 and not trainer.method.branches
+            assert kwargs["num_generations"] == (4 if whole else 1)
+            answer = generate(**kwargs)
+            asked.append((kwargs["prompts"], answer[1]))
+            return answer
 
-        engine.generate = hear
+        trainer.vllm_generation.generate = hear
     watch = Watch(trainer)
     windows: list[Any] = []
     opened = trainer._begin_update
@@ -796,21 +801,23 @@ def test_other_engines(tmp_path: Path, method: str, options: dict, backend: str)
     trainer.train()
 
     attempts = [a for g in watch.generations for a in g]
-    assert len(attempts) == len(asked)
     assert all(not a.asked for a in attempts)  # the library's own sampler was not used
-    done = 0
-    for attempt, (contexts, made) in zip(attempts, asked, strict=True):
-        assert len(contexts) == 16
+    done, calls = 0, iter(asked)
+    for attempt in attempts:
+        lacks = any(not plan.done for plan in attempt.plans)
+        sent = iter(zip(*next(calls), strict=True)) if lacks else iter(())
         for i, plan in enumerate(attempt.plans):
             completion = attempt.completions[i]
             if plan.done:
                 done += 1
-                assert contexts[i] == attempt.prompts[i]
                 assert completion == list(plan.known)
                 continue
+            context, ids = next(sent)
             k = len(plan.prefix)
-            assert contexts[i] == attempt.prompts[i] + completion[:k]
-            assert completion[k:] == made[i][: len(completion) - k]
+            assert context == attempt.prompts[i] + completion[:k]
+            assert completion[k:] == ids[: len(completion) - k]
+        assert not list(sent)
+    assert not list(calls)
     assert done > 0
     if backend == "generate":
         return

@@ -8,7 +8,15 @@ from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 
 from prefix_rft import DemonstrationConfig, DemonstrationTrainer, PrefixRFTTrainer
 from prefix_rft.support.errors import UserError
-from tiny import make_config, make_model, make_rows, make_tokenizer, shaped_reward
+from tiny import (
+    NO_RECOMPUTE,
+    RECOMPUTE,
+    make_config,
+    make_model,
+    make_rows,
+    make_tokenizer,
+    shaped_reward,
+)
 
 TOKENIZER = make_tokenizer()
 
@@ -50,7 +58,7 @@ def rl(tmp_path: Path, model: Any, **settings: Any) -> Any:
 
 
 def imitation(tmp_path: Path, model: Any, **settings: Any) -> Any:
-    plain: dict[str, Any] = {"use_cpu": True, "bf16": False, "activation_checkpointing": False}
+    plain: dict[str, Any] = {"use_cpu": True, "bf16": False, **NO_RECOMPUTE}
     plain |= {"report_to": "none", "max_steps": 1}
     config = DemonstrationConfig(str(tmp_path / "run"), **{**plain, **settings})
     return DemonstrationTrainer(model, config, None, make_rows(8), processing_class=TOKENIZER)
@@ -58,7 +66,7 @@ def imitation(tmp_path: Path, model: Any, **settings: Any) -> Any:
 
 SETTINGS: list[Any] = [
     (rl, {}),
-    (rl, {"beta": 0.1, "activation_checkpointing": True}),
+    (rl, {"beta": 0.1, RECOMPUTE: True}),
     (imitation, {}),
     (imitation, {"method": "iw_sft"}),
 ]

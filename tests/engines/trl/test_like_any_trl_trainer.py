@@ -17,7 +17,7 @@ from prefix_rft.engines.trl.imitation_config import DemonstrationConfig
 from prefix_rft.evaluation.samples import Request
 from prefix_rft.evaluation.scores import evaluate
 from prefix_rft.support.errors import UserError
-from tiny import make_config, make_model, make_rows, make_tokenizer, shaped_reward
+from tiny import NO_RECOMPUTE, make_config, make_model, make_rows, make_tokenizer, shaped_reward
 
 TEMPLATE = (
     "{% for m in messages %}{{ m['role'] }}:{{ m['content'] }}\n{% endfor %}"
@@ -276,7 +276,7 @@ def sft_config(folder: Path, **overrides: Any) -> DemonstrationConfig:
         "report_to": "none",
         "use_cpu": True,
         "bf16": False,
-        "activation_checkpointing": False,
+        **NO_RECOMPUTE,
         "disable_tqdm": True,
         "save_strategy": "no",
         "logging_steps": 1,

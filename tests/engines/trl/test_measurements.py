@@ -26,7 +26,15 @@ from second.step.trl_run import Recorder, joined, make_rewards, sharp_model, upd
 from second.step.trl_run import start as start_run
 from second.step.update import relative_error
 from tables import rest_slow
-from tiny import make_config, make_model, make_rows, make_tokenizer, shaped_reward
+from tiny import (
+    NO_RECOMPUTE,
+    RECOMPUTE,
+    make_config,
+    make_model,
+    make_rows,
+    make_tokenizer,
+    shaped_reward,
+)
 
 HERE = Path(__file__).parent
 CONST = 24.0
@@ -208,8 +216,8 @@ def test_what_a_backend_draws_counts(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert lines == wanted
 
 
-def test_a_backend_is_sent_what_needs_nothing(tmp_path: Path) -> None:
-    """The prompts of rows that are kept count again, their prefixes are no longer read."""
+def test_a_backend_is_not_sent_what_lacks_nothing(tmp_path: Path) -> None:
+    """Neither prompts nor prefixes of rows that are kept are read again."""
     trainer, _ = start(
         tmp_path,
         rules=("wrong", "mixed"),
@@ -228,7 +236,11 @@ def test_a_backend_is_sent_what_needs_nothing(tmp_path: Path) -> None:
     trainer.train()
     [line] = measured.logged(trainer.state.log_history, "tokens/")
     assert any(p.kept is not None for _, plans in asked for p in plans)
-    prompts = [sum(map(len, {tuple(ids) for ids in sent})) for sent, _ in asked]
+    prompts = [
+        sum(map(len, {tuple(x) for x, p in zip(ids, plans, strict=True) if p.kept is None}))
+        for ids, plans in asked
+    ]
+    assert prompts[0] > prompts[-1] > 0
     prefixes = [sum(len(p.prefix) for p in plans if p.kept is None) for _, plans in asked]
     assert line["prefilled"] == sum(prompts) + sum(prefixes)
 
@@ -245,7 +257,7 @@ def test_token_counts_of_imitation(tmp_path: Path, method: str) -> None:
             report_to="none",
             use_cpu=True,
             bf16=False,
-            activation_checkpointing=False,
+            **NO_RECOMPUTE,
             disable_tqdm=True,
             logging_steps=1,
             max_steps=3,
@@ -401,7 +413,7 @@ def test_gradients_of_half_precision_and_frozen_weights(tmp_path: Path) -> None:
     rest_slow(
         [
             {},
-            {"activation_checkpointing": True},
+            {RECOMPUTE: True},
             {"parameter_mask": {"kind": "speft", "fraction": 0.2}},
         ],
         lambda settings: not settings,

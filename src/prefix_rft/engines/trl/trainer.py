@@ -34,6 +34,7 @@ from prefix_rft.engines.trl.config import PrefixRFTConfig
 from prefix_rft.engines.trl.forward import Forward
 from prefix_rft.engines.trl.held_out import EvaluatesHeldOut
 from prefix_rft.engines.trl.policy import prepared
+from prefix_rft.engines.trl.rollout.backend import Backend, server_errors
 from prefix_rft.engines.trl.rollout.credit import credited
 from prefix_rft.engines.trl.rollout.dataset import tokenized
 from prefix_rft.engines.trl.rollout.generation import Attempt, Inputs, Sampled, take_new
@@ -42,9 +43,8 @@ from prefix_rft.engines.trl.rollout.record import RolloutRecord
 from prefix_rft.engines.trl.rollout.rounds import Rounds
 from prefix_rft.engines.trl.rollout.sampler import (
     assembled,
-    contexts_of,
     continuations,
-    one_generation_each,
+    open_rows,
     serves,
     settings_of,
 )
@@ -104,7 +104,11 @@ class PrefixRFTTrainer(Watched, EvaluatesHeldOut, ResumesExactly, GRPOTrainer):
         self._attempt: Attempt | None = None
         self._update: Any = None  # the optimizer step that has begun
         bound = signature(GRPOTrainer).bind(model, reward_funcs, args, *positional, **kwargs)
-        super().__init__(**prepared(bound.arguments, args), phases=phases)
+        with server_errors(args):
+            super().__init__(**prepared(bound.arguments, args), phases=phases)
+        engine = self.vllm_generation if self.use_vllm else None
+        self.backend = Backend.ready(engine, args, self.processes)
+        self.tripwires.expect(float32=self.backend.in_float32(args, self.policy))
         self.notes += turn_off_dropout(self.model, self.ref_model)
         self.graders: list[Any] = [f for f in self.reward_funcs if hasattr(f, "verdicts")]
         if args.log_prefix_leak and not self.graders:
@@ -113,9 +117,9 @@ class PrefixRFTTrainer(Watched, EvaluatesHeldOut, ResumesExactly, GRPOTrainer):
             raise ValueError("vision-language models are not supported yet")
         self.date_given = stop_clock(args, self._tokenizer)
         self._set_renderer()
-        first = self.accelerator.main_process_first()
+        first, parts = self.accelerator.main_process_first(), (self.policy, self.backend)
         self.train_dataset, self.demonstrations = tokenized(
-            self.train_dataset, self.renderer, self.method, args, self.policy, first
+            self.train_dataset, self.renderer, self.method, args, *parts, first
         )
         if self.method.reference.sampler == "reference" and not self._samples_itself():
             raise ValueError(
@@ -211,25 +215,21 @@ class PrefixRFTTrainer(Watched, EvaluatesHeldOut, ResumesExactly, GRPOTrainer):
         plans = [RowPlan(0, 0, 0)] * len(prompt_ids) if attempt is None else attempt.plans
         # Those of a stream, or of an evaluation.
         refuse_too_long(self.policy, map(len, prompt_ids), self.max_completion_length)
-        training, our_sampler = self.model.training, self._samples_itself()
-        self.phases.begin("sampling", sum(not plan.done for plan in plans) if our_sampler else None)
+        training, our_sampler, sent = self.model.training, self._samples_itself(), open_rows(plans)
+        self.phases.begin("sampling", len(sent) if our_sampler else None)
         if our_sampler:
             sampled, logps = self._sample(prompt_ids, plans), None
         else:
-            contexts = contexts_of(prompt_ids, plans)
-            if training and self.method.branches:
-                # Rows of a group differ: each one must be sent, not one for the whole group. All
-                # processes must ask for the same, also one that holds no hybrid row.
-                args, kwargs = one_generation_each(args, kwargs)
+            draw, branches = super()._generate_single_turn, training and self.method.branches
             with no_law_of_its_own(self.policy):
-                sampled, logps = super()._generate_single_turn(
-                    contexts, images, fields, *args, **kwargs
+                sampled, logps, sent = self.backend.ask(
+                    draw, prompt_ids, plans, branches, images, fields, *args, **kwargs
                 )
         self.phases.begin("scoring")
         if attempt is not None:
             attempt.sampled = True
         if training:
-            self.tokens.draw(prompt_ids, plans, sampled, all_sent=not our_sampler)
+            self.tokens.draw(prompt_ids, plans, sampled, sent)
         return assembled(plans, sampled, logps, self.max_completion_length)
 
     def _samples_itself(self) -> bool:

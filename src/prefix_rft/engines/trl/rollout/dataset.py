@@ -9,9 +9,10 @@ from datasets import Dataset
 
 from prefix_rft.core import Method
 from prefix_rft.data import DataError, tokenize_demonstrations
-from prefix_rft.data.demonstrations import DemonstrationReport
+from prefix_rft.data.demonstrations import IDS, DemonstrationReport
 from prefix_rft.data.render import Renderer
 from prefix_rft.engines.positions import refuse_too_long
+from prefix_rft.engines.trl.rollout.backend import Backend
 from prefix_rft.support.errors import UserError
 
 
@@ -21,6 +22,7 @@ def tokenized(
     method: Method,
     args: Any,
     model: Any,
+    backend: Backend,
     first: AbstractContextManager[None],
 ) -> tuple[Any, DemonstrationReport | None]:
     """The dataset with demonstrations as token ids, and what became of them.
@@ -31,6 +33,7 @@ def tokenized(
         method: the method to be trained.
         args: the trainer's configuration.
         model: the model to be trained.
+        backend: what samples where our own sampler does not.
         first: a context in which the main process goes first, so that the others find what it has
             written.
 
@@ -39,8 +42,8 @@ def tokenized(
 
     Raises:
         DataError: the dataset is smaller than a generation, or lacks what the method needs.
-        UserError: a prompt and its completion are too long for the model, or the method goes back
-            to rows of a stream.
+        UserError: a prompt and its completion are too long for the model or for a vLLM server, or
+            the method goes back to rows of a stream.
     """
     budget, column = args.max_completion_length, args.demonstration_column
     with first:
@@ -49,6 +52,8 @@ def tokenized(
         asked: Any = rows.select_columns(["prompt"])
         lengths = (len(renderer.prompt(row["prompt"])) for row in asked)
         refuse_too_long(model, lengths, budget)
+        if backend.limit is not None:
+            backend.refuse_too_long(longest_context(rows, renderer, method.branches), budget)
     if report is not None:
         _check_report(report, method, args)
     elif method.groups.interleave is not None or "resample" in (
@@ -60,6 +65,23 @@ def tokenized(
             "does not allow: give a dataset of known length"
         )
     return rows, report
+
+
+def longest_context(rows: Dataset, renderer: Renderer, branches: bool) -> int:
+    """Tokens of the longest prompt with the longest prefix that a row may continue.
+
+    Args:
+        rows: the dataset, with demonstrations as token ids.
+        renderer: how prompts become ids.
+        branches: rows may start from prefixes.
+    """
+    asked: Any = rows.select_columns(["prompt", IDS])
+    # A prefix is shorter than its demonstration, or nothing would be left to sample.
+    return max(
+        len(renderer.prompt(row["prompt"]))
+        + max((len(ids) - 1 for ids in row[IDS] if branches), default=0)
+        for row in asked
+    )
 
 
 def _check_report(report: DemonstrationReport, method: Method, args: Any) -> None:

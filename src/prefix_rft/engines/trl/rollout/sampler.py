@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from prefix_rft.engines.plan import RowPlan
 from prefix_rft.engines.sampling import SamplingSettings, sample, supported
+from prefix_rft.engines.trl.processes import Processes
 
 
 def serves(model: Any, args: Any) -> bool:
@@ -61,12 +63,12 @@ def continuations(
         budget: the most tokens of a completion, prefix included.
         tick: hears how many rows have ended.
     """
-    open_rows = [i for i, plan in enumerate(plans) if not plan.done]
+    lacking = open_rows(plans)
     sampled: list[list[int]] = [[] for _ in plans]
-    if not open_rows:
+    if not lacking:
         return sampled
-    prefixes = [plans[i].prefix for i in open_rows]
-    contexts = [prompts[i] for i in open_rows]
+    prefixes = [plans[i].prefix for i in lacking]
+    contexts = [prompts[i] for i in lacking]
     budgets = [budget - len(p) for p in prefixes]
     was_training = model.training
     model.eval()
@@ -74,20 +76,79 @@ def continuations(
         outputs = sample(model, contexts, budgets, settings, prefixes, tick=tick)
     finally:
         model.train(was_training)
-    for i, ids in zip(open_rows, outputs, strict=True):
+    for i, ids in zip(lacking, outputs, strict=True):
         sampled[i] = ids
     return sampled
 
 
-def contexts_of(prompts: Sequence[list[int]], plans: Sequence[RowPlan]) -> list[list[int]]:
-    """Prompts with the prefixes behind them.
+@dataclass(frozen=True)
+class BackendRequest:
+    """What a backend of TRL's is asked for: rows that need sampling, and no others.
 
-    A row that needs no sampling is there too: engines want as many rows from every process.
+    Attributes:
+        rows: the places of the rows that are sent, in order.
+        contexts: their prompts with the prefixes behind them.
+        single: one continuation is asked for each context, and not a group for each prompt.
+        budget: the most tokens that one of the rows lacks.
+        total: how many rows there are.
     """
-    return [
-        [*ids, *(() if plan.done else plan.prefix)]
-        for ids, plan in zip(prompts, plans, strict=True)
-    ]
+
+    rows: list[int]
+    contexts: list[list[int]]
+    single: bool
+    budget: int
+    total: int
+
+    @classmethod
+    def of(
+        cls,
+        prompts: Sequence[list[int]],
+        plans: Sequence[RowPlan],
+        budget: int,
+        branches: bool,
+        together: bool,
+        processes: Processes,
+    ) -> BackendRequest | None:
+        """From the plans of all processes, which ask at the same time; None if nobody needs a row.
+
+        Args:
+            prompts: token ids of each row's prompt on this process.
+            plans: the plans of the same rows.
+            budget: the most tokens of a completion, prefix included.
+            branches: rows of a group may differ.
+            together: one engine samples for several processes, and wants as many rows of each.
+            processes: the run's processes.
+        """
+        lacks = [0 if plan.done else budget - len(plan.prefix) for plan in plans]
+        rows = [i for i, lack in enumerate(lacks) if lack]
+        everyone = processes.gather_list([(len(rows), len(lacks), max(lacks, default=0))])
+        most = max(n for n, _, _ in everyone)
+        if not most:
+            return None
+        # Sharded weights are gathered by all processes, so none stays away.
+        wanted = most if together else max(len(rows), 1)
+        spare = [i for i, lack in enumerate(lacks) if not lack]
+        rows = sorted(rows + spare[: max(wanted - len(rows), 0)])
+        return cls(
+            rows=rows,
+            contexts=[[*prompts[i], *(() if plans[i].done else plans[i].prefix)] for i in rows],
+            # All must ask for the same, also those whose own groups are whole and alike.
+            single=branches or any(n < of for n, of, _ in everyone),
+            budget=max((n for *_, n in everyone) if together else [1, *lacks]),
+            total=len(plans),
+        )
+
+    def placed(self, drawn: Sequence[list[Any]]) -> list[list[Any]]:
+        """What was drawn for each row, at its place; nothing for rows that were not sent."""
+        placed: list[list[Any]] = [[] for _ in range(self.total)]
+        for row, one in zip(self.rows, drawn, strict=True):
+            placed[row] = one
+        return placed
+
+
+def open_rows(plans: Sequence[RowPlan]) -> list[int]:
+    """The places of the rows that are not done."""
+    return [i for i, plan in enumerate(plans) if not plan.done]
 
 
 def assembled(
@@ -118,7 +179,10 @@ def assembled(
 
 
 def one_generation_each(args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    """The arguments of ``_generate_single_turn`` with ``num_generations`` (its fourth) set to 1."""
-    if args:
-        return (1, *args[1:]), kwargs
+    """The arguments of TRL's sampling behind the contexts, with ``num_generations`` set to 1.
+
+    That is the third of them, behind images and fields.
+    """
+    if len(args) > 2:
+        return (*args[:2], 1, *args[3:]), kwargs
     return args, {**kwargs, "num_generations": 1}

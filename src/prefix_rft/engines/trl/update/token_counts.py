@@ -22,8 +22,8 @@ KINDS = ("sampled", "prefilled", "forward", "trained")
 class TokenCounts:
     """Tokens since the last optimizer step on this process.
 
-    - ``sampled``: drawn, in every attempt, EOS included. Also what a backend draws for rows that
-      need nothing, or beyond the budget, and that is thrown away.
+    - ``sampled``: drawn, in every attempt, EOS included. Also what a backend draws beyond a
+      row's budget, or for a row that only fills a request up, and that is thrown away.
     - ``prefilled``: given to the sampler: the distinct prompts of a process in one attempt, and
       the prefix of each row. Backends that prefill a prompt once per row count the same.
     - ``forward``: prompts and completions in forwards of the trainer without gradient: log-probs
@@ -45,10 +45,9 @@ class TokenCounts:
         prompts: Sequence[Sequence[int]],
         plans: Sequence[RowPlan],
         sampled: Sequence[Sequence[int]],
-        all_sent: bool,
+        sent: Sequence[int],
     ) -> None:
-        """Count one attempt at a generation; ``all_sent``: rows that need nothing were sent too."""
-        sent = [i for i, plan in enumerate(plans) if all_sent or not plan.done]
+        """Count one attempt at a generation, for which the rows at ``sent`` were sent."""
         self.sums["sampled"] += sum(map(len, sampled))
         self.sums["prefilled"] += sum(map(len, {tuple(prompts[i]) for i in sent}))
         self.sums["prefilled"] += sum(len(p.prefix) for p in plans if not p.done)
