@@ -22,6 +22,7 @@ from prefix_rft.evaluation.samples import Sample
 from prefix_rft.evaluation.scores import Problem
 from prefix_rft.rewards.verdict import CORRECT, NO_ANSWER, TIMEOUT, WRONG, Verdict
 from prefix_rft.support.errors import UserError
+from prefix_rft.training import held_out
 from prefix_rft.training.train import train
 from tiny import make_rows
 
@@ -231,3 +232,29 @@ def test_metrics_of_training_stand_in_lines_of_their_own(
     along = [x for x in found if "eval_avg" in x]
     assert [x["step"] for x in along] == [2, 4]
     assert all(k.startswith("eval_") or k in ("step", "epoch") for x in along for k in x)
+
+
+def test_every_evaluation_of_a_run_is_in_the_precision_of_its_training(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The base was sampled in float32 and the trained model with products in half precision."""
+    seen = []
+
+    def spy(name: str) -> Any:
+        function = getattr(held_out, name)
+
+        def spied(*args: Any, **kwargs: Any) -> Any:
+            seen.append((name, torch.is_autocast_enabled("cpu")))
+            return function(*args, **kwargs)
+
+        return spied
+
+    for name in ("evaluate", "sampled"):
+        monkeypatch.setattr(held_out, name, spy(name))
+    for half in (True, False):
+        seen.clear()
+        keep = ["eval_every=1", "keep=best", "max_steps=2", f"name=half-{half}"]
+        run(recipe, tmp_path, *keep, f"bf16={str(half).lower()}")
+        names = ["evaluate", "sampled", "sampled", "evaluate"]
+        assert seen[:4] == [(name, half) for name in names]
+        assert {enabled for _, enabled in seen} == {half}

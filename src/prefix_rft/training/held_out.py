@@ -69,7 +69,9 @@ def evaluate_model(
         model, _ = load_model(best, recipe.folder, **recipe.model_options)
         model.to(trainer.accelerator.device)
     request = request_of(setup, tokenizer, recipe.eval_samples, setup.args.seed)
-    found = evaluate(model, tokenizer, rows, setup.rewards[0], request, tick)
+    # In the precision of training, which accelerate gives to the model once it is being trained.
+    with trainer.accelerator.autocast():
+        found = evaluate(model, tokenizer, rows, setup.rewards[0], request, tick)
     return replace(found, step=step)
 
 
@@ -86,7 +88,7 @@ def measure(setup: Setup, trainer: Any, rows: Dataset, phases: Phases) -> dict[s
     samples, seed = setup.recipe.eval_every_samples or 1, seed_along(setup.args.seed)
     request = request_of(setup, tokenizer, samples, seed)
     phases.begin("evaluating", len(rows))
-    with same_random_state(trainer.accelerator.device):
+    with same_random_state(trainer.accelerator.device), trainer.accelerator.autocast():
         problems = sampled(model, tokenizer, rows, setup.rewards[0], request, phases.at)
     return {**metrics_along(problems), "eval_runtime": time.monotonic() - started}
 
