@@ -7,13 +7,24 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+from peft import (
+    IA3Config,
+    LoraConfig,
+    OFTConfig,
+    PeftModel,
+    PromptTuningConfig,
+    TrainableTokensConfig,
+    VeraConfig,
+    get_peft_model,
+)
 from safetensors.torch import load_file
 
 from prefix_rft import PrefixRFTTrainer
 from prefix_rft.cli import main
 from prefix_rft.engines import adapters
+from prefix_rft.engines.adapters import find_adapter
 from prefix_rft.engines.models import load_configs, load_model, load_tokenizer
+from prefix_rft.engines.new_adapter import config_of, count_trained
 from prefix_rft.engines.sampling import SamplingSettings, generate, supported
 from prefix_rft.evaluation.run import fingerprint
 from prefix_rft.support.errors import UserError
@@ -135,6 +146,45 @@ BROKEN = {
     "shallower": "0 of its weights are missing and 4 have no place there",
     "deeper": "4 of its weights are missing and 0 have no place there",
 }
+
+
+def counted(folder: Path) -> tuple[int, int]:
+    """What ``check`` counts, which reads no weights."""
+    adapter = find_adapter(str(folder))
+    assert adapter is not None
+    return count_trained(load_configs(str(folder))[0], config_of(adapter), adapter)
+
+
+def test_check_sees_an_adapter_of_another_base(tmp_path: Path, monkeypatch: Any) -> None:
+    """It counted the weights of the one as if they went with the other."""
+    folder = save(tmp_path)
+    model, trained = counted(folder)
+    assert trained == sum(w.numel() for w in adapter_weights(folder))
+    assert model == trained + sum(
+        p.numel() for p in load_model(str(tmp_path / "base"))[0].parameters()
+    )
+    broken(folder, "smaller", monkeypatch)
+    with pytest.raises(
+        UserError, match=r"of another model than '.*smaller': its .* here it would be"
+    ):
+        counted(folder)
+
+
+KINDS: dict[str, Any] = {
+    "dora": LoraConfig(r=4, use_dora=True, target_modules=["q_proj"]),
+    "embedding": LoraConfig(r=4, target_modules=["embed_tokens", "lm_head"]),
+    "whole modules": LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["lm_head"]),
+    "ia3": IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]),
+    "vera": VeraConfig(r=4, target_modules=["q_proj"]),
+    "tokens": TrainableTokensConfig(token_indices=[3, 4]),
+    "oft": OFTConfig(oft_block_size=4, target_modules=["q_proj"]),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
+@pytest.mark.parametrize("kind", KINDS)
+def test_check_takes_every_adapter_to_be_of_its_own_base(tmp_path: Path, kind: str) -> None:
+    counted(save(tmp_path, KINDS[kind]))
 
 
 @pytest.mark.parametrize("how", BROKEN)

@@ -258,7 +258,7 @@ def count_weights(setup: Setup, config: Any) -> tuple[int, int]:
         there = config_of(on_disk)
         if options is not None:
             refuse_other_options(there, options)
-        return count_trained(config, there)
+        return count_trained(config, there, on_disk)
     if options is not None:
         return count_trained(config, adapter_config(options))
     parameters = count_parameters(config)

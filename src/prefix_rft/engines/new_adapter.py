@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 from prefix_rft.engines.adapters import Adapter
 from prefix_rft.engines.models import UncountedError, without_weights
@@ -138,12 +139,13 @@ def refuse_unknown_targets(modules: Iterable[tuple[str, Any]], config: Any) -> N
             )
 
 
-def count_trained(config: Any, adapter: Any) -> tuple[int, int]:
+def count_trained(config: Any, adapter: Any, on_disk: Adapter | None = None) -> tuple[int, int]:
     """Weights of the model with an adapter, and how many of them are trained.
 
     Args:
         config: the model's transformers config.
         adapter: the adapter's ``peft.PeftConfig``.
+        on_disk: where its weights are, if it has some already.
 
     Raises:
         UserError: the adapter does not fit the model.
@@ -163,8 +165,40 @@ def count_trained(config: Any, adapter: Any) -> tuple[int, int]:
             raise UncountedError(
                 f"the adapter needs the model's weights: {one_line(error)}"
             ) from error
+    if on_disk is not None:
+        refuse_other_shapes(model, on_disk)
     weights = list(model.parameters())
     return sum(p.numel() for p in weights), sum(p.numel() for p in weights if p.requires_grad)
+
+
+def refuse_other_shapes(model: Any, adapter: Adapter) -> None:
+    """Refuse an adapter of another base by the shapes of its weights, of which none is read.
+
+    Args:
+        model: the ``peft.PeftModel`` that it is to be, without weights.
+        adapter: where its weights are.
+
+    Raises:
+        UserError: a weight of it has another shape than its place.
+    """
+    from peft import get_peft_model_state_dict
+
+    places = get_peft_model_state_dict(model, save_embedding_layers=False)
+    for path in sorted(adapter.folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118  (no mapping)
+                shape = tuple(file.get_slice(name).get_shape())
+                if name in places and shape != tuple(places[name].shape):
+                    raise UserError(
+                        f"adapter '{adapter.source}' is of another model than '{adapter.base}': "
+                        f"its weight '{name}' is {by(shape)}, and here it would be "
+                        f"{by(places[name].shape)}"
+                    )
+
+
+def by(shape: Iterable[int]) -> str:
+    """A shape in words, such as ``4 x 32``."""
+    return " x ".join(map(str, shape))
 
 
 def config_of(adapter: Adapter) -> Any:
