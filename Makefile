@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup lab quickstart real test test-slow ranges test-verl test-vllm nightly lint format golden bench clean
+.PHONY: setup lab quickstart real test test-slow ranges test-verl test-vllm test-verl-vllm nightly lint format golden bench clean
 
 setup: $(STAMP)
 
@@ -45,7 +45,7 @@ test-slow: lab
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --numprocesses logical --maxprocesses 2 --dist worksteal $(SLOW)
 
 # All that takes too long for every change; run by hand before a piece of work is called done.
-nightly: test-slow test-verl test-vllm ranges
+nightly: test-slow test-verl test-vllm test-verl-vllm ranges
 
 # verl wants an older transformers than we do: an environment of its own. VERL_MARK=slow runs what
 # takes longest, VERL_TESTS=tests/cluster/test_engine.py what needs no Ray.
@@ -77,18 +77,25 @@ VLLM := .venv-vllm
 VLLM_MARK := vllm
 VLLM_TESTS := $(wildcard tests/real_vllm/test_*.py)
 
-$(VLLM)/.installed: pyproject.toml constraints-vllm.txt
-	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
-	$(VLLM)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(VLLM)/bin/python -m pip install --quiet --constraint constraints-vllm.txt torch
-	$(VLLM)/bin/python -m pip install --quiet --no-deps --requirement constraints-vllm.txt
-	$(VLLM)/bin/python -m pip install --quiet --no-deps --editable .
+# .venv-vllm, and .venv-verl-vllm.
+.venv-%/.installed: pyproject.toml constraints-%.txt
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(@D)/bin/python -m pip install --quiet --constraint constraints-$*.txt torch
+	$(@D)/bin/python -m pip install --quiet --no-deps --requirement constraints-$*.txt
+	$(@D)/bin/python -m pip install --quiet --no-deps --editable .
 	touch $@
 
 test-vllm: $(VLLM)/.installed
 	set -e; for file in $(VLLM_TESTS); do \
 	  PYTHONPATH=tests/real_vllm/plugin OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -m "$(VLLM_MARK)" $$file; \
 	done
+
+# verl that samples with a real vLLM: two steps.
+VERL_VLLM := .venv-verl-vllm
+
+test-verl-vllm: $(VERL_VLLM)/.installed
+	OMP_NUM_THREADS=1 $(VERL_VLLM)/bin/python -m pytest -m "verl and vllm" tests/cluster/test_vllm_rollout.py
 
 lint: setup
 	$(BIN)/ruff check .
@@ -109,4 +116,4 @@ bench: setup
 	$(BIN)/python benchmarks/step.py
 
 clean:
-	rm -rf $(VENV) $(VERL) $(VLLM) data/countdown data/arithmetic
+	rm -rf $(VENV) $(VERL) $(VLLM) $(VERL_VLLM) data/countdown data/arithmetic
