@@ -181,6 +181,7 @@ KINDS: dict[str, Any] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`:UserWarning")
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
 @pytest.mark.parametrize("kind", KINDS)
 def test_check_takes_every_adapter_to_be_of_its_own_base(tmp_path: Path, kind: str) -> None:
