@@ -123,10 +123,10 @@ def test_it_trains_in_one_command(tmp_path: Path) -> None:
     """Two steps of half-precision products, full weights and LoRA; as ``make real`` does."""
     folder = tmp_path / "arithmetic"
     rows = ["--train-rows=8", "--valid-rows=1", "--test-rows=2"]
-    main(["task", "arithmetic", str(folder), *rows])
-    small = ["max_steps=2", "prompts_per_step=1", "eval_samples=1", f"runs={tmp_path}"]
+    assert main(["task", "arithmetic", str(folder), *rows]) == 0
+    small = ["max_steps=2", "prompts_per_step=1", "micro_batch_size=8", f"runs={tmp_path / 'runs'}"]
     for name in ("recipe", "recipes/lora"):
-        main(["train", str(folder / f"{name}.yaml"), *small])
+        assert main(["train", str(folder / f"{name}.yaml"), *small]) == 0
     tokens = max(
         len(AutoTokenizer.from_pretrained(folder / "model")(row["demonstration"][0])["input_ids"])
         + 1
@@ -135,6 +135,8 @@ def test_it_trains_in_one_command(tmp_path: Path) -> None:
     )
     assert tokens <= 32
     for run in ("arithmetic", "arithmetic-lora"):
-        records = lines(tmp_path / run / "metrics.jsonl")
-        assert [r["grad_norm"] > 0 for r in records if "grad_norm" in r] == [True, True]
-    assert (tmp_path / "arithmetic-lora/model/adapter_model.safetensors").is_file()
+        records = lines(tmp_path / "runs" / run / "metrics.jsonl")
+        norms = [r["grad_norm"] for r in records if "grad_norm" in r]
+        assert len(norms) == 2
+        assert max(norms) > 0  # 0 where all of a group are alike
+    assert (tmp_path / "runs/arithmetic-lora/model/adapter_model.safetensors").is_file()
