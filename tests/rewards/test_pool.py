@@ -19,13 +19,15 @@ import pytest
 import torch
 
 from faults import SLEEP
-from prefix_rft.rewards import Graded, GraderPool, Limits, Verdict, checked, parse_rewards
+from prefix_rft.rewards import Graded, GraderPool, Limits, Verdict, checked, parse_rewards, process
 from prefix_rft.rewards.worker import grade
 from prefix_rft.support.errors import UserError
 from tables import rest_slow
 
 ITEMS = ["good", "bad", "good", "good", "bad", "good", "good"]
 RIGHT = Verdict("correct", 1.0)
+GONE_SECONDS = 5
+"""A process that is killed is there until the kernel has come round to it."""
 
 # What the verdict on a bad item must be: status, and words of its detail.
 FAULTS = {
@@ -84,8 +86,10 @@ def sleepers() -> set[bytes]:
 def no_process_left() -> Iterator[None]:
     before, asleep = processes_of(os.getpid()), sleepers()
     yield
-    assert processes_of(os.getpid()) <= before
-    assert sleepers() <= asleep
+    until = time.monotonic() + GONE_SECONDS
+    while not (processes_of(os.getpid()) <= before and sleepers() <= asleep):
+        assert time.monotonic() < until
+        time.sleep(0.05)
 
 
 LIKE_ANOTHER = (
@@ -462,3 +466,23 @@ def test_an_option_that_is_also_a_column() -> None:
     with pytest.raises(UserError, match="both an option and a column"):
         reward(completions=["a"], answer=["a"], bonus=[3])
     reward.close()
+
+
+def test_a_program_that_is_just_being_started_is_killed_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Between its start and its environment it carries no token: it was left behind, once."""
+    program = subprocess.Popen(["sleep", "60"], env={process.TOKEN: "here"})
+    read, empty = Path.read_bytes, [f"/proc/{program.pid}/environ"]
+
+    def read_bytes(path: Path) -> bytes:
+        if str(path) in empty:
+            empty.remove(str(path))
+            return b""
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    process._kill_marked("here")
+    monkeypatch.undo()
+    assert empty == []
+    assert program.wait(5) == -signal.SIGKILL

@@ -24,6 +24,7 @@ BOOT = (
 TOKEN = "PREFIX_RFT_GRADER"  # noqa: S105  (the name of an environment variable)
 LONGEST_LINE = 1 << 20
 END_SECONDS = 0.5
+START_SECONDS = 0.05
 
 
 class DisturbedError(Exception):
@@ -185,13 +186,28 @@ def _scheduled(pid: int) -> tuple[float, float]:
 
 
 def _kill_marked(token: str) -> None:
-    """Kill processes that carry a worker's token: programs that left its group (Linux)."""
+    """Kill processes that carry a worker's token: programs that left its group (Linux).
+
+    A program that is just being started has no environment yet, and is looked at again.
+    """
     mark = f"{TOKEN}={token}".encode()
+    until = time.monotonic() + START_SECONDS
+    while _kill_with(mark) and time.monotonic() < until:
+        time.sleep(START_SECONDS / 10)
+
+
+def _kill_with(mark: bytes) -> bool:
+    """Kill processes with this in their environment; whether there are some without any yet."""
+    starting = False
     for entry in Path("/proc").glob("[0-9]*/environ"):
         try:
-            marked = mark in entry.read_bytes()
+            environment = entry.read_bytes()
+            if not environment:
+                # A kernel's thread and a process that has ended have no program either.
+                starting |= bool(os.readlink(entry.with_name("exe")))
         except OSError:  # someone else's, or gone
             continue
-        if marked:
+        if mark in environment:
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(int(entry.parent.name), signal.SIGKILL)
+    return starting
