@@ -21,7 +21,7 @@ TRIES = 4
 
 
 def write(
-    folder: Path, n_train: int = 2000, n_test: int = 400, seed: int = 0, n_valid: int = 100
+    folder: Path, n_train: int = 3000, n_test: int = 400, seed: int = 0, n_valid: int = 200
 ) -> None:
     """Write ``train.jsonl``, ``valid.jsonl``, ``test.jsonl``, ``model/``, ``recipe.yaml``,
     ``recipes/`` and ``compare.yaml`` into ``folder``.
