@@ -8,7 +8,6 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from prefix_rft.compare.costs import Costs, Parameters, costs_of, parameters_of
-from tiny import make_model, make_tokenizer
 
 
 def line(step: int, trained: float, **more: float) -> dict[str, float]:
@@ -57,17 +56,26 @@ def test_parameters_that_compute(tmp_path: Path, tied: bool) -> None:
     assert parameters_of(tmp_path).computing == everything - (0 if tied else 11 * 8)
 
 
-def test_an_adapter_has_the_operations_of_its_base_and_gradients_of_its_own_weights(
-    tmp_path: Path,
-) -> None:
+def test_an_adapter_has_the_operations_of_its_base_and_gradients_of_its_own_weights() -> None:
     lines = [line(1, 10, sampled=4)]
     assert costs_of(lines, Parameters(100, 5), 0.0).flops == 2 * 100 * 4 + (4 * 100 + 2 * 5) * 10
-    tokenizer = make_tokenizer()
-    make_model(tokenizer).save_pretrained(tmp_path / "base")
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_adapter_is_counted_with_its_base(tmp_path: Path, tied: bool) -> None:
+    config = LlamaConfig(
+        vocab_size=11,
+        hidden_size=8,
+        intermediate_size=12,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        tie_word_embeddings=tied,
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "base")
     base = parameters_of(tmp_path / "base")
     assert base.computing == base.trained
     model = LlamaForCausalLM.from_pretrained(tmp_path / "base")
     lora = LoraConfig(r=4, target_modules=["q_proj"])
     get_peft_model(model, lora).save_pretrained(tmp_path / "lora")
-    # A and B of one projection, from 32 to 32: two times 4 * 32.
-    assert parameters_of(tmp_path / "lora") == (base.computing + 256, 256)
+    # A and B of one projection, from 8 to 8: two times 4 * 8.
+    assert parameters_of(tmp_path / "lora") == (base.computing + 64, 64)

@@ -233,6 +233,8 @@ def test_held_out_puzzles_are_not_among_those_to_train_on() -> None:
         check({NAME: "gcd", "size": 1, "seed": 2000})
     with pytest.raises(UserError, match=r"seed: 2001 or more"):
         check({NAME: {"lcm": {}, "gcd": {}}, "size": 20, "seed": -5})
+    with pytest.raises(UserError, match=r"seed: 2001 or more"):
+        check({NAME: "gcd", "size": 2, "seed": 0})
     check({NAME: "gcd", "size": 100, "seed": 2001})
     check({NAME: "gcd", "size": 1, "seed": 0})
     check({NAME: "lcm", "size": 100, "seed": 99})

@@ -50,6 +50,11 @@ def test_no_sum_is_in_two_files_or_twice(task: Path) -> None:
     assert len(asked) == len(set(asked)) == 90
 
 
+def test_sums_that_come_twice_are_asked_for_once() -> None:
+    asked = [row["question"] for row in files.distinct(4000, 0)]
+    assert len(asked) == len(set(asked)) < 4000
+
+
 def test_every_demonstration_is_worth_1_and_nothing_is_worth_0(task: Path) -> None:
     for part in PARTS:
         rows = load_rows(task / f"{part}.jsonl")

@@ -17,7 +17,7 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from prefix_rft.engines.setup import configure
-from prefix_rft.evaluation.along import metrics_along, same_random_state
+from prefix_rft.evaluation.along import metrics_along, same_random_state, seed_along
 from prefix_rft.evaluation.samples import Sample
 from prefix_rft.evaluation.scores import Problem
 from prefix_rft.rewards.verdict import CORRECT, NO_ANSWER, TIMEOUT, WRONG, Verdict
@@ -232,6 +232,13 @@ def test_metrics_of_training_stand_in_lines_of_their_own(
     along = [x for x in found if "eval_avg" in x]
     assert [x["step"] for x in along] == [2, 4]
     assert all(k.startswith("eval_") or k in ("step", "epoch") for x in along for k in x)
+
+
+def test_what_chooses_is_sampled_by_seeds_of_which_no_run_has_one() -> None:
+    """Else the best would be evaluated on the very samples by which it was chosen."""
+    seeds = {seed_along(seed) for seed in range(100)}
+    assert len(seeds) == 100
+    assert seeds.isdisjoint(range(100))
 
 
 def test_every_evaluation_of_a_run_is_in_the_precision_of_its_training(
