@@ -45,7 +45,6 @@ class Beside(PrefixRFTTrainer):
             disable_tqdm=True,
             lr_scheduler_type="constant",
             max_grad_norm=1.0,
-            bucket_by_length=False,
             seed=42,  # the default of both engines
         )
         super().__init__(

@@ -348,12 +348,13 @@ def test_what_a_weight_sees_is_0_outside_the_streams_tokens() -> None:
     logp, entropy, ref = (rubbish.where(~B.demo_mask_BT, x) for x in (-1.0, 2.0, -3.0))
     b = replace(B, ref_logp_BT=ref)
     gradient(one(weight=Weight("w", of), tokens=DEMO), b, logp, entropy_BT=entropy)
-    (s,) = seen
-    assert torch.equal(s.mask_BT, B.demo_mask_BT)
-    for x, value in ((s.logp_BT, -1.0), (s.entropy, 2.0), (s.ref_logp_BT, -3.0)):
-        assert torch.equal(x, value * B.demo_mask_BT.double())
-        assert not x.requires_grad
-    assert s.log_ratio_to_ref[B.demo_mask_BT].tolist() == [2.0]
+    assert seen  # by the loss, and by the metric of the weight
+    for s in seen:
+        assert torch.equal(s.mask_BT, B.demo_mask_BT)
+        for x, value in ((s.logp_BT, -1.0), (s.entropy, 2.0), (s.ref_logp_BT, -3.0)):
+            assert torch.equal(x, value * B.demo_mask_BT.double())
+            assert not x.requires_grad
+        assert s.log_ratio_to_ref[B.demo_mask_BT].tolist() == [2.0]
 
 
 @pytest.mark.parametrize(

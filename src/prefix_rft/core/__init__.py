@@ -11,6 +11,8 @@ from prefix_rft.core.objective import (
     prepare,
     select_prefix,
     selection_seed,
+    share_of_loss,
+    statistics,
     token_losses,
 )
 from prefix_rft.core.planner import Group, Planner, Start
@@ -41,6 +43,8 @@ __all__ = [
     "prepare",
     "select_prefix",
     "selection_seed",
+    "share_of_loss",
+    "statistics",
     "step_credit",
     "token_losses",
     "with_sequence",

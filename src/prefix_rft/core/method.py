@@ -84,6 +84,11 @@ class Method:
         return any(origin in s.tokens for s in self.streams if s.surrogate not in REGULARISERS)
 
     @property
+    def reads_entropy(self) -> bool:
+        """Whether a term of the loss reads entropies, or may: a weight is any function."""
+        return any(s.surrogate == "entropy" or s.weight is not None for s in self.streams)
+
+    @property
     def samples(self) -> bool:
         """Whether the policy samples at all; a pure imitation method does not."""
         return any(origin in ROLLOUT for stream in self.streams for origin in stream.tokens)

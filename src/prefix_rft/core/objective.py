@@ -201,20 +201,43 @@ def loss(
     """
     if targets is None:
         targets = prepare(method, batch, entropy_BT, step, total_steps)
+    return LossOutput(
+        share_of_loss(method, batch, logp_BT, entropy_BT, targets),
+        statistics(method, batch, logp_BT, entropy_BT, targets),
+    )
+
+
+def share_of_loss(
+    method: Method, batch: Batch, logp_BT: Tensor, entropy_BT: Tensor | None, targets: Targets
+) -> Tensor:
+    """What :func:`loss` has as its ``loss``; log-probs of tokens that no stream trains may be
+    anything. Arguments are those of :func:`loss`.
+    """
     logp_BT, entropy_BT = _full(logp_BT), None if entropy_BT is None else _full(entropy_BT)
     total = logp_BT.new_zeros(())
+    for s in range(len(method.streams)):
+        value_BT = _value(method, s, batch, logp_BT, entropy_BT, targets)
+        value_B = value_BT.sum(1) / targets.row_count_SB[s]
+        total = total - targets.scale_S[s] * value_B.sum()
+    return total
+
+
+@torch.no_grad()
+def statistics(
+    method: Method, batch: Batch, logp_BT: Tensor, entropy_BT: Tensor | None, targets: Targets
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """What :func:`loss` has as its ``stats``. Arguments are those of :func:`loss`."""
+    logp_BT, entropy_BT = _full(logp_BT), None if entropy_BT is None else _full(entropy_BT)
     stats = _stats(method, batch, logp_BT, entropy_BT, targets)
     for s, stream in enumerate(method.streams):
         acts_BT = targets.acts_SBT[s]
-        value_BT, weight_BT = _value(method, s, batch, logp_BT, entropy_BT, targets)
-        if weight_BT is not None:
+        if stream.weight is not None:
+            weight_BT = weight(stream, batch, logp_BT, entropy_BT, acts_BT)
             stats[f"{stream.name}/weight"] = (weight_BT.where(acts_BT, 0.0).sum(), acts_BT.sum())
-        value_B = value_BT.sum(1) / targets.row_count_SB[s]
-        total = total - targets.scale_S[s] * value_B.sum()
         if stream.surrogate in ("clip", "cispo"):
             advantage_B1 = targets.advantage_SB[s].to(logp_BT.dtype)[:, None]
             count_clipped(stats, method, stream, batch, logp_BT, advantage_B1, acts_BT)
-    return LossOutput(total, stats)
+    return stats
 
 
 def token_losses(
@@ -228,7 +251,7 @@ def token_losses(
     logp_BT, entropy_BT = _full(logp_BT), None if entropy_BT is None else _full(entropy_BT)
     losses = []
     for s in range(len(method.streams)):
-        value_BT, _ = _value(method, s, batch, logp_BT, entropy_BT, targets)
+        value_BT = _value(method, s, batch, logp_BT, entropy_BT, targets)
         losses.append(-targets.scale_S[s] * value_BT / targets.row_count_SB[s][:, None])
     return torch.stack(losses)
 
@@ -245,17 +268,15 @@ def _value(
     logp_BT: Tensor,
     entropy_BT: Tensor | None,
     targets: Targets,
-) -> tuple[Tensor, Tensor | None]:
-    """Stream ``s`` at each token before its scale, 0 where it does not act; and its weight."""
+) -> Tensor:
+    """Stream ``s`` at each token before its scale, 0 where it does not act; shape (B, T)."""
     # Padding and tokens without advantage never reach an exp: they leave before it, not after.
     stream, acts_BT = method.streams[s], targets.acts_SBT[s]
     advantage_B1 = targets.advantage_SB[s].to(logp_BT.dtype)[:, None]
     value_BT = surrogate(method, stream, batch, logp_BT, entropy_BT, advantage_B1, acts_BT)
-    weight_BT = None
     if stream.weight is not None:
-        weight_BT = weight(stream, batch, logp_BT, entropy_BT, acts_BT)
-        value_BT = value_BT * weight_BT
-    return value_BT.where(acts_BT, 0.0), weight_BT
+        value_BT = value_BT * weight(stream, batch, logp_BT, entropy_BT, acts_BT)
+    return value_BT.where(acts_BT, 0.0)
 
 
 @torch.no_grad()

@@ -32,7 +32,7 @@ AT_ONCE = (
 
 WITH_ROLLOUTS = (
     "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "generation_kwargs",
-    "cache_implementation", "max_completion_length", "fast_generation", "bucket_by_length",
+    "cache_implementation", "max_completion_length", "fast_generation",
     "reward_weights", "beta", "bf16", "tf32", "method_options",
 )  # fmt: skip
 """They act from the next rollouts on, so there must be none that wait for updates."""
@@ -52,7 +52,7 @@ NOTHING = (
     "use_cpu", "local_rank", "ddp_*", "dataloader_num_workers", "dataloader_pin_memory",
     "dataloader_persistent_workers", "dataloader_prefetch_factor", "dataset_num_proc",
     "dataloader_multiprocessing_context", "torch_empty_cache_steps", "torch_compile*",
-    "activation_*", "gradient_checkpointing*", "use_cache", "ds3_gather_for_generation",
+    "savings", "activation_*", "gradient_checkpointing*", "use_cache", "ds3_gather_for_generation",
     "vllm_server_*", "vllm_group_port", "vllm_gpu_memory_utilization", "vllm_enable_sleep_mode",
 )  # fmt: skip
 """They change nothing that is trained, up to rounding."""

@@ -55,6 +55,11 @@ def turn_off_dropout(*models: nn.Module | None) -> list[str]:
     ]
 
 
+def drops(model: nn.Module) -> bool:
+    """Whether forwards of a model in training differ by chance."""
+    return next(_rates(model), None) is not None
+
+
 def _rates(model: nn.Module) -> Iterator[tuple[Any, str, Any]]:
     """Where a rate that is not 0 stands: its holder, its name, and its key in a dict, or None."""
     seen: set[int] = set()

@@ -79,7 +79,6 @@ def test_without_prefix_the_loss_is_trls(
         method=method,
         method_options=options,
         fast_generation=False,
-        bucket_by_length=False,
         **shared,
     )
     known = set(GRPOConfig.__dataclass_fields__)
@@ -94,7 +93,9 @@ def test_without_prefix_the_loss_is_trls(
     trls, trl_weights = losses_and_weights(
         GRPOTrainer(path, reward, GRPOConfig(**{**base, **theirs}), **arguments)
     )
-    assert mine == pytest.approx(trls, rel=2e-5, abs=1e-7)
+    # Rows are in other micro-batches, so what is the same is the loss of an update.
+    pairs = [[sum(x[i : i + 2]) for i in range(0, len(x), 2)] for x in (mine, trls)]
+    assert pairs[0] == pytest.approx(pairs[1], rel=2e-5, abs=1e-7)
     assert torch.allclose(my_weights, trl_weights, atol=1e-6)
     assert max(abs(x) for x in mine) > 1e-4
 

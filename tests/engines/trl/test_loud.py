@@ -66,7 +66,7 @@ def spoil_weight(known: Any) -> None:
     weight_of(known).data[7, 1] = torch.nan
 
 
-def spoil_logits(training: bool, row: int) -> Callable[[Any], None]:
+def spoil_logits(training: bool, row: int = 0) -> Callable[[Any], None]:
     """From now on, in the forwards of training or of sampling, in one row of each batch."""
 
     def act(known: Any) -> None:
@@ -74,7 +74,8 @@ def spoil_logits(training: bool, row: int) -> Callable[[Any], None]:
             if known["model"].training != training or torch.is_grad_enabled() != training:
                 return output
             output = output.clone()
-            output[row] = torch.nan
+            # In training rows are packed: the last token of the last of them.
+            output[(0, -1) if training else row] = torch.nan
             return output
 
         known["model"].model.norm.register_forward_hook(spoil)
@@ -86,7 +87,7 @@ FAULTS = {
     "gradient": (spoil_gradient, rf"step 3 .*the gradient of {NAME} is not finite"),
     "optimizer": (spoil_state, rf"step 3 .*optimizer's state of {NAME} \(exp_avg_sq\)"),
     "logits": (
-        spoil_logits(True, 2),
+        spoil_logits(True),
         r"step 3 .*the log-prob of token \d+ of a row of example \d+ is nan",
     ),
     "logits of the sampler": (
@@ -112,7 +113,7 @@ def test_what_is_not_finite_is_named_in_its_step(tmp_path: Path, name: str) -> N
         FAULTS["gradient"],
         FAULTS["optimizer"],
         (spoil_weight, rf"step 3 .*the weight {NAME} is not finite"),
-        (spoil_logits(True, 1), r"step 3 .*the log-prob of token \d+ of row 1 of the step is nan"),
+        (spoil_logits(True), r"step 3 .*the log-prob of token \d+ of row 1 of the step is nan"),
     ],
     ids=["gradient", "optimizer", "weight", "logits"],
 )

@@ -17,7 +17,7 @@ from prefix_rft import DemonstrationTrainer, PrefixRFTTrainer
 from prefix_rft.core import Stream
 from prefix_rft.engines.trl.imitation_config import DemonstrationConfig
 from prefix_rft.engines.trl.update.gradient_shares import GradientShares, sources_of, vectors_of
-from prefix_rft.engines.trl.update.stats import StepStats
+from prefix_rft.engines.trl.update.stats import means
 from prefix_rft.methods import load
 from prefix_rft.runs.reader import RunFolder
 from prefix_rft.runs.rollouts import HYBRID
@@ -138,6 +138,7 @@ def test_token_counts_of_every_update(tmp_path: Path) -> None:
     """Two updates on each generation, twice; old and reference log-probs; a log line for each."""
     trainer, recorder = start(
         tmp_path,
+        savings="none",
         saved=True,
         options={"beta": 0.1},
         gradient_accumulation_steps=2,
@@ -207,7 +208,7 @@ def test_what_a_backend_draws_counts(tmp_path: Path, monkeypatch: pytest.MonkeyP
         return result
 
     monkeypatch.setattr(GRPOTrainer, "_generate_single_turn", listen)
-    trainer, recorder = start(tmp_path, fast_generation=False, max_steps=2)
+    trainer, recorder = start(tmp_path, fast_generation=False, max_steps=2, savings="none")
     trainer.train()
     wanted = measured.counts(measured.read(tmp_path, "step"), rows_of(recorder), scored=0, chunk=4)
     lines = measured.logged(trainer.state.log_history, "tokens/")
@@ -245,15 +246,19 @@ def test_a_backend_is_not_sent_what_lacks_nothing(tmp_path: Path) -> None:
     assert line["prefilled"] == sum(prompts) + sum(prefixes)
 
 
+@pytest.mark.parametrize("savings", ["all", "none"])
 @pytest.mark.parametrize("method", ["sft", "iw_sft"])
-def test_token_counts_of_imitation(tmp_path: Path, method: str) -> None:
-    """Two micro-batches a step; a method with a reference has a forward of it."""
+def test_token_counts_of_imitation(tmp_path: Path, method: str, savings: str) -> None:
+    """Two micro-batches a step; a method with a reference has a forward of it. The last token of a
+    row predicts nothing, and is left out where rows are packed.
+    """
     recorder = Recorder()
     trainer = DemonstrationTrainer(
         sharp_model(),
         DemonstrationConfig(
             output_dir=str(tmp_path),
             method=method,
+            savings=savings,
             report_to="none",
             use_cpu=True,
             bf16=False,
@@ -271,6 +276,8 @@ def test_token_counts_of_imitation(tmp_path: Path, method: str) -> None:
     recorder.watch(trainer, "compute_loss")
     trainer.train()
     sizes = [sum(len(r.prompt) + len(r.completion) for r in x.rows) for x in recorder.records]
+    if savings == "all":
+        sizes = [n - 6 for n in sizes]
     forward = sizes if method == "iw_sft" else [0, 0, 0]
     assert [len(x.rows) for x in recorder.records] == [6, 6, 6]
     assert measured.logged(trainer.state.log_history, "tokens/") == [
@@ -480,15 +487,15 @@ def test_a_negative_interval_is_refused(tmp_path: Path) -> None:
 # ---- means over a step ---------------------------------------------------------------------------
 
 
-def test_sums_of_a_step_are_double_and_what_has_no_count_is_left_out() -> None:
-    stats = StepStats()
-    alone: Any = SimpleNamespace(sum=lambda x: x)
-    for value in (2.0**24, 1.0):  # their sum has no single precision
-        found = {"large": (torch.tensor(value), torch.tensor(1))}
-        stats.add({**found, "none": (torch.tensor(0.0), torch.tensor(0))})
-    assert stats.take(alone) == {"large": (2.0**24 + 1.0) / 2}
-    stats.add({"large": (torch.tensor(3.0), torch.tensor(2))})
-    assert stats.take(alone) == {"large": 1.5}
+def test_means_are_double_and_what_has_no_count_is_left_out() -> None:
+    """2^24 on this process and 1 on another one: their sum has no single precision."""
+    other = torch.tensor([[1.0, 1.0], [0.0, 0.0]], dtype=torch.float64)
+    both: Any = SimpleNamespace(sum=lambda x: x + other)
+    stats = {
+        "none": (torch.tensor(0.0), torch.tensor(0)),
+        "large": (torch.tensor(2.0**24), torch.tensor(1)),
+    }
+    assert means(stats, both) == {"large": (2.0**24 + 1.0) / 2}
 
 
 # ---- several processes ---------------------------------------------------------------------------

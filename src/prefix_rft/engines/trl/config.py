@@ -19,6 +19,8 @@ from prefix_rft.engines.options import (
 from prefix_rft.engines.trl.clock import HELP
 from prefix_rft.engines.trl.ranges import check_numbers
 from prefix_rft.engines.trl.safety.watch import WatchConfig
+from prefix_rft.engines.trl.savings import HELP as SAVINGS_HELP
+from prefix_rft.engines.trl.savings import read_savings
 from prefix_rft.engines.trl.settings import (
     HARMFUL,
     RL,
@@ -56,10 +58,7 @@ class PrefixRFTConfig(KeepsMethod, WatchConfig, GRPOConfig):
             "distinct context once. Off: model.generate."
         },
     )
-    bucket_by_length: bool = field(
-        default=True,
-        metadata={"help": "Sort the rows of an optimizer step by length and trim micro-batches."},
-    )
+    savings: list[str] | str = field(default="all", metadata={"help": SAVINGS_HELP})
     log_rollouts: bool = field(
         default=False,
         metadata={
@@ -95,6 +94,7 @@ class PrefixRFTConfig(KeepsMethod, WatchConfig, GRPOConfig):
         for name in ("method_options", "parameter_mask", "tripwires"):
             if isinstance(getattr(self, name), str):
                 setattr(self, name, parse_options(name, getattr(self, name)))
+        self.savings = read_savings(self.savings)
         self.check_watch()
         steps: Any = self.steps_per_generation
         if steps % self.gradient_accumulation_steps != 0:

@@ -1,12 +1,11 @@
 """Log-probs and entropies of the rows of a step, without gradient.
 
-Every process runs the same number of forwards, as sharded models require: each holds the same
-number of rows, and where it does not, it runs idle ones.
+Every process runs the same number of forwards, as sharded models require: where it has fewer rows
+to score than others, it runs idle ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,39 +13,67 @@ from torch import Tensor
 
 from prefix_rft.engines.trl.processes import Processes
 from prefix_rft.engines.trl.reference import ReferencePolicy
-from prefix_rft.engines.trl.window import Rows
-
-Score = Callable[[Tensor, Tensor, int, bool], tuple[Tensor, Tensor | None]]
-"""Of token ids (B, L), their attention mask, the last ``width`` positions that are wanted, and
-whether entropies are: log-probs and entropies of the policy there, each of shape (B, width)."""
+from prefix_rft.engines.trl.scorer import Scored, Scorer
+from prefix_rft.engines.trl.window import Rows, few
 
 
 class Forward:
     """The policy that is trained, and its reference, as functions of rows.
 
     Args:
-        score: a forward of the model's present weights, at the temperature of the rollouts.
-        args: the trainer's configuration, for the rows of one forward.
+        scorer: how rows are scored.
+        model: the model that scores, as the trainer calls it.
+        plain: the same without what is wrapped around it.
+        size: rows of one forward.
         processes: the run's processes.
         reference: the policy that the method keeps for itself; None where it keeps none.
     """
 
     def __init__(
-        self, score: Score, args: Any, processes: Processes, reference: ReferencePolicy | None
+        self,
+        scorer: Scorer,
+        model: Any,
+        plain: Any,
+        size: int,
+        processes: Processes,
+        reference: ReferencePolicy | None,
     ) -> None:
-        self.score, self.size = score, int(args.per_device_train_batch_size)
+        self.scorer, self.model, self.plain, self.size = scorer, model, plain, size
         self.processes, self.reference = processes, reference
 
     @torch.no_grad()
+    def of(self, rows: Rows, wanted_BT: Tensor, entropy: bool) -> Scored:
+        """Log-probs, and entropies if asked for, of some tokens of the completions; 0 elsewhere.
+
+        Rows of which no token is wanted are left out.
+        """
+        live = wanted_BT.any(1).nonzero()[:, 0]
+        # The longest ones together, so that a chunk holds little padding.
+        T = wanted_BT.size(1)
+        last_B = (wanted_BT * torch.arange(1, T + 1, device=wanted_BT.device)).amax(1)
+        if self.scorer.why_whole is not None:
+            live = live[last_B[live].argsort(stable=True)]
+        chunks = list(live.split(self.size)) if len(live) else []
+        count = torch.tensor([len(chunks)], device=wanted_BT.device)
+        out = [torch.zeros(wanted_BT.shape, device=wanted_BT.device) for _ in range(1 + entropy)]
+        idle = torch.zeros(1, dtype=torch.long, device=wanted_BT.device)
+        with self.scorer.ready(self.plain):
+            for i in range(int(self.processes.gather(count).max())):
+                chunk = chunks[i] if i < len(chunks) else idle
+                width = max(1, int(last_B[chunk].max()))
+                wanted = wanted_BT[chunk, :width]
+                if i >= len(chunks):
+                    wanted = torch.ones_like(wanted)
+                found = self.scorer.of(self.model, few(rows, chunk), wanted, entropy)
+                if i < len(chunks):
+                    for whole_BT, part in zip(out, found[: len(out)], strict=True):
+                        assert part is not None  # noqa: S101  (asked for)
+                        whole_BT[chunk, :width] = part.float().where(wanted, 0.0)
+        return Scored(out[0], out[1] if entropy else None)
+
     def log_probs(self, rows: Rows) -> Tensor:
         """Log-probs of the completions under the present weights, shape (B, T), 0 outside."""
-        logp_BT, _ = self.score(
-            torch.cat([rows["prompt_ids"], rows["completion_ids"]], 1),
-            torch.cat([rows["prompt_mask"], rows["completion_mask"]], 1),
-            rows["completion_ids"].size(1),
-            False,
-        )
-        return logp_BT.masked_fill(~rows["completion_mask"].bool(), 0.0)
+        return self.of(rows, rows["completion_mask"].bool(), False).logp_BT
 
     def reference_log_probs(self, rows: Rows) -> Tensor | None:
         """The same under the reference policy; None where the method keeps none."""
@@ -55,34 +82,11 @@ class Forward:
         with self.reference.swapped():
             return self.log_probs(rows)
 
-    @torch.no_grad()
     def prefix_entropy(self, rows: Rows) -> Tensor:
         """Entropy in nats at the prefix tokens of these rows, shape (B, T), 0 elsewhere.
 
         A forward reads prompt and prefix of the hybrid rows alone.
         """
-        mask = rows["prefix_mask"]
-        entropy = torch.zeros(mask.shape, device=mask.device)
-        hybrid = mask.any(1).nonzero()[:, 0]
-        # Sorted by length, so that a chunk holds little padding.
-        hybrid = hybrid[mask[hybrid].sum(1).argsort(stable=True)]
-        chunks = list(hybrid.split(self.size)) if len(hybrid) else []
-        count = torch.tensor([len(chunks)], device=mask.device)
-        wanted = int(self.processes.gather(count).max())
-        idle = torch.zeros(1, dtype=torch.long, device=mask.device)
-        for i in range(wanted):
-            chunk = chunks[i] if i < len(chunks) else idle
-            width = max(1, int(mask[chunk].sum(1).max()))
-            prompts = rows["prompt_mask"][chunk]
-            left = int(prompts.sum(1).max())
-            ids = torch.cat(
-                [rows["prompt_ids"][chunk][:, -left:], rows["completion_ids"][chunk][:, :width]], 1
-            )
-            attention = torch.cat(
-                [prompts[:, -left:], rows["completion_mask"][chunk][:, :width]], 1
-            )
-            _, entropy_BT = self.score(ids, attention, width, True)
-            if i < len(chunks):
-                assert entropy_BT is not None  # noqa: S101  (asked for)
-                entropy[chunk, :width] = entropy_BT.float()
-        return entropy * mask
+        entropy_BT = self.of(rows, rows["prefix_mask"], True).entropy_BT
+        assert entropy_BT is not None  # noqa: S101  (asked for)
+        return entropy_BT

@@ -25,10 +25,12 @@ from prefix_rft.engines.trl.safety.checkpointing import ResumesExactly
 from prefix_rft.engines.trl.safety.made_of import made_of
 from prefix_rft.engines.trl.safety.own_state import OwnState
 from prefix_rft.engines.trl.safety.watch import Watched
-from prefix_rft.engines.trl.update.token_counts import TokenCounts
+from prefix_rft.engines.trl.scorer import PacksRows, Scorer, packing
+from prefix_rft.engines.trl.token_counts import TokenCounts
+from prefix_rft.engines.trl.window import split_at
 
 
-class DemonstrationTrainer(Watched, EvaluatesHeldOut, ResumesExactly, SFTTrainer):
+class DemonstrationTrainer(PacksRows, Watched, EvaluatesHeldOut, ResumesExactly, SFTTrainer):
     """Maximum likelihood (and its relatives) on the demonstrations of the same rows.
 
     The normaliser spans the whole optimizer step over all processes, so the split into
@@ -107,6 +109,9 @@ class DemonstrationTrainer(Watched, EvaluatesHeldOut, ResumesExactly, SFTTrainer
         )
         if self.reference is not None:  # two forwards are compared: their noise would differ
             self.notes += turn_off_dropout(self.model)
+        self.tokens = TokenCounts(self.accelerator.device)
+        why_whole = packing(args, self.policy, None, sharded or self.aux_loss_enabled)
+        self.scorer = Scorer(self._whole, self.accelerator, 1.0, self.tokens, False, why_whole)
 
     def _rows(self, data: Any) -> Any:
         """A dataset as rows of ids and labels, and what became of its demonstrations."""
@@ -163,19 +168,7 @@ class DemonstrationTrainer(Watched, EvaluatesHeldOut, ResumesExactly, SFTTrainer
                 all_sum=self.processes.sum,
             )
             self._row = 0
-            self._count_tokens(samples)
         return samples, items
-
-    def _count_tokens(self, samples: list[dict[str, Any]]) -> None:
-        """Log the tokens of an optimizer step: trained, and through the reference policy."""
-        tokens = TokenCounts(self.accelerator.device)
-        for sample in samples:
-            tokens.count("trained", sample["attention_mask"])
-            if self.reference is not None:
-                tokens.count("forward", sample["attention_mask"])
-        counts = tokens.take(self.processes)
-        for name in ("tokens/forward", "tokens/trained"):
-            self._metrics["train"][name].append(counts[name])
 
     def compute_loss(
         self,
@@ -185,46 +178,69 @@ class DemonstrationTrainer(Watched, EvaluatesHeldOut, ResumesExactly, SFTTrainer
         num_items_in_batch: Any = None,
     ) -> Any:
         """This micro-batch's share of the step's loss (in evaluation, its own loss)."""
-        if self.model.training:
-            self.phases.next()
         batch = _to_batch(inputs["labels"])
-        extra: dict[str, Any] = {"use_cache": False}
-        if self.aux_loss_enabled:
-            extra["output_router_logits"] = True
-        if self.reference is not None:
-            with torch.no_grad(), self.reference.swapped():
-                scored = model(**inputs, use_cache=False, fused_lm_head=True)
-            batch = replace(batch, ref_logp_BT=scored.log_probs)
-        outputs = model(**{**inputs, **extra}, fused_lm_head=True)
-        targets = None
-        if self.model.training:
-            assert self._targets is not None  # noqa: S101  (set by get_batch_samples)
-            rows = slice(self._row, self._row + len(batch.tokens_BT))
-            targets = self._targets.part(rows, batch.tokens_BT.size(1))
-            self._row = rows.stop
-        out = loss(
-            self.method,
-            batch,
-            outputs.log_probs,
-            outputs.entropy,
-            self.state.global_step,
-            self.state.max_steps,
-            targets,
-        )
-        if targets is not None:
-            first = self._row - len(batch.tokens_BT)
-            self.finite.rows(
-                batch,
-                lambda row: f"row {first + row} of the step",
-                {"log-prob": outputs.log_probs},
+        if not self.model.training:
+            outputs = self._outputs(model, inputs)
+            batch = replace(batch, ref_logp_BT=self._reference(model, inputs))
+            own = loss(
+                self.method,
+                *(batch, outputs.log_probs, outputs.entropy),
+                *(self.state.global_step, self.state.max_steps),
             )
+            self.add_metrics(own.metrics)
+            total = own.loss
+            if self.aux_loss_enabled:
+                total = total + self.router_aux_loss_coef * outputs.aux_loss
+            return (total, outputs) if return_outputs else total
+        return self._share(model, inputs, batch)
+
+    def _share(self, model: Any, inputs: dict[str, Any], batch: Batch) -> Tensor:
+        """A micro-batch's share of the loss of the step."""
+        self.phases.next()
+        targets = self._targets
+        assert targets is not None  # noqa: S101  (set by get_batch_samples)
+        first = self._row
+        self._row += len(batch.tokens_BT)
+        part = targets.part(slice(first, self._row), batch.tokens_BT.size(1))
+        rows = split_at(inputs["input_ids"], inputs["attention_mask"], batch.tokens_BT.size(1))
+        if self.reference is not None:
+            with torch.no_grad(), self.reference.swapped(), self.scorer.ready(self.policy):
+                scored = self.scorer.of(model, rows, batch.response_mask_BT, False)
+            batch = replace(batch, ref_logp_BT=scored.logp_BT)
+        self.ready.enter_context(self.scorer.ready(self.policy))
+        logp_BT, entropy_BT, aux = self.scorer.of(
+            model, rows, batch.response_mask_BT, True, self.aux_loss_enabled
+        )
+        out = loss(self.method, batch, logp_BT, entropy_BT, targets=part)
+        self.finite.rows(batch, lambda row: f"row {first + row} of the step", {"log-prob": logp_BT})
         self.add_metrics(out.metrics)
-        total: Tensor = out.loss * (self.processes.count if targets else 1)
-        if self.aux_loss_enabled:
-            # A mean over the micro-batch by construction, unlike the sums above.
-            parts = self.current_gradient_accumulation_steps if targets else 1
-            total = total + self.router_aux_loss_coef * outputs.aux_loss / parts
-        return (total, outputs) if return_outputs else total
+        if self._row == len(targets.keep_BT):
+            counts = self.tokens.take(self.processes)
+            self.add_metrics({k: counts[k] for k in ("tokens/forward", "tokens/trained")})
+        total: Tensor = out.loss * self.processes.count
+        if aux is None:
+            return total
+        # A mean over the micro-batch by construction, unlike the sums above.
+        return total + self.router_aux_loss_coef * aux / self.current_gradient_accumulation_steps
+
+    def _reference(self, model: Any, inputs: dict[str, Any]) -> Tensor | None:
+        if self.reference is None:
+            return None
+        with torch.no_grad(), self.reference.swapped():
+            return model(**inputs, use_cache=False, fused_lm_head=True).log_probs
+
+    def _outputs(self, model: Any, inputs: dict[str, Any]) -> Any:
+        """TRL's outputs of whole rows, of the tokens that have a label."""
+        extra = {"output_router_logits": True} if self.aux_loss_enabled else {}
+        return model(**inputs, use_cache=False, fused_lm_head=True, **extra)
+
+    def _whole(
+        self, model: Any, ids: Tensor, mask: Tensor, wanted_BT: Tensor, entropy: bool, aux: bool
+    ) -> Any:
+        labels = torch.full_like(ids, -100)
+        labels[:, -wanted_BT.size(1) :] = ids[:, -wanted_BT.size(1) :].where(wanted_BT, -100)
+        out = self._outputs(model, {"input_ids": ids, "attention_mask": mask, "labels": labels})
+        return out.log_probs, out.entropy if entropy else None, out.aux_loss if aux else None
 
 
 def _to_batch(labels: Tensor) -> Batch:

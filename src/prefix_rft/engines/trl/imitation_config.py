@@ -12,6 +12,7 @@ from prefix_rft.engines.options import KeepsMethod, parse_options, with_const
 from prefix_rft.engines.trl.clock import HELP
 from prefix_rft.engines.trl.ranges import check_numbers
 from prefix_rft.engines.trl.safety.watch import WatchConfig
+from prefix_rft.engines.trl.savings import read_savings
 from prefix_rft.engines.trl.settings import SFT, refuse_without_effect
 from prefix_rft.methods import load
 
@@ -33,6 +34,10 @@ class DemonstrationConfig(KeepsMethod, WatchConfig, SFTConfig):
         default=256, metadata={"help": "Longer demonstrations (EOS included) are dropped."}
     )
 
+    savings: list[str] | str = field(
+        default="all",
+        metadata={"help": "'all' or 'none': whether rows are packed without padding."},
+    )
     parameter_mask: dict[str, Any] | str | None = field(
         default=None,
         metadata={"help": "Train some weights only, e.g. {'kind': 'speft', 'fraction': 0.05}."},
@@ -45,6 +50,7 @@ class DemonstrationConfig(KeepsMethod, WatchConfig, SFTConfig):
         for name in ("method_options", "parameter_mask", "tripwires"):
             if isinstance(getattr(self, name), str):
                 setattr(self, name, parse_options(name, getattr(self, name)))
+        self.savings = read_savings(self.savings, ("packing",))
         self.check_watch()
         kwargs: Any = self.dataset_kwargs or {}
         self.dataset_kwargs = {**kwargs, "skip_prepare_dataset": True}

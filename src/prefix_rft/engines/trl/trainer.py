@@ -6,9 +6,9 @@ What is overridden, always around ``super()`` or as a whole, never by copying TR
   does not take as they are, and gives the rows their origin and advantages afterwards;
 - ``_generate_single_turn`` puts prefix ids behind the prompt, then in front of the completion;
 - ``_calculate_rewards`` hands graders our text of a completion, and keeps what they say;
-- ``_prepare_inputs`` sorts the rows of each optimizer step by length;
-- ``_get_per_token_logps_and_entropies`` counts tokens;
-- ``_compute_loss`` hands log-probs and entropies of TRL's forward to ``core.objective``.
+- ``_get_per_token_logps_and_entropies`` packs the rows that TRL wants scored;
+- ``_compute_loss`` takes the rows of a micro-batch that have a gradient, packs and scores them, and
+  hands log-probs and entropies to ``core.objective``.
 """
 
 from __future__ import annotations
@@ -53,15 +53,16 @@ from prefix_rft.engines.trl.safety.checkpointing import ResumesExactly
 from prefix_rft.engines.trl.safety.made_of import made_of
 from prefix_rft.engines.trl.safety.own_state import OwnState
 from prefix_rft.engines.trl.safety.watch import Watched
+from prefix_rft.engines.trl.scorer import PacksRows, Scorer, packing
+from prefix_rft.engines.trl.token_counts import TokenCounts
 from prefix_rft.engines.trl.update.gradient_shares import GradientShares
 from prefix_rft.engines.trl.update.step import OptimizerStep
-from prefix_rft.engines.trl.update.token_counts import TokenCounts
-from prefix_rft.engines.trl.window import Rows, bucketed, trim
+from prefix_rft.engines.trl.window import Rows, split_at
 from prefix_rft.rewards import as_completion, visible
 from prefix_rft.support.phases import Phases
 
 
-class PrefixRFTTrainer(Watched, EvaluatesHeldOut, ResumesExactly, GRPOTrainer):
+class PrefixRFTTrainer(PacksRows, Watched, EvaluatesHeldOut, ResumesExactly, GRPOTrainer):
     """Train on demonstrations and verifiable rewards in the same run.
 
     A drop-in for ``trl.GRPOTrainer``: same arguments, same reward functions, same dataset with a
@@ -153,7 +154,14 @@ class PrefixRFTTrainer(Watched, EvaluatesHeldOut, ResumesExactly, GRPOTrainer):
         self.made_of = made_of(self.model, self._tokenizer, rows, self.reward_funcs, column, other)
         self.rounds = Rounds(method, self.method_state, rows, processes, renderer.end)
         self.rollouts = RolloutRecord(args.output_dir, method, renderer.spelled, processes)
-        self.forward = Forward(self._scored, args, processes, self.reference)
+        why_whole = packing(args, policy, self.ref_model, sharded or self.aux_loss_enabled)
+        self.scorer = Scorer(
+            self._whole,
+            *(self.accelerator, self.temperature, self.tokens, True, why_whole),
+        )
+        size = args.per_device_train_batch_size
+        parts = self.model, policy, size, processes, self.reference
+        self.forward = Forward(self.scorer, *parts)
 
     def add_metrics(self, metrics: Mapping[str, float]) -> None:
         """Add numbers to those of which TRL logs the means, of training or of evaluation."""
@@ -267,47 +275,45 @@ class PrefixRFTTrainer(Watched, EvaluatesHeldOut, ResumesExactly, GRPOTrainer):
 
     # ---- loss ----------------------------------------------------------------------------------
 
-    def _prepare_inputs(self, generation_batch: Any) -> Any:
-        before = self._buffered_inputs
-        inputs = super()._prepare_inputs(generation_batch)
-        if not self.model.training:
-            return inputs
-        if self._buffered_inputs is not before and self.args.bucket_by_length:
-            size = self.args.gradient_accumulation_steps
-            self._buffered_inputs = bucketed(self._buffered_inputs, size)
-        return self._buffered_inputs[self._step % len(self._buffered_inputs)]
-
     def _begin_update(self) -> OptimizerStep:
         """Fix targets and normalisers of the optimizer step that begins now."""
-        generation: list[Rows] = self._buffered_inputs
+        generation: Any = self._buffered_inputs
         passes, first = divmod(self._step, len(generation))
         window = slice(first, first + self.args.gradient_accumulation_steps)
         method, state, moment = self.method, self.method_state, self._moment()
         parts = self.forward, self.processes, self.gradient_shares
-        update = OptimizerStep.begin(method, generation, window, moment, state, *parts)
+        savings = self.args.savings
+        fresh = first == 0 and passes % self.num_iterations == 0 and "sampler_scores" in savings
+        every_row = self.aux_loss_enabled or "flat_rows" not in savings
+        update = OptimizerStep.begin(
+            method, generation, window, moment, state, *parts, fresh, every_row
+        )
         if self.args.log_rollouts and passes % self.num_iterations == 0:  # the first pass alone
             self.rollouts.kept(moment.step, update.rows, update.targets.keep_BT)
         if self.parameter_mask is not None:
             self.parameter_mask.begin_step(bool(update.rows["row_imitation"].all()))
         return update
 
-    def _get_per_token_logps_and_entropies(
-        self, model: Any, input_ids: Tensor, attention_mask: Tensor, *args: Any, **kwargs: Any
+    def _whole(
+        self, model: Any, ids: Tensor, mask: Tensor, wanted_BT: Tensor, entropy: bool, aux: bool
     ) -> Any:
-        if self.model.training:
-            self.tokens.forward(attention_mask)
         return super()._get_per_token_logps_and_entropies(
-            model, input_ids, attention_mask, *args, **kwargs
+            *(model, ids, mask, wanted_BT.size(1)), compute_entropy=entropy, compute_aux_loss=aux
         )
 
-    def _scored(
-        self, ids: Tensor, mask: Tensor, width: int, entropy: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        """Log-probs, and entropies if asked for, of the last ``width`` tokens of some rows."""
-        out = self._get_per_token_logps_and_entropies(
-            self.model, ids, mask, width, batch_size=self.forward.size, compute_entropy=entropy
-        )
-        return out[0], out[1]
+    def _get_per_token_logps_and_entropies(
+        self, model: Any, ids: Tensor, mask: Tensor, width: int, *args: Any, **kwargs: Any
+    ) -> Any:
+        training = self.model.training
+        if not training or self.scorer.why_whole is not None or torch.is_grad_enabled():
+            if training:
+                self.tokens.scored(mask.sum())
+            whole = super()._get_per_token_logps_and_entropies
+            return whole(model, ids, mask, width, *args, **kwargs)
+        rows, plain = split_at(ids, mask, width), self.accelerator.unwrap_model(model)
+        forward = Forward(self.scorer, model, plain, self.forward.size, self.processes, None)
+        entropy = kwargs.get("compute_entropy", False)
+        return forward.of(rows, rows["completion_mask"].bool(), entropy)
 
     def _compute_loss(self, model: Any, inputs: Rows) -> Tensor:
         if not self.model.training:
@@ -317,34 +323,28 @@ class PrefixRFTTrainer(Watched, EvaluatesHeldOut, ResumesExactly, GRPOTrainer):
                 "the loss batch has no prefix_mask: this version of TRL built it without "
                 "_generate_and_score_completions; supported: trl>=1.16,<2"
             )
-        steps = self.args.gradient_accumulation_steps
-        within = self._step % steps
+        within = self._step % (steps := self.args.gradient_accumulation_steps)
         if within == 0:
             self.phases.begin("updating", steps)
             self._update = self._begin_update()
         self.phases.next()
-        prompt, prompt_mask, completion, completion_mask = trim(inputs)
-        outputs = self._get_per_token_logps_and_entropies(
-            model,
-            torch.cat([prompt, completion], 1),
-            torch.cat([prompt_mask, completion_mask], 1),
-            completion.size(1),
-            compute_entropy=True,
-            compute_aux_loss=self.aux_loss_enabled,
+        update = self._update
+        part = update.micro_batch(within)
+        if part is None:
+            return torch.zeros((), device=self.accelerator.device, requires_grad=True)
+        self.ready.enter_context(self.scorer.ready(self.policy))
+        aux = self.aux_loss_enabled
+        logp_BT, entropy_BT, aux_loss = self.scorer.of(
+            model, part.rows, part.wanted_BT, update.entropy, aux
         )
-        logp_BT, entropy_BT = outputs[:2]
-        update, size = self._update, len(completion)
-        part = update.part(slice(within * size, (within + 1) * size), completion.size(1))
         self.finite.rows(
-            part[0],
-            lambda row: f"a row of example {int(inputs['row_example'][row])}",
+            part.batch,
+            lambda row: f"a row of example {int(part.rows['row_example'][row])}",
             {"log-prob": logp_BT, "entropy": entropy_BT},
         )
         loss = update.loss(part, logp_BT, entropy_BT)
         if within == steps - 1:
-            self.add_metrics(update.end(self.processes, self.tokens))
+            self.add_metrics(update.end(self.forward, self.processes, self.tokens))
         # DDP, FSDP and DeepSpeed average gradients over processes; these are shares of one sum.
         total = loss * self.processes.count
-        if self.aux_loss_enabled:
-            total = total + self.router_aux_loss_coef * outputs[2] / steps
-        return total
+        return total if aux_loss is None else total + self.router_aux_loss_coef * aux_loss / steps

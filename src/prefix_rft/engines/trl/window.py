@@ -1,8 +1,8 @@
-"""The rows of one optimizer step: joined, sorted into micro-batches of like length, trimmed.
+"""The rows of one optimizer step: joined, taken apart, trimmed.
 
 TRL keeps a generation as a list of micro-batches, all padded to the longest row. A window is the
-run of micro-batches between two optimizer steps. Reordering rows inside a window changes nothing
-but speed, because the loss does not depend on the split.
+run of micro-batches between two optimizer steps. Which rows of a window share a micro-batch changes
+nothing but speed, because the loss does not depend on the split.
 """
 
 from __future__ import annotations
@@ -28,26 +28,19 @@ def join(micro_batches: Sequence[Rows]) -> Rows:
     }
 
 
-def bucketed(micro_batches: list[Rows], size: int) -> list[Rows]:
-    """The micro-batches of a generation with the rows of each window sorted, see `by_length`."""
-    starts = range(0, len(micro_batches), size)
-    return [m for s in starts for m in by_length(micro_batches[s : s + size])]
+def few(rows: Rows, which: Tensor) -> Rows:
+    """Some of the rows, by their places."""
+    return {k: v[which] if torch.is_tensor(v) and v.ndim else v for k, v in rows.items()}
 
 
-def by_length(micro_batches: list[Rows]) -> list[Rows]:
-    """The same rows in as many micro-batches of the same size, each of rows of like length.
-
-    The order of the micro-batches stays random, as that of the rows was.
-    """
-    size = len(micro_batches[0]["completion_ids"])
-    rows = join(micro_batches)
-    order = rows["completion_mask"].sum(1).argsort(stable=True)
-    parts = order.split(size)
-    shuffled = [parts[i] for i in torch.randperm(len(parts)).tolist()]
-    return [
-        {k: v[part] if torch.is_tensor(v) and v.ndim else v for k, v in rows.items()}
-        for part in shuffled
-    ]
+def split_at(ids: Tensor, mask: Tensor, completion: int) -> Rows:
+    """Rows of prompt and completion, given in one; the completions are the last positions."""
+    return {
+        "prompt_ids": ids[:, :-completion],
+        "prompt_mask": mask[:, :-completion],
+        "completion_ids": ids[:, -completion:],
+        "completion_mask": mask[:, -completion:],
+    }
 
 
 def trim(rows: Rows) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -3,20 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from prefix_rft.core import Batch, Method, Targets, loss, prepare, selection_seed
+from prefix_rft.core import (
+    Batch,
+    Method,
+    Targets,
+    prepare,
+    selection_seed,
+    share_of_loss,
+    statistics,
+)
 from prefix_rft.engines.plan import RunPoint
 from prefix_rft.engines.state import MethodState
 from prefix_rft.engines.trl.forward import Forward
 from prefix_rft.engines.trl.processes import Processes
+from prefix_rft.engines.trl.token_counts import TokenCounts
 from prefix_rft.engines.trl.update.contrast import contrasted
 from prefix_rft.engines.trl.update.gradient_shares import GradientShares
+from prefix_rft.engines.trl.update.micro_batches import acting, planned
 from prefix_rft.engines.trl.update.selection import selected
-from prefix_rft.engines.trl.update.stats import StepStats
-from prefix_rft.engines.trl.update.token_counts import TokenCounts
-from prefix_rft.engines.trl.window import Rows, join, to_batch
+from prefix_rft.engines.trl.update.stats import means
+from prefix_rft.engines.trl.window import Rows, few, join, to_batch
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Rows that go through one forward and backward.
+
+    Attributes:
+        places: their places in the step.
+        rows: TRL's tensors of them.
+        batch: the same rows as core has them, as wide as their tokens.
+        targets: their targets.
+        wanted_BT: bool, the tokens to score: those that are trained, and those of which only
+            metrics are to know.
+    """
+
+    places: Tensor
+    rows: Rows
+    batch: Batch
+    targets: Targets
+    wanted_BT: Tensor
 
 
 class OptimizerStep:
@@ -27,6 +58,7 @@ class OptimizerStep:
         rows: TRL's tensors of this process's rows.
         batch: the same rows as core has them.
         targets: advantages, selected tokens and normalisers of the step.
+        entropy: whether the micro-batches are to score entropies.
     """
 
     @classmethod
@@ -40,6 +72,8 @@ class OptimizerStep:
         forward: Forward,
         processes: Processes,
         shares: GradientShares | None,
+        fresh: bool,
+        everything: bool,
     ) -> OptimizerStep:
         """Fix targets and normalisers of the step that begins now.
 
@@ -52,6 +86,8 @@ class OptimizerStep:
             forward: the forward of the present policy.
             processes: the processes that share the step.
             shares: measures the gradient of each source, in the steps in which it is due.
+            fresh: no update has moved the policy since it sampled the rows.
+            everything: rows without gradient go through forward and backward as well.
         """
         rows = join(generation[window])
         batch = to_batch(rows)
@@ -66,8 +102,13 @@ class OptimizerStep:
             keep_BT=selected(method, generation, window, seed, forward, processes),
             all_sum=processes.sum,
         )
+        acts_BT = acting(targets)
+        trained_B = acts_BT.any(1) | everything
+        packed = forward.scorer.why_whole is None
+        plan = planned(rows, trained_B, window.stop - window.start, packed, processes)
         due = shares if shares is not None and shares.due(moment.step) else None
-        return cls(method, rows, batch, targets, metrics, due)
+        known = (rows["policy_logp"], rows["policy_entropy"]) if "policy_logp" in rows else None
+        return cls(method, rows, batch, targets, plan, metrics, due, known if fresh else None)
 
     def __init__(
         self,
@@ -75,39 +116,66 @@ class OptimizerStep:
         rows: Rows,
         batch: Batch,
         targets: Targets,
+        plan: Sequence[Tensor | None],
         metrics: dict[str, float],
         shares: GradientShares | None,
+        known: tuple[Tensor, Tensor] | None,
     ) -> None:
         self.method, self.rows, self.batch, self.targets = method, rows, batch, targets
-        self._begun, self._shares, self._stats = metrics, shares, StepStats()
+        self._plan, self._begun, self._shares = plan, metrics, shares
+        none_BT = torch.full(batch.tokens_BT.shape, torch.nan, device=batch.tokens_BT.device)
+        self._sampler_BT, entropy_BT = (none_BT, none_BT) if known is None else known
+        self._logp_BT, self._entropy_BT = self._sampler_BT.clone(), entropy_BT.clone()
+        self._trained_BT = acting(targets)
+        self.entropy = method.reads_entropy or bool(self._unknown_BT.any())
 
-    def part(self, rows: slice, width: int) -> tuple[Batch, Targets]:
-        """Some rows of the step and their targets, for its first ``width`` positions."""
-        return self.batch.part(rows, width), self.targets.part(rows, width)
+    @property
+    def _unknown_BT(self) -> Tensor:
+        """Bool, the tokens of which metrics do not know everything yet."""
+        unknown_BT = self._logp_BT.isnan() | self._entropy_BT.isnan()
+        return self.batch.response_mask_BT & unknown_BT
 
-    def loss(
-        self, part: tuple[Batch, Targets], logp_BT: Tensor, entropy_BT: Tensor | None
-    ) -> Tensor:
-        """A part's share of the step's loss, with gradient; its metrics are added up.
+    def micro_batch(self, i: int) -> MicroBatch | None:
+        """The rows of one of the step's micro-batches; None where nothing is left to run."""
+        places = self._plan[i]
+        if places is None:
+            return None
+        wanted_BT = (self._trained_BT | self._unknown_BT)[places]
+        wanted_BT[:, 0] |= ~wanted_BT.any(1)  # a row that only fills the micro-batch up
+        width = int(wanted_BT.any(0).nonzero()[-1]) + 1
+        batch, targets = self.batch.part(places, width), self.targets.part(places, width)
+        return MicroBatch(places, few(self.rows, places), batch, targets, wanted_BT[:, :width])
+
+    def loss(self, part: MicroBatch, logp_BT: Tensor, entropy_BT: Tensor | None) -> Tensor:
+        """A micro-batch's share of the step's loss, with gradient; its scores are kept for metrics.
 
         Args:
-            part: the micro-batch's part, from :meth:`part`.
-            logp_BT: log-probs of the part's tokens under the present policy, with gradient.
+            part: the micro-batch.
+            logp_BT: log-probs of its wanted tokens under the present policy, with gradient.
             entropy_BT: entropies in nats at the same positions.
         """
-        batch, targets = part
-        out = loss(self.method, batch, logp_BT, entropy_BT, targets=targets)
-        self._stats.add(out.stats)
+        row, column = part.wanted_BT.nonzero().T
+        for kept_BT, now_BT in ((self._logp_BT, logp_BT), (self._entropy_BT, entropy_BT)):
+            if now_BT is not None:
+                kept_BT[part.places[row], column] = now_BT.detach().float()[row, column]
         if self._shares is not None:
-            self._shares.add(batch, targets, logp_BT, entropy_BT)
-        return out.loss
+            self._shares.add(part.batch, part.targets, logp_BT, entropy_BT)
+        return share_of_loss(self.method, part.batch, logp_BT, entropy_BT, part.targets)
 
-    def end(self, processes: Processes, tokens: TokenCounts) -> dict[str, float]:
+    def end(self, forward: Forward, processes: Processes, tokens: TokenCounts) -> dict[str, float]:
         """Metrics of the whole step over all processes.
 
         Args:
+            forward: scores what no micro-batch has scored.
             processes: the processes that share the step.
             tokens: counted since the step before; they begin anew.
         """
-        metrics = self._begun | self._stats.take(processes) | tokens.take(processes)
+        unknown_BT = self._unknown_BT
+        if int(processes.sum(unknown_BT.any().long())):
+            logp_BT, entropy_BT, _ = forward.of(self.rows, unknown_BT, True)
+            assert entropy_BT is not None  # noqa: S101  (asked for)
+            self._logp_BT = logp_BT.where(unknown_BT, self._logp_BT)
+            self._entropy_BT = entropy_BT.where(unknown_BT, self._entropy_BT)
+        stats = statistics(self.method, self.batch, self._logp_BT, self._entropy_BT, self.targets)
+        metrics = self._begun | means(stats, processes) | tokens.take(processes)
         return metrics if self._shares is None else metrics | self._shares.take(processes)

@@ -26,11 +26,14 @@ class TokenCounts:
       row's budget, or for a row that only fills a request up, and that is thrown away.
     - ``prefilled``: given to the sampler: the distinct prompts of a process in one attempt, and
       the prefix of each row. Backends that prefill a prompt once per row count the same.
-    - ``forward``: prompts and completions in forwards of the trainer without gradient: log-probs
-      of the old and the reference policy, and for contrasts; entropies of prefixes, where all rows
-      of a forward go as far as its longest prefix. Reward models do not count.
-    - ``trained``: prompts and completions in forward and backward, with rows that take no part.
-      The backward passes of ``gradient_shares_every`` do not count.
+    - ``forward``: in forwards of the trainer without gradient: log-probs of the old and the
+      reference policy, and for contrasts; entropies of prefixes, and what metrics need of tokens
+      that nothing else has scored. Reward models do not count.
+    - ``trained``: in forward and backward. The backward passes of ``gradient_shares_every`` do not
+      count.
+
+    Of both, what is computed counts: where rows are packed, a prompt that rows share once and
+    nothing behind the last token that is needed; where they are whole, prompts and completions.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -52,13 +55,13 @@ class TokenCounts:
         self.sums["prefilled"] += sum(map(len, {tuple(prompts[i]) for i in sent}))
         self.sums["prefilled"] += sum(len(p.prefix) for p in plans if not p.done)
 
-    def forward(self, attention_mask: Tensor) -> None:
-        """Count a forward of the trainer, by whether there is a gradient."""
-        self.count("trained" if torch.is_grad_enabled() else "forward", attention_mask)
+    def scored(self, tokens: int | Tensor) -> None:
+        """Count what goes through the model, by whether there is a gradient."""
+        self.count("trained" if torch.is_grad_enabled() else "forward", tokens)
 
-    def count(self, kind: str, attention_mask: Tensor) -> None:
-        """Add the tokens of a mask; nothing waits for the device."""
-        self.sums[kind] = self.sums[kind] + attention_mask.sum()
+    def count(self, kind: str, tokens: int | Tensor) -> None:
+        """Add a number of tokens; nothing waits for the device."""
+        self.sums[kind] = self.sums[kind] + tokens
 
     def take(self, processes: Processes) -> dict[str, float]:
         """The counts of all processes since the last call, by the names of their metrics."""

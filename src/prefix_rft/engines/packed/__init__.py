@@ -1,0 +1,1 @@
+"""Log-probs of many rows without padding, without the prompt twice, and without idle logits."""

@@ -1,0 +1,125 @@
+"""Log-probs and entropies of rows: packed where the model can, else as TRL does it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from prefix_rft.engines.dropout import drops
+from prefix_rft.engines.packed.attention import packed
+from prefix_rft.engines.packed.layout import pack
+from prefix_rft.engines.packed.model import PackedRows, add_packed_forward
+from prefix_rft.engines.trl.token_counts import TokenCounts
+from prefix_rft.engines.trl.window import Rows, trim
+
+
+def packing(args: Any, policy: Any, reference: Any, sharded: bool) -> str | None:
+    """Make a trainer's models score packed rows; why they cannot, in words, where they cannot.
+
+    Args:
+        args: the trainer's configuration.
+        policy: the policy, neither sharded nor wrapped.
+        reference: a reference model; None where there is none.
+        sharded: the policy's weights are spread over processes, or its experts are balanced.
+    """
+    if "packing" not in args.savings:
+        return "savings leaves packing out"
+    if sharded:
+        return "weights are sharded, or experts balanced over whole rows"
+    if args.torch_compile or getattr(args, "cast_lm_head_to_fp32", False):
+        return "torch_compile and cast_lm_head_to_fp32 belong to whole rows"
+    if drops(policy):
+        return "the model drops at random"
+    reason = add_packed_forward(policy)
+    return reason if reason or reference is None else add_packed_forward(reference)
+
+
+class PacksRows:
+    """Mixin for trainers: a model stays ready for packed rows until its backward is over."""
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """TRL's. What the loss enters in ``self.ready`` is left behind the backward."""
+        with ExitStack() as self.ready:
+            return super().training_step(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class Scored(NamedTuple):
+    """What a model says of the tokens of some rows.
+
+    Attributes:
+        logp_BT: log-probs of the wanted tokens; elsewhere 0, or whatever the model says there.
+        entropy_BT: entropies in nats at the same places; None if they were not asked for.
+        aux: the balancing loss of a mixture of experts; None if it was not asked for.
+    """
+
+    logp_BT: Tensor
+    entropy_BT: Tensor | None
+    aux: Tensor | None = None
+
+
+class Scorer:
+    """How a trainer scores rows.
+
+    Args:
+        whole: the same of rows with their padding, from the model, ids, their mask, ``wanted_BT``
+            and what else is wanted.
+        accelerator: accelerate's, for its autocast.
+        temperature: the temperature of the rollouts.
+        tokens: counts what goes through a model.
+        share: whether rows of one prompt have it once.
+        why_whole: why rows are not packed, in words; None where they are.
+    """
+
+    def __init__(
+        self,
+        whole: Callable[..., Any],
+        accelerator: Any,
+        temperature: float,
+        tokens: TokenCounts,
+        share: bool,
+        why_whole: str | None,
+    ) -> None:
+        self.whole, self.accelerator, self.temperature = whole, accelerator, temperature
+        self.tokens, self.share, self.why_whole = tokens, share, why_whole
+
+    def ready(self, policy: Any) -> AbstractContextManager[None]:
+        """Inside this context a model can be scored, and what was scored can go backwards."""
+        return nullcontext() if self.why_whole is not None else packed(policy.config)
+
+    def of(
+        self, model: Any, rows: Rows, wanted_BT: Tensor, entropy: bool, aux: bool = False
+    ) -> Scored:
+        """Score the wanted tokens of some rows, with gradient where gradients are on.
+
+        Args:
+            model: the policy as the trainer calls it, or its reference, inside :meth:`ready`.
+            rows: TRL's tensors.
+            wanted_BT: bool, at least one token of the completions, no wider than they are.
+            entropy: whether entropies are wanted.
+            aux: whether the balancing loss is wanted, for which rows must be whole.
+        """
+        T = wanted_BT.size(1)
+        if self.why_whole is not None:
+            prompt, prompt_mask, completion, mask = trim(rows)
+            both = torch.cat([prompt_mask, mask[:, :T]], 1)
+            self.tokens.scored(both.sum())
+            ids = torch.cat([prompt, completion[:, :T]], 1)
+            return Scored(*self.whole(model, ids, both, wanted_BT, entropy, aux))
+        prompts = [
+            ids[mask.bool()].tolist()
+            for ids, mask in zip(rows["prompt_ids"], rows["prompt_mask"], strict=True)
+        ]
+        layout = pack(prompts, rows["completion_ids"][:, :T], wanted_BT, self.share)
+        self.tokens.scored(len(layout.ids_N))
+        with self.accelerator.autocast():
+            logp_M, entropy_M = model(packed=PackedRows(layout, self.temperature, entropy))
+        # Both stay with the graph where nothing is wanted of it.
+        placed = (
+            None if x is None else x.new_zeros(wanted_BT.shape).masked_scatter(wanted_BT, x)
+            for x in (logp_M, entropy_M)
+        )
+        return Scored(*placed)  # pyright: ignore[reportArgumentType]
