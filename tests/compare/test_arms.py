@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from prefix_rft.compare.arms import METHODS, Arm, overrides_of, read_comparison
+from prefix_rft.compare.arm import Arm
+from prefix_rft.compare.arms import METHODS, overrides_of, read_comparison
 from prefix_rft.support.errors import UserError
 
 RECIPE: dict[str, Any] = {
@@ -42,6 +43,16 @@ def test_one_method_after_the_other() -> None:
     # Nothing to match where the second method is not an arm of its own.
     assert read_comparison(RECIPE, ["sft+dr_grpo"]).arm("sft+dr_grpo").match is None
     assert found.reference == "sft"  # the first one without prefix_rft
+
+
+def test_steps_that_are_counted_out_cost_the_same() -> None:
+    """Rows without gradient stay in, in the arm that is matched and in the one that matches."""
+    own = {"arms": {"sft": {"method": "sft"}, "a": {}, "b": {"match": "a"}, "c": {}}}
+    found = read_comparison({**RECIPE, "compare": own})
+    priced = ["packing", "sampler_scores"]
+    assert [a.keys.get("savings") for a in found.arms] == [None, priced, priced, None]
+    kept = read_comparison({**RECIPE, "savings": ["packing"], "compare": own})
+    assert [a.keys.get("savings") for a in kept.arms] == [None] * 4
 
 
 def test_arms_of_the_recipe() -> None:
@@ -89,6 +100,11 @@ BAD: dict[str, Any] = {
     "'a' cannot match the operations of 'b' by its number of steps: a step of it costs something "
     "else (method); give max_steps": {"arms": {"a": {"method": "sft", "match": "b"}, "b": {}}},
     "(prompts_per_step)": {"arms": {"a": {"prompts_per_step": 3, "match": "b"}, "b": {}}},
+    "(savings)": {"arms": {"a": {"savings": [], "match": "b"}, "b": {}}},
+    "arm 'b' is matched by its number of steps, but with 'untrained' among its savings no step "
+    "costs what another does: give ['packing', 'sampler_scores']": {
+        "arms": {"a": {"match": "b"}, "b": {"savings": ["untrained"]}}
+    },
     "(peft)": {"arms": {"a": {"peft.r": 4, "match": "b"}, "b": {"peft.r": 8}}},
     "arm 'a' waits for itself": {"arms": {"a": {"start": "b"}, "b": {"match": "a"}}},
     "at least one of 'seeds'": {"arms": {"a": {}}, "seeds": -1},

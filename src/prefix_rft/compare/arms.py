@@ -6,12 +6,14 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from prefix_rft.compare.arm import Arm
+from prefix_rft.compare.prices import at_one_price, refuse_unlike_steps
 from prefix_rft.engines.trl import DemonstrationConfig, PrefixRFTConfig
 from prefix_rft.evaluation.run import TEMPERATURES
-from prefix_rft.methods import BUILT_IN, load
+from prefix_rft.methods import load
 from prefix_rft.support.errors import UserError, check_types, choose, refuse_unknown
 
 METHODS = ("sft", "sft+dr_grpo", "dr_grpo", "prefix_rft", "sft+prefix_rft")
@@ -20,33 +22,6 @@ SWEEP = (5.0, 10.0, 50.0)
 """Learning rates of imitation, as multiples of the recipe's: 5e-6, 1e-5 and 5e-5 for RL's usual
 1e-6, the sweep of arXiv 2604.23747."""
 KEY = "compare"
-STEP = ("prompts_per_step", "num_generations", "max_completion_length", "peft")
-"""Keys on which the operations of a step depend."""
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One way to train.
-
-    Attributes:
-        name: ``group/name`` or ``name``; arms of a group stand together in tables.
-        keys: recipe keys that differ, dots reach into mappings; ``~key`` takes a key away.
-        start: the arm whose trained model of the same seed it starts from.
-        match: the arm whose total compute it is to match by its number of steps, that of ``start``
-            included; its steps must cost what those of that arm cost.
-        sweep: one key and the values to choose from, on validation rows, at the first seed.
-    """
-
-    name: str
-    keys: Mapping[str, Any] = field(default_factory=dict)
-    start: str | None = None
-    match: str | None = None
-    sweep: Mapping[str, Sequence[Any]] = field(default_factory=dict)
-
-    @property
-    def group(self) -> str:
-        """The part of the name before its slash; empty where there is none."""
-        return self.name.rpartition("/")[0]
 
 
 @dataclass(frozen=True)
@@ -107,6 +82,7 @@ def read_comparison(
         methods = METHODS
     if methods is not None:
         arms = _named_arms(methods, arms, data, learning_rates)
+    arms = at_one_price(arms, data)
     names = [a.name for a in arms]
     reference = settings.get("reference", "prefix_rft" if "prefix_rft" in names else names[0])
     choose(f"arm as 'reference' of '{KEY}'", reference, names)
@@ -137,7 +113,7 @@ def _checked(comparison: Comparison, kinds: Mapping[str, str]) -> Comparison:
                 )
         _follow(comparison, arm)
         if arm.match is not None:
-            _refuse_unlike_steps(arm, comparison.arm(arm.match))
+            refuse_unlike_steps(arm, comparison.arm(arm.match))
     return replace(comparison, temperatures=tuple(float(t) for t in temperatures))
 
 
@@ -151,32 +127,6 @@ def _follow(comparison: Comparison, arm: Arm) -> None:
         if name is not None and name not in waiting:
             waiting.add(name)
             todo += [comparison.arm(name).start, comparison.arm(name).match]
-
-
-def _refuse_unlike_steps(arm: Arm, other: Arm) -> None:
-    """Raise UserError where an arm's steps do not cost what those cost that it is to match.
-
-    Steps are counted out beforehand, at the price of the other arm's.
-    """
-    ours, theirs = _step(arm), _step(other)
-    unlike = [key for key in (*STEP, "method") if ours.get(key) != theirs.get(key)]
-    if unlike:
-        raise UserError(
-            f"arm '{arm.name}' cannot match the operations of '{other.name}' by its number of "
-            f"steps: a step of it costs something else ({', '.join(unlike)}); give max_steps"
-        )
-
-
-def _step(arm: Arm) -> dict[str, Any]:
-    """What an arm says of the keys on which a step's operations depend."""
-    method = arm.keys.get("method")
-    name = method.get("name") if isinstance(method, Mapping) else method
-    parts: dict[str, Any] = {"method": name in BUILT_IN and not load(str(name)).samples}
-    for key, value in arm.keys.items():
-        name = key.removeprefix("~").partition(".")[0]
-        if name in STEP:
-            parts.setdefault(name, {})[key] = value
-    return parts
 
 
 def _own_arms(mapping: Any) -> list[Arm]:

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prefix_rft.compare.arms import Arm, Comparison
+from prefix_rft.compare.arm import Arm
+from prefix_rft.compare.arms import Comparison
 from prefix_rft.compare.costs import Costs
 from prefix_rft.compare.inputs import deciding, defaults_of, same_inputs
 from prefix_rft.compare.work import DONE, HELD_OUT, VALIDATION, expand, sets_of

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prefix_rft.compare.arms import Arm
+from prefix_rft.compare.arm import Arm
 from prefix_rft.compare.costs import Costs
 from prefix_rft.compare.jobs import BASE, Board, Job, written
 from prefix_rft.compare.work import HELD_OUT

@@ -93,11 +93,11 @@ def main(folder: Path, names: list[str]) -> None:
     rank = 0
     for name in names:
         trainer, recorder = trainer_of(name, folder / name)
-        forwards: list[tuple[int, int]] = []
+        forwards: list[tuple[int, bool]] = []
 
-        def count(module: Any, args: Any, kwargs: Any, t: Any = trainer, f: Any = forwards) -> None:
+        def count(module: Any, args: Any, t: Any = trainer, f: Any = forwards) -> None:
             if module.training:  # sampling is each process's own affair
-                f.append((t.state.global_step, len(kwargs["input_ids"])))
+                f.append((t.state.global_step, torch.is_grad_enabled()))
 
         attempts: list[dict[str, Any]] = []
 
@@ -121,7 +121,7 @@ def main(folder: Path, names: list[str]) -> None:
 
         if hasattr(trainer, "_sampled"):
             trainer._sampled = partial(sampled, original=trainer._sampled)
-        trainer.model.register_forward_pre_hook(count, with_kwargs=True)
+        trainer.model.register_forward_pre_hook(count)
         trainer.train()
         mask = trainer.parameter_mask
         found[name] = {

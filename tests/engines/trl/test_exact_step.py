@@ -136,7 +136,7 @@ def test_every_normaliser_ignores_the_split(tmp_path: Path, aggregation: str) ->
 
 def test_savings_change_nothing_but_time(tmp_path: Path) -> None:
     gradients = []
-    for number, savings in enumerate(["none", ["flat_rows"], ["packing"], "all"]):
+    for number, savings in enumerate(["none", ["untrained"], ["packing"], "all"]):
         _, recorder = run(
             tmp_path / str(number),
             max_steps=1,

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from prefix_rft.support.errors import UserError, choose
 
-SAVINGS = ("flat_rows", "packing", "sampler_scores")
+SAVINGS = ("untrained", "packing", "sampler_scores")
 HELP = (
-    "What is left out because it changes no gradient: 'all', 'none', or a list of flat_rows (rows "
-    "without gradient), packing (padding, and the prompt that rows share) and sampler_scores "
-    "(forwards for what the sampler knows)."
+    "What is left out because it changes no gradient: 'all', 'none', or a list of untrained (rows "
+    "and tokens without gradient), packing (padding, and the prompt that rows share) and "
+    "sampler_scores (forwards for what the sampler knows)."
 )
 
 

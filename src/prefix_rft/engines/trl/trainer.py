@@ -284,9 +284,9 @@ class PrefixRFTTrainer(PacksRows, Watched, EvaluatesHeldOut, ResumesExactly, GRP
         parts = self.forward, self.processes, self.gradient_shares
         savings = self.args.savings
         fresh = first == 0 and passes % self.num_iterations == 0 and "sampler_scores" in savings
-        every_row = self.aux_loss_enabled or "flat_rows" not in savings
+        everything = self.aux_loss_enabled or "untrained" not in savings
         update = OptimizerStep.begin(
-            method, generation, window, moment, state, *parts, fresh, every_row
+            method, generation, window, moment, state, *parts, fresh, everything
         )
         if self.args.log_rollouts and passes % self.num_iterations == 0:  # the first pass alone
             self.rollouts.kept(moment.step, update.rows, update.targets.keep_BT)

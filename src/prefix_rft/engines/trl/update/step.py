@@ -87,7 +87,7 @@ class OptimizerStep:
             processes: the processes that share the step.
             shares: measures the gradient of each source, in the steps in which it is due.
             fresh: no update has moved the policy since it sampled the rows.
-            everything: rows without gradient go through forward and backward as well.
+            everything: rows and tokens without gradient go through forward and backward as well.
         """
         rows = join(generation[window])
         batch = to_batch(rows)
@@ -108,7 +108,9 @@ class OptimizerStep:
         plan = planned(rows, trained_B, window.stop - window.start, packed, processes)
         due = shares if shares is not None and shares.due(moment.step) else None
         known = (rows["policy_logp"], rows["policy_entropy"]) if "policy_logp" in rows else None
-        return cls(method, rows, batch, targets, plan, metrics, due, known if fresh else None)
+        scored_BT = batch.response_mask_BT if everything else acts_BT
+        known = known if fresh else None
+        return cls(method, rows, batch, targets, plan, scored_BT, metrics, due, known)
 
     def __init__(
         self,
@@ -117,6 +119,7 @@ class OptimizerStep:
         batch: Batch,
         targets: Targets,
         plan: Sequence[Tensor | None],
+        scored_BT: Tensor,
         metrics: dict[str, float],
         shares: GradientShares | None,
         known: tuple[Tensor, Tensor] | None,
@@ -126,7 +129,7 @@ class OptimizerStep:
         none_BT = torch.full(batch.tokens_BT.shape, torch.nan, device=batch.tokens_BT.device)
         self._sampler_BT, entropy_BT = (none_BT, none_BT) if known is None else known
         self._logp_BT, self._entropy_BT = self._sampler_BT.clone(), entropy_BT.clone()
-        self._trained_BT = acting(targets)
+        self._scored_BT = scored_BT
         self.entropy = method.reads_entropy or bool(self._unknown_BT.any())
 
     @property
@@ -140,7 +143,7 @@ class OptimizerStep:
         places = self._plan[i]
         if places is None:
             return None
-        wanted_BT = (self._trained_BT | self._unknown_BT)[places]
+        wanted_BT = (self._scored_BT | self._unknown_BT)[places]
         wanted_BT[:, 0] |= ~wanted_BT.any(1)  # a row that only fills the micro-batch up
         width = int(wanted_BT.any(0).nonzero()[-1]) + 1
         batch, targets = self.batch.part(places, width), self.targets.part(places, width)

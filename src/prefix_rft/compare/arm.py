@@ -1,0 +1,32 @@
+"""One arm of a comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train.
+
+    Attributes:
+        name: ``group/name`` or ``name``; arms of a group stand together in tables.
+        keys: recipe keys that differ, dots reach into mappings; ``~key`` takes a key away.
+        start: the arm whose trained model of the same seed it starts from.
+        match: the arm whose total compute it is to match by its number of steps, that of ``start``
+            included; its steps must cost what those of that arm cost.
+        sweep: one key and the values to choose from, on validation rows, at the first seed.
+    """
+
+    name: str
+    keys: Mapping[str, Any] = field(default_factory=dict)
+    start: str | None = None
+    match: str | None = None
+    sweep: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+
+    @property
+    def group(self) -> str:
+        """The part of the name before its slash; empty where there is none."""
+        return self.name.rpartition("/")[0]
