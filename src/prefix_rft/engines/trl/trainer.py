@@ -243,9 +243,9 @@ class PrefixRFTTrainer(Watched, EvaluatesHeldOut, ResumesExactly, GRPOTrainer):
         settings = settings_of(self.args, self.eos_token_ids, self._tokenizer.pad_token_id)
         policy, budget, tick = self.policy, self.max_completion_length, self.phases.at
         from_reference = self.method.reference.sampler == "reference" and policy.training
-        frozen = self.reference if from_reference else None
+        frozen, attempt = (self.reference, None) if from_reference else (None, self._attempt)
         with self.accelerator.autocast(), frozen.swapped() if frozen else nullcontext():
-            return continuations(policy, prompts, plans, settings, budget, tick)
+            return continuations(policy, prompts, plans, settings, budget, tick, attempt)
 
     def _calculate_rewards(
         self, inputs: Any, prompts: Any, texts: Any, ids: Any, *args: Any, **kwargs: Any
