@@ -87,6 +87,7 @@ class CachedModel:
         fillers = places[count - len(holes) :]
         kept = torch.arange(count, device=places.device)
         kept[holes] = fillers
+        layer: Any
         for layer in self.cache.layers:
             if isinstance(layer, RoomyLayer):
                 layer.fill(holes, fillers, count)

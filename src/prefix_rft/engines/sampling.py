@@ -21,43 +21,23 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
-from transformers.generation.logits_process import (
-    LogitsProcessorList,
-    MinPLogitsWarper,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
 
-from prefix_rft.engines.cached_model import CachedModel, base_of
-from prefix_rft.engines.cached_model import supported as supported  # which models sample() serves
+from prefix_rft.engines.cached_model import CachedModel, base_of, supported
+from prefix_rft.engines.cast_once import cast_once
+from prefix_rft.engines.drawing import FREE, SamplingSettings, choose
 from prefix_rft.engines.nonfinite import first_bad, weights
 from prefix_rft.support.errors import RunError
 
-
-@dataclass(frozen=True)
-class SamplingSettings:
-    """How to draw a token. ``temperature`` 0 takes the likeliest one."""
-
-    eos_token_ids: tuple[int, ...]
-    pad_token_id: int
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float | None = None
-
-    def warpers(self) -> LogitsProcessorList:
-        """transformers' own warpers, in the order ``generate`` applies them."""
-        chain: list[Any] = []
-        if self.temperature not in (0.0, 1.0):
-            chain.append(TemperatureLogitsWarper(self.temperature))
-        if self.top_k:
-            chain.append(TopKLogitsWarper(self.top_k))
-        if self.top_p < 1.0:
-            chain.append(TopPLogitsWarper(self.top_p))
-        if self.min_p is not None:
-            chain.append(MinPLogitsWarper(self.min_p))
-        return LogitsProcessorList(chain)
+__all__ = [
+    "SamplingSettings",
+    "Scored",
+    "generate",
+    "no_law_of_its_own",
+    "sample",
+    "sample_scored",
+    "supported",
+    "uniforms_of",
+]
 
 
 @contextmanager
@@ -105,7 +85,7 @@ def generate(
         "disable_compile": True,
         **(asked or {}),
     }
-    with no_law_of_its_own(model):
+    with no_law_of_its_own(model), cast_once(model):
         sequences: Any = model.generate(  # pyright: ignore[reportCallIssue]
             input_ids=ids, attention_mask=mask, generation_config=GenerationConfig(**options)
         )
@@ -176,7 +156,8 @@ def sample(
         RunError: the logits of a row are not finite.
     """
     prefixes = [()] * len(prompts) if prefixes is None else prefixes
-    steps = list(_tokens(model, prompts, budgets, settings, prefixes, uniforms, tick, False))
+    with cast_once(model):
+        steps = list(_tokens(model, prompts, budgets, settings, prefixes, uniforms, tick, False))
     return _sampled_ids(steps, prefixes)
 
 
@@ -198,7 +179,8 @@ def sample_scored(
     if settings.temperature == 0.0:
         raise ValueError("log-probs and entropies need a temperature above 0")
     prefixes = [()] * len(prompts) if prefixes is None else prefixes
-    steps = list(_tokens(model, prompts, budgets, settings, prefixes, uniforms, tick, True))
+    with cast_once(model):
+        steps = list(_tokens(model, prompts, budgets, settings, prefixes, uniforms, tick, True))
     scores_2BT = torch.full((2, len(prompts), len(steps)), torch.nan, device=steps[0].rows.device)
     for t, step in enumerate(steps):
         assert step.scores_2B is not None  # noqa: S101  (asked for)
@@ -239,16 +221,16 @@ def _tokens(
     source = [distinct.setdefault(tuple(p), len(distinct)) for p in prompts]
     device = next(model.parameters()).device
     rows = torch.arange(len(prompts), device=device)
-    prefix_lengths = torch.tensor([len(p) for p in prefixes], device=device)
-    forced, _ = _left_pad([list(p)[::-1] for p in prefixes], settings.pad_token_id, device)
+    lengths = [len(p) for p in prefixes]
+    forced, _ = _left_pad([list(p)[::-1] for p in prefixes], FREE, device)
     forced = forced.flip(1)  # right-padded, one column for each step
-    left = torch.tensor(budgets, device=device) + prefix_lengths
+    left = torch.tensor(budgets, device=device) + torch.tensor(lengths, device=device)
     eos = torch.tensor(settings.eos_token_ids, device=device)
     warp: Any = settings.warpers()
 
     ids, mask = _left_pad(list(distinct), settings.pad_token_id, device)
     position = (mask.cumsum(1) - 1).clamp(min=0)
-    longest = mask.size(1) + max(b + len(p) for b, p in zip(budgets, prefixes, strict=True))
+    longest = mask.size(1) + max(b + n for b, n in zip(budgets, lengths, strict=True))
     forward = CachedModel(model, longest)
     logits = forward(ids, mask, position)
     select = torch.tensor(source, device=device)
@@ -257,18 +239,12 @@ def _tokens(
 
     for step in count():
         tick(len(prompts) - len(rows))
-        logits = logits.float()
-        # On a GPU, drawing from what is no distribution would end the process without a word.
-        defined = logits.amax(-1).isfinite()
-        logits = logits.where(defined[:, None], 0.0)
+        here = forced[:, step] if step < forced.size(1) else torch.full_like(rows, FREE)
         at = None if uniforms is None else uniforms[rows.to(uniforms.device), step]
-        token = _draw(warp, logits, settings.temperature, at)
-        sampled_here = prefix_lengths <= step
-        if step < forced.size(1):
-            token = torch.where(sampled_here, token, forced[:, step])
-        yield _Step(rows, token, _scores(logits, token, settings.temperature) if scored else None)
+        token, defined, scores = choose(logits, here, at, settings, warp, scored)
+        yield _Step(rows, token, scores)
         left = left - 1
-        alive = (left > 0) & ~(torch.isin(token, eos) & sampled_here)
+        alive = (left > 0) & ~(torch.isin(token, eos) & (here == FREE))
         some, every, fine = torch.stack([alive.any(), alive.all(), defined.all()]).tolist()
         if not fine:
             raise _undefined(model, step, int(rows[~defined][0]))
@@ -277,20 +253,10 @@ def _tokens(
         if not every:
             keep = forward.keep(alive)
             rows, left, token = rows[keep], left[keep], token[keep]
-            prefix_lengths, forced = prefix_lengths[keep], forced[keep]
-            mask, position = mask[keep], position[keep]
+            forced, mask, position = forced[keep], mask[keep], position[keep]
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
         position = position + 1
         logits = forward(token[:, None], mask, position)
-
-
-def _scores(logits_BV: Tensor, token_B: Tensor, temperature: float) -> Tensor:
-    """Log-probs of the tokens, and entropies in nats of what they are drawn from; shape (2, B)."""
-    logp_BV = (logits_BV / temperature).log_softmax(-1)
-    logp_B = logp_BV.gather(1, token_B[:, None])[:, 0]
-    # An impossible token adds 0, not 0 times infinity.
-    entropy_B = -(logp_BV.exp() * logp_BV.clamp(min=torch.finfo(logp_BV.dtype).min)).sum(-1)
-    return torch.stack([logp_B, entropy_B])
 
 
 def _undefined(model: PreTrainedModel, step: int, row: int) -> RunError:
@@ -309,22 +275,6 @@ def _left_pad(
     ids = [[pad] * (width - len(r)) + list(r) for r in rows]
     mask = [[0] * (width - len(r)) + [1] * len(r) for r in rows]
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
-
-
-def _draw(warp: Any, logits: Tensor, temperature: float, uniform_B: Tensor | None) -> Tensor:
-    """A token of each row: that at which its distribution function passes the uniform number."""
-    if temperature == 0.0:
-        return logits.argmax(-1)
-    # Double precision, where the device has it: the law is to hold for rare tokens too.
-    wide = torch.float32 if logits.device.type == "mps" else torch.float64
-    # None of the warpers in use reads the ids.
-    no_ids: Any = None
-    below_BV = warp(no_ids, logits).softmax(-1).to(wide).cumsum(-1)
-    if uniform_B is None:  # one number, where multinomial would draw one for each token of each row
-        uniform_B = torch.rand(len(logits), dtype=wide, device=logits.device)
-    point_B1 = uniform_B.to(below_BV)[:, None] * below_BV[:, -1:]
-    token_B = torch.searchsorted(below_BV, point_B1, right=True)[:, 0]
-    return token_B.clamp(max=logits.size(-1) - 1)
 
 
 def uniforms_of(keys: Sequence[str], length: int) -> Tensor:
