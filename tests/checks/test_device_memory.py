@@ -55,7 +55,8 @@ def test_qwen3_in_float32_by_hand() -> None:
     #   MLP           4 x 4 x 24                 = 384    together 1712
     # 2 layers x 16 x 1712 = 54784; last norm 16 x 16 x 8 = 2048; scored states 10 x 16 x 4 = 640.
     # Logits: tile 10 x 32768 x 4 = 1310720, gradients (10 + 100) x 16 x 4 = 7040.
-    # Cache: 2 x 2 layers x 16 x 4 bytes x 4 rows x 8 tokens; its logits 3 x 4 bytes x 4 rows x 100.
+    # Cache: 2 x 2 layers x 16 x 4 bytes x 4 rows x 8 tokens; its logits
+    # (4 + 4 + 4 + 8) bytes x 4 rows x 100.
     memory = estimate(qwen(), **RUN)
     assert memory.parts == {
         "weights": 4 * 7088,
@@ -64,10 +65,10 @@ def test_qwen3_in_float32_by_hand() -> None:
         "activations": 57472,
         "logits": 1317760,
         "sampling cache": 8192,
-        "sampling logits": 4800,
+        "sampling logits": 8000,
     }
     assert memory.training == 16 * 7088 + 57472 + 1317760
-    assert memory.sampling == 12 * 7088 + 8192 + 4800
+    assert memory.sampling == 12 * 7088 + 8192 + 8000
     assert memory.peak == memory.training
 
 
@@ -79,7 +80,7 @@ def test_llama_in_mixed_precision_by_hand() -> None:
     #   MLP           2 x 4 x 16                 = 128    together 524
     # 3 x 10 x 524 = 15720; last norm 10 x 8 x 8 = 640; scored states 6 x 8 x 4 = 192.
     # Logits: tile 6 x 32768 x 2 = 393216, its weights in bf16 32768 x 8 x 2 = 524288,
-    # gradients (6 + 40000) x 8 x 4 = 1280192. Cache: 3 x 8 x 5 rows x 10 tokens x (4 + 2).
+    # gradients (6 + 40000) x 8 x 4 = 1280192. Cache: 3 x 8 x 5 rows x 10 tokens x (2 + 2).
     memory = estimate(
         llama(),
         parameters=1000,
@@ -98,10 +99,10 @@ def test_llama_in_mixed_precision_by_hand() -> None:
         "cast weights": 2000,
         "activations": 16552,
         "logits": 2197696,
-        "sampling cache": 7200,
-        "sampling logits": 3 * 4 * 5 * 40000,
+        "sampling cache": 4800,
+        "sampling logits": (2 + 4 + 4 + 8) * 5 * 40000,
     }
-    assert memory.sampling == 4000 + 8000 + 4000 + 2000 + 7200 + 2400000
+    assert memory.sampling == 4000 + 8000 + 4000 + 2000 + 4800 + 3600000
     assert memory.peak == memory.sampling
 
 

@@ -138,6 +138,22 @@ def test_zero_does_not_draw_what_is_impossible() -> None:
     assert sample(model, [[5, 6, 7]], [1], settings, uniforms=torch.zeros(1, 1)) == [[best]]
 
 
+def test_the_likeliest_token_needs_no_number() -> None:
+    model = make_model(make_tokenizer(), hidden=64, layers=2).eval()
+    greedy = SamplingSettings((1,), 0, temperature=0.0)
+    wanted = sample(model, [[5, 6], [7]], [4, 4], greedy)
+    assert sample(model, [[5, 6], [7]], [4, 4], greedy, uniforms=torch.full((2, 4), 0.9)) == wanted
+
+
+def test_draws_are_a_function_of_the_random_state() -> None:
+    model = make_model(make_tokenizer()).eval()
+    found = []
+    for seed in (3, 3, 4):
+        torch.manual_seed(seed)
+        found.append(sample(model, [[5, 6]] * 4, [8] * 4, SamplingSettings((1,), 0)))
+    assert found[0] == found[1] != found[2]
+
+
 def test_uniforms_are_functions_of_their_keys() -> None:
     found = uniforms_of(["0:1:2", "0:1:3", "0:1:2"], 4)
     assert found.shape == (3, 4)

@@ -18,7 +18,7 @@ from typing import Any
 from prefix_rft.engines.models import without_weights
 from prefix_rft.support.errors import UserError
 
-FLOAT32 = 4
+FLOAT32, FLOAT64 = 4, 8
 TILE_TOKENS, TILE_VOCAB = 4096, 32768
 """Tile of logits in TRL 1.16: kernels/chunked_logprob.py, and its caller in trainer/utils.py."""
 
@@ -91,9 +91,9 @@ def estimate(
     - ``activations``: see :func:`layer_bytes`; of all layers, or with checkpointing the inputs of
       all layers and the whole of one.
     - ``logits``: see :func:`logits_bytes`.
-    - ``sampling cache``: keys and values of all rows at full length. Rotary keys come out of
-      autocast in the dtype of the weights, values in the compute dtype.
-    - ``sampling logits``: of one position, their softmax and the noise of ``multinomial``, float32.
+    - ``sampling cache``: keys and values of all rows at full length, in the compute dtype.
+    - ``sampling logits``: of one position, in the compute dtype and in float32; their softmax in
+      float32, and its distribution function in float64.
 
     Args:
         config: a transformers config, or one that nests the text model's.
@@ -138,8 +138,9 @@ def estimate(
     parts["logits"] = logits_bytes(shape, scored, weight_bytes, compute_bytes, triton)
     if samples:
         entries = shape.layers * shape.kv_width * generation_rows * length
-        parts["sampling cache"] = entries * (weight_bytes + compute_bytes)
-        parts["sampling logits"] = 3 * FLOAT32 * generation_rows * shape.vocab
+        parts["sampling cache"] = 2 * compute_bytes * entries
+        a_logit = compute_bytes + 2 * FLOAT32 + FLOAT64
+        parts["sampling logits"] = a_logit * generation_rows * shape.vocab
     return Memory(parts)
 
 

@@ -26,6 +26,7 @@ class RowPlan:
         whole: the row is a whole demonstration; nothing is sampled.
         kept: completion of an earlier attempt, prefix included, which stays as it is.
         kept_logps: the sampler's log-probs of that completion, if it gave any.
+        kept_scores: log-probs and entropies of the policy at its tokens, if they are known.
         attempt: how often its group has been sampled before.
         filler: the row takes no part in the step.
         replaced: a demonstration stands in the place of the row that had been sampled.
@@ -40,6 +41,7 @@ class RowPlan:
     whole: bool = False
     kept: tuple[int, ...] | None = None
     kept_logps: tuple[float | None, ...] | None = None
+    kept_scores: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     attempt: int = 0
     filler: bool = False
     replaced: bool = False

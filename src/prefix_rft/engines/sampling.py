@@ -12,68 +12,32 @@ of its length costs.
 from __future__ import annotations
 
 import hashlib
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, GenerationConfig, PreTrainedModel
-from transformers.generation.logits_process import (
-    LogitsProcessorList,
-    MinPLogitsWarper,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import GenerationConfig, PreTrainedModel
 
+from prefix_rft.engines.cached_model import CachedModel, base_of, supported
+from prefix_rft.engines.cast_once import cast_once
+from prefix_rft.engines.drawing import FREE, SamplingSettings, choose
 from prefix_rft.engines.nonfinite import first_bad, weights
 from prefix_rft.support.errors import RunError
 
-
-@dataclass(frozen=True)
-class SamplingSettings:
-    """How to draw a token. ``temperature`` 0 takes the likeliest one."""
-
-    eos_token_ids: tuple[int, ...]
-    pad_token_id: int
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float | None = None
-
-    def warpers(self) -> LogitsProcessorList:
-        """transformers' own warpers, in the order ``generate`` applies them."""
-        chain: list[Any] = []
-        if self.temperature not in (0.0, 1.0):
-            chain.append(TemperatureLogitsWarper(self.temperature))
-        if self.top_k:
-            chain.append(TopKLogitsWarper(self.top_k))
-        if self.top_p < 1.0:
-            chain.append(TopPLogitsWarper(self.top_p))
-        if self.min_p is not None:
-            chain.append(MinPLogitsWarper(self.min_p))
-        return LogitsProcessorList(chain)
-
-
-def supported(model: PreTrainedModel) -> bool:
-    """Whether the model keeps its past in key/value caches whose rows can be selected.
-
-    Recurrent and linear-attention layers do not; for these models use ``model.generate``.
-    """
-    config = _base(model).config
-    if config.is_encoder_decoder or getattr(model, "_is_stateful", False):
-        return False
-    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
-        return False  # its virtual tokens stand in front of what ``generate`` is given
-    return all(hasattr(x, "batch_select_indices") for x in DynamicCache(config=config).layers)
-
-
-def _base(model: PreTrainedModel) -> Any:
-    peft: Any = model
-    return peft.get_base_model() if hasattr(model, "peft_config") else model
+__all__ = [
+    "SamplingSettings",
+    "Scored",
+    "generate",
+    "no_law_of_its_own",
+    "sample",
+    "sample_scored",
+    "supported",
+    "uniforms_of",
+]
 
 
 @contextmanager
@@ -83,7 +47,7 @@ def no_law_of_its_own(model: PreTrainedModel) -> Iterator[None]:
     transformers fills what a caller leaves open from the model's ``generation_config``: a
     repetition penalty, suppressed tokens, beams, a shortest length, and so on.
     """
-    base = _base(model)
+    base = base_of(model)
     config = base.generation_config
     kept = {k: getattr(config, k, None) for k in ("bos_token_id", "eos_token_id", "pad_token_id")}
     base.generation_config = GenerationConfig(**kept)
@@ -121,7 +85,7 @@ def generate(
         "disable_compile": True,
         **(asked or {}),
     }
-    with no_law_of_its_own(model):
+    with no_law_of_its_own(model), cast_once(model):
         sequences: Any = model.generate(  # pyright: ignore[reportCallIssue]
             input_ids=ids, attention_mask=mask, generation_config=GenerationConfig(**options)
         )
@@ -133,7 +97,39 @@ def generate(
     return [row[: end(row)] for row in rows]
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Scored:
+    """Sampled rows, and what the policy says of every token behind their prompts.
+
+    Its law is softmax(logits / temperature) over the whole vocabulary, whatever top-k, top-p and
+    min-p keep from being drawn.
+
+    Attributes:
+        ids: the sampled token ids of each row, EOS included.
+        logp_BT: log-probs of prefix and sampled tokens, float32; NaN behind a row's last one.
+        entropy_BT: entropies in nats at the same places, alike.
+    """
+
+    ids: list[list[int]]
+    logp_BT: Tensor
+    entropy_BT: Tensor
+
+    def placed(self, rows: Sequence[int], of: int) -> Tensor:
+        """Log-probs and entropies at these places among more rows; NaN in the others.
+
+        Args:
+            rows: the places of the rows.
+            of: how many rows there are.
+
+        Returns:
+            Shape (2, of, T).
+        """
+        scores_2BT = torch.stack([self.logp_BT, self.entropy_BT])
+        placed = scores_2BT.new_full((2, of, scores_2BT.size(2)), torch.nan)
+        placed[:, rows] = scores_2BT
+        return placed
+
+
 def sample(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
@@ -160,61 +156,107 @@ def sample(
         RunError: the logits of a row are not finite.
     """
     prefixes = [()] * len(prompts) if prefixes is None else prefixes
+    with cast_once(model):
+        steps = list(_tokens(model, prompts, budgets, settings, prefixes, uniforms, tick, False))
+    return _sampled_ids(steps, prefixes)
+
+
+def sample_scored(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    budgets: Sequence[int],
+    settings: SamplingSettings,
+    prefixes: Sequence[Sequence[int]] | None = None,
+    uniforms: Tensor | None = None,
+    tick: Callable[[int], None] = lambda done: None,
+) -> Scored:
+    """What :func:`sample` draws, with log-probs and entropies of the policy.
+
+    Raises:
+        RunError: the logits of a row are not finite.
+        ValueError: the temperature is 0, at which nothing has an entropy.
+    """
+    if settings.temperature == 0.0:
+        raise ValueError("log-probs and entropies need a temperature above 0")
+    prefixes = [()] * len(prompts) if prefixes is None else prefixes
+    with cast_once(model):
+        steps = list(_tokens(model, prompts, budgets, settings, prefixes, uniforms, tick, True))
+    scores_2BT = torch.full((2, len(prompts), len(steps)), torch.nan, device=steps[0].rows.device)
+    for t, step in enumerate(steps):
+        assert step.scores_2B is not None  # noqa: S101  (asked for)
+        scores_2BT[:, step.rows, t] = step.scores_2B
+    return Scored(_sampled_ids(steps, prefixes), *scores_2BT)
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """The tokens at one place behind the prompts, of the rows that go so far."""
+
+    rows: Tensor
+    token_B: Tensor
+    scores_2B: Tensor | None
+
+
+def _sampled_ids(steps: Sequence[_Drawn], prefixes: Sequence[Sequence[int]]) -> list[list[int]]:
+    written: list[list[int]] = [[] for _ in prefixes]
+    for step in steps:
+        for row, token in zip(step.rows.tolist(), step.token_B.tolist(), strict=True):
+            written[row].append(token)
+    return [ids[len(p) :] for ids, p in zip(written, prefixes, strict=True)]
+
+
+@torch.no_grad()
+def _tokens(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    budgets: Sequence[int],
+    settings: SamplingSettings,
+    prefixes: Sequence[Sequence[int]],
+    uniforms: Tensor | None,
+    tick: Callable[[int], None],
+    scored: bool,
+) -> Iterator[_Drawn]:
+    """Prefixes and what is sampled, token by token; see :func:`sample`."""
     distinct: dict[tuple[int, ...], int] = {}
     source = [distinct.setdefault(tuple(p), len(distinct)) for p in prompts]
     device = next(model.parameters()).device
     rows = torch.arange(len(prompts), device=device)
-    prefix_lengths = torch.tensor([len(p) for p in prefixes], device=device)
-    forced, _ = _left_pad([list(p)[::-1] for p in prefixes], settings.pad_token_id, device)
+    lengths = [len(p) for p in prefixes]
+    forced, _ = _left_pad([list(p)[::-1] for p in prefixes], FREE, device)
     forced = forced.flip(1)  # right-padded, one column for each step
-    left = torch.tensor(budgets, device=device) + prefix_lengths
+    left = torch.tensor(budgets, device=device) + torch.tensor(lengths, device=device)
     eos = torch.tensor(settings.eos_token_ids, device=device)
     warp: Any = settings.warpers()
 
     ids, mask = _left_pad(list(distinct), settings.pad_token_id, device)
     position = (mask.cumsum(1) - 1).clamp(min=0)
-    forward = _CachedModel(model)
+    longest = mask.size(1) + max(b + n for b, n in zip(budgets, lengths, strict=True))
+    forward = CachedModel(model, longest)
     logits = forward(ids, mask, position)
     select = torch.tensor(source, device=device)
-    forward.keep(select)
+    forward.repeat(select)
     logits, mask, position = logits[select], mask[select], position[select, -1:]
 
-    steps: list[tuple[Tensor, Tensor]] = []
-    while True:
+    for step in count():
         tick(len(prompts) - len(rows))
-        logits = logits.float()
-        # On a GPU, drawing from what is no distribution would end the process without a word.
-        defined = logits.amax(-1).isfinite()
-        logits = logits.where(defined[:, None], 0.0)
-        step = len(steps)
+        here = forced[:, step] if step < forced.size(1) else torch.full_like(rows, FREE)
         at = None if uniforms is None else uniforms[rows.to(uniforms.device), step]
-        token = _draw(warp, logits, settings.temperature, at)
-        sampled_here = prefix_lengths <= step
-        if step < forced.size(1):
-            token = torch.where(sampled_here, token, forced[:, step])
-        steps.append((rows, token))
+        token, defined, scores = choose(logits, here, at, settings, warp, scored)
+        yield _Drawn(rows, token, scores)
         left = left - 1
-        alive = (left > 0) & ~(torch.isin(token, eos) & sampled_here)
+        alive = (left > 0) & ~(torch.isin(token, eos) & (here == FREE))
         some, every, fine = torch.stack([alive.any(), alive.all(), defined.all()]).tolist()
         if not fine:
             raise _undefined(model, step, int(rows[~defined][0]))
         if not some:
-            break
+            return
         if not every:
-            keep = alive.nonzero()[:, 0]
-            forward.keep(keep)
+            keep = forward.keep(alive)
             rows, left, token = rows[keep], left[keep], token[keep]
-            prefix_lengths, forced = prefix_lengths[keep], forced[keep]
-            mask, position = mask[keep], position[keep]
+            forced, mask, position = forced[keep], mask[keep], position[keep]
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
         position = position + 1
         logits = forward(token[:, None], mask, position)
-
-    written: list[list[int]] = [[] for _ in prompts]
-    for at, token in steps:
-        for row, t in zip(at.tolist(), token.tolist(), strict=True):
-            written[row].append(t)
-    return [ids[len(p) :] for ids, p in zip(written, prefixes, strict=True)]
 
 
 def _undefined(model: PreTrainedModel, step: int, row: int) -> RunError:
@@ -226,35 +268,6 @@ def _undefined(model: PreTrainedModel, step: int, row: int) -> RunError:
     )
 
 
-class _CachedModel:
-    """The model with its cache: logits of the last position."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        base = _base(model)
-        names = inspect.signature(base.forward).parameters
-        self.model = model
-        self.takes_position = "position_ids" in names
-        self.takes_logits_to_keep = "logits_to_keep" in names
-        self.cache = DynamicCache(config=base.config)
-        # A mixture of experts would compute its balancing loss, and on the wrong mask.
-        self.extra = {"output_router_logits": False} if "output_router_logits" in names else {}
-
-    def __call__(self, ids: Tensor, mask: Tensor, position: Tensor) -> Tensor:
-        extra: dict[str, Any] = dict(self.extra)
-        if self.takes_position:
-            extra["position_ids"] = position
-        if self.takes_logits_to_keep:
-            extra["logits_to_keep"] = 1
-        output = self.model(
-            input_ids=ids, attention_mask=mask, past_key_values=self.cache, use_cache=True, **extra
-        )
-        return output.logits[:, -1]
-
-    def keep(self, rows: Tensor) -> None:
-        """Keep (and repeat) these rows of the cache."""
-        self.cache.batch_select_indices(rows)
-
-
 def _left_pad(
     rows: Sequence[Sequence[int]], pad: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
@@ -262,22 +275,6 @@ def _left_pad(
     ids = [[pad] * (width - len(r)) + list(r) for r in rows]
     mask = [[0] * (width - len(r)) + [1] * len(r) for r in rows]
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
-
-
-def _draw(warp: Any, logits: Tensor, temperature: float, uniform_B: Tensor | None = None) -> Tensor:
-    if temperature == 0.0:
-        return logits.argmax(-1)
-    # None of the warpers in use reads the ids.
-    no_ids: Any = None
-    probability_BV = warp(no_ids, logits).softmax(-1)
-    if uniform_B is None:
-        return torch.multinomial(probability_BV, 1)[:, 0]
-    # The inverse of the distribution function, in double precision where the device has it.
-    wide = torch.float32 if logits.device.type == "mps" else torch.float64
-    below_BV = probability_BV.to(wide).cumsum(-1)
-    point_B1 = uniform_B.to(below_BV)[:, None] * below_BV[:, -1:]
-    token_B = torch.searchsorted(below_BV, point_B1, right=True)[:, 0]
-    return token_B.clamp(max=logits.size(-1) - 1)
 
 
 def uniforms_of(keys: Sequence[str], length: int) -> Tensor:

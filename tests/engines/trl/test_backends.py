@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from prefix_rft import PrefixRFTTrainer
-from prefix_rft.engines.sampling import sample
+from prefix_rft.engines.sampling import sample_scored
 from tiny import make_config, make_model, make_rows, make_tokenizer, shaped_reward
 
 
@@ -98,11 +98,11 @@ def test_trained_ids_are_prompt_demonstration_and_sampled_ids(
     calls: list[tuple[list[list[int]], list[list[int]]]] = []
 
     def spy(model: Any, prompts: Any, budgets: Any, settings: Any, prefixes: Any, **kw: Any) -> Any:
-        ids = sample(model, prompts, budgets, settings, prefixes, **kw)
-        calls.append(([[*p, *x] for p, x in zip(prompts, prefixes, strict=True)], ids))
-        return ids
+        drawn = sample_scored(model, prompts, budgets, settings, prefixes, **kw)
+        calls.append(([[*p, *x] for p, x in zip(prompts, prefixes, strict=True)], drawn.ids))
+        return drawn
 
-    monkeypatch.setattr("prefix_rft.engines.trl.rollout.sampler.sample", spy)
+    monkeypatch.setattr("prefix_rft.engines.trl.rollout.sampler.sample_scored", spy)
     trainer = PrefixRFTTrainer(
         make_model(tokenizer),
         shaped_reward,

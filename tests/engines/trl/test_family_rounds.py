@@ -97,7 +97,9 @@ class Watch:
 
     def sample(self, prompts: Any, plans: Any) -> Any:
         self.asked = [i for i, p in enumerate(plans) if not p.done]
-        with mock.patch.object(module, "sample", wraps=module.sample) as sampler:
+        # The policy scores what it samples; a reference does not.
+        name = "sample" if self.trainer.method.reference.sampler == "reference" else "sample_scored"
+        with mock.patch.object(module, name, wraps=getattr(module, name)) as sampler:
             found = self._sample(prompts, plans)
         assert sum(len(call.args[1]) for call in sampler.call_args_list) == len(self.asked)
         return found

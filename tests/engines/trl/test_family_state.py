@@ -219,13 +219,16 @@ def weights_that_sample(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, torch
     import prefix_rft.engines.trl.rollout.sampler as module
 
     sampled: list[dict[str, torch.Tensor]] = []
-    original = module.sample
 
-    def listen(model: Any, *args: Any, **kwargs: Any) -> Any:
-        sampled.append({k: v.clone() for k, v in model.state_dict().items()})
-        return original(model, *args, **kwargs)
+    def listening(original: Any) -> Any:
+        def listen(model: Any, *args: Any, **kwargs: Any) -> Any:
+            sampled.append({k: v.clone() for k, v in model.state_dict().items()})
+            return original(model, *args, **kwargs)
 
-    monkeypatch.setattr(module, "sample", listen)
+        return listen
+
+    for name in ("sample", "sample_scored"):  # of the reference, and of the policy
+        monkeypatch.setattr(module, name, listening(getattr(module, name)))
     return sampled
 
 

@@ -138,7 +138,7 @@ def test_token_counts_of_every_update(tmp_path: Path) -> None:
     """Two updates on each generation, twice; old and reference log-probs; a log line for each."""
     trainer, recorder = start(
         tmp_path,
-        savings="none",
+        savings=["sampler_scores"],
         saved=True,
         options={"beta": 0.1},
         gradient_accumulation_steps=2,
@@ -151,6 +151,35 @@ def test_token_counts_of_every_update(tmp_path: Path) -> None:
     assert measured.logged(trainer.state.log_history, "tokens/") == wanted
     assert [x["sampled"] > 0 for x in wanted] == [True, False, False, False, True]
     assert all(x["forward"] > 0 for x in wanted)
+
+
+def test_entropies_that_the_sampler_told_are_no_forward(tmp_path: Path) -> None:
+    """Once, as the policy has not moved since; the other updates on a generation are as they were.
+
+    Also where the whole generation is ranked together, and under the policy of the rollouts.
+    """
+    for number, (options, free) in enumerate(
+        [
+            ({}, [True, False, False, False, True]),
+            ({"entropy_scope": "step"}, [True, False, False, False, True]),
+            ({"entropy_source": "rollout"}, [True] * 5),
+        ]
+    ):
+        trainer, _ = start(
+            tmp_path / str(number),
+            savings=["sampler_scores"],
+            options=options,
+            gradient_accumulation_steps=2,
+            steps_per_generation=4,
+            num_iterations=2,
+            max_steps=5,
+        )
+        trainer.train()
+        lines = measured.logged(trainer.state.log_history, "tokens/")
+        made = measured.read(tmp_path / str(number), "step")
+        # TRL's log-probs of the old policy, of the whole generation.
+        old = [measured.tokens([measured.row_of(x) for x in made.get(i, [])]) for i in range(5)]
+        assert [x["forward"] == n for x, n in zip(lines, old, strict=True)] == free
 
 
 def test_log_lines_of_several_steps_add_up(tmp_path: Path) -> None:
@@ -210,7 +239,8 @@ def test_what_a_backend_draws_counts(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(GRPOTrainer, "_generate_single_turn", listen)
     trainer, recorder = start(tmp_path, fast_generation=False, max_steps=2, savings="none")
     trainer.train()
-    wanted = measured.counts(measured.read(tmp_path, "step"), rows_of(recorder), scored=0, chunk=4)
+    made, rows = measured.read(tmp_path, "step"), rows_of(recorder)
+    wanted = measured.counts(made, rows, scored=0, chunk=4, told=False)
     lines = measured.logged(trainer.state.log_history, "tokens/")
     assert [x.pop("sampled") for x in lines] == drawn
     assert all(n > x.pop("sampled") for n, x in zip(drawn, wanted, strict=True))
@@ -536,6 +566,7 @@ def test_two_processes_measure_together(tmp_path: Path) -> None:
         own = [y.rows for y in both]
         if x["prefilled"]:  # each process prefills the one prompt of the group that they share
             x["prefilled"] += len(own[0][0].prompt)
+            continue  # both samplers have told the entropies of this update
         busy = max(sum(r.prefix > 0 for r in part) for part in own)
         for part in own:  # a process with fewer prefixes to score keeps step on its first row
             idle = busy - sum(r.prefix > 0 for r in part)

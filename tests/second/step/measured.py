@@ -97,7 +97,11 @@ def tokens(rows: list[Row]) -> int:
 
 
 def counts(
-    generations: dict[int, list[Line]], rows: list[list[Row]], scored: int, chunk: int
+    generations: dict[int, list[Line]],
+    rows: list[list[Row]],
+    scored: int,
+    chunk: int,
+    told: bool = True,
 ) -> list[dict[str, int]]:
     """The four counts of every update, for rollouts that were sampled once on one process.
 
@@ -106,13 +110,15 @@ def counts(
         rows: of each update.
         scored: how many times all rows of a generation go through a forward without gradient.
         chunk: rows whose prefixes go through one forward, all as far as the longest.
+        told: the sampler tells entropies, which serve the first update of a generation.
     """
     found = []
     for update, own in enumerate(rows):
         made = generations.get(update, [])
         prompts = {tuple(x["prompt_ids"]) for x in made}
         sampled = [x for x in made if not x["demonstration"]]
-        prefixed = sorted((r for r in own if r.prefix), key=lambda r: r.prefix)
+        unknown = [] if told and made else own
+        prefixed = sorted((r for r in unknown if r.prefix), key=lambda r: r.prefix)
         chunks = [prefixed[i : i + chunk] for i in range(0, len(prefixed), chunk)]
         longest = [(r, part[-1].prefix) for part in chunks for r in part]
         found.append(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from prefix_rft.engines.trl.processes import Processes
 from prefix_rft.engines.trl.reference import ReferencePolicy
-from prefix_rft.engines.trl.scorer import Scored, Scorer
+from prefix_rft.engines.trl.scorer import Scorer, TokenScores
 from prefix_rft.engines.trl.window import Rows, few
 
 
@@ -42,7 +42,7 @@ class Forward:
         self.processes, self.reference = processes, reference
 
     @torch.no_grad()
-    def of(self, rows: Rows, wanted_BT: Tensor, entropy: bool) -> Scored:
+    def of(self, rows: Rows, wanted_BT: Tensor, entropy: bool) -> TokenScores:
         """Log-probs, and entropies if asked for, of some tokens of the completions; 0 elsewhere.
 
         Rows of which no token is wanted are left out.
@@ -69,7 +69,7 @@ class Forward:
                     for whole_BT, part in zip(out, found[: len(out)], strict=True):
                         assert part is not None  # noqa: S101  (asked for)
                         whole_BT[chunk, :width] = part.float().where(wanted, 0.0)
-        return Scored(out[0], out[1] if entropy else None)
+        return TokenScores(out[0], out[1] if entropy else None)
 
     def log_probs(self, rows: Rows) -> Tensor:
         """Log-probs of the completions under the present weights, shape (B, T), 0 outside."""

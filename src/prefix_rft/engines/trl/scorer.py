@@ -47,7 +47,7 @@ class PacksRows:
             return super().training_step(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-class Scored(NamedTuple):
+class TokenScores(NamedTuple):
     """What a model says of the tokens of some rows.
 
     Attributes:
@@ -92,7 +92,7 @@ class Scorer:
 
     def of(
         self, model: Any, rows: Rows, wanted_BT: Tensor, entropy: bool, aux: bool = False
-    ) -> Scored:
+    ) -> TokenScores:
         """Score the wanted tokens of some rows, with gradient where gradients are on.
 
         Args:
@@ -108,7 +108,7 @@ class Scorer:
             both = torch.cat([prompt_mask, mask[:, :T]], 1)
             self.tokens.scored(both.sum())
             ids = torch.cat([prompt, completion[:, :T]], 1)
-            return Scored(*self.whole(model, ids, both, wanted_BT, entropy, aux))
+            return TokenScores(*self.whole(model, ids, both, wanted_BT, entropy, aux))
         prompts = [
             ids[mask.bool()].tolist()
             for ids, mask in zip(rows["prompt_ids"], rows["prompt_mask"], strict=True)
@@ -122,4 +122,4 @@ class Scorer:
             None if x is None else x.new_zeros(wanted_BT.shape).masked_scatter(wanted_BT, x)
             for x in (logp_M, entropy_M)
         )
-        return Scored(*placed)  # pyright: ignore[reportArgumentType]
+        return TokenScores(*placed)  # pyright: ignore[reportArgumentType]

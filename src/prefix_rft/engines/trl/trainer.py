@@ -252,8 +252,10 @@ class PrefixRFTTrainer(PacksRows, Watched, EvaluatesHeldOut, ResumesExactly, GRP
         policy, budget, tick = self.policy, self.max_completion_length, self.phases.at
         from_reference = self.method.reference.sampler == "reference" and policy.training
         frozen = self.reference if from_reference else None
+        unasked = from_reference or "sampler_scores" not in self.args.savings
+        attempt = None if unasked else self._attempt
         with self.accelerator.autocast(), frozen.swapped() if frozen else nullcontext():
-            return continuations(policy, prompts, plans, settings, budget, tick)
+            return continuations(policy, prompts, plans, settings, budget, tick, attempt)
 
     def _calculate_rewards(
         self, inputs: Any, prompts: Any, texts: Any, ids: Any, *args: Any, **kwargs: Any
@@ -282,9 +284,8 @@ class PrefixRFTTrainer(PacksRows, Watched, EvaluatesHeldOut, ResumesExactly, GRP
         window = slice(first, first + self.args.gradient_accumulation_steps)
         method, state, moment = self.method, self.method_state, self._moment()
         parts = self.forward, self.processes, self.gradient_shares
-        savings = self.args.savings
-        fresh = first == 0 and passes % self.num_iterations == 0 and "sampler_scores" in savings
-        everything = self.aux_loss_enabled or "untrained" not in savings
+        fresh = first == 0 and passes % self.num_iterations == 0
+        everything = self.aux_loss_enabled or "untrained" not in self.args.savings
         update = OptimizerStep.begin(
             method, generation, window, moment, state, *parts, fresh, everything
         )
@@ -328,8 +329,7 @@ class PrefixRFTTrainer(PacksRows, Watched, EvaluatesHeldOut, ResumesExactly, GRP
             self.phases.begin("updating", steps)
             self._update = self._begin_update()
         self.phases.next()
-        update = self._update
-        part = update.micro_batch(within)
+        part = (update := self._update).micro_batch(within)
         if part is None:
             return torch.zeros((), device=self.accelerator.device, requires_grad=True)
         self.ready.enter_context(self.scorer.ready(self.policy))

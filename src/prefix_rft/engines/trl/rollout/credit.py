@@ -14,6 +14,7 @@ from prefix_rft.engines.plan import RunPoint
 from prefix_rft.engines.trl.forward import Forward
 from prefix_rft.engines.trl.processes import Processes
 from prefix_rft.engines.trl.rollout.generation import Generation
+from prefix_rft.engines.trl.rollout.scores import known_entropy
 from prefix_rft.engines.trl.window import Rows
 
 
@@ -88,7 +89,11 @@ def credited(
         if reference is not None:
             columns["ref_per_token_logps"] = reference
     if method.selection is not None and method.selection.source == "rollout":
-        columns["prefix_entropy"] = forward.prefix_entropy({**rows, **columns})
+        wanted = columns["prefix_mask"] & ~columns["row_dropped"][:, None]
+        entropy = known_entropy(rows, wanted, processes)
+        if entropy is None:
+            entropy = forward.prefix_entropy({**rows, **columns})
+        columns["prefix_entropy"] = entropy
     metrics = _dropped_and_missing(method, moment, dropped_N, everyone["without"])
     return columns, metrics | start_metrics(method, length_N, hybrid_N, demo_N)
 

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from prefix_rft.engines.plan import RowPlan
+from prefix_rft.engines.trl.rollout.scores import score_columns
 from prefix_rft.engines.trl.rollout.verdicts import Rewards, Verdicts
 from prefix_rft.engines.trl.window import Rows
 
@@ -48,11 +49,14 @@ class Attempt:
     Attributes:
         plans: the plans of the rows.
         sampled: TRL has sampled them.
+        scores_2BT: log-probs and entropies of the policy at the tokens of the rows that were
+            sampled, where the sampler says them.
         rewards: what was said of them, once they are graded.
     """
 
     plans: list[RowPlan]
     sampled: bool = False
+    scores_2BT: Tensor | None = None
     rewards: Rewards | None = None
 
     def gave(self, rows: Rows, metrics: Lists) -> Sampled:
@@ -66,7 +70,8 @@ class Attempt:
                 "this version of TRL did not call _generate_single_turn or _calculate_rewards, "
                 "so no prefix was used; supported: trl>=1.16,<2"
             )
-        return Sampled(rows, self.rewards.reward_N, self.rewards.verdicts, metrics)
+        scores = score_columns(self.plans, self.scores_2BT, rows["completion_ids"])
+        return Sampled({**rows, **scores}, self.rewards.reward_N, self.rewards.verdicts, metrics)
 
 
 def take_new(

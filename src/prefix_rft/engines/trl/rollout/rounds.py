@@ -30,6 +30,7 @@ from prefix_rft.engines.plan import (
 from prefix_rft.engines.state import MethodState
 from prefix_rft.engines.trl.processes import Processes
 from prefix_rft.engines.trl.rollout.generation import Generation, Inputs, Sampled, Sampler
+from prefix_rft.engines.trl.rollout.scores import scores_of
 from prefix_rft.engines.trl.window import Rows
 
 Attempt = tuple[Inputs, list[RowPlan]]
@@ -245,6 +246,7 @@ def reused(plan: RowPlan, rows: Rows, i: int) -> RowPlan:
         kept_logps=None
         if logps is None
         else tuple(None if x != x else x for x in logps[i][mask].tolist()),
+        kept_scores=scores_of(rows, i),
     )
 
 

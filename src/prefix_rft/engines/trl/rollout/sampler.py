@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefix_rft.engines.plan import RowPlan
-from prefix_rft.engines.sampling import SamplingSettings, sample, supported
+from prefix_rft.engines.sampling import SamplingSettings, sample, sample_scored, supported
 from prefix_rft.engines.trl.processes import Processes
+from prefix_rft.engines.trl.rollout.generation import Attempt
 
 
 def serves(model: Any, args: Any) -> bool:
@@ -52,6 +53,7 @@ def continuations(
     settings: SamplingSettings,
     budget: int,
     tick: Callable[[int], None],
+    attempt: Attempt | None = None,
 ) -> list[list[int]]:
     """What our own sampler makes of the rows that are not done; nothing for the others.
 
@@ -62,6 +64,8 @@ def continuations(
         settings: how to draw a token.
         budget: the most tokens of a completion, prefix included.
         tick: hears how many rows have ended.
+        attempt: is told log-probs and entropies of the rows; None where nobody asks for them, or
+            they would not be the policy's.
     """
     lacking = open_rows(plans)
     sampled: list[list[int]] = [[] for _ in plans]
@@ -73,7 +77,11 @@ def continuations(
     was_training = model.training
     model.eval()
     try:
-        outputs = sample(model, contexts, budgets, settings, prefixes, tick=tick)
+        if attempt is not None:
+            scored = sample_scored(model, contexts, budgets, settings, prefixes, tick=tick)
+            outputs, attempt.scores_2BT = scored.ids, scored.placed(lacking, len(plans))
+        else:
+            outputs = sample(model, contexts, budgets, settings, prefixes, tick=tick)
     finally:
         model.train(was_training)
     for i, ids in zip(lacking, outputs, strict=True):

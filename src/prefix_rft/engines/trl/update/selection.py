@@ -1,8 +1,10 @@
 """Which prefix tokens of an optimizer step keep their advantage.
 
 The paper ranks prefix tokens within a mini-batch, under the policy of the update. A micro-batch
-sees only its own rows, so the ranking is done once when the optimizer step begins, from a forward
-without gradient over prompt and prefix of the hybrid rows alone.
+sees only its own rows, so the ranking is done once when the optimizer step begins. In the first
+update of a generation the policy is the one that the rows were sampled from, whose entropies the
+sampler has told; later, and where it has not, they come from a forward without gradient over
+prompt and prefix of the hybrid rows alone.
 """
 
 from __future__ import annotations
@@ -12,9 +14,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from prefix_rft.core import Method, select_prefix
+from prefix_rft.core import Method, select_prefix, selection_seed
+from prefix_rft.engines.plan import RunPoint
 from prefix_rft.engines.trl.forward import Forward
 from prefix_rft.engines.trl.processes import Processes
+from prefix_rft.engines.trl.rollout.scores import known_entropy
 from prefix_rft.engines.trl.window import Rows, join
 
 
@@ -22,7 +26,7 @@ def selected(
     method: Method,
     generation: Sequence[Rows],
     window: slice,
-    seed: int,
+    moment: RunPoint,
     forward: Forward,
     processes: Processes,
 ) -> Tensor:
@@ -32,7 +36,7 @@ def selected(
         method: says how they are selected.
         generation: the micro-batches of a generation on this process.
         window: those of the optimizer step, one of several windows of the same size.
-        seed: the seed of the random mode, see ``core.selection_seed``.
+        moment: the point of the run; decides the seed of the random mode.
         forward: the forward for entropies under the present policy.
         processes: the run's processes.
     """
@@ -43,8 +47,13 @@ def selected(
         return mask
     pool = join(generation) if chosen.scope == "step" else rows
     candidates = pool["prefix_mask"] & ~pool["row_dropped"][:, None]
-    current = chosen.source != "rollout"
-    entropy = forward.prefix_entropy(pool) if current else pool["prefix_entropy"]
+    seed = selection_seed(moment.seed, moment.step)
+    if chosen.source == "rollout":
+        entropy = pool["prefix_entropy"]
+    else:
+        unmoved = moment.step == int(rows["row_generation"][0])
+        entropy = known_entropy(pool, candidates, processes) if unmoved else None
+        entropy = forward.prefix_entropy(pool) if entropy is None else entropy
     if chosen.scope == "row":
         return select_prefix(method, mask, entropy, seed)
 

@@ -8,15 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from prefix_rft.core import (
-    Batch,
-    Method,
-    Targets,
-    prepare,
-    selection_seed,
-    share_of_loss,
-    statistics,
-)
+from prefix_rft.core import Batch, Method, Targets, prepare, share_of_loss, statistics
 from prefix_rft.engines.plan import RunPoint
 from prefix_rft.engines.state import MethodState
 from prefix_rft.engines.trl.forward import Forward
@@ -92,14 +84,13 @@ class OptimizerStep:
         rows = join(generation[window])
         batch = to_batch(rows)
         advantage_SB, metrics = contrasted(method, rows, state, forward, processes)
-        seed = selection_seed(moment.seed, moment.step)
         targets = prepare(
             method,
             batch,
             step=moment.step,
             total_steps=moment.total_steps,
             advantage_SB=advantage_SB,
-            keep_BT=selected(method, generation, window, seed, forward, processes),
+            keep_BT=selected(method, generation, window, moment, forward, processes),
             all_sum=processes.sum,
         )
         acts_BT = acting(targets)
