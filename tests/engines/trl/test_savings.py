@@ -168,3 +168,24 @@ def test_savings_are_named() -> None:
         read_savings(["paking"])
     with pytest.raises(UserError, match="savings must be all, none or a list of untrained, "):
         read_savings(True)
+
+
+def test_the_samplers_log_probs_are_held_against_the_updates(tmp_path: Path) -> None:
+    """In the first update of a generation; one that has been tampered with shows."""
+    lines = run(tmp_path / "run", "all", num_iterations=2, max_steps=2)[0].state.log_history
+    name = "sampling/sampling_logp_difference/"
+    assert lines[0][f"{name}mean"] <= lines[0][f"{name}max"] < 1e-5
+    assert f"{name}mean" not in lines[1]
+    rows = make_rewards(("mixed",) * 8)
+    settings = {"per_device_train_batch_size": 16, "max_steps": 1}
+    trainer, _ = start(PrefixRFTTrainer, tmp_path / "off", "dr_grpo", rows, **settings)
+    original = trainer._begin_update
+
+    def tampered() -> Any:
+        trainer._buffered_inputs[0]["policy_logp"] += 0.25
+        return original()
+
+    trainer._begin_update = tampered
+    trainer.train()
+    assert trainer.state.log_history[0][f"{name}mean"] == pytest.approx(0.25, abs=1e-5)
+    assert trainer.state.log_history[0][f"{name}max"] == pytest.approx(0.25, abs=1e-5)

@@ -156,6 +156,18 @@ class OptimizerStep:
             self._shares.add(part.batch, part.targets, logp_BT, entropy_BT)
         return share_of_loss(self.method, part.batch, logp_BT, entropy_BT, part.targets)
 
+    def _distances(self, processes: Processes) -> dict[str, float]:
+        """How far the sampler's log-probs are from those of the update, at the trained tokens."""
+        both_BT = acting(self.targets) & ~self._sampler_BT.isnan()
+        off_M = (self._sampler_BT - self._logp_BT)[both_BT].abs().double()
+        own = torch.stack([off_M.sum(), off_M.new_tensor(len(off_M))])
+        total, count = processes.sum(own).tolist()
+        largest = processes.gather(off_M.max()[None] if len(off_M) else off_M.new_zeros(1)).max()
+        if not count:
+            return {}
+        name = "sampling/sampling_logp_difference"
+        return {f"{name}/mean": total / count, f"{name}/max": largest.item()}
+
     def end(self, forward: Forward, processes: Processes, tokens: TokenCounts) -> dict[str, float]:
         """Metrics of the whole step over all processes.
 
@@ -172,4 +184,5 @@ class OptimizerStep:
             self._entropy_BT = entropy_BT.where(unknown_BT, self._entropy_BT)
         stats = statistics(self.method, self.batch, self._logp_BT, self._entropy_BT, self.targets)
         metrics = self._begun | means(stats, processes) | tokens.take(processes)
+        metrics |= self._distances(processes)
         return metrics if self._shares is None else metrics | self._shares.take(processes)
