@@ -97,7 +97,8 @@ METRICS = (
     Metric("ORIGIN/completion_length", "Completion length", "tokens", SPLIT,
            "Mean length of completions; the report works it out from the rollouts."),
     Metric("ORIGIN/entropy", "Entropy", NATS, SPLIT,
-           "Mean entropy of the policy at the tokens of this origin."),
+           "Mean entropy of the policy at the tokens of this origin; of what is not trained, as "
+           "it was sampled, until an update moves the policy."),
     Metric("ORIGIN/logp", "Log-probability", NATS, SPLIT,
            "Mean log-probability that the policy gives to the tokens of this origin."),
 
@@ -207,10 +208,11 @@ METRICS = (
     Metric("tokens/prefilled", "Tokens given to the sampler", "tokens", TOKENS,
            "The distinct prompts of each process and attempt, and the prefixes."),
     Metric("tokens/forward", "Tokens in forwards without gradient", "tokens", TOKENS,
-           "Prompts and completions in forwards for log-probabilities of the old and the reference "
-           "policy, and for entropies of prefixes."),
+           "Tokens computed for log-probabilities of the old and the reference policy, and for "
+           "entropies and metrics of what the sampler and the update have not told."),
     Metric("tokens/trained", "Tokens in forward and backward", "tokens", TOKENS,
-           "Prompts and completions in forward and backward passes of the update."),
+           "Tokens computed in forward and backward passes of the update: a prompt once for the "
+           "rows that share it, and no row without gradient (savings)."),
     Metric("num_tokens", "Tokens so far", "tokens", TOKENS,
            "Tokens of prompts and completions since the run began, as TRL counts them.",
            measured=False),

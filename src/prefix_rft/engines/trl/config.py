@@ -25,6 +25,7 @@ from prefix_rft.engines.trl.settings import (
     HARMFUL,
     RL,
     check_generation,
+    on_what_there_is,
     refuse_without_effect,
 )
 
@@ -89,6 +90,7 @@ class PrefixRFTConfig(KeepsMethod, WatchConfig, GRPOConfig):
     def __post_init__(self) -> None:
         check_numbers(vars(self))
         refuse_without_effect(self, GRPOConfig, RL, HARMFUL)
+        on_what_there_is(self)
         super().__post_init__()
         check_generation(self)
         for name in ("method_options", "parameter_mask", "tripwires"):

@@ -13,7 +13,7 @@ from prefix_rft.engines.trl.clock import HELP
 from prefix_rft.engines.trl.ranges import check_numbers
 from prefix_rft.engines.trl.safety.watch import WatchConfig
 from prefix_rft.engines.trl.savings import read_savings
-from prefix_rft.engines.trl.settings import SFT, refuse_without_effect
+from prefix_rft.engines.trl.settings import SFT, on_what_there_is, refuse_without_effect
 from prefix_rft.methods import load
 
 
@@ -46,6 +46,7 @@ class DemonstrationConfig(KeepsMethod, WatchConfig, SFTConfig):
     def __post_init__(self) -> None:
         check_numbers(vars(self))
         refuse_without_effect(self, SFTConfig, SFT)
+        on_what_there_is(self)
         super().__post_init__()
         for name in ("method_options", "parameter_mask", "tripwires"):
             if isinstance(getattr(self, name), str):

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import MISSING, fields
 from typing import Any
 
+import torch
 from transformers import GenerationConfig
 from transformers.generation.configuration_utils import ALL_CACHE_IMPLEMENTATIONS
+from transformers.utils import is_torch_xla_available
 
 from prefix_rft.support.errors import UserError, choose, refuse_unknown
 
@@ -127,6 +129,18 @@ def refuse_without_effect(
         switch = "use_vllm" if key.startswith("vllm_") else SWITCHES.get(key)
         if switch is not None and not getattr(config, switch):
             raise ValueError(f"{key}={value!r} has no effect without {switch}: true")
+
+
+def on_what_there_is(config: Any) -> None:
+    """Have a machine without an accelerator train on its CPU, in any precision.
+
+    It would anyway, but transformers refuses ``bf16``, TRL's default, unless it is told so.
+
+    Args:
+        config: the configuration as it was given; ``use_cpu`` may be set.
+    """
+    if not torch.accelerator.is_available() and not is_torch_xla_available():
+        config.use_cpu = True
 
 
 ELSEWHERE = {
