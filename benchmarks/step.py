@@ -1,178 +1,210 @@
-"""Time of a training step: stock TRL, our GRPO, our Prefix-RFT, as ratios in one run.
+r"""Time of a training step: stock TRL, our Dr. GRPO with each saving and without, our Prefix-RFT.
 
-The work is the same for all: 16 prompts x 8 rollouts, at most 100 tokens, lengths geometric with a
-long tail (a random model ends a row with the same small probability at each token), 3.2 million
-parameters, gradient checkpointing off. Trainers take turns, so that drift of the machine hits all.
+The same for all: model, prompts, rewards, micro-batches, optimizer, and the length of every
+completion. Each variant really samples; rows end at their budget, because what ends a row is an id
+that no logit stands for. A hybrid row of Prefix-RFT is as long as the others, prefix included.
+Rewards are given by step and place, so that either no group is flat (all its rewards the same), or
+exactly half of the groups are.
 
-A random model does not know where a demonstration ends, so its hybrid rows are longer than the
-others (prefix plus a full-length continuation). The last ratio is therefore per completion token.
+Not the same: which tokens are drawn (samplers draw in different order); and stock TRL samples with
+``model.generate``. With all rows of one length stock TRL pays nothing for padding, and no row waits
+for the longest one: of all distributions of lengths this is the kindest to it.
 
-    python benchmarks/step.py [--rounds 5] [--steps 4] [--output benchmarks/step.json]
+Stock TRL is GRPOTrainer with ``loss_type="dr_grpo"``, ``scale_rewards="none"`` and activation
+checkpointing off; all else is its default. Sampling is the time in ``_generate_single_turn``, the
+update all the rest of the step: rewards, losses, gradients, optimizer, metrics.
+
+In each round all variants take turns, another one first in each, and ratios are of one round. Every
+measurement is a fresh process. Seconds are CPU time of the process on a CPU, and of the clock on a
+GPU. FLOPs of the update are 6 for each token and weight of the layers and for each scored token and
+weight of the vocabulary head; attention and what is computed again are left out. They stand beside
+the rate of a square product of matrices in the same precision, measured in the same process.
+
+    python benchmarks/step.py [--rounds 5] [--steps 3] [--sweep]
+    python benchmarks/step.py --model data/arithmetic/model --bf16 --prompts 8 --micro-batch 8 \
+        --prompt-tokens 70 --completion-tokens 72 --steps 1 --warmup 0 --rounds 3 \
+        --partial-rounds 1 --output benchmarks/step_smollm2.json
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import random
+import shlex
 import statistics
 import sys
-import tempfile
-import time
-import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-
-import datasets
 import torch
-import transformers
-from datasets import Dataset
-from transformers import PrinterCallback, TrainerCallback
-from trl import GRPOConfig, GRPOTrainer
+from step_work import VARIANTS, Work, in_a_fresh_process
 
-from prefix_rft import PrefixRFTConfig, PrefixRFTTrainer
+from prefix_rft.checks.precision import multiplies_bf16
 from prefix_rft.runs.machine import describe_machine, git_state
 from prefix_rft.support.writing import write_json
-from tiny import make_model, make_tokenizer
 
-LENGTH = 100
-VARIANTS = ("trl", "grpo", "prefix_rft")
+HERE = Path(__file__).parent
+BASE = "dr_grpo"
+"""What ratios are to."""
+WHOLE = ("trl", BASE, "prefix_rft")
+"""The variants in which no saving is switched off."""
+PHASES = ("seconds", "sampling_seconds", "update_seconds")
+SWEEP: dict[str, tuple[int, ...]] = {
+    "completion_tokens": (32, 64, 128, 256),
+    "prompts": (2, 4, 8),
+    "vocabulary": (256, 4096, 32768),
+}
+MIDDLE = {"completion_tokens": 64, "prompts": 4, "vocabulary": 256, "micro_batch": 8}
+"""From which the sweep goes one way at a time."""
+
+Round = Mapping[str, Mapping[str, Any]]
+"""What was measured of each variant."""
 
 
-def rows() -> Dataset:
-    """512 prompts with demonstrations of 20 to 80 characters."""
-    rng = random.Random(0)
-    letters = "0123456789+-=;"
-    return Dataset.from_dict(
-        {
-            "prompt": [f"q:{rng.randint(0, 999)}+{rng.randint(0, 999)}=?\n" for _ in range(512)],
-            "demonstration": [
-                "".join(rng.choices(letters, k=rng.randint(20, 80))) for _ in range(512)
-            ],
-        }
+def take_turns(work: Work, variants: Sequence[str], rounds: int, partial: int) -> list[Round]:
+    """All rounds; of variants with a saving off the first ``partial`` alone."""
+    found = []
+    for number in range(rounds):
+        now = [v for v in variants if v in WHOLE or number < partial]
+        first = number % len(now)
+        order = [*now[first:], *now[:first]]
+        found.append({variant: in_a_fresh_process(variant, work) for variant in order})
+        for share in work.settings:
+            seconds = {v: found[-1][v]["settings"][str(share)]["seconds"] for v in now}
+            shown = ", ".join(f"{v} {s:.3g}" for v, s in seconds.items())
+            print(f"round {number + 1}, {share:g} flat: {shown}", flush=True)
+    return found
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, least and largest, and of how many rounds."""
+    named = {"median": statistics.median(values), "min": min(values), "max": max(values)}
+    return {**{name: round(value, 3) for name, value in named.items()}, "rounds": len(values)}
+
+
+def summary(work: Work, rounds: Sequence[Round]) -> dict[str, Any]:
+    """For each share of flat groups: ratios to ours in one round, and medians of the rest."""
+    result = {}
+    for share in map(str, work.settings):
+        ratios, variants = {}, {}
+        for variant in rounds[0]:
+            there = [r for r in rounds if variant in r]
+            own, base = ([r[v]["settings"][share] for r in there] for v in (variant, BASE))
+            if variant != BASE:
+                ratios[f"{variant} / {BASE}"] = {
+                    phase: spread([a[phase] / b[phase] for a, b in zip(own, base, strict=True)])
+                    for phase in PHASES
+                }
+            variants[variant] = of_variant(work, own, [r[variant] for r in there])
+        result[share] = {"ratios": ratios, "variants": variants}
+    return result
+
+
+def of_variant(
+    work: Work, steps: Sequence[Mapping[str, float]], runs: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Medians over the rounds."""
+
+    def median(values: Any) -> float:
+        return float(f"{statistics.median(values):.4g}")
+
+    drawn = work.rows * work.completion_tokens
+    rates = [s["update_flop"] / s["update_seconds"] for s in steps]
+    return {
+        **{name: median(s[name] for s in steps) for name in steps[0]},
+        "completion_tokens_per_second": median(drawn / s["seconds"] for s in steps),
+        "update_flop_per_second": median(rates),
+        "of_matrix_rate": median(r / x["matrix_rate"] for r, x in zip(rates, runs, strict=True)),
+    }
+
+
+def sweep(base: Work) -> dict[str, Any]:
+    """Seconds of stock TRL and of ours, one size at a time."""
+    result: dict[str, Any] = {}
+    variants = ("trl", BASE)
+    known: dict[Work, dict[str, Any]] = {}
+    for name, sizes in SWEEP.items():
+        for size in sizes:
+            sized: dict[str, Any] = {**MIDDLE, name: size}
+            work = replace(base, settings=(0.0,), steps=2, **sized)
+            if work not in known:
+                found = {v: in_a_fresh_process(v, work)["settings"]["0.0"] for v in variants}
+                known[work] = {v: {p: round(x[p], 4) for p in PHASES} for v, x in found.items()}
+                trl, ours = (known[work][v]["seconds"] for v in variants)
+                known[work]["trl / dr_grpo"] = round(trl / ours, 2)
+                print(f"{name} {size}: trl {trl:.3g}, {BASE} {ours:.3g}", flush=True)
+            result.setdefault(name, {})[str(size)] = known[work]
+    return {"middle": MIDDLE, "steps": 2, "sizes": result}
+
+
+def read_arguments() -> argparse.Namespace:
+    """The command line; sizes are those of :class:`Work` unless they are given."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--partial-rounds", type=int, help="rounds in which savings are switched off"
     )
-
-
-def reward(completions: list[str], **kwargs: Any) -> list[float | None]:
-    """Something that varies: the share of digits."""
-    return [sum(ch.isdigit() for ch in c) / max(1, len(c)) for c in completions]
-
-
-class Clock(TrainerCallback):
-    """CPU seconds of each step, the first one (warm-up) left out."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-        self.start = 0.0
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.start = time.process_time()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step > 1:
-            self.seconds.append(time.process_time() - self.start)
-
-
-def run(variant: str, steps: int, seed: int) -> tuple[list[float], float]:
-    """Seconds of each step, and the mean length of the completions."""
-    tokenizer = make_tokenizer()
-    model = make_model(tokenizer, hidden=256, layers=4)
-    clock = Clock()
-    with tempfile.TemporaryDirectory() as folder:
-        settings: dict[str, Any] = {
-            "output_dir": folder,
-            "per_device_train_batch_size": 16,
-            "gradient_accumulation_steps": 8,
-            "num_generations": 8,
-            "max_completion_length": LENGTH,
-            "learning_rate": 1e-7,
-            "max_steps": steps + 1,
-            "logging_steps": 1,
-            "save_strategy": "no",
-            "report_to": "none",
-            "use_cpu": True,
-            "bf16": False,
-            "activation_checkpointing": False,
-            "disable_tqdm": True,
-            "seed": seed,
-        }
-        shared: dict[str, Any] = {
-            "train_dataset": rows(),
-            "processing_class": tokenizer,
-            "callbacks": [clock],
-        }
-        if variant == "trl":
-            args = GRPOConfig(loss_type="dr_grpo", scale_rewards="none", **settings)
-            trainer: Any = GRPOTrainer(model, reward, args, **shared)
-        else:
-            method = "dr_grpo" if variant == "grpo" else variant
-            trainer = PrefixRFTTrainer(
-                model, reward, PrefixRFTConfig(method=method, **settings), **shared
-            )
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-    lengths = [
-        h["completions/mean_length"]
-        for h in trainer.state.log_history
-        if "completions/mean_length" in h
-    ]
-    return clock.seconds, statistics.mean(lengths)
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
+    parser.add_argument("--sweep", action="store_true", help="also other sizes of the toy")
+    parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--model", help="a Hugging Face folder; by default a toy")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--output", type=Path, default=HERE / "step.json")
+    for name in ("prompts", "prompt_tokens", "completion_tokens", "micro_batch"):
+        default = getattr(Work, name)
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
+    parser.add_argument("--steps", type=int, default=Work.steps, help="timed, at each setting")
+    parser.add_argument("--warmup", type=int, default=Work.warmup)
+    args = parser.parse_args()
+    if BASE not in args.variants:
+        parser.error(f"--variants needs {BASE}, to which the ratios are")
+    if args.rounds < 1 or (args.partial_rounds is not None and args.partial_rounds < 1):
+        parser.error("--rounds and --partial-rounds are at least 1")
+    if args.prompts * 8 % args.micro_batch:
+        parser.error("--micro-batch must divide the rows of a step, 8 for each prompt")
+    if args.sweep and args.model:
+        parser.error("--sweep changes the toy's vocabulary: leave --model out")
+    return args
 
 
 def main() -> None:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("step.json"))
-    args = parser.parse_args()
-    warnings.simplefilter("ignore")
-    datasets.disable_progress_bars()
-    transformers.logging.set_verbosity_error()
-    torch.set_num_threads(1)
-    seconds: dict[str, list[float]] = {v: [] for v in VARIANTS}
-    lengths: dict[str, list[float]] = {v: [] for v in VARIANTS}
-    rounds: dict[str, list[float]] = {
-        "trl / grpo": [],
-        "prefix_rft / grpo": [],
-        "prefix_rft / grpo, per token": [],
-    }
-    for number in range(args.rounds):
-        # A different one goes first in each round.
-        order = VARIANTS[number % 3 :] + VARIANTS[: number % 3]
-        medians, mean = {}, {}
-        for variant in order:
-            times, mean[variant] = run(variant, args.steps, seed=number)
-            seconds[variant] += times
-            lengths[variant].append(mean[variant])
-            medians[variant] = statistics.median(times)
-        rounds["trl / grpo"].append(medians["trl"] / medians["grpo"])
-        step = medians["prefix_rft"] / medians["grpo"]
-        rounds["prefix_rft / grpo"].append(step)
-        rounds["prefix_rft / grpo, per token"].append(step / (mean["prefix_rft"] / mean["grpo"]))
-        print({k: round(v, 3) for k, v in medians.items()}, flush=True)
+    args = read_arguments()
+    if args.device == "cpu":
+        torch.set_num_threads(1)
+    names = ("prompts", "prompt_tokens", "completion_tokens", "micro_batch", "steps", "warmup")
+    sizes = {name: getattr(args, name) for name in names}
+    work = Work(model=args.model, bf16=args.bf16, device=args.device, **sizes)
+    git = git_state()  # of the code that runs, and not of what is committed meanwhile
+    partial = args.rounds if args.partial_rounds is None else args.partial_rounds
+    rounds = take_turns(work, args.variants, args.rounds, partial)
+    first = rounds[0][BASE]
     result = {
-        "command": f"python benchmarks/step.py --rounds {args.rounds} --steps {args.steps}",
-        "machine": describe_machine(),
-        "git": git_state(),
-        "cpu_seconds_per_step": {v: round(statistics.median(s), 3) for v, s in seconds.items()},
-        "mean_completion_length": {v: round(statistics.mean(s), 1) for v, s in lengths.items()},
-        "ratios": {
-            name: {
-                "median": round(statistics.median(x), 3),
-                "min": round(min(x), 3),
-                "max": round(max(x), 3),
-            }
-            for name, x in rounds.items()
+        "command": shlex.join(["python", "benchmarks/step.py", *sys.argv[1:]]),
+        "git": git,
+        "rounds": args.rounds,
+        "work": asdict(work),
+        "parameters": first["parameters"],
+        "clock": "CPU time of the process" if args.device == "cpu" else "wall, synchronised",
+        "matrix_flop_per_second": statistics.median(
+            x["matrix_rate"] for r in rounds for x in r.values()
+        ),
+        "peak_GB": {
+            v: round(statistics.median(r[v]["peak_bytes"] for r in rounds if v in r) / 1e9, 2)
+            for v in args.variants
         },
+        "flat_groups": summary(work, rounds),
     }
-    print(json.dumps(result["ratios"], indent=2))
+    if args.sweep:
+        result["sweep"] = sweep(work)
+    # Asking for a device's name starts it, which a process that forks must not.
+    result["machine"] = {**describe_machine(), "multiplies_bf16": multiplies_bf16()}
     write_json(args.output, result)
+    for share, part in result["flat_groups"].items():
+        for name, phases in part["ratios"].items():
+            step = phases["seconds"]
+            print(f"{share} flat, {name}: {step['median']} ({step['min']} to {step['max']})")
 
 
 if __name__ == "__main__":
