@@ -32,13 +32,13 @@ import argparse
 import shlex
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from step_work import VARIANTS, Work, in_a_fresh_process
+from step_work import GROUP, VARIANTS, Work, in_a_fresh_process
 
 from prefix_rft.checks.precision import multiplies_bf16
 from prefix_rft.runs.machine import describe_machine, git_state
@@ -62,19 +62,18 @@ Round = Mapping[str, Mapping[str, Any]]
 """What was measured of each variant."""
 
 
-def take_turns(work: Work, variants: Sequence[str], rounds: int, partial: int) -> list[Round]:
-    """All rounds; of variants with a saving off the first ``partial`` alone."""
-    found = []
+def take_turns(work: Work, variants: Sequence[str], rounds: int, partial: int) -> Iterator[Round]:
+    """All rounds; of variants with a saving off the last ``partial`` alone."""
     for number in range(rounds):
-        now = [v for v in variants if v in WHOLE or number < partial]
+        now = [v for v in variants if v in WHOLE or number >= rounds - partial]
         first = number % len(now)
-        order = [*now[first:], *now[:first]]
-        found.append({variant: in_a_fresh_process(variant, work) for variant in order})
-        for share in work.settings:
-            seconds = {v: found[-1][v]["settings"][str(share)]["seconds"] for v in now}
-            shown = ", ".join(f"{v} {s:.3g}" for v, s in seconds.items())
-            print(f"round {number + 1}, {share:g} flat: {shown}", flush=True)
-    return found
+        found = {}
+        for variant in [*now[first:], *now[:first]]:
+            found[variant] = in_a_fresh_process(variant, work)
+            settings = found[variant]["settings"].items()
+            shown = ", ".join(f"{x['seconds']:.4g} s with {share} flat" for share, x in settings)
+            print(f"round {number + 1}, {variant}: {shown}", flush=True)
+        yield {v: found[v] for v in now}
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
@@ -88,7 +87,7 @@ def summary(work: Work, rounds: Sequence[Round]) -> dict[str, Any]:
     result = {}
     for share in map(str, work.settings):
         ratios, variants = {}, {}
-        for variant in rounds[0]:
+        for variant in (v for v in VARIANTS if any(v in r for r in rounds)):
             there = [r for r in rounds if variant in r]
             own, base = ([r[v]["settings"][share] for r in there] for v in (variant, BASE))
             if variant != BASE:
@@ -116,6 +115,23 @@ def of_variant(
         "completion_tokens_per_second": median(drawn / s["seconds"] for s in steps),
         "update_flop_per_second": median(rates),
         "of_matrix_rate": median(r / x["matrix_rate"] for r, x in zip(rates, runs, strict=True)),
+    }
+
+
+def as_result(work: Work, rounds: Sequence[Round], git: Any) -> dict[str, Any]:
+    """What is written of the rounds so far."""
+    measured = [(v, x) for r in rounds for v, x in r.items()]
+    peaks = {v: [x["peak_bytes"] for name, x in measured if name == v] for v, _ in measured}
+    return {
+        "command": shlex.join(["python", "benchmarks/step.py", *sys.argv[1:]]),
+        "git": git,
+        "rounds": len(rounds),
+        "work": asdict(work),
+        "parameters": measured[0][1]["parameters"],
+        "clock": "CPU time of the process" if work.device == "cpu" else "wall, synchronised",
+        "matrix_flop_per_second": statistics.median(x["matrix_rate"] for _, x in measured),
+        "peak_GB": {v: round(statistics.median(p) / 1e9, 2) for v, p in peaks.items()},
+        "flat_groups": summary(work, rounds),
     }
 
 
@@ -161,8 +177,10 @@ def read_arguments() -> argparse.Namespace:
         parser.error(f"--variants needs {BASE}, to which the ratios are")
     if args.rounds < 1 or (args.partial_rounds is not None and args.partial_rounds < 1):
         parser.error("--rounds and --partial-rounds are at least 1")
-    if args.prompts * 8 % args.micro_batch:
+    if args.prompts * GROUP % args.micro_batch:
         parser.error("--micro-batch must divide the rows of a step, 8 for each prompt")
+    if args.prompts % 2:
+        parser.error("--prompts must be even, since half of the groups are to be flat")
     if args.sweep and args.model:
         parser.error("--sweep changes the toy's vocabulary: leave --model out")
     return args
@@ -178,24 +196,12 @@ def main() -> None:
     work = Work(model=args.model, bf16=args.bf16, device=args.device, **sizes)
     git = git_state()  # of the code that runs, and not of what is committed meanwhile
     partial = args.rounds if args.partial_rounds is None else args.partial_rounds
-    rounds = take_turns(work, args.variants, args.rounds, partial)
-    first = rounds[0][BASE]
-    result = {
-        "command": shlex.join(["python", "benchmarks/step.py", *sys.argv[1:]]),
-        "git": git,
-        "rounds": args.rounds,
-        "work": asdict(work),
-        "parameters": first["parameters"],
-        "clock": "CPU time of the process" if args.device == "cpu" else "wall, synchronised",
-        "matrix_flop_per_second": statistics.median(
-            x["matrix_rate"] for r in rounds for x in r.values()
-        ),
-        "peak_GB": {
-            v: round(statistics.median(r[v]["peak_bytes"] for r in rounds if v in r) / 1e9, 2)
-            for v in args.variants
-        },
-        "flat_groups": summary(work, rounds),
-    }
+    rounds: list[Round] = []
+    result: dict[str, Any] = {}
+    for found in take_turns(work, args.variants, args.rounds, partial):
+        rounds.append(found)
+        result = as_result(work, rounds, git)
+        write_json(args.output, result)  # what there is, should the rest not come
     if args.sweep:
         result["sweep"] = sweep(work)
     # Asking for a device's name starts it, which a process that forks must not.
