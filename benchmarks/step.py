@@ -154,6 +154,37 @@ def sweep(base: Work) -> dict[str, Any]:
     return {"middle": MIDDLE, "steps": 2, "sizes": result}
 
 
+def as_table(result: Mapping[str, Any]) -> str:
+    """Rows of a page: ratios of a step to ours at each share of flat groups, and its parts.
+
+    Seconds, tokens and the rate are those without a flat group.
+    """
+    none, half = (result["flat_groups"][share] for share in ("0.0", "0.5"))
+    rows = []
+    for variant, own in none["variants"].items():
+        cells = [variant]
+        for part in (none, half):
+            ratio = part["ratios"].get(f"{variant} / {BASE}", {}).get("seconds")
+            between = ratio and f"({ratio['min']:.2f} to {ratio['max']:.2f})"
+            cells.append(f"{ratio['median']:.2f} {between}" if ratio else "1")
+        cells += [f"{own[f'{phase}_seconds']:.3g}" for phase in ("sampling", "update")]
+        cells += [f"{own['completion_tokens_per_second']:,.0f}", f"{own['of_matrix_rate']:.0%}"]
+        cells.append(f"{result['peak_GB'][variant]:.1f}")
+        rows.append(cells)
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
+
+
+def as_sweep_table(result: Mapping[str, Any]) -> str:
+    """Rows of a page: seconds of both, and their ratio, for each size."""
+    rows = []
+    for name, sizes in result["sweep"]["sizes"].items():
+        for size, found in sizes.items():
+            seconds = [f"{found[variant]['seconds']:.3g}" for variant in ("trl", BASE)]
+            ratio = f"{found[f'trl / {BASE}']:.2f}"
+            rows.append([f"{name.replace('_', ' ')} {int(size):,}", *seconds, ratio])
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
+
+
 def read_arguments() -> argparse.Namespace:
     """The command line; sizes are those of :class:`Work` unless they are given."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
