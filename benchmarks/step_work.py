@@ -1,7 +1,7 @@
 """The work that ``step.py`` times: trainers on the same prompts, lengths and rewards.
 
-Each measurement is a process of its own, made by ``fork`` behind the imports: one trainer is in
-memory at a time, and the largest resident size is that of one trainer.
+Each measurement is a process of its own: one trainer is in memory at a time, and the largest
+resident size is that of one trainer. On a CPU it forks off behind the imports.
 """
 
 from __future__ import annotations
@@ -352,13 +352,10 @@ def in_a_fresh_process(variant: str, work: Work) -> dict[str, Any]:
     Raises:
         RuntimeError: the process failed; what it said stands above.
     """
-    context = multiprocessing.get_context("fork")
+    # A process that forks off cannot use CUDA if an import has as much as looked for it.
+    context: Any = multiprocessing.get_context("fork" if work.device == "cpu" else "spawn")
     here, there = context.Pipe(duplex=False)
-
-    def run() -> None:
-        there.send(measure(variant, work))
-
-    process = context.Process(target=run)
+    process = context.Process(target=send_measured, args=(there, variant, work))
     process.start()
     there.close()
     try:
@@ -367,3 +364,8 @@ def in_a_fresh_process(variant: str, work: Work) -> dict[str, Any]:
         raise RuntimeError(f"the process of '{variant}' failed") from error
     finally:
         process.join()
+
+
+def send_measured(there: Any, variant: str, work: Work) -> None:
+    """:func:`measure`, into a pipe."""
+    there.send(measure(variant, work))
