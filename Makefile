@@ -113,7 +113,7 @@ golden: setup
 	$(BIN)/python benchmarks/golden.py $(BASE)
 
 bench: setup
-	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/step.py --rounds 5 --partial-rounds 3 --steps 1 --sweep
 
 clean:
 	rm -rf $(VENV) $(VERL) $(VLLM) $(VERL_VLLM) data/countdown data/arithmetic

@@ -58,6 +58,14 @@ SWEEP: dict[str, tuple[int, ...]] = {
 MIDDLE = {"completion_tokens": 64, "prompts": 4, "vocabulary": 256, "micro_batch": 8}
 """From which the sweep goes one way at a time."""
 
+BOUNDS = (
+    ("stock TRL, no group flat: at least 2.00", "0.0", "trl", 2.0, True),
+    ("stock TRL, half of the groups flat: at least 3.00", "0.5", "trl", 3.0, True),
+    ("Prefix-RFT, no group flat: at most 1.00", "0.0", "prefix_rft", 1.0, False),
+    ("Prefix-RFT, half of the groups flat: at most 1.00", "0.5", "prefix_rft", 1.0, False),
+)
+"""Of a step beside ours: words, share of flat groups, variant, bound, and whether it is a least."""
+
 Round = Mapping[str, Mapping[str, Any]]
 """What was measured of each variant."""
 
@@ -170,6 +178,20 @@ def as_table(result: Mapping[str, Any]) -> str:
         cells += [f"{own[f'{phase}_seconds']:.3g}" for phase in ("sampling", "update")]
         cells += [f"{own['completion_tokens_per_second']:,.0f}", f"{own['of_matrix_rate']:.0%}"]
         cells.append(f"{result['peak_GB'][variant]:.1f}")
+        rows.append(cells)
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
+
+
+def as_bounds_table(results: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of a page: each bound, and the medians of these results with whether they keep it."""
+    rows = []
+    for words, share, variant, bound, least in BOUNDS:
+        cells = [words]
+        for result in results:
+            ratios = result["flat_groups"][share]["ratios"]
+            median = ratios[f"{variant} / {BASE}"]["seconds"]["median"]
+            kept = median >= bound if least else median <= bound
+            cells.append(f"{median:.3f}, {'kept' if kept else 'missed'}")
         rows.append(cells)
     return "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
 

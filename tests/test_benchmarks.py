@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -256,16 +256,91 @@ def to(value: float, step: str = "0.01") -> str:
     return str(Decimal(str(value)).quantize(Decimal(step), ROUND_HALF_UP))
 
 
+def test_the_tables_of_a_step_follow_from_its_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.path", [str(ROOT / "benchmarks"), *sys.path])
+    step = load(ROOT / "benchmarks/step.py")
+    small, real = result("step.json"), result("step_smollm2.json")
+    made = [
+        step.as_bounds_table([small, real]),
+        step.as_table(real),
+        step.as_table(small),
+        step.as_sweep_table(small),
+    ]
+    text = (ROOT / "benchmarks/README.md").read_text()
+    section = re.split("^## ", text.partition("\n## A step\n")[2], flags=re.MULTILINE)[0]
+    there = list(rows_of(section))
+    head = "| head |\n|---|\n"
+    assert there == [rows for table in made for rows in rows_of(head + table)]
+    for found in (small, real):
+        commands = [row[1] for table in rows_of(text) for row in table if len(row) == 3]
+        assert f"`{found['command']}`" in commands
+        assert not found["git"]["dirty"]
+        several = {x["rounds"] for x in ratios_of(found)}
+        assert max(several) == found["rounds"] >= 2
+    half = real["flat_groups"]["0.5"]
+    update, sampling = (
+        to(half["ratios"]["trl / dr_grpo"][f"{phase}_seconds"]["median"], "0.1")
+        for phase in ("update", "sampling")
+    )
+    words = " ".join(section.split())
+    assert f"the update is {update} times as fast as stock TRL's, sampling {sampling} times" in words
+    ours = half["variants"]["dr_grpo"]
+    assert f"sampling is {ours['sampling_seconds'] / ours['seconds']:.0%} of our step" in words
+
+
+def ratios_of(found: Any) -> list[dict[str, float]]:
+    """Every ratio of a step in a record, each of them between its least and its largest."""
+    parts = found["flat_groups"].values()
+    ratios = [r["seconds"] for part in parts for r in part["ratios"].values()]
+    assert all(r["min"] <= r["median"] <= r["max"] for r in ratios)
+    return ratios
+
+
+def test_the_tables_of_a_step_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.path", [str(ROOT / "benchmarks"), *sys.path])
+    step = load(ROOT / "benchmarks/step.py")
+    work = step.Work(prompts=2, completion_tokens=10, settings=(0.0, 0.5))
+
+    def measured(seconds: float, sampling: float) -> dict[str, Any]:
+        one = {"seconds": seconds, "sampling_seconds": sampling, "update_flop": 30.0}
+        one |= {"update_seconds": seconds - sampling}
+        both = {"0.0": one, "0.5": {**one, "seconds": seconds / 2}}
+        return {"settings": both, "peak_bytes": 1.26e9, "matrix_rate": 40.0, "parameters": 5}
+
+    rounds = [
+        {"trl": measured(8, 2), "dr_grpo": measured(4, 1), "prefix_rft": measured(4, 2)},
+        {"trl": measured(9, 3), "dr_grpo": measured(3, 1), "prefix_rft": measured(3, 1)},
+        {"trl": measured(10, 2), "dr_grpo": measured(4, 2), "prefix_rft": measured(6, 1)},
+    ]
+    found = step.as_result(work, rounds, None)
+    # Ratios 2, 3, 2.5; 160 tokens in 9 s; 30 FLOPs in 6, 6 and 8 s of 40 a second.
+    trl, ours, prefix = [
+        row for rows in rows_of("|a|\n|-|\n" + step.as_table(found)) for row in rows
+    ]
+    assert trl == ["trl", *["2.50 (2.00 to 3.00)"] * 2, "2", "6", "18", "12%", "1.3"]
+    assert ours[:3] == ["dr_grpo", "1", "1"]
+    assert prefix[1] == "1.00 (1.00 to 1.50)"
+    bounds = [b.split("|")[2].strip() for b in step.as_bounds_table([found]).splitlines()]
+    assert bounds == ["2.500, kept", "2.500, missed", "1.000, kept", "1.000, kept"]
+
+
+def test_groups_are_flat_as_planned() -> None:
+    """None in the warm-up and the first step, half of the four in the second, and so on."""
+    module = load(ROOT / "benchmarks/step_work.py")
+    rows = ["any"] * 32
+    flat = []
+    for step in range(5):
+        moment = SimpleNamespace(global_step=step)
+        given, again = (module.make_reward(module.Work())(rows, moment) for _ in range(2))
+        assert given == again
+        groups = [given[i : i + 8] for i in range(0, 32, 8)]
+        flat.append(sum(len(set(group)) == 1 for group in groups))
+        assert all(sum(group) in (0, 4, 8) for group in groups)
+    assert flat == [0, 0, 2, 0, 2]
+
+
 def test_the_index_says_what_is_in_the_files() -> None:
     """Each number that it names."""
-    ratio = result("step.json")["ratios"]
-    own, token = ratio["prefix_rft / grpo"], ratio["prefix_rft / grpo, per token"]
-    trl, words = ratio["trl / grpo"], said("step.json")
-    assert f"takes {to(trl['median'])} times ours" in words
-    assert f"({to(trl['min'])} to {to(trl['max'])} over five rounds)" in words
-    assert f"A Prefix-RFT step takes {to(own['median'])} times" in words
-    spread = f"{to(token['min'])} to {to(token['max'])}"
-    assert f"per completion token {to(token['median'])} ({spread})" in words
     for one in result("check.json")["results"]:
         size = f"{to(one['seconds'], '1')} s and {to(one['peak_MB'] / 1000)} GB"
         assert size in said("check.json")
