@@ -154,14 +154,13 @@ class PrefixRFTTrainer(PacksRows, Watched, EvaluatesHeldOut, ResumesExactly, GRP
         self.made_of = made_of(self.model, self._tokenizer, rows, self.reward_funcs, column, other)
         self.rounds = Rounds(method, self.method_state, rows, processes, renderer.end)
         self.rollouts = RolloutRecord(args.output_dir, method, renderer.spelled, processes)
-        why_whole = packing(args, policy, self.ref_model, sharded or self.aux_loss_enabled)
-        self.scorer = Scorer(
-            self._whole,
-            *(self.accelerator, self.temperature, self.tokens, True, why_whole),
-        )
+        unfit = sharded or self.aux_loss_enabled
+        why_whole = packing(args, policy, self.ref_model, unfit, self.notes)
+        rest = self.accelerator, self.temperature, self.tokens, True, why_whole
+        self.scorer = Scorer(self._whole, *rest)
         size = args.per_device_train_batch_size
-        parts = self.model, policy, size, processes, self.reference
-        self.forward = Forward(self.scorer, *parts)
+        parts = policy, size, processes, self.reference
+        self.forward = Forward(self.scorer, lambda: self.model, *parts)
 
     def add_metrics(self, metrics: Mapping[str, float]) -> None:
         """Add numbers to those of which TRL logs the means, of training or of evaluation."""
@@ -312,7 +311,8 @@ class PrefixRFTTrainer(PacksRows, Watched, EvaluatesHeldOut, ResumesExactly, GRP
             whole = super()._get_per_token_logps_and_entropies
             return whole(model, ids, mask, width, *args, **kwargs)
         rows, plain = split_at(ids, mask, width), self.accelerator.unwrap_model(model)
-        forward = Forward(self.scorer, model, plain, self.forward.size, self.processes, None)
+        parts = plain, self.forward.size, self.processes, None
+        forward = Forward(self.scorer, lambda: model, *parts)
         entropy = kwargs.get("compute_entropy", False)
         return forward.of(rows, rows["completion_mask"].bool(), entropy)
 
