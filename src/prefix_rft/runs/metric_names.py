@@ -208,7 +208,7 @@ METRICS = (
            "The distinct prompts of each process and attempt, and the prefixes."),
     Metric("tokens/forward", "Tokens in forwards without gradient", "tokens", TOKENS,
            "Prompts and completions in forwards for log-probabilities of the old and the reference "
-           "policy, and for entropies of prefixes."),
+           "policy, and for entropies of prefixes that the sampler has not told."),
     Metric("tokens/trained", "Tokens in forward and backward", "tokens", TOKENS,
            "Prompts and completions in forward and backward passes of the update."),
     Metric("num_tokens", "Tokens so far", "tokens", TOKENS,
