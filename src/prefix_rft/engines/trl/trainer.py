@@ -329,13 +329,14 @@ class PrefixRFTTrainer(PacksRows, Watched, EvaluatesHeldOut, ResumesExactly, GRP
             self.phases.begin("updating", steps)
             self._update = self._begin_update()
         self.phases.next()
-        part = (update := self._update).micro_batch(within)
+        update = self._update
+        part = update.micro_batch(within)
         if part is None:
             return torch.zeros((), device=self.accelerator.device, requires_grad=True)
         self.ready.enter_context(self.scorer.ready(self.policy))
         aux = self.aux_loss_enabled
         logp_BT, entropy_BT, aux_loss = self.scorer.of(
-            model, part.rows, part.wanted_BT, update.entropy, aux
+            model, part.rows, part.wanted_BT, part.entropy, aux
         )
         self.finite.rows(
             part.batch,
@@ -344,7 +345,7 @@ class PrefixRFTTrainer(PacksRows, Watched, EvaluatesHeldOut, ResumesExactly, GRP
         )
         loss = update.loss(part, logp_BT, entropy_BT)
         if within == steps - 1:
-            self.add_metrics(update.end(self.forward, self.processes, self.tokens))
+            self.add_metrics(update.end(self.processes, self.tokens))
         # DDP, FSDP and DeepSpeed average gradients over processes; these are shares of one sum.
         total = loss * self.processes.count
         return total if aux_loss is None else total + self.router_aux_loss_coef * aux_loss / steps
