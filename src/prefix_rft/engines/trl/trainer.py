@@ -329,8 +329,7 @@ class PrefixRFTTrainer(PacksRows, Watched, EvaluatesHeldOut, ResumesExactly, GRP
             self.phases.begin("updating", steps)
             self._update = self._begin_update()
         self.phases.next()
-        update = self._update
-        part = update.micro_batch(within)
+        part = (update := self._update).micro_batch(within)
         if part is None:
             return torch.zeros((), device=self.accelerator.device, requires_grad=True)
         self.ready.enter_context(self.scorer.ready(self.policy))
