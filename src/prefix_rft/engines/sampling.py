@@ -105,7 +105,7 @@ class Scored:
     min-p keep from being drawn.
 
     Attributes:
-        ids: of each row the token ids that were sampled, EOS included.
+        ids: the sampled token ids of each row, EOS included.
         logp_BT: log-probs of prefix and sampled tokens, float32; NaN behind a row's last one.
         entropy_BT: entropies in nats at the same places, alike.
     """
