@@ -86,7 +86,7 @@ def test_the_best_weights_are_kept_beside_the_last(
     numbers = evaluations(folder)
     assert list(numbers) == ["base", "trained", "best"]
     assert numbers["best"] == HeldOut(**{**vars(by_hand), "step": 2})
-    assert numbers["best"].mean != numbers["trained"].mean
+    assert numbers["best"].per_problem != numbers["trained"].per_problem
     assert re.search(rf"best, step 2 │ +{numbers['best'].mean:.1%}", said)
     assert "best was chosen on these problems, so its number flatters it" in said
     assert "step 4/5  held-out 0.500  best 0.500 at step 2\n" in said

@@ -18,6 +18,7 @@ from rich.text import Text
 from prefix_rft.checks.device_memory import count_parameters, estimate
 from prefix_rft.checks.evaluations import show_evaluations
 from prefix_rft.checks.findings import Finding
+from prefix_rft.checks.packing import advise_packing
 from prefix_rft.checks.precision import advise_precision
 from prefix_rft.checks.rows import Checked, Scope, check_data
 from prefix_rft.data.demonstrations import USABLE
@@ -126,6 +127,7 @@ def check_setup(
     show_schedule(console, setup, train)
     show_memory(console, setup, train, config, weights)
     advise_precision(setup, weights, train.findings)
+    advise_packing(setup, config, train.findings)
     for checked in parts:
         show_findings(console, f"notes on {checked.name}", checked.findings.notes, "yellow")
     for checked in parts:

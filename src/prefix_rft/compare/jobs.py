@@ -301,7 +301,8 @@ class Board:
         return {
             "arm": BASE if job.arm is None else job.arm.name,
             "seed": job.seed,
-            "keys": {k: v for k, v in keys.items() if k != "model"},
+            # Savings change no number, and older records know none.
+            "keys": {k: v for k, v in keys.items() if k not in ("model", "savings")},
             "start": None if job.arm is None else job.arm.start,
             "steps": steps,
             "recipe": self._recipe_hash(),

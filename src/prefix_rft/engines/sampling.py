@@ -189,7 +189,7 @@ def sample_scored(
 
 
 @dataclass(frozen=True)
-class _Drawn:
+class _Column:
     """The tokens at one place behind the prompts, of the rows that go so far."""
 
     rows: Tensor
@@ -197,7 +197,7 @@ class _Drawn:
     scores_2B: Tensor | None
 
 
-def _sampled_ids(steps: Sequence[_Drawn], prefixes: Sequence[Sequence[int]]) -> list[list[int]]:
+def _sampled_ids(steps: Sequence[_Column], prefixes: Sequence[Sequence[int]]) -> list[list[int]]:
     written: list[list[int]] = [[] for _ in prefixes]
     for step in steps:
         for row, token in zip(step.rows.tolist(), step.token_B.tolist(), strict=True):
@@ -215,7 +215,7 @@ def _tokens(
     uniforms: Tensor | None,
     tick: Callable[[int], None],
     scored: bool,
-) -> Iterator[_Drawn]:
+) -> Iterator[_Column]:
     """Prefixes and what is sampled, token by token; see :func:`sample`."""
     distinct: dict[tuple[int, ...], int] = {}
     source = [distinct.setdefault(tuple(p), len(distinct)) for p in prompts]
@@ -242,7 +242,7 @@ def _tokens(
         here = forced[:, step] if step < forced.size(1) else torch.full_like(rows, FREE)
         at = None if uniforms is None else uniforms[rows.to(uniforms.device), step]
         token, defined, scores = choose(logits, here, at, settings, warp, scored)
-        yield _Drawn(rows, token, scores)
+        yield _Column(rows, token, scores)
         left = left - 1
         alive = (left > 0) & ~(torch.isin(token, eos) & (here == FREE))
         some, every, fine = torch.stack([alive.any(), alive.all(), defined.all()]).tolist()

@@ -85,3 +85,9 @@ def test_rows_of_unlike_length_do_not_share_a_block() -> None:
     mask[1, 4:16] = True  # 15 beside 19: at least six tenths
     shapes = [tuple(b.query_BC.shape) for b in pack([[1], [1]], completions, mask).blocks]
     assert shapes == [(1, 1), (2, 19)]
+
+
+def test_prompts_that_only_begin_alike_are_two() -> None:
+    layout = pack([[1, 2], [1, 3]], COMPLETIONS[:2], all_wanted()[:2])
+    assert layout.ids_N.tolist() == [1, 2, 10, 11, 1, 3, 20]
+    assert sees(layout)[6] == [1, 3, 20]

@@ -34,6 +34,7 @@ def train(folder: Path, every: int) -> tuple[Any, Recorder]:
             temperature=0.9,
             method_options={"num_hybrid": 5},  # four rows of the first process, one of the second
             gradient_shares_every=every,
+            savings=["sampler_scores"],  # rows are counted whole
             log_rollouts=True,
             ddp_find_unused_parameters=False,
         ),

@@ -261,6 +261,10 @@ def test_a_process_may_hold_nothing_of_a_tensor() -> None:
     assert first_bad(parts) == "c"
     assert first_bad(parts[:2]) is None
     assert first_bad(parts[:1]) is None
+    # Finite, though its square is not; and a bad one behind it.
+    large = ("large", torch.tensor([1e30, -1e30]))
+    assert first_bad([*parts[:2], large]) is None
+    assert first_bad([large, *parts]) == "c"
 
 
 def test_skipping_cannot_be_had_with_deepspeed() -> None:

@@ -79,6 +79,8 @@ def test_processes_run_the_same_micro_batches() -> None:
     """The other one trains five rows, for which it needs three; this one has one for each."""
     assert plan([1, 4, 5], [5]) == [None, [5], [4], [1]]
     assert plan([4], [5]) == [None, [0], [0], [4]]
+    # Idle is a row that is not trained, or it would be trained twice.
+    assert plan([0, 1], [8]) == [[2], [1], [2], [0]]
 
 
 def test_the_last_micro_batch_is_always_run() -> None:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 
+from prefix_rft.engines.cached_model import base_of
 from prefix_rft.engines.packed.attention import NAME, packed
 from prefix_rft.engines.packed.head import log_probs
 from prefix_rft.engines.packed.layout import Layout, pack
@@ -72,7 +72,7 @@ def add_packed_forward(model: Any) -> str | None:
     Returns:
         Why rows stay whole, in words; None where they are packed.
     """
-    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    base = base_of(model)
     reason = why_not(base.config, type(base)) or _odd_adapter(model)
     head = base.get_output_embeddings()
     if reason is None and (type(head) is not nn.Linear or head.bias is not None):
@@ -85,9 +85,8 @@ def add_packed_forward(model: Any) -> str | None:
 
 
 def _odd_adapter(model: Any) -> str | None:
-    if isinstance(model, PeftModel) and any(
-        c.is_prompt_learning for c in model.peft_config.values()
-    ):
+    adapters = getattr(model, "peft_config", {}).values()
+    if any(adapter.is_prompt_learning for adapter in adapters):
         return "its adapter puts tokens of its own in front"
     return None
 

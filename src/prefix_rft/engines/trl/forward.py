@@ -6,6 +6,7 @@ to score than others, it runs idle ones.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ class Forward:
 
     Args:
         scorer: how rows are scored.
-        model: the model that scores, as the trainer calls it.
+        model: gives the model that scores, which a trainer may yet wrap or shard.
         plain: the same without what is wrapped around it.
         size: rows of one forward.
         processes: the run's processes.
@@ -32,7 +33,7 @@ class Forward:
     def __init__(
         self,
         scorer: Scorer,
-        model: Any,
+        model: Callable[[], Any],
         plain: Any,
         size: int,
         processes: Processes,
@@ -64,7 +65,7 @@ class Forward:
                 wanted = wanted_BT[chunk, :width]
                 if i >= len(chunks):
                     wanted = torch.ones_like(wanted)
-                found = self.scorer.of(self.model, few(rows, chunk), wanted, entropy)
+                found = self.scorer.of(self.model(), few(rows, chunk), wanted, entropy)
                 if i < len(chunks):
                     for whole_BT, part in zip(out, found[: len(out)], strict=True):
                         assert part is not None  # noqa: S101  (asked for)

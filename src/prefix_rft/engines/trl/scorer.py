@@ -17,25 +17,31 @@ from prefix_rft.engines.trl.token_counts import TokenCounts
 from prefix_rft.engines.trl.window import Rows, trim
 
 
-def packing(args: Any, policy: Any, reference: Any, sharded: bool) -> str | None:
+def packing(args: Any, policy: Any, reference: Any, unfit: bool, notes: list[str]) -> str | None:
     """Make a trainer's models score packed rows; why they cannot, in words, where they cannot.
 
     Args:
         args: the trainer's configuration.
         policy: the policy, neither sharded nor wrapped.
         reference: a reference model; None where there is none.
-        sharded: the policy's weights are spread over processes, or its experts are balanced.
+        unfit: the policy's weights are spread over processes, or its experts are balanced.
+        notes: gets a sentence for the user where rows were to be packed and are not.
     """
     if "packing" not in args.savings:
         return "savings leaves packing out"
-    if sharded:
-        return "weights are sharded, or experts balanced over whole rows"
-    if args.torch_compile or getattr(args, "cast_lm_head_to_fp32", False):
-        return "torch_compile and cast_lm_head_to_fp32 belong to whole rows"
-    if drops(policy):
-        return "the model drops at random"
-    reason = add_packed_forward(policy)
-    return reason if reason or reference is None else add_packed_forward(reference)
+    if unfit:
+        reason = "weights are sharded, or experts balanced over whole rows"
+    elif args.torch_compile or getattr(args, "cast_lm_head_to_fp32", False):
+        reason = "torch_compile and cast_lm_head_to_fp32 belong to whole rows"
+    elif drops(policy):
+        reason = "the model drops at random"
+    else:
+        reason = add_packed_forward(policy)
+        if reason is None and reference is not None:
+            reason = add_packed_forward(reference)
+    if reason is not None:
+        notes.append(f"rows are not packed, so an update takes longer: {reason}")
+    return reason
 
 
 class PacksRows:

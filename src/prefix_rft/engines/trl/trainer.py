@@ -154,14 +154,13 @@ class PrefixRFTTrainer(PacksRows, Watched, EvaluatesHeldOut, ResumesExactly, GRP
         self.made_of = made_of(self.model, self._tokenizer, rows, self.reward_funcs, column, other)
         self.rounds = Rounds(method, self.method_state, rows, processes, renderer.end)
         self.rollouts = RolloutRecord(args.output_dir, method, renderer.spelled, processes)
-        why_whole = packing(args, policy, self.ref_model, sharded or self.aux_loss_enabled)
-        self.scorer = Scorer(
-            self._whole,
-            *(self.accelerator, self.temperature, self.tokens, True, why_whole),
-        )
+        unfit = sharded or self.aux_loss_enabled
+        why_whole = packing(args, policy, self.ref_model, unfit, self.notes)
+        rest = self.accelerator, self.temperature, self.tokens, True, why_whole
+        self.scorer = Scorer(self._whole, *rest)
         size = args.per_device_train_batch_size
-        parts = self.model, policy, size, processes, self.reference
-        self.forward = Forward(self.scorer, *parts)
+        parts = policy, size, processes, self.reference
+        self.forward = Forward(self.scorer, lambda: self.model, *parts)
 
     def add_metrics(self, metrics: Mapping[str, float]) -> None:
         """Add numbers to those of which TRL logs the means, of training or of evaluation."""
@@ -312,7 +311,8 @@ class PrefixRFTTrainer(PacksRows, Watched, EvaluatesHeldOut, ResumesExactly, GRP
             whole = super()._get_per_token_logps_and_entropies
             return whole(model, ids, mask, width, *args, **kwargs)
         rows, plain = split_at(ids, mask, width), self.accelerator.unwrap_model(model)
-        forward = Forward(self.scorer, model, plain, self.forward.size, self.processes, None)
+        parts = plain, self.forward.size, self.processes, None
+        forward = Forward(self.scorer, lambda: model, *parts)
         entropy = kwargs.get("compute_entropy", False)
         return forward.of(rows, rows["completion_mask"].bool(), entropy)
 
@@ -335,7 +335,7 @@ class PrefixRFTTrainer(PacksRows, Watched, EvaluatesHeldOut, ResumesExactly, GRP
         self.ready.enter_context(self.scorer.ready(self.policy))
         aux = self.aux_loss_enabled
         logp_BT, entropy_BT, aux_loss = self.scorer.of(
-            model, part.rows, part.wanted_BT, update.entropy, aux
+            model, part.rows, part.wanted_BT, part.entropy, aux
         )
         self.finite.rows(
             part.batch,
@@ -344,7 +344,7 @@ class PrefixRFTTrainer(PacksRows, Watched, EvaluatesHeldOut, ResumesExactly, GRP
         )
         loss = update.loss(part, logp_BT, entropy_BT)
         if within == steps - 1:
-            self.add_metrics(update.end(self.forward, self.processes, self.tokens))
+            self.add_metrics(update.end(self.processes, self.tokens))
         # DDP, FSDP and DeepSpeed average gradients over processes; these are shares of one sum.
         total = loss * self.processes.count
         return total if aux_loss is None else total + self.router_aux_loss_coef * aux_loss / steps

@@ -29,7 +29,7 @@ def planned(
 
     All processes run the same ones, the last ones of the step, and the last is always run: a
     gradient of 0 is a gradient, and processes exchange theirs in its backward. One that has no row
-    for a micro-batch runs its first row, of which nothing is trained.
+    for a micro-batch runs a row of which nothing is trained.
 
     Args:
         rows: the rows of the step on this process.
@@ -44,10 +44,7 @@ def planned(
     live = live[key_B[live].argsort(stable=True)]
     count = processes.gather(torch.tensor([len(live)], device=live.device)).max()
     run = max(1, -(-int(count) // size))
-    parts: list[Tensor | None] = [None] * (micro_batches - run)
     bounds = [len(live) * i // run for i in range(run + 1)]
-    for first, end in pairwise(bounds):
-        parts.append(
-            live[first:end] if end > first else torch.zeros_like(key_B[:1], dtype=torch.long)
-        )
-    return parts
+    idle = (~trained_B).nonzero()[:1, 0]  # there is one where a process has nothing to run
+    run_parts = [live[a:b] if a < b else idle for a, b in pairwise(bounds)]
+    return [*[None] * (micro_batches - run), *run_parts]

@@ -33,6 +33,7 @@ class MicroBatch:
         targets: their targets.
         wanted_BT: bool, the tokens to score: those that are trained, and those of which only
             metrics are to know.
+        entropy: whether their entropies are wanted, too.
     """
 
     places: Tensor
@@ -40,6 +41,7 @@ class MicroBatch:
     batch: Batch
     targets: Targets
     wanted_BT: Tensor
+    entropy: bool
 
 
 class OptimizerStep:
@@ -50,7 +52,6 @@ class OptimizerStep:
         rows: TRL's tensors of this process's rows.
         batch: the same rows as core has them.
         targets: advantages, selected tokens and normalisers of the step.
-        entropy: whether the micro-batches are to score entropies.
     """
 
     @classmethod
@@ -101,7 +102,9 @@ class OptimizerStep:
         known = (rows["policy_logp"], rows["policy_entropy"]) if "policy_logp" in rows else None
         scored_BT = batch.response_mask_BT if everything else acts_BT
         known = known if fresh else None
-        return cls(method, rows, batch, targets, plan, scored_BT, metrics, due, known)
+        step = cls(method, rows, batch, targets, plan, scored_BT, metrics, due, known)
+        step._learn(forward, processes)
+        return step
 
     def __init__(
         self,
@@ -121,7 +124,6 @@ class OptimizerStep:
         self._sampler_BT, entropy_BT = (none_BT, none_BT) if known is None else known
         self._logp_BT, self._entropy_BT = self._sampler_BT.clone(), entropy_BT.clone()
         self._scored_BT = scored_BT
-        self.entropy = method.reads_entropy or bool(self._unknown_BT.any())
 
     @property
     def _unknown_BT(self) -> Tensor:
@@ -129,16 +131,32 @@ class OptimizerStep:
         unknown_BT = self._logp_BT.isnan() | self._entropy_BT.isnan()
         return self.batch.response_mask_BT & unknown_BT
 
+    def _learn(self, forward: Forward, processes: Processes) -> None:
+        """Score what metrics are to know and no micro-batch will score."""
+        unknown_BT = self._unknown_BT
+        for places in self._plan:
+            if places is not None:
+                unknown_BT[places] = False
+        if not int(processes.sum(unknown_BT.any().long())):
+            return
+        logp_BT, entropy_BT, _ = forward.of(self.rows, unknown_BT, True)
+        assert entropy_BT is not None  # noqa: S101  (asked for)
+        self._logp_BT = logp_BT.where(unknown_BT, self._logp_BT)
+        self._entropy_BT = entropy_BT.where(unknown_BT, self._entropy_BT)
+
     def micro_batch(self, i: int) -> MicroBatch | None:
         """The rows of one of the step's micro-batches; None where nothing is left to run."""
         places = self._plan[i]
         if places is None:
             return None
-        wanted_BT = (self._scored_BT | self._unknown_BT)[places]
+        unknown_BT = self._unknown_BT[places]
+        wanted_BT = self._scored_BT[places] | unknown_BT
         wanted_BT[:, 0] |= ~wanted_BT.any(1)  # a row that only fills the micro-batch up
         width = int(wanted_BT.any(0).nonzero()[-1]) + 1
         batch, targets = self.batch.part(places, width), self.targets.part(places, width)
-        return MicroBatch(places, few(self.rows, places), batch, targets, wanted_BT[:, :width])
+        entropy = self.method.reads_entropy or bool(unknown_BT.any())
+        rows = few(self.rows, places)
+        return MicroBatch(places, rows, batch, targets, wanted_BT[:, :width], entropy)
 
     def loss(self, part: MicroBatch, logp_BT: Tensor, entropy_BT: Tensor | None) -> Tensor:
         """A micro-batch's share of the step's loss, with gradient; its scores are kept for metrics.
@@ -168,20 +186,13 @@ class OptimizerStep:
         name = "sampling/sampling_logp_difference"
         return {f"{name}/mean": total / count, f"{name}/max": largest.item()}
 
-    def end(self, forward: Forward, processes: Processes, tokens: TokenCounts) -> dict[str, float]:
+    def end(self, processes: Processes, tokens: TokenCounts) -> dict[str, float]:
         """Metrics of the whole step over all processes.
 
         Args:
-            forward: scores what no micro-batch has scored.
             processes: the processes that share the step.
             tokens: counted since the step before; they begin anew.
         """
-        unknown_BT = self._unknown_BT
-        if int(processes.sum(unknown_BT.any().long())):
-            logp_BT, entropy_BT, _ = forward.of(self.rows, unknown_BT, True)
-            assert entropy_BT is not None  # noqa: S101  (asked for)
-            self._logp_BT = logp_BT.where(unknown_BT, self._logp_BT)
-            self._entropy_BT = entropy_BT.where(unknown_BT, self._entropy_BT)
         stats = statistics(self.method, self.batch, self._logp_BT, self._entropy_BT, self.targets)
         metrics = self._begun | means(stats, processes) | tokens.take(processes)
         metrics |= self._distances(processes)
