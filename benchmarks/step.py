@@ -173,8 +173,11 @@ def as_table(result: Mapping[str, Any]) -> str:
         cells = [variant]
         for part in (none, half):
             ratio = part["ratios"].get(f"{variant} / {BASE}", {}).get("seconds")
-            between = ratio and f"({ratio['min']:.2f} to {ratio['max']:.2f})"
-            cells.append(f"{ratio['median']:.2f} {between}" if ratio else "1")
+            if ratio is None:
+                cells.append("1")
+                continue
+            between = f" ({ratio['min']:.2f} to {ratio['max']:.2f})"
+            cells.append(f"{ratio['median']:.2f}" + between * (ratio["rounds"] > 1))
         cells += [f"{own[f'{phase}_seconds']:.3g}" for phase in ("sampling", "update")]
         cells += [f"{own['completion_tokens_per_second']:,.0f}", f"{own['of_matrix_rate']:.0%}"]
         cells.append(f"{result['peak_GB'][variant]:.1f}")
