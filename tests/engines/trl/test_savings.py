@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from trainers import imitation_trainer
 
 from prefix_rft import PrefixRFTTrainer
 from prefix_rft.engines.trl.savings import read_savings
@@ -191,3 +192,18 @@ def test_the_samplers_log_probs_are_held_against_the_updates(tmp_path: Path) -> 
     trainer.train()
     assert trainer.state.log_history[0][f"{name}mean"] == pytest.approx(0.25, abs=1e-5)
     assert trainer.state.log_history[0][f"{name}max"] == pytest.approx(0.25, abs=1e-5)
+
+
+@pytest.mark.parametrize("method", ["sft", "iw_sft"])
+def test_imitation_is_the_same_packed_and_whole(tmp_path: Path, method: str) -> None:
+    """Also where a collator pads further than the longest row."""
+    weights = []
+    for savings, pad in (("none", None), ("all", None), ("none", 64), ("all", 64)):
+        folder = tmp_path / f"{savings}{pad}"
+        more: dict[str, Any] = {"method": method, "max_steps": 2, "save_strategy": "no"}
+        trainer = imitation_trainer(folder, savings=savings, pad_to_multiple_of=pad, **more)
+        trainer.train()
+        assert (trainer.scorer.why_whole is None) == (savings == "all")
+        weights.append(torch.cat([p.detach().flatten() for p in trainer.model.parameters()]))
+    for other in weights[1:]:
+        torch.testing.assert_close(other, weights[0], rtol=0, atol=1e-5)

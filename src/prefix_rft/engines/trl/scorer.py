@@ -14,7 +14,7 @@ from prefix_rft.engines.packed.attention import packed
 from prefix_rft.engines.packed.layout import pack
 from prefix_rft.engines.packed.model import PackedRows, add_packed_forward
 from prefix_rft.engines.trl.token_counts import TokenCounts
-from prefix_rft.engines.trl.window import Rows, trim
+from prefix_rft.engines.trl.window import Rows
 
 
 def packing(args: Any, policy: Any, reference: Any, unfit: bool, notes: list[str]) -> str | None:
@@ -110,10 +110,12 @@ class Scorer:
         """
         T = wanted_BT.size(1)
         if self.why_whole is not None:
-            prompt, prompt_mask, completion, mask = trim(rows)
-            both = torch.cat([prompt_mask, mask[:, :T]], 1)
+            left = int(rows["prompt_mask"].sum(1).max())
+            ids, both = (
+                torch.cat([rows[f"prompt_{x}"][:, -left:], rows[f"completion_{x}"][:, :T]], 1)
+                for x in ("ids", "mask")
+            )
             self.tokens.scored(both.sum())
-            ids = torch.cat([prompt, completion[:, :T]], 1)
             return TokenScores(*self.whole(model, ids, both, wanted_BT, entropy, aux))
         prompts = [
             ids[mask.bool()].tolist()

@@ -1,4 +1,4 @@
-"""The rows of one optimizer step: joined, taken apart, trimmed.
+"""The rows of one optimizer step: joined, and taken apart.
 
 TRL keeps a generation as a list of micro-batches, all padded to the longest row. A window is the
 run of micro-batches between two optimizer steps. Which rows of a window share a micro-batch changes
@@ -41,18 +41,6 @@ def split_at(ids: Tensor, mask: Tensor, completion: int) -> Rows:
         "completion_ids": ids[:, -completion:],
         "completion_mask": mask[:, -completion:],
     }
-
-
-def trim(rows: Rows) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Prompt ids and mask, completion ids and mask, without all-padding columns."""
-    P = int(rows["prompt_mask"].sum(1).max())
-    C = max(1, int(rows["completion_mask"].sum(1).max()))
-    return (
-        rows["prompt_ids"][:, -P:],
-        rows["prompt_mask"][:, -P:],
-        rows["completion_ids"][:, :C],
-        rows["completion_mask"][:, :C],
-    )
 
 
 def to_batch(rows: Rows) -> Batch:

@@ -99,9 +99,9 @@ class OptimizerStep:
         packed = forward.scorer.why_whole is None
         plan = planned(rows, trained_B, window.stop - window.start, packed, processes)
         due = shares if shares is not None and shares.due(moment.step) else None
-        known = (rows["policy_logp"], rows["policy_entropy"]) if "policy_logp" in rows else None
+        told = fresh and "policy_logp" in rows
+        known = (rows["policy_logp"], rows["policy_entropy"]) if told else None
         scored_BT = batch.response_mask_BT if everything else acts_BT
-        known = known if fresh else None
         step = cls(method, rows, batch, targets, plan, scored_BT, metrics, due, known)
         step._learn(forward, processes)
         return step
