@@ -53,6 +53,8 @@ def test_steps_that_are_counted_out_cost_the_same() -> None:
     assert [a.keys.get("savings") for a in found.arms] == [None, priced, priced, None]
     kept = read_comparison({**RECIPE, "savings": ["packing"], "compare": own})
     assert [a.keys.get("savings") for a in kept.arms] == [None] * 4
+    elsewhere = read_comparison({**RECIPE, "engine": "verl", "compare": own})
+    assert [a.keys.get("savings") for a in elsewhere.arms] == [None] * 4
 
 
 def test_arms_of_the_recipe() -> None:

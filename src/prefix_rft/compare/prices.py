@@ -46,6 +46,8 @@ def at_one_price(arms: Sequence[Arm], recipe: Mapping[str, Any]) -> list[Arm]:
     Raises:
         UserError: ``savings`` asks for what such an arm cannot have.
     """
+    if recipe.get("engine", "trl") != "trl":
+        return list(arms)  # which leaves out no row
     matched = {a.match for a in arms} | {a.name for a in arms if a.match is not None}
     priced = []
     for arm in arms:
