@@ -28,10 +28,10 @@ from typing import Any
 
 import torch
 import yaml
-from step_work import Work, load
+from step_work import GROUP, Work, load
 from transformers import AutoConfig
 
-from prefix_rft.checks.device_memory import count_parameters, estimate
+from prefix_rft.checks.device_memory import count_parameters, estimate, has_head_norms
 from prefix_rft.runs.machine import describe_machine, git_state
 from prefix_rft.support.errors import UserError
 from prefix_rft.support.writing import write_json
@@ -173,24 +173,32 @@ def memory(session: Session) -> dict[str, Any]:
         config = load(Work(vocabulary=work["vocabulary"]))[0].config
     else:
         config = AutoConfig.from_pretrained(session.model)
-    estimated = estimate(
-        config,
-        parameters=count_parameters(config),
-        micro_batch_size=work["micro_batch"],
-        generation_rows=work["prompts"] * 8,
-        prompt_length=work["prompt_tokens"],
-        completion_length=work["completion_tokens"],
-        compute_bytes=2,
-        triton=session.device == "cuda",
-    )
+    parameters, norms = count_parameters(config), has_head_norms(config)
+    estimated = {
+        variant: estimate(
+            config,
+            parameters=parameters,
+            micro_batch_size=work["micro_batch"],
+            generation_rows=work["prompts"] * GROUP,
+            prompt_length=work["prompt_tokens"],
+            completion_length=work["completion_tokens"],
+            compute_bytes=2,
+            triton=session.device == "cuda",
+            packed=GROUP if variant in ("dr_grpo", "prefix_rft") else None,
+            head_norms=norms,
+            accumulates=work["prompts"] * GROUP > work["micro_batch"],
+        ).peak
+        / 1e9
+        for variant in found["peak_GB"]
+    }
     gpu = session.device == "cuda"
-    what = "the most that torch had allocated" if gpu else "the whole process, imports included"
-    ratios = {v: round(estimated.peak / 1e9 / gb, 3) for v, gb in found["peak_GB"].items()}
     return {
-        "measured": what,
+        "measured": "the most that torch had allocated" if gpu else "the process, with imports",
         "peak_GB": found["peak_GB"],
-        "estimated_GB": round(estimated.peak / 1e9, 2),
-        "estimate / measured": ratios,
+        "estimated_GB": {variant: round(gb, 2) for variant, gb in estimated.items()},
+        "estimate / measured": {
+            variant: round(estimated[variant] / gb, 3) for variant, gb in found["peak_GB"].items()
+        },
     }
 
 

@@ -8,7 +8,16 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MixtralConfig, Qwen3Config
 from trl.trainer.utils import add_fused_lm_head
 
-from prefix_rft.checks.device_memory import Memory, count_parameters, estimate
+from prefix_rft.checks.device_memory import (
+    Memory,
+    count_parameters,
+    estimate,
+    has_head_norms,
+)
+from prefix_rft.checks.update_memory import PackedSize
+from prefix_rft.engines.packed.attention import packed
+from prefix_rft.engines.packed.layout import pack
+from prefix_rft.engines.packed.model import PackedRows, add_packed_forward
 from prefix_rft.support.errors import UserError
 
 RUN: dict[str, Any] = {
@@ -119,6 +128,52 @@ def test_without_triton_by_hand() -> None:
     assert parts["activations"] == 54784 + 2048 + 14 * 16 * 4
 
 
+def test_packed_rows_by_hand() -> None:
+    # 2 rows share 3 tokens: 3 + 2 x 5 = 13 tokens. Bytes per token and layer, in float32:
+    #   norms 384, query and key 384, MLP 384 as above; queries and outputs, and outputs once more
+    #   (2 + 1) x 4 x 32 = 384, log-sum-exp 4 x 4 = 16    together 1552
+    # Keys and values: 2 x 4 x 16 for 3 + 2 x 8 = 19 tokens = 2432; together, in two layers,
+    # 2 x (13 x 1552 + 2432) = 45216. Last norm 13 x 16 x 8 = 1664, scored states 10 x 16 x 4 = 640,
+    # mask 2 x 5 x 8 x 4 = 320.
+    # Logits: 10 x 100 of them beside the gradients, 4 x 100 x 16 of the head and 10 x 16 x 4.
+    parts = estimate(qwen(), **RUN, triton=False, packed=2).parts
+    assert parts["activations"] == 45216 + 1664 + 640 + 320
+    assert parts["logits"] == 4 * 100 * 16 + 640 + 4000
+    # Without norms of queries and keys 13 x 384 less in each layer.
+    plain = estimate(qwen(), **RUN, triton=False, packed=2, head_norms=False).parts
+    assert parts["activations"] - plain["activations"] == 2 * 13 * 384
+    # On a GPU in bf16 the keys of a row behind a shared prompt are repeated for 4 heads in place of
+    # 2: norms 16 x (16 + 10) = 416, heads 48 x 6 = 288, MLP 192, attention 3 x 2 x 32 + 16 = 208.
+    gpu = estimate(qwen(), **RUN, compute_bytes=2, packed=2).parts
+    keys = 2 * 2 * (3 * 16 + 16 * 32)
+    assert gpu["activations"] == 2 * (13 * 1104 + keys) + 1664 + 10 * 16 * 2 + 80 * 2
+
+
+@pytest.mark.parametrize(
+    ("rows", "group", "prompts"), [(8, 8, 1), (16, 8, 2), (4, 8, 1), (6, 8, 2), (12, 8, 3)]
+)
+def test_a_micro_batch_has_as_few_prompts_as_groups(rows: int, group: int, prompts: int) -> None:
+    # 6 of 24 rows begin with the end of one group and go on with the next one.
+    assert PackedSize.of(rows, group, 10, 5).tokens == 10 * prompts + 5 * rows
+
+
+def test_rows_that_share_no_prompt() -> None:
+    assert PackedSize.of(3, 1, 10, 5) == PackedSize(45, 45, 0, 0)
+    assert PackedSize.of(1, 8, 10, 5) == PackedSize(15, 15, 0, 0)
+
+
+def test_one_micro_batch_has_no_gradients_beside_its_activations() -> None:
+    parts = {"weights": 3, "gradients": 5, "activations": 2, "logits": 4}
+    assert Memory(parts).training == 14
+    assert Memory(parts, accumulates=False).training == 3 + 6
+    assert Memory(parts | {"gradients": 9}, accumulates=False).training == 3 + 9
+
+
+def test_models_that_normalise_queries_and_keys() -> None:
+    assert has_head_norms(qwen())
+    assert not has_head_norms(llama())
+
+
 def test_the_tile_is_bounded() -> None:
     # 8192 scored positions and a large vocabulary: the tile stays at 4096 x 32768.
     wide = estimate(
@@ -212,6 +267,47 @@ def test_activations_are_what_autograd_keeps(mixed: bool) -> None:
     ).parts
     real = sum(t.untyped_storage().nbytes() for t in kept.values())
     assert parts["activations"] == pytest.approx(real, rel=0.03)
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "llama"])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_activations_of_packed_rows_are_what_autograd_keeps(mixed: bool, kind: str) -> None:
+    """As above; 6 rows of two groups."""
+    sizes = {"hidden_size": 64, "intermediate_size": 160, "vocab_size": 300}
+    config = qwen(head_dim=32, **sizes) if kind == "qwen3" else llama(**sizes)
+    model = AutoModelForCausalLM.from_config(config).train()
+    assert add_packed_forward(model) is None
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    shapes = {s for p in model.parameters() for s in (p.shape, p.shape[::-1])}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in weights and tensor.shape not in shapes:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    completion_BT = torch.randint(3, 300, (6, 30))
+    layout = pack([[5] * 50] * 3 + [[6] * 50] * 3, completion_BT, torch.ones(6, 30).bool())
+    with (
+        packed(model.config),
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x),
+        torch.autocast("cpu", torch.bfloat16, enabled=mixed),
+    ):
+        model(packed=PackedRows(layout, 1.0, True))
+    parts = estimate(
+        config,
+        parameters=0,
+        micro_batch_size=6,
+        generation_rows=1,
+        prompt_length=50,
+        completion_length=30,
+        compute_bytes=2 if mixed else 4,
+        triton=False,
+        packed=3,
+        head_norms=has_head_norms(config),
+    ).parts
+    real = sum(t.untyped_storage().nbytes() for t in kept.values())
+    assert parts["activations"] == pytest.approx(real, rel=0.04)
 
 
 SIZES = ("micro_batch_size", "generation_rows", "prompt_length", "completion_length", "parameters")

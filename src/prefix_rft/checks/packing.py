@@ -10,6 +10,25 @@ from prefix_rft.engines.packed.model import why_not
 from prefix_rft.engines.setup import Setup
 
 
+def why_whole(setup: Setup, config: Any) -> str | None:
+    """Why the rows of an update stay whole; None where they will be packed.
+
+    What shows once the model is loaded (dropout, sharded weights) is not seen here.
+
+    Args:
+        setup: the resolved recipe.
+        config: the model's transformers config.
+
+    Raises:
+        UncountedError: transformers has no causal language model for this config.
+    """
+    if setup.engine.RUNS_ITSELF:
+        return "this engine has its own update"
+    if "packing" not in setup.args.savings:
+        return "savings leaves packing out"
+    return why_not(config, type(without_weights(config)))
+
+
 def advise_packing(setup: Setup, config: Any, findings: Findings) -> None:
     """Note why a model's rows stay whole, where it is of a kind that cannot be packed.
 
@@ -21,7 +40,7 @@ def advise_packing(setup: Setup, config: Any, findings: Findings) -> None:
     if setup.engine.RUNS_ITSELF or "packing" not in setup.args.savings:
         return
     try:
-        reason = why_not(config, type(without_weights(config)))
+        reason = why_whole(setup, config)
     except UncountedError:
         return  # which is said of its memory
     if reason is not None:

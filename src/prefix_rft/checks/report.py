@@ -15,10 +15,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from prefix_rft.checks.device_memory import count_parameters, estimate
+from prefix_rft.checks.device_memory import count_parameters, estimate, has_head_norms
 from prefix_rft.checks.evaluations import show_evaluations
 from prefix_rft.checks.findings import Finding
-from prefix_rft.checks.packing import advise_packing
+from prefix_rft.checks.packing import advise_packing, why_whole
 from prefix_rft.checks.precision import advise_precision
 from prefix_rft.checks.rows import Checked, Scope, check_data
 from prefix_rft.data.demonstrations import USABLE
@@ -293,6 +293,8 @@ def show_memory(
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     rows = args.generation_batch_size // processes if samples else 0
     try:
+        # Rows that imitate have prompts of their own.
+        group = getattr(args, "num_generations", 1)
         memory = estimate(
             config,
             parameters=parameters,
@@ -308,6 +310,9 @@ def show_memory(
             reference_model=method.needs_reference and trained == parameters,
             samples=samples,
             triton=torch.cuda.is_available(),
+            packed=group if why_whole(setup, config) is None else None,
+            head_norms=has_head_norms(config),
+            accumulates=args.gradient_accumulation_steps > 1,
         )
     except UserError as error:
         say(console, f"memory: not estimated, {error}")

@@ -25,7 +25,8 @@ LENGTH = ("max_steps", "num_train_epochs")
 AT_ONCE = (
     *SCHEDULE, *OPTIMIZER, *LENGTH,
     "max_grad_norm", "on_nonfinite", "nonfinite_limit",
-    "epsilon", "epsilon_high", "delta", "entropy_coef", "router_aux_loss_coef",
+    "epsilon", "epsilon_high", "delta", "sampler_correction", "entropy_coef",
+    "router_aux_loss_coef",
     "eval_strategy", "eval_steps", "eval_delay", "eval_on_start",
 )  # fmt: skip
 """They act from the first optimizer step on."""

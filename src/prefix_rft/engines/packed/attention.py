@@ -23,6 +23,14 @@ FAST_WITH_MASK = ("cpu",)
 """Devices whose fast kernel repeats keys and values by itself, where there is a mask."""
 
 
+def computed_in(device: str, dtype: torch.dtype) -> torch.dtype:
+    """The type in which states of a type attend on a device.
+
+    Flash attention of CPUs is faster in float32 than in bfloat16, whose backward it does badly.
+    """
+    return torch.promote_types(dtype, torch.float32) if device == "cpu" else dtype
+
+
 def attention(
     module: Any,
     query: Tensor,
@@ -53,8 +61,7 @@ def attention(
     if layout is None or dropout:
         raise RuntimeError("packed rows need their layout in every layer, and no dropout")
     device, wanted = query.device, value.dtype
-    # Flash attention of CPUs is faster in float32 than in bfloat16, whose backward it does badly.
-    compute = torch.promote_types(wanted, torch.float32) if device.type == "cpu" else wanted
+    compute = computed_in(device.type, wanted)
     with torch.autocast(device.type, enabled=False):
         query_NHD, key_NKD, value_NKD = (
             x[0].transpose(0, 1).to(compute) for x in (query, key, value)
@@ -70,6 +77,8 @@ def attention(
                 )
             )
             mask = block.mask_BCL
+            if mask is not None and mask.dtype != torch.bool:
+                mask = mask.to(compute)
             groups = q.size(1) // k.size(1)
             itself = groups == 1 or mask is None or device.type in FAST_WITH_MASK
             if not itself:

@@ -68,8 +68,9 @@ class _Chunked(torch.autograd.Function):
             logp.append(z.gather(1, target_M[part, None])[:, 0] - norm)
             if entropy:
                 z -= norm[:, None]
-                entropies.append(-(z.exp() * z).sum(1))
+                entropies.append(-z.exp().mul_(z).sum(1))
             log_z.append(norm)
+            del z  # or it would still be there beside the next one
         out = torch.cat(logp) if logp else hidden.new_zeros(0, dtype=torch.float32)
         entropy_M = (torch.cat(entropies) if entropies else out.clone()) if entropy else None
         norms = torch.cat(log_z) if log_z else out.clone()
@@ -88,23 +89,25 @@ class _Chunked(torch.autograd.Function):
         wide = torch.promote_types(ctx.dtypes[1], torch.float32)
         to_head = torch.zeros(head.shape, dtype=wide, device=head.device) if wants_head else None
         for part in _parts(len(target_M), len(head)):
-            z = _logits(hidden[part], head, ctx.temperature)
-            z -= log_z[part, None]
+            z = _logits(hidden[part], head, ctx.temperature).sub_(log_z[part, None])
             # d log p_target / dz_j = [j = target] - p_j;  dH / dz_j = -p_j (log p_j + H)
             factor = torch.zeros_like(log_z[part]) if grad_logp is None else grad_logp[part]
             if grad_entropy is None:
                 grad = z.exp_().mul_(-factor[:, None])
             else:
-                weight = grad_entropy[part, None]
-                grad = z.exp().mul_(-factor[:, None] - weight * (z + entropy_M[part, None]))
+                outer = (z + entropy_M[part, None]).mul_(-grad_entropy[part, None])
+                grad = z.exp_().mul_(outer.sub_(factor[:, None]))
+                del outer
             grad.scatter_add_(1, target_M[part, None], factor[:, None].to(grad.dtype))
             if ctx.temperature != 1.0:
                 grad /= ctx.temperature
             grad = grad.to(hidden.dtype)
+            del z  # or its logits would still be there beside the next ones
             if to_hidden is not None:
                 torch.mm(grad, head, out=to_hidden[part])
             if to_head is not None:
                 to_head += grad.T @ hidden[part]
+            del grad
         return (
             None if to_hidden is None else to_hidden.to(ctx.dtypes[0]),
             None if to_head is None else to_head.to(ctx.dtypes[1]),
@@ -122,4 +125,4 @@ def _parts(M: int, V: int) -> list[slice]:
 def _logits(hidden: Tensor, head: Tensor, temperature: float) -> Tensor:
     z = hidden @ head.T
     wide = z.to(torch.promote_types(z.dtype, torch.float32))
-    return wide if temperature == 1.0 else wide / temperature
+    return wide if temperature == 1.0 else wide.div_(temperature)

@@ -11,7 +11,7 @@ tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,8 +28,8 @@ class Block:
     Attributes:
         query_BC: places (in N) of the tokens that look; those of padding are 0.
         key_BL: places of the tokens that they look at.
-        mask_BCL: bool, which looks at which; None for whole rows, where each token looks at those
-            before it.
+        mask_BCL: which looks at which, bool or what is added to scores (see :func:`additive`); None
+            for whole rows, where each token looks at those before it.
     """
 
     query_BC: Tensor
@@ -56,6 +56,22 @@ class Layout:
     output_N: Tensor
     before_M: Tensor
     target_M: Tensor
+
+
+def additive(layout: Layout, dtype: torch.dtype) -> Layout:
+    """The same with masks of 0 and -inf, once for all layers.
+
+    Of a mask of bool torch makes such a one in every layer, and keeps it for the backward.
+    """
+
+    def added(block: Block) -> Block:
+        mask = block.mask_BCL
+        if mask is None or mask.dtype != torch.bool:
+            return block
+        zeros = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
+        return replace(block, mask_BCL=zeros.masked_fill_(~mask, -torch.inf))
+
+    return replace(layout, blocks=tuple(map(added, layout.blocks)))
 
 
 Rows = tuple[range, ...]

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from prefix_rft.engines.cached_model import base_of
-from prefix_rft.engines.packed.attention import NAME, packed
+from prefix_rft.engines.packed.attention import NAME, computed_in, packed
 from prefix_rft.engines.packed.head import log_probs
-from prefix_rft.engines.packed.layout import Layout, pack
+from prefix_rft.engines.packed.layout import Layout, additive, pack
 
 ALIKE = {torch.float64: 1e-6, torch.float32: 1e-3}
 """How far packed hidden states may be off those of whole rows, beside their norm, by precision."""
@@ -114,13 +114,16 @@ def _hidden(model: Any, layout: Layout) -> Tensor:
     """Last hidden states (N, H); the model must be inside :func:`packed`."""
     if model.config.get_text_config()._attn_implementation != NAME:
         raise RuntimeError("packed rows need a model inside packed(): its own attention mixes them")
+    device, states = layout.ids_N.device.type, model.get_output_embeddings().weight.dtype
+    if torch.is_autocast_enabled(device):
+        states = torch.get_autocast_dtype(device)
     out = model.base_model(
         input_ids=layout.ids_N[None],
         position_ids=layout.position_N[None],
         # Of four dimensions, so that transformers makes none of its own.
         attention_mask=layout.ids_N.new_ones(1, 1, 1, 1, dtype=torch.bool),
         use_cache=False,
-        layout=layout,
+        layout=additive(layout, computed_in(device, states)),
     )
     return out.last_hidden_state[0]
 

@@ -60,6 +60,13 @@ class PrefixRFTConfig(KeepsMethod, WatchConfig, GRPOConfig):
         },
     )
     savings: list[str] | str = field(default="all", metadata={"help": SAVINGS_HELP})
+    sampler_correction: float = field(
+        default=0.0,
+        metadata={
+            "help": "Weigh each token that our sampler drew by its probability under the trainer "
+            "over that under the sampler, at most by this (2 is usual); 0 is never."
+        },
+    )
     log_rollouts: bool = field(
         default=False,
         metadata={

@@ -70,6 +70,7 @@ RANGES: dict[str, Range] = {
     **dict.fromkeys(("beta", "epsilon", "epsilon_high"), NOT_NEGATIVE),
     **dict.fromkeys(("delta", "neftune_noise_alpha"), POSITIVE),
     "gradient_shares_every": NOT_NEGATIVE,
+    "sampler_correction": NOT_NEGATIVE,
     "vllm_gpu_memory_utilization": Range(0, 1, low_open=True),
     **dict.fromkeys(("vllm_server_port", "vllm_group_port"), PORT),
     "vllm_server_timeout": NOT_NEGATIVE,

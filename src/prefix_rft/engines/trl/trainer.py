@@ -43,6 +43,7 @@ from prefix_rft.engines.trl.rollout.record import RolloutRecord
 from prefix_rft.engines.trl.rollout.rounds import Rounds
 from prefix_rft.engines.trl.rollout.sampler import (
     assembled,
+    check_sampler,
     continuations,
     open_rows,
     serves,
@@ -122,11 +123,7 @@ class PrefixRFTTrainer(PacksRows, Watched, EvaluatesHeldOut, ResumesExactly, GRP
         self.train_dataset, self.demonstrations = tokenized(
             self.train_dataset, self.renderer, self.method, args, *parts, first
         )
-        if self.method.reference.sampler == "reference" and not self._samples_itself():
-            raise ValueError(
-                f"method '{self.method.name}' samples from the reference policy, which needs the "
-                "plain transformers backend with fast_generation"
-            )
+        check_sampler(args, self.method, self._samples_itself())
         self._make_parts()
 
     def tell(self, date: str) -> None:
@@ -285,9 +282,8 @@ class PrefixRFTTrainer(PacksRows, Watched, EvaluatesHeldOut, ResumesExactly, GRP
         parts = self.forward, self.processes, self.gradient_shares
         fresh = first == 0 and passes % self.num_iterations == 0
         everything = self.aux_loss_enabled or "untrained" not in self.args.savings
-        update = OptimizerStep.begin(
-            method, generation, window, moment, state, *parts, fresh, everything
-        )
+        rest = fresh, everything, self.args.sampler_correction
+        update = OptimizerStep.begin(method, generation, window, moment, state, *parts, *rest)
         if self.args.log_rollouts and passes % self.num_iterations == 0:  # the first pass alone
             self.rollouts.kept(moment.step, update.rows, update.targets.keep_BT)
         if self.parameter_mask is not None:

@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from prefix_rft.core import Method
 from prefix_rft.engines.plan import RowPlan
 from prefix_rft.engines.sampling import SamplingSettings, sample, sample_scored, supported
 from prefix_rft.engines.trl.processes import Processes
 from prefix_rft.engines.trl.rollout.generation import Attempt
+from prefix_rft.support.errors import UserError
 
 
 def serves(model: Any, args: Any) -> bool:
@@ -26,6 +28,39 @@ def serves(model: Any, args: Any) -> bool:
         and args.repetition_penalty == 1.0
         and supported(model)
     )
+
+
+def check_sampler(args: Any, method: Method, ours: bool) -> None:
+    """See that the sampler can do what method and settings ask of it.
+
+    Args:
+        args: the trainer's configuration.
+        method: the method.
+        ours: our sampler draws the rows.
+
+    Raises:
+        UserError: the reference policy is to be sampled by another, or ``sampler_correction`` has
+            nothing to correct.
+    """
+    from_reference = method.reference.sampler == "reference"
+    if from_reference and not ours:
+        raise UserError(
+            f"method '{method.name}' samples from the reference policy, which needs the plain "
+            "transformers backend with fast_generation"
+        )
+    if not args.sampler_correction:
+        return
+    if args.use_vllm:
+        why = "with use_vllm: set vllm_importance_sampling_correction"
+    elif not ours:
+        why = "without our own sampler, which alone tells its log-probs (fast_generation)"
+    elif from_reference:
+        why = f"with '{method.name}', which samples from its reference policy"
+    elif "sampler_scores" not in args.savings:
+        why = "without sampler_scores among savings"
+    else:
+        return
+    raise UserError(f"sampler_correction={args.sampler_correction} has no effect {why}")
 
 
 def settings_of(args: Any, eos_ids: Sequence[int], pad_id: Any) -> SamplingSettings:

@@ -15,6 +15,7 @@ from prefix_rft.engines.trl.forward import Forward
 from prefix_rft.engines.trl.processes import Processes
 from prefix_rft.engines.trl.token_counts import TokenCounts
 from prefix_rft.engines.trl.update.contrast import contrasted
+from prefix_rft.engines.trl.update.correction import Correction
 from prefix_rft.engines.trl.update.gradient_shares import GradientShares
 from prefix_rft.engines.trl.update.micro_batches import acting, planned
 from prefix_rft.engines.trl.update.selection import selected
@@ -67,6 +68,7 @@ class OptimizerStep:
         shares: GradientShares | None,
         fresh: bool,
         everything: bool,
+        most: float,
     ) -> OptimizerStep:
         """Fix targets and normalisers of the step that begins now.
 
@@ -81,6 +83,7 @@ class OptimizerStep:
             shares: measures the gradient of each source, in the steps in which it is due.
             fresh: no update has moved the policy since it sampled the rows.
             everything: rows and tokens without gradient go through forward and backward as well.
+            most: the largest correction of a token that our sampler drew; 0 for none.
         """
         rows = join(generation[window])
         batch = to_batch(rows)
@@ -102,7 +105,8 @@ class OptimizerStep:
         told = fresh and "policy_logp" in rows
         known = (rows["policy_logp"], rows["policy_entropy"]) if told else None
         scored_BT = batch.response_mask_BT if everything else acts_BT
-        step = cls(method, rows, batch, targets, plan, scored_BT, metrics, due, known)
+        correction = Correction(rows["policy_logp"], most) if most else None
+        step = cls(method, rows, batch, targets, plan, scored_BT, metrics, due, known, correction)
         step._learn(forward, processes)
         return step
 
@@ -117,7 +121,9 @@ class OptimizerStep:
         metrics: dict[str, float],
         shares: GradientShares | None,
         known: tuple[Tensor, Tensor] | None,
+        correction: Correction | None,
     ) -> None:
+        self._correction = correction
         self.method, self.rows, self.batch, self.targets = method, rows, batch, targets
         self._plan, self._begun, self._shares = plan, metrics, shares
         none_BT = torch.full(batch.tokens_BT.shape, torch.nan, device=batch.tokens_BT.device)
@@ -170,9 +176,30 @@ class OptimizerStep:
         for kept_BT, now_BT in ((self._logp_BT, logp_BT), (self._entropy_BT, entropy_BT)):
             if now_BT is not None:
                 kept_BT[part.places[row], column] = now_BT.detach().float()[row, column]
+        batch = part.batch
+        if self._correction is not None:
+            batch, _ = self._correction.of(batch, logp_BT, part.places)
         if self._shares is not None:
-            self._shares.add(part.batch, part.targets, logp_BT, entropy_BT)
-        return share_of_loss(self.method, part.batch, logp_BT, entropy_BT, part.targets)
+            self._shares.add(batch, part.targets, logp_BT, entropy_BT)
+        return share_of_loss(self.method, batch, logp_BT, entropy_BT, part.targets)
+
+    def _corrections(self, processes: Processes) -> dict[str, float]:
+        """Mean, least and largest weight of the trained tokens that our sampler drew."""
+        if self._correction is None:
+            return {}
+        batch, drawn_BT = self._correction.of(self.batch, self._logp_BT)
+        assert batch.weight_BT is not None  # noqa: S101  (just made)
+        weight_M = batch.weight_BT[acting(self.targets) & drawn_BT].double()
+        own = torch.stack([weight_M.sum(), weight_M.new_tensor(len(weight_M))])
+        total, count = processes.sum(own).tolist()
+        if not count:
+            return {}
+        none_1 = weight_M.new_full((1,), -torch.inf)  # where this process has none of them
+        ends_2 = torch.stack([torch.cat([x, none_1]).max() for x in (-weight_M, weight_M)])
+        least, most = processes.gather(ends_2[None]).amax(0).tolist()
+        name = "sampling/importance_sampling_ratio"
+        found = {"mean": total / count, "min": -least, "max": most}
+        return {f"{name}/{k}": v for k, v in found.items()}
 
     def _distances(self, processes: Processes) -> dict[str, float]:
         """How far the sampler's log-probs are from those of the update, at the trained tokens."""
@@ -195,5 +222,5 @@ class OptimizerStep:
         """
         stats = statistics(self.method, self.batch, self._logp_BT, self._entropy_BT, self.targets)
         metrics = self._begun | means(stats, processes) | tokens.take(processes)
-        metrics |= self._distances(processes)
+        metrics |= self._distances(processes) | self._corrections(processes)
         return metrics if self._shares is None else metrics | self._shares.take(processes)
