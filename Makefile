@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: setup lab quickstart real test test-slow ranges test-verl test-vllm test-verl-vllm nightly lint format golden bench clean
+.PHONY: setup lab quickstart real test test-slow test-savings ranges test-verl test-vllm test-verl-vllm nightly lint format golden bench clean
 
 setup: $(STAMP)
 
@@ -44,8 +44,18 @@ SLOW := tests
 test-slow: lab
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --numprocesses logical --maxprocesses 2 --dist worksteal $(SLOW)
 
+# What holds with every saving holds with none, and with each of them alone left out.
+SAVINGS := none packing,sampler_scores untrained,sampler_scores untrained,packing
+SAVINGS_TESTS := $(addprefix tests/engines/trl/test_,$(addsuffix .py,against_trl exact_resume exact_step \
+  family_masks family_steps family_two_processes two_processes))
+test-savings: setup
+	set -e; for savings in $(SAVINGS); do \
+	  OMP_NUM_THREADS=1 TEST_SAVINGS=$$savings $(BIN)/python -m pytest -m "" --numprocesses logical --maxprocesses 2 \
+	    --dist worksteal $(SAVINGS_TESTS); \
+	done
+
 # All that takes too long for every change; run by hand before a piece of work is called done.
-nightly: test-slow test-verl test-vllm test-verl-vllm ranges
+nightly: test-slow test-savings test-verl test-vllm test-verl-vllm ranges
 
 # verl wants an older transformers than we do: an environment of its own. VERL_MARK=slow runs what
 # takes longest, VERL_TESTS=tests/cluster/test_engine.py what needs no Ray.

@@ -1,6 +1,8 @@
 """Small ingredients that tests make for themselves: a tokenizer, a model, rows, a reward."""
 
+import os
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,6 +16,21 @@ from transformers import (
 )
 
 from prefix_rft.recipe.recipe import recompute_key
+
+
+def limit_savings(names: Sequence[str]) -> None:
+    """Have ``savings: all``, which is the default, mean no others than these in this process."""
+    from prefix_rft.engines.trl import config, imitation_config, savings
+
+    def limited(given: object, known: Sequence[str] = savings.SAVINGS) -> list[str]:
+        found = savings.read_savings(given, known)
+        return [x for x in found if given != "all" or x in names]
+
+    config.read_savings = imitation_config.read_savings = limited
+
+
+if "TEST_SAVINGS" in os.environ:
+    limit_savings(os.environ["TEST_SAVINGS"].split(","))
 
 RECOMPUTE = recompute_key(TrainingArguments.__dataclass_fields__)
 NO_RECOMPUTE = {RECOMPUTE: False}
