@@ -70,7 +70,7 @@ def test_someone_elses_method() -> None:
     ("name", "options", "sentence"),
     [
         ("prefixrft", {}, "unknown method 'prefixrft': did you mean 'prefix_rft'"),
-        ("zzz", {}, "known: adaback, bread, chord, cispo, dapo, dft"),
+        ("zzz", {}, "known: adaback, adaprefix, bread, chord, cispo, control"),
         ("nowhere.method", {}, "cannot be imported"),
         ("test_methods:nothing", {}, "cannot be imported"),
         ("test_methods:BUILT_IN", {}, "is not a function"),

@@ -127,7 +127,9 @@ def test_lengthening_keeps_the_whole_demonstrations(name: str) -> None:
         assert lengths_of(name, asked, all_wrong="lengthen") == [100, rest, rest, rest]
 
 
-@pytest.mark.parametrize("name", ["uft", "adaback", "pope", "r3", "questa"])
+@pytest.mark.parametrize(
+    "name", ["uft", "adaback", "pope", "r3", "questa", "control", "adaprefix", "prefixrl"]
+)
 def test_planners_of_their_own_lengthen_too(name: str) -> None:
     """Sampled again, what is left of the demonstration is halved; plain rows stay plain."""
     law = load(name, all_wrong="lengthen").planner
@@ -144,5 +146,9 @@ def test_planners_of_their_own_lengthen_too(name: str) -> None:
     assert law.learn(group(), law.starts(group()), [0.0] * 4) == load(name).planner.learn(
         group(), law.starts(group()), [0.0] * 4
     )
-    assert law.remembers == load(name).planner.remembers == (name in ("adaback", "pope"))
+    assert (
+        law.remembers
+        == load(name).planner.remembers
+        == (name in ("adaback", "pope", "control", "adaprefix"))
+    )
     assert law.needs_boundaries == (name == "r3")

@@ -14,7 +14,9 @@ from prefix_rft.core.planner import Group, Start
 from prefix_rft.methods import BUILT_IN, load
 
 NAN = float("nan")
-PLANNED = ("bread", "adaback", "pope", "r3", "questa", "uft")
+CONTROLLED = ("control", "adaprefix", "prefixrl")
+PLANNED = ("bread", "adaback", "pope", "r3", "questa", "uft", *CONTROLLED)
+LEARN = ("adaback", "pope", "control", "adaprefix")
 EVERY = (*PLANNED, "prefix_rft", "luffy", "sft")
 
 
@@ -96,7 +98,7 @@ def test_only_a_reverse_curriculum_needs_boundaries() -> None:
     assert [n for n in BUILT_IN if load(n).planner.needs_boundaries] == ["r3"]
 
 
-@pytest.mark.parametrize("name", [n for n in BUILT_IN if n not in ("adaback", "pope")])
+@pytest.mark.parametrize("name", [n for n in BUILT_IN if n not in LEARN])
 def test_the_others_remember_nothing(name: str) -> None:
     law = load(name).planner
     asked = group(own={"a": 1.0}, shared={"b": 2.0})

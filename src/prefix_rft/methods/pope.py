@@ -2,46 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-
+from prefix_rft.core.control import Control
+from prefix_rft.core.laws import Ladder
 from prefix_rft.core.method import Method
 from prefix_rft.core.parts import About, Normaliser
-from prefix_rft.core.planner import Group, Planner, Record, Starts
-from prefix_rft.core.prefix import is_hybrid
 from prefix_rft.core.stream import SAMPLED, Stream, regularisers
 from prefix_rft.support.errors import check_range
-
-
-@dataclass(frozen=True)
-class Guided(Planner):
-    """Half of a group is guided by the shortest prefix of the example that has been rewarded.
-
-    The search goes on while training: the ratio grows by ``step`` each time all guided rows fail.
-    """
-
-    first: float
-    step: float
-    share: float
-
-    def starts(self, group: Group) -> Starts:
-        """Guided rows first, then plain ones."""
-        index = group.random().randrange(len(group.lengths))
-        start = group.start(index, group.own.get("ratio", self.first))
-        guided = round(self.share * group.rows)
-        return tuple(start if is_hybrid(row, guided) else None for row in range(group.rows))
-
-    def learn(
-        self, group: Group, starts: Starts, rewards: Sequence[float]
-    ) -> tuple[Record, Record]:
-        """Lengthen the prefix where no guided row was rewarded."""
-        guided = [r for r, s in zip(rewards, starts, strict=True) if s and not math.isnan(r)]
-        ratio = group.own.get("ratio", self.first)
-        too_short = not any(starts)  # for a single token
-        if too_short or (guided and max(guided) <= group.solved_above):
-            ratio = min(1.0, ratio + self.step)
-        return {"ratio": ratio}, group.shared
 
 
 def pope(
@@ -73,7 +39,7 @@ def pope(
             Stream("guided", ("continuation",), "clip", "hybrid_group", SAMPLED),
             *regularisers(beta, entropy_coef, SAMPLED),
         ),
-        rows=Guided(first_ratio, ratio_step, guided_share),
+        rows=Control(Ladder(first_ratio, ratio_step), guided_share),
         baseline="mean_std",
         normaliser=Normaliser("seq_mean_token_mean"),
         about=About(

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from typing import Any
 
+from prefix_rft.core.control import Control, Law
 from prefix_rft.core.method import Method
 from prefix_rft.core.parts import About
-from prefix_rft.core.planner import Group, Planner, Starts
+from prefix_rft.core.planner import Group, Start
 from prefix_rft.core.stream import SAMPLED, Stream, regularisers
 from prefix_rft.support.errors import UserError
 
 
 @dataclass(frozen=True)
-class Stages(Planner):
+class Stages(Law):
     """All rows start from the same share of a demonstration, which falls from stage to stage."""
 
     ratios: tuple[float, ...]
 
-    def starts(self, group: Group) -> Starts:
-        """One start for the whole group."""
+    def start(self, group: Group, index: int, rng: random.Random) -> Start:
+        """At the share of the stage."""
         stage = min(len(self.ratios) - 1, group.step * len(self.ratios) // group.total_steps)
-        index = group.random().randrange(len(group.lengths))
-        start = group.start(index, self.ratios[stage])
-        return group.everyone(start if start.length else None)
+        return group.start(index, self.ratios[stage])
 
 
 def questa(
@@ -48,7 +48,7 @@ def questa(
             Stream("policy", SAMPLED, "clip", "batch"),
             *regularisers(beta, entropy_coef, SAMPLED),
         ),
-        rows=Stages(tuple(ratios)),
+        rows=Control(Stages(tuple(ratios))),
         baseline="mean_std",
         about=About(
             summary="GRPO with half, then a quarter of the demonstration as context",

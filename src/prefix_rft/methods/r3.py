@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 
+from prefix_rft.core.control import Control, Law
 from prefix_rft.core.method import Method
 from prefix_rft.core.parts import About, Normaliser
-from prefix_rft.core.planner import Group, Planner, Start, Starts
+from prefix_rft.core.planner import Group, Start
 from prefix_rft.core.stream import SAMPLED, Stream, regularisers
 from prefix_rft.support.errors import check_range
 
 
 @dataclass(frozen=True)
-class StepBoundary(Planner):
+class StepBoundary(Law):
     """All rows of a group start at one boundary between steps of a demonstration, drawn uniformly.
 
     The prompt itself is one of the boundaries, the end is not.
@@ -21,17 +23,14 @@ class StepBoundary(Planner):
     chunks: int
     needs_boundaries = True
 
-    def starts(self, group: Group) -> Starts:
-        """One start for the whole group."""
-        rng = group.random()
-        index = rng.randrange(len(group.lengths))
+    def start(self, group: Group, index: int, rng: random.Random) -> Start:
+        """At one of the boundaries."""
         boundaries = group.boundaries[index] if group.boundaries else ()
         equal = {group.start(index, k / self.chunks).length for k in range(1, self.chunks)}
         room = group.start(index, 1.0).length
         lengths = [0, *sorted(n for n in (boundaries or equal) if 0 < n <= room)]
         length = rng.choice(lengths)
-        start = Start(index, length, length / group.lengths[index])
-        return group.everyone(start if length else None)
+        return Start(index, length, length / group.lengths[index])
 
 
 def r3(
@@ -54,7 +53,7 @@ def r3(
             Stream("policy", SAMPLED, "clip", "group"),
             *regularisers(beta, entropy_coef, SAMPLED),
         ),
-        rows=StepBoundary(chunks),
+        rows=Control(StepBoundary(chunks)),
         baseline="mean_std",
         normaliser=Normaliser("seq_mean_token_mean"),
         about=About(

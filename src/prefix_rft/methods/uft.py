@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 
+from prefix_rft.core.control import Control, Law
 from prefix_rft.core.method import Method
 from prefix_rft.core.parts import About
-from prefix_rft.core.planner import Group, Planner, Starts
+from prefix_rft.core.planner import Group, Start
 from prefix_rft.core.schedules import Schedule, constant, cosine
 from prefix_rft.core.stream import SAMPLED, Stream, regularisers
 from prefix_rft.support.errors import check_range
 
 
 @dataclass(frozen=True)
-class Hint(Planner):
+class Hint(Law):
     """All rows of a group share a hint of ``Binomial(chunks, share)`` chunks of a demonstration.
 
     ``share`` falls along a cosine and the hints end at ``until`` of the run.
@@ -24,17 +26,14 @@ class Hint(Planner):
     low: float
     until: float
 
-    def starts(self, group: Group) -> Starts:
-        """One hint for the whole group."""
+    def start(self, group: Group, index: int, rng: random.Random) -> Start | None:
+        """Behind the hint."""
         end = round(self.until * group.total_steps)
         if group.step >= end:
-            return group.everyone(None)
-        rng = group.random()
-        index = rng.randrange(len(group.lengths))
+            return None
         share = cosine(self.high, self.low, max(1, end))(group.step)
         chunks = sum(rng.random() < share for _ in range(self.chunks))
-        start = group.start(index, chunks / self.chunks)
-        return group.everyone(start if start.length else None)
+        return group.start(index, chunks / self.chunks)
 
 
 def uft(
@@ -75,7 +74,7 @@ def uft(
             Stream("hint", ("prefix",), "logp", 1.0, coefficient=hint, aggregation="token_mean"),
             *regularisers(beta, entropy_coef, SAMPLED),
         ),
-        rows=Hint(chunks, hint_high, hint_low, hint_until),
+        rows=Control(Hint(chunks, hint_high, hint_low, hint_until)),
         baseline="mean_std",
         about=About(
             summary="GRPO from a shared hint that shrinks, with a little SFT on the hint",

@@ -136,7 +136,9 @@ def self_sft(s: Step) -> Tensor:
 # ---- a demonstration's prefix as context ---------------------------------------------------------
 
 
-def in_context(s: Step, how: str, among: str = "group", beta: float = 0.0) -> Tensor:
+def in_context(
+    s: Step, how: str, among: str = "group", beta: float = 0.0, std: bool = True
+) -> Tensor:
     """GRPO on what was sampled; the prefix is neither trained nor counted."""
     gains: Gains = {}
     for i in s.rows(*ROLLOUTS):
@@ -145,7 +147,7 @@ def in_context(s: Step, how: str, among: str = "group", beta: float = 0.0) -> Te
             "kind": s.mates(i, s.row_kind(i)),
             "batch": s.rows(*ROLLOUTS),
         }["group" if s.wrong == "baseline of the group" else among]
-        A = advantage(s, i, mates, True)
+        A = advantage(s, i, mates, std)
         tokens = s.sampled(i)
         if s.wrong == "prefix trained":
             tokens = tokens + s.at(i, PREFIX)
@@ -174,6 +176,24 @@ def adaback(s: Step) -> Tensor:
 def r3(s: Step) -> Tensor:
     """arXiv 2402.05808 with groups for a critic, and KL 0.05."""
     return in_context(s, "seq_mean_token_mean", beta=0.05)
+
+
+@method("hint", *CONTEXT)
+def adaprefix(s: Step) -> Tensor:
+    """arXiv 2607.07674: GRPO on the rest."""
+    return in_context(s, "seq_mean_token_mean")
+
+
+@method("hint", *CONTEXT[:-1])  # a constant divides: what is counted does not show
+def control(s: Step) -> Tensor:
+    """Dr. GRPO, arXiv 2503.20783, on the rest."""
+    return in_context(s, "sum_over_const", std=False)
+
+
+@method("hint", *CONTEXT)
+def prefixrl(s: Step) -> Tensor:
+    """arXiv 2601.18795: REINFORCE with the group's mean on the rest."""
+    return in_context(s, "token_mean", std=False)
 
 
 @method("half", *CONTEXT, "baseline of the group")

@@ -164,6 +164,18 @@ def bread(u: Update, how: str = "std", skip: bool = True) -> Tensor:
     return row_means(after_prefix(u, how, lambda i: u.mates(i, *ROLLOUT)))
 
 
+def control(u: Update, how: str = "mean") -> Tensor:
+    """Dr. GRPO on what follows the prefix: token sums over rows and the budget."""
+    gains = after_prefix(u, how, lambda i: u.mates(i, *ROLLOUT))
+    return per(len(u.rows) * u.const, gains)
+
+
+def prefixrl(u: Update, how: str = "mean") -> Tensor:
+    """REINFORCE with the group's mean on what follows the prefix; token mean."""
+    gains = after_prefix(u, how, lambda i: u.mates(i, *ROLLOUT))
+    return per(sum(map(len, gains)), gains)
+
+
 def r3(u: Update, beta: float = 0.05) -> Tensor:
     """GRPO behind a state of the demonstration, and k3 to the reference."""
     gains = after_prefix(u, "std", lambda i: u.mates(i, *ROLLOUT))

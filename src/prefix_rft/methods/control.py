@@ -1,0 +1,68 @@
+"""Success-rate control: the share of a demonstration in the prompt follows each example's success.
+
+AdaBack (arXiv 2506.18110), AdaPrefix (arXiv 2607.07674) and SEELE (arXiv 2509.06923) are one
+controller with other laws; this one's default is an integrator.
+"""
+
+from __future__ import annotations
+
+from prefix_rft.core.control import Control, Law
+from prefix_rft.core.laws import Bisection, Integral, Ladder, Logistic
+from prefix_rft.core.method import Method
+from prefix_rft.core.parts import About, Normaliser
+from prefix_rft.core.stream import SAMPLED, Stream, regularisers
+from prefix_rft.support.errors import UserError, choose
+
+LAWS = ("integral", "bisection", "logistic", "ladder")
+
+
+def control(
+    *,
+    law: str = "integral",
+    target: float = 0.5,
+    gain: float = 0.2,
+    jump: bool = False,
+    first: float = 0.9,
+    plain: float = 0.1,
+    top: float = 0.97,
+    withdraw: float = 0.8,
+    beta: float = 0.0,
+    entropy_coef: float = 0.0,
+) -> Method:
+    """Dr. GRPO from a prefix, as context, that is held where half of a group's rows are solved.
+
+    Args:
+        law: how the share moves: ``integral``, ``bisection``, ``logistic`` or ``ladder``.
+        target: the success rate to hold; ``ladder`` has none.
+        gain: how much the integrator moves with the distance from the target.
+        jump: where all rows of a group are solved the integrator halves the share.
+        first: the share at the first visits; ``bisection`` draws it from [0, 1].
+        plain: probability of a group without prefix.
+        top: the largest share.
+        withdraw: share of the run after which ``top`` falls in a line, to 0 at the end.
+        beta: KL coefficient.
+        entropy_coef: entropy bonus.
+    """
+    choose("law", law, LAWS)
+    if law != "integral" and (gain != 0.2 or jump):
+        raise UserError(f"gain and jump have no effect with law '{law}': they are the integrator's")
+    laws: dict[str, Law] = {
+        "integral": Integral(gain, target, first, jump=jump),
+        "bisection": Bisection(target),
+        "logistic": Logistic(target, first),
+        "ladder": Ladder(first),
+    }
+    return Method(
+        name="control",
+        streams=(
+            Stream("policy", SAMPLED, "clip", "group"),
+            *regularisers(beta, entropy_coef, SAMPLED),
+        ),
+        rows=Control(laws[law], plain=plain, top=top, withdraw=withdraw),
+        baseline="mean",
+        normaliser=Normaliser("sum_over_const"),
+        about=About(
+            summary="Dr. GRPO from a prefix (context) that holds each example half solved",
+            source="ours; the target after SEELE, arXiv 2509.06923, eq. 5",
+        ),
+    )
