@@ -3,17 +3,27 @@
 Usage: vllm_process.py FOLDER MODEL METHOD [ADDRESS]
 """
 
+import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from disk_sync import replacements
 from trl.generation.vllm_client import VLLMClient
-from vllm_runs import colocated, distance, even_wrong
+from vllm_runs import colocated, distance
 
 from tiny import shaped_reward
 
 torch.set_num_threads(1)
+
+
+def uneven(completions: list[str], **kwargs: Any) -> list[float]:
+    """All rows of the second process fail, so that it asks again and the first one does not."""
+    first = os.environ["RANK"] == "0"
+    return [float(first and i % 2) for i in range(len(completions))]
+
+
 folder, model, method, *address = Path(sys.argv[1]), *sys.argv[2:]
 where, length = {}, 128
 if address:
@@ -24,7 +34,7 @@ run = colocated(
     folder,
     model,
     length,
-    reward=even_wrong if address else shaped_reward,
+    reward=uneven if address else shaped_reward,
     method=method,
     per_device_train_batch_size=4,
     gradient_accumulation_steps=2,
