@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 from pathlib import Path
 
@@ -84,6 +85,41 @@ def eval(args: argparse.Namespace) -> None:
     from prefix_rft.cli.eval import run
 
     run(args, Console())
+
+
+def collect(args: argparse.Namespace) -> None:
+    """``prefix-rft collect``."""
+    from prefix_rft.engines.models import quiet
+    from prefix_rft.evaluation.collect import collect as own_answers
+    from prefix_rft.evaluation.samples import Request
+    from prefix_rft.support.display import Display, by_job
+
+    for name in ("samples", "keep", "limit", "batch_size"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    if not 0 < args.temperature < math.inf:
+        raise UserError(f"--temperature must be above 0, got {args.temperature}")
+    output = Path(args.output)
+    if output.suffix != ".jsonl":
+        raise UserError(f"the output '{output}' must end in .jsonl")
+    if output.exists():
+        raise UserError(f"'{output}' exists already: give another name")
+    if not output.parent.is_dir():
+        raise UserError(f"the folder of '{output}' does not exist")
+    quiet()
+    request = Request(args.samples, args.temperature, 1, args.seed, args.batch_size)
+    console = Console()
+    with Display(console) as display:
+        display.phases.begin("loading the model")
+        found = own_answers(
+            args.recipe, args.overrides, output, request, args.keep, args.limit, by_job(display)
+        )
+    say(
+        console,
+        f"{found.answers:,} own answers to {found.solved:,} of {found.rows:,} rows: {output}",
+    )
+    say(console, f"{found.sampled:,} tokens were sampled: {output.with_suffix('')}")
 
 
 def compare(args: argparse.Namespace) -> int:

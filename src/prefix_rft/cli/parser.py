@@ -86,6 +86,29 @@ def parser() -> argparse.ArgumentParser:
     convert.add_argument("--subset", help="of a dataset on the Hub")
     convert.add_argument("--split", help="of a dataset on the Hub (default: train)")
 
+    collect = commands.add_parser(
+        "collect",
+        help="write a model's own right answers to train_data as demonstrations",
+        description="Sample the recipe's model on its train_data, never from a prefix, and write "
+        "the rows that it solves with its own answers as demonstrations (PrefixRL, rejection-"
+        "sampled SFT). The same command goes on where it was interrupted.",
+        epilog="examples:\n"
+        "  prefix-rft collect recipe.yaml --output own.jsonl --samples 64\n"
+        "  prefix-rft train recipe.yaml train_data=own.jsonl method=prefixrl",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    collect.add_argument("recipe", metavar="RECIPE.yaml")
+    collect.add_argument("overrides", nargs="*", metavar="key=value", help="override recipe keys")
+    collect.add_argument("--output", required=True, metavar="FILE.jsonl", help="the rows to write")
+    collect.add_argument("--samples", type=int, default=64, help="of each row (default: 64)")
+    collect.add_argument(
+        "--keep", type=int, default=1, metavar="N", help="answers of a row at most (default: 1)"
+    )
+    collect.add_argument("--limit", type=int, metavar="ROWS", help="the first rows only")
+    collect.add_argument("--temperature", type=float, default=1.0, metavar="T", help="above 0")
+    collect.add_argument("--seed", type=int, default=0)
+    collect.add_argument("--batch-size", type=int, default=64, help="rows sampled at once")
+
     evaluate = commands.add_parser(
         "eval",
         help="avg@k, pass@k and maj@k of a model on held-out problems",

@@ -20,8 +20,7 @@ def prefixrl(
 ) -> Method:
     """REINFORCE with a group's mean, on problems and on prefixes of right solutions of them.
 
-    The paper's solutions are the base model's own: give those that it samples right as
-    demonstrations.
+    The paper's solutions are the base model's own: ``prefix-rft collect`` writes them.
 
     Args:
         cuts: places at which each solution is cut, drawn once for the run.

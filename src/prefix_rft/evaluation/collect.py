@@ -1,0 +1,125 @@
+"""A model's own right answers to the rows it is to train on, as demonstrations.
+
+Prefixes of them are what PrefixRL starts from (arXiv 2601.18795), and imitating them is
+rejection-sampled SFT. Samples are drawn and stored as those of an evaluation are, so that an
+interrupted collection goes on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prefix_rft.data import load_rows
+from prefix_rft.engines.setup import configure
+from prefix_rft.evaluation.folder import samples_file
+from prefix_rft.evaluation.run import EvalPlan, read_problems, run_eval
+from prefix_rft.evaluation.samples import Request, Sample
+from prefix_rft.evaluation.sets import EvalSet
+from prefix_rft.rewards import visible
+from prefix_rft.support.errors import UserError
+from prefix_rft.support.writing import write_text
+
+ROLE, SET = "model", "train"
+
+
+@dataclass(frozen=True)
+class OwnAnswers:
+    """What a collection found.
+
+    Attributes:
+        rows: the rows that were sampled.
+        solved: those of which an answer was right, which were written.
+        answers: right answers that were written.
+        sampled: tokens that were sampled for them.
+    """
+
+    rows: int
+    solved: int
+    answers: int
+    sampled: int
+
+
+def collect(
+    recipe: str,
+    overrides: Sequence[str],
+    output: Path,
+    request: Request,
+    keep: int,
+    limit: int | None,
+    progress: Callable[[str, int, int], None],
+) -> OwnAnswers:
+    """Sample the recipe's model on its ``train_data``, never from a prefix; write what is right.
+
+    Each row is written as the library knows it (``prompt``, ``answer`` and its other columns), with
+    its own answers in the place of its demonstrations. Rows of which nothing was right are left
+    out. The samples lie beside it, in a folder of the same name.
+
+    Args:
+        recipe: its path.
+        overrides: ``key=value`` for it.
+        output: the file to write, ``.jsonl``.
+        request: how to sample; the length and the template's arguments are the recipe's.
+        keep: the most answers of a row, which are the first different ones.
+        limit: the first N rows only.
+        progress: called with a job's name, the rows done, and those to do.
+
+    Raises:
+        UserError: the recipe cannot be used, nothing was right, or the folder holds other samples.
+    """
+    setup = configure(recipe, overrides)
+    setup.close()
+    own, args = setup.recipe, setup.args
+    if own.reward is None:
+        raise UserError(f"recipe '{recipe}' has no reward, so nothing says which answers are right")
+    rows_of = EvalSet(
+        SET,
+        own.train_data,
+        own.reward,
+        columns=own.columns,
+        system_prompt=own.system_prompt,
+        limit=limit,
+        folder=own.folder,
+    )
+    asked = Request(
+        request.samples,
+        request.temperature,
+        args.max_completion_length,
+        request.seed,
+        request.batch_size,
+        getattr(args, "chat_template_kwargs", None),
+    )
+    plan = EvalPlan({ROLE: own.model_source()}, [rows_of], [asked.temperature], asked)
+    folder = output.with_suffix("")
+    run_eval(plan, folder, progress)
+    problems = read_problems(samples_file(folder, ROLE, rows_of, asked.temperature))
+    rows = load_rows(own.train_data, folder=own.folder, reading=rows_of.reading, limit=limit)
+    lines, answers = [], 0
+    for row, problem in zip(_plain(rows), problems, strict=True):
+        if found := right_ones(problem.samples, keep):
+            answers += len(found)
+            lines.append(json.dumps({**row, "demonstration": found}, ensure_ascii=False) + "\n")
+    if not lines:
+        raise UserError(
+            f"none of {len(problems)} rows was solved in {asked.samples} samples: sample more, or "
+            "train on demonstrations first"
+        )
+    write_text(output, "".join(lines))
+    sampled = sum(s.tokens for p in problems for s in p.samples)
+    return OwnAnswers(len(problems), len(lines), answers, sampled)
+
+
+def _plain(rows: Any) -> Iterator[dict[str, Any]]:
+    """The rows without columns of ours."""
+    names = visible(rows.column_names)
+    for row in rows.select_columns(names):
+        yield {k: v for k, v in row.items() if k != "demonstration" and v is not None}
+
+
+def right_ones(samples: Sequence[Sample], keep: int) -> list[str]:
+    """The first different texts that are right and came to their end."""
+    texts = dict.fromkeys(s.text for s in samples if s.correct and not s.truncated)
+    return list(texts)[:keep]
