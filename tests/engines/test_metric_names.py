@@ -34,6 +34,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "relift": {},
     "bread": {},
     "adaback": {},
+    "control": {},
     "discriminative": {},
 }
 

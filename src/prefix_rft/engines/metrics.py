@@ -5,12 +5,13 @@ Letters: N rows of all processes, those that only fill a batch left out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import mean
 
 from torch import Tensor
 
 from prefix_rft.core import Method, PrefixSampler, outcome
+from prefix_rft.core.planner import Record
 
 
 def group_metrics(method: Method, rate_N: Tensor, changed_N: Tensor) -> dict[str, float]:
@@ -48,6 +49,19 @@ def start_metrics(
     if method.trains("demonstration"):
         metrics["demonstration/row_share"] = demo_N.float().mean().item()
     return metrics
+
+
+def memory_metrics(examples: Mapping[int, Record]) -> dict[str, float]:
+    """What a planner remembers: of how many examples, and the means of a controller's numbers.
+
+    Args:
+        examples: its records by example.
+    """
+    found = {"memory/examples": float(len(examples))}
+    for metric, name in (("control/u", "u"), ("control/rate", "rate")):
+        if known := [record[name] for record in examples.values() if name in record]:
+            found[metric] = mean(known)
+    return found
 
 
 def prefix_bounds(

@@ -30,7 +30,7 @@ from verl.workers.utils.padding import response_to_nested
 from prefix_rft.core import selection_seed
 from prefix_rft.data import DataError
 from prefix_rft.data.demonstrations import EXAMPLE, IDS
-from prefix_rft.engines.metrics import prefix_bounds
+from prefix_rft.engines.metrics import memory_metrics, prefix_bounds
 from prefix_rft.engines.plan import RunPoint
 from prefix_rft.engines.state import MethodState, hash_of_rows
 from prefix_rft.engines.verl import require_verl
@@ -237,7 +237,7 @@ class MethodTrainer:
             metrics.update(prefix_bounds(method.rows.prefix, steps, self.total_training_steps))
         if method.planner.remembers:
             self.learn(plans, batch.keys, rows)
-            metrics["memory/examples"] = len(self.method_state.examples)
+            metrics.update(memory_metrics(self.method_state.examples))
         return batch
 
     def learn(self, plans: list[PromptPlan], keys: list[str], rows: CreditedRows) -> None:

@@ -18,7 +18,7 @@ from prefix_rft.core import Method, outcome
 from prefix_rft.core.planner import Start, Starts
 from prefix_rft.core.prefix import generator
 from prefix_rft.data.demonstrations import IDS
-from prefix_rft.engines.metrics import group_metrics
+from prefix_rft.engines.metrics import group_metrics, memory_metrics
 from prefix_rft.engines.plan import (
     RowPlan,
     RunPoint,
@@ -202,7 +202,7 @@ class Rounds:
                 waiting.add(asked.example)
         metrics: dict[str, float] = {}
         if remembers:
-            metrics["memory/examples"] = float(len(state.examples))
+            metrics |= memory_metrics(state.examples)
         if interleave is not None:
             metrics["interleave/waiting"] = float(len(state.waiting))
         return metrics
