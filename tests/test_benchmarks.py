@@ -22,6 +22,7 @@ from prefix_rft.compare.results import arm_results
 from prefix_rft.compare.view import as_csv, as_markdown
 from prefix_rft.recipe.recipe import Recipe
 from prefix_rft.support.errors import UserError
+from prefix_rft.tasks.arithmetic import write as write_arithmetic
 from prefix_rft.tasks.countdown import write
 
 ROOT = Path(__file__).parents[1]
@@ -138,6 +139,31 @@ def test_the_page_has_the_tables_of_its_records(
         for cell in (c for row in page for c in row if c.startswith("**")):
             _, low, high = map(float, re.findall(r"[-+]\d+\.\d", cell))
             assert low > 0 or high < 0, cell  # bold is what excludes zero
+
+
+@pytest.fixture(scope="module")
+def real_tables() -> ModuleType:
+    return load(ROOT / "benchmarks/real/tables.py")
+
+
+def test_the_page_of_the_real_model_has_the_table_of_its_records(
+    real_tables: ModuleType, tmp_path: Path
+) -> None:
+    # Neither rows nor model, which would need the extra: the records have all numbers.
+    shutil.copy(ROOT / "src/prefix_rft/tasks/arithmetic/compare.yaml", tmp_path)
+    own = real_tables.board(tmp_path)
+    assert sum(own.record(j) is not None for j in own.jobs()) == own.total()
+    assert (own.folder / "comparison.md").read_text() == as_markdown(own, arm_results(own))
+    text = (ROOT / "benchmarks/real/README.md").read_text()
+    assert next(rows_of(text.partition("## Results")[2])) == real_tables.rows(own)
+
+
+@pytest.mark.slow
+def test_the_records_of_the_real_model_are_of_its_recipe_and_rows(
+    real_tables: ModuleType, tmp_path: Path
+) -> None:
+    write_arithmetic(tmp_path)
+    real_tables.board(tmp_path).check()
 
 
 @dataclass(frozen=True)
