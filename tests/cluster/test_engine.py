@@ -62,6 +62,7 @@ from tiny import CHAT_TEMPLATE, make_chat_tokenizer
 METHODS = (
     *("prefix_rft", "dr_grpo", "luffy", "uft", "srft", "hpt", "chord", "grpo", "gspo"),
     *("cispo", "rloo", "superrl", "rl_sft", "adaback", "pope", "r3", "questa", "bread"),
+    *("control", "adaprefix", "prefixrl"),
 )
 
 
