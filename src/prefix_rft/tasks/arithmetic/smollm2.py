@@ -62,6 +62,6 @@ def write_model(folder: Path) -> None:
     model.load_state_dict(quantized.state_dict())
     model.generation_config.eos_token_id = end
     model.save_pretrained(folder)
-    # transformers keeps it with HF_HUB_OFFLINE set: the same model would be another one by its hash.
+    # With HF_HUB_OFFLINE set transformers keeps True: the hash would be that of another model.
     tokenizer.init_kwargs["local_files_only"] = False
     tokenizer.save_pretrained(folder)
