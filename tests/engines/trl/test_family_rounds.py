@@ -252,7 +252,7 @@ def test_flat_groups_give_way_to_other_prompts(
     ]
 
 
-OF_STEPS = ("clip_ratio/", "policy/", "prefix/", "continuation/", "demonstration/")
+OF_STEPS = ("clip_ratio/", "policy/", "prefix/", "continuation/", "demonstration/", "sampling/")
 """Means over the tokens or rows of a step: none where it has none."""
 
 

@@ -62,6 +62,7 @@ def test_evaluation_changes_no_count(tmp_path: Path) -> None:
     trainer = start(
         tmp_path,
         method_options={"prefix_loss": "all"},  # no entropies
+        savings="none",
         logging_steps=4,
         eval_strategy="steps",
         eval_steps=3,
