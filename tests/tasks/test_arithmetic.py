@@ -97,7 +97,7 @@ def test_options_of_the_other_task(
     option: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["task", "arithmetic", str(tmp_path), option]) == 2
-    assert "has no effect: it is countdown's alone" in capfd.readouterr().err
+    assert "has no effect on arithmetic: it is of countdown alone" in capfd.readouterr().err
 
 
 @pytest.mark.slow

@@ -182,13 +182,19 @@ def methods(args: argparse.Namespace) -> None:
 
 def task(args: argparse.Namespace) -> None:
     """``prefix-rft task``."""
-    folder = Path(args.folder)
+    folder, write = Path(args.folder), WRITERS[args.name]
+    if args.train_rows is None:
+        args.train_rows = 50 if args.name == "chain" else 3000
     if args.train_rows < 1 or args.test_rows < 1 or args.valid_rows < 1:
         raise UserError("--train-rows, --valid-rows and --test-rows must be at least 1")
+    for option, owner in OWN_OPTIONS.items():
+        if args.name != owner and getattr(args, option) is not None:
+            option = option.replace("_", "-")
+            raise UserError(f"--{option} has no effect on {args.name}: it is of {owner} alone")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"'{folder}' is a file, not a folder")
     try:
-        (_countdown if args.name == "countdown" else _arithmetic)(args, folder)
+        write(args, folder)
     except UserError:
         raise
     except ValueError as error:
@@ -216,12 +222,28 @@ def _countdown(args: argparse.Namespace, folder: Path) -> None:
 def _arithmetic(args: argparse.Namespace, folder: Path) -> None:
     from prefix_rft.tasks.arithmetic import write
 
-    for option in ("operands", "solver_accuracy"):
-        if getattr(args, option) is not None:
-            raise UserError(f"--{option.replace('_', '-')} has no effect: it is countdown's alone")
     write(folder, args.train_rows, args.test_rows, args.seed, args.valid_rows)
     say(
         Console(),
         f"wrote rows, model/ (SmolLM2-135M-Instruct), recipe.yaml, recipes/ and compare.yaml to "
         f"{folder}\nnext: prefix-rft train {folder / 'recipe.yaml'}",
     )
+
+
+def _chain(args: argparse.Namespace, folder: Path) -> None:
+    from prefix_rft.tasks.chain import write
+
+    steps = 24 if args.steps is None else args.steps
+    rows = (args.train_rows, args.test_rows, args.seed, args.valid_rows)
+    write(folder, *rows, steps)
+    say(
+        Console(),
+        f"wrote rows, base/, recipe.yaml, compare.yaml and forgetting.yaml to {folder}\n"
+        f"next: prefix-rft train {folder / 'recipe.yaml'}\n"
+        f"  or: prefix-rft compare {folder / 'compare.yaml'} --jobs 2",
+    )
+
+
+WRITERS = {"countdown": _countdown, "arithmetic": _arithmetic, "chain": _chain}
+OWN_OPTIONS = {"operands": "countdown", "solver_accuracy": "countdown", "steps": "chain"}
+"""Options of one task alone."""

@@ -238,17 +238,19 @@ def parser() -> argparse.ArgumentParser:
         "task",
         help="write a bundled task: rows, base model and recipe",
         epilog="examples:\n  prefix-rft task countdown data/countdown\n"
+        "  prefix-rft task chain data/chain --train-rows 50\n"
         "  prefix-rft task arithmetic data/arithmetic   (needs the extra lab)",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     task.add_argument(
         "name",
-        choices=["countdown", "arithmetic"],
-        help="countdown: a tiny model that knows arithmetic and has no goal; arithmetic: "
+        choices=["countdown", "chain", "arithmetic"],
+        help="countdown: a tiny model that knows arithmetic and has no goal; chain: a tiny model "
+        "and a hidden rule of many steps, with few demonstrations; arithmetic: "
         "SmolLM2-135M-Instruct on sums of three terms",
     )
     task.add_argument("folder", metavar="FOLDER")
-    task.add_argument("--train-rows", type=int, default=3000)
+    task.add_argument("--train-rows", type=int, metavar="N", help="default: 3000; chain: 50")
     task.add_argument("--valid-rows", type=int, default=200, help="to choose settings on")
     task.add_argument("--test-rows", type=int, default=400)
     task.add_argument("--seed", type=int, default=0)
@@ -258,6 +260,7 @@ def parser() -> argparse.ArgumentParser:
     task.add_argument(
         "--solver-accuracy", type=float, help="countdown: accuracy of the demonstrations (1)"
     )
+    task.add_argument("--steps", type=int, metavar="L", help="chain: steps of a chain (24)")
     return p
 
 

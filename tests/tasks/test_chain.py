@@ -1,0 +1,188 @@
+"""The chain task: its rule, its grader, its rows and its base."""
+
+import json
+import random
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from prefix_rft.cli import main
+from prefix_rft.tasks.chain import reward, steps, write
+from prefix_rft.tasks.chain.base_model import LONGEST, make_base, make_tokenizer, text
+from prefix_rft.tasks.chain.rule import Chains, demonstrate, parse, valid_steps, write_chain
+
+PACKAGE = Path(str(files("prefix_rft.tasks.chain")))
+NEW_AS_PUBLISHED = [3, 2, 3, 1, 0, 7, 3, 7]
+"""What the rule of every table in benchmarks/ says of the first state and symbol."""
+PARITY = Chains(steps=4, states=2, parity=True)
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_parity_by_hand() -> None:
+    # z_i = z_{i-1} + y_i + x_i mod 2 with a = 0, b = 1: 0+1+1 = 0, 0+0+1 = 1, 1+1+0 = 0, 0+1+0 = 1.
+    right = "s1 b 1 0 s2 b 0 1 s3 a 1 0 s4 a 1 1"
+    assert valid_steps(right, "bbaa", PARITY, "new") == [True] * 4
+    # A wrong state spoils its own step; the next one goes on from what is written.
+    wrong = "s1 b 1 0 s2 b 0 0 s3 a 1 1 s4 a 1 0"
+    assert valid_steps(wrong, "bbaa", PARITY, "new") == [True, False, True, True]
+    columns = {
+        "symbols": ["bbaa"] * 2,
+        "rule": ["new"] * 2,
+        "states": [2] * 2,
+        "parity": [True] * 2,
+    }
+    assert reward([right, wrong], **columns) == [1.0, 0.0]
+    assert steps([right, wrong], **columns) == [1.0, 0.75]
+    told = [[{"role": "assistant", "content": t}] for t in (right, wrong)]
+    assert reward(told, **columns) == [1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "",
+        "s1 b 1 0 s2 b 0 1 s3 a 1 0",  # a step is missing
+        "s1 b 1 0 s2 b 0 1 s3 a 1 0 s4 a 1 1 s5 a 0 1",  # one too many
+        "s1 b 1 0 s2 b 0 1 s3 a 1 0 s4 a 1",
+        "s1 b 1 0 s2 b 0 1 s4 a 1 0 s3 a 1 1",
+        "s1 b 1 0 s2 b 0 1 s3 b 1 1 s4 a 1 0",  # another symbol than the prompt's
+        "s1 b 1 0 s2 b 0 1 s3 a 1 0 s4 a 1 2",
+        "s1 b 1 0 s2 b 0 1 s3 a 1 0 s4 a \u0661 1",
+    ],
+)
+def test_what_is_no_right_answer(answer: str) -> None:
+    assert not all(valid_steps(answer, "bbaa", PARITY, "new"))
+
+
+def test_every_choice_is_taken() -> None:
+    """From any state each choice has one state behind it, and no other."""
+    rules = Chains(steps=1)
+    table = rules.table("new")
+    assert len(table) == 8 * 8 * 4
+    for y in range(8):
+        right = [z for z in range(8) if all(valid_steps(f"s1 c {y} {z}", "c", rules, "new"))]
+        assert right == [table[0, y, "c"]]
+
+
+def test_the_rules_differ_and_stay() -> None:
+    old, new = (Chains().table(name) for name in ("old", "new"))
+    assert sum(old[k] != new[k] for k in new) > 200
+    assert [new[0, y, "a"] for y in range(8)] == NEW_AS_PUBLISHED
+    assert Chains(states=2, parity=True).table("new") == {
+        (z, y, x): (z + y + (x == "b")) % 2 for z in (0, 1) for y in (0, 1) for x in "ab"
+    }
+
+
+def test_demonstrations_are_right_and_their_choices_uniform() -> None:
+    rng, rules, seen = random.Random(0), Chains(), [0] * 8
+    for _ in range(200):
+        symbols = rules.draw(rng)
+        chain = demonstrate(symbols, rules.table("new"), rng)
+        assert parse(write_chain(chain), 8) == chain
+        assert all(valid_steps(write_chain(chain), symbols, rules, "new"))
+        for step in chain:
+            seen[step.y] += 1
+    assert all(abs(n - 600) < 100 for n in seen)  # 4800 / 8, four standard deviations are 92
+
+
+def test_rows(tmp_path: Path) -> None:
+    for name, seed in (("a", 5), ("b", 5), ("c", 6)):
+        write(tmp_path / name, 30, 20, seed, 10)
+    for name in ("train", "valid", "test", "old"):
+        a, b, c = ((tmp_path / x / f"{name}.jsonl").read_text() for x in "abc")
+        assert a == b
+        assert (a == c) == (name != "train")  # only what is trained on depends on the seed
+    prompts = []
+    for name in ("train", "valid", "test", "old"):
+        rows = rows_of(tmp_path / f"a/{name}.jsonl")
+        columns = {k: [r[k] for r in rows] for k in ("symbols", "rule", "states", "parity")}
+        assert reward([r["demonstration"] for r in rows], **columns) == [1.0] * len(rows)
+        assert set(columns["rule"]) == {"old" if name == "old" else "new"}
+        prompts += columns["symbols"]
+    assert len(set(prompts)) == len(prompts) == 30 + 10 + 20 + 20
+
+
+def test_shorter_chains_have_a_shorter_budget(tmp_path: Path) -> None:
+    write(tmp_path, 8, 4, 0, 2, steps=6)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "base")
+    for row in rows_of(tmp_path / "train.jsonl"):
+        assert len(tokenizer(row["demonstration"])["input_ids"]) + 1 == 25
+    for name in ("recipe", "compare", "forgetting"):
+        assert "max_completion_length: 25" in (tmp_path / f"{name}.yaml").read_text()
+    with pytest.raises(ValueError, match="1 to 24 steps, got 25"):
+        write(tmp_path, steps=25)
+    with pytest.raises(ValueError, match="too few different chains of 3 steps"):
+        write(tmp_path, steps=3)
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["task", "chain", str(tmp_path / "chain"), "--test-rows", "9"]) == 0
+    assert len(rows_of(tmp_path / "chain/train.jsonl")) == 50
+    assert "next: prefix-rft train" in capsys.readouterr().out
+    assert main(["check", str(tmp_path / "chain/recipe.yaml")]) == 0
+    for name, option, owner in (
+        ("countdown", "--steps=3", "chain"),
+        ("chain", "--operands=3", "countdown"),
+    ):
+        assert main(["task", name, str(tmp_path / "no"), option]) == 2
+        assert f"has no effect on {name}: it is of {owner} alone" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
+
+
+def test_what_the_base_reads() -> None:
+    rng, rules = random.Random(0), Chains()
+    for _ in range(50):
+        prompt, chain = text(7, rules, rng, "old")
+        symbols = "".join(prompt.split()[2:-1:2])
+        assert all(valid_steps(chain, symbols, rules, "old"))
+    right = 0
+    for _ in range(50):
+        prompt, chain = text(7, rules, rng, "new")
+        symbols = "".join(prompt.split()[2:-1:2])
+        assert [s.x for s in parse(chain, 8) or ()] == list(symbols)
+        right += sum(valid_steps(chain, symbols, rules, "new"))
+    assert right < 350 / 4  # an eighth, by chance
+
+
+def test_a_base_is_made_from_its_seed(tmp_path: Path) -> None:
+    one, _ = make_base(tmp_path / "one", steps=3, seed=1)
+    two, _ = make_base(tmp_path / "two", steps=3, seed=1)
+    for a, b in zip(one.parameters(), two.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_shipped_base_knows_the_form_and_not_the_rule() -> None:
+    folder, rules = PACKAGE / "base", Chains()
+    model, tokenizer = (
+        kind.from_pretrained(folder) for kind in (AutoModelForCausalLM, AutoTokenizer)
+    )
+    assert tokenizer.get_vocab() == make_tokenizer(rules.states).get_vocab()
+    assert sum(f.stat().st_size for f in folder.iterdir()) < 1e6
+    rng, shares = random.Random(0), {}
+    for rule in ("old", "new"):
+        symbols = [rules.draw(rng, LONGEST) for _ in range(40)]
+        prompts = [
+            f"{rule} " + " ".join(f"s{i} {x}" for i, x in enumerate(s, 1)) + " ;" for s in symbols
+        ]
+        torch.manual_seed(0)
+        ids = tokenizer(prompts, return_tensors="pt")["input_ids"]
+        out = model.generate(input_ids=ids, do_sample=True, top_k=0, max_new_tokens=4 * LONGEST + 1)
+        texts = tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
+        formed = [
+            [s.x for s in parse(t, rules.states) or ()] == list(x)
+            for t, x in zip(texts, symbols, strict=True)
+        ]
+        assert sum(formed) >= 38
+        valid = [
+            v for t, x in zip(texts, symbols, strict=True) for v in valid_steps(t, x, rules, rule)
+        ]
+        shares[rule] = sum(valid) / len(valid)
+    assert shares["old"] > 0.9
+    assert shares["new"] == pytest.approx(1 / rules.states, abs=0.05)
