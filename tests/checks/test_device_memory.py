@@ -1,6 +1,8 @@
 """Numbers worked out by hand, the model's own count, and what autograd really keeps."""
 
 import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -230,28 +232,38 @@ def test_nothing_is_allocated() -> None:
     assert count_parameters(huge) > 2 * 65536**2
 
 
+@contextmanager
+def saved(model: Any) -> Iterator[dict[int, int]]:
+    """Bytes of the storages that autograd keeps inside, weights apart."""
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    shapes = {s for p in model.parameters() for s in (p.shape, p.shape[::-1])}
+    alive: list[torch.Tensor] = []  # or another tensor might get the storage
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        # No batch here has the shape of a weight: those are cast weights.
+        if storage.data_ptr() not in weights and tensor.shape not in shapes:
+            alive.append(tensor)
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        yield kept
+
+
 @pytest.mark.parametrize("mixed", [False, True])
 def test_activations_are_what_autograd_keeps(mixed: bool) -> None:
     """Saved tensors of a real forward, weights apart, against the estimate."""
     config = qwen(hidden_size=64, intermediate_size=160, head_dim=32, vocab_size=300)
     model = AutoModelForCausalLM.from_config(config).train()
     add_fused_lm_head(model, outputs=("log_probs", "entropy"))
-    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    shapes = {s for p in model.parameters() for s in (p.shape, p.shape[::-1])}
-    kept: dict[int, torch.Tensor] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        # No batch of 2 rows and 50 tokens has the shape of a weight: those are cast weights.
-        if tensor.untyped_storage().data_ptr() not in weights and tensor.shape not in shapes:
-            kept[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
-
     ids = torch.randint(3, 300, (2, 50))
     mask = torch.ones_like(ids)
     mask[0, :5] = 0
     labels = ids.masked_fill(torch.arange(50) < 20, -100)
     with (
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x),
+        saved(model) as kept,
         torch.autocast("cpu", torch.bfloat16, enabled=mixed),
     ):
         model(input_ids=ids, attention_mask=mask, labels=labels, fused_lm_head=True)
@@ -265,7 +277,7 @@ def test_activations_are_what_autograd_keeps(mixed: bool) -> None:
         compute_bytes=2 if mixed else 4,
         triton=False,
     ).parts
-    real = sum(t.untyped_storage().nbytes() for t in kept.values())
+    real = sum(kept.values())
     assert parts["activations"] == pytest.approx(real, rel=0.03)
 
 
@@ -277,20 +289,11 @@ def test_activations_of_packed_rows_are_what_autograd_keeps(mixed: bool, kind: s
     config = qwen(head_dim=32, **sizes) if kind == "qwen3" else llama(**sizes)
     model = AutoModelForCausalLM.from_config(config).train()
     assert add_packed_forward(model) is None
-    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    shapes = {s for p in model.parameters() for s in (p.shape, p.shape[::-1])}
-    kept: dict[int, torch.Tensor] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.untyped_storage().data_ptr() not in weights and tensor.shape not in shapes:
-            kept[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
-
     completion_BT = torch.randint(3, 300, (6, 30))
     layout = pack([[5] * 50] * 3 + [[6] * 50] * 3, completion_BT, torch.ones(6, 30).bool())
     with (
         packed(model.config),
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x),
+        saved(model) as kept,
         torch.autocast("cpu", torch.bfloat16, enabled=mixed),
     ):
         model(packed=PackedRows(layout, 1.0, True))
@@ -306,7 +309,7 @@ def test_activations_of_packed_rows_are_what_autograd_keeps(mixed: bool, kind: s
         packed=3,
         head_norms=has_head_norms(config),
     ).parts
-    real = sum(t.untyped_storage().nbytes() for t in kept.values())
+    real = sum(kept.values())
     assert parts["activations"] == pytest.approx(real, rel=0.04)
 
 

@@ -13,12 +13,21 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from prefix_rft.cli import main
 from prefix_rft.tasks.chain import reward, steps, write
 from prefix_rft.tasks.chain.base_model import LONGEST, make_base, make_tokenizer, text
-from prefix_rft.tasks.chain.rule import Chains, demonstrate, parse, valid_steps, write_chain
+from prefix_rft.tasks.chain.rule import (
+    STATES,
+    demonstrate,
+    draw_symbols,
+    parse,
+    table_of,
+    valid_steps,
+    write_chain,
+)
 
 PACKAGE = Path(str(files("prefix_rft.tasks.chain")))
 NEW_AS_PUBLISHED = [3, 2, 3, 1, 0, 7, 3, 7]
 """What the rule of every table in benchmarks/ says of the first state and symbol."""
-PARITY = Chains(steps=4, states=2, parity=True)
+PARITY = {(z, y, x): (z + y + (x == "b")) % 2 for z in (0, 1) for y in (0, 1) for x in "ab"}
+"""A rule that can be followed by hand: the sum modulo 2, with a = 0 and b = 1."""
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
@@ -28,20 +37,22 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 def test_parity_by_hand() -> None:
     # z_i = z_{i-1} + y_i + x_i mod 2 with a = 0, b = 1: 0+1+1 = 0, 0+0+1 = 1, 1+1+0 = 0, 0+1+0 = 1.
     right = "s1 b 1 0 s2 b 0 1 s3 a 1 0 s4 a 1 1"
-    assert valid_steps(right, "bbaa", PARITY, "new") == [True] * 4
+    assert valid_steps(right, "bbaa", PARITY) == [True] * 4
     # A wrong state spoils its own step; the next one goes on from what is written.
     wrong = "s1 b 1 0 s2 b 0 0 s3 a 1 1 s4 a 1 0"
-    assert valid_steps(wrong, "bbaa", PARITY, "new") == [True, False, True, True]
-    columns = {
-        "symbols": ["bbaa"] * 2,
-        "rule": ["new"] * 2,
-        "states": [2] * 2,
-        "parity": [True] * 2,
-    }
-    assert reward([right, wrong], **columns) == [1.0, 0.0]
-    assert steps([right, wrong], **columns) == [1.0, 0.75]
+    assert valid_steps(wrong, "bbaa", PARITY) == [True, False, True, True]
+
+
+def test_rewards() -> None:
+    """From state 0 each choice leads to the published state; the second step is wrong."""
+    y, z = 1, NEW_AS_PUBLISHED[1]
+    after = table_of("new")[z, 0, "c"]
+    right, wrong = f"s1 a {y} {z} s2 c 0 {after}", f"s1 a {y} {z} s2 c 0 {(after + 1) % 8}"
+    columns = {"symbols": ["ac"] * 2, "rule": ["new"] * 2}
     told = [[{"role": "assistant", "content": t}] for t in (right, wrong)]
-    assert reward(told, **columns) == [1.0, 0.0]
+    for answers in ([right, wrong], told):
+        assert reward(answers, **columns) == [1.0, 0.0]
+        assert steps(answers, **columns) == [1.0, 0.5]
 
 
 @pytest.mark.parametrize(
@@ -58,35 +69,31 @@ def test_parity_by_hand() -> None:
     ],
 )
 def test_what_is_no_right_answer(answer: str) -> None:
-    assert not all(valid_steps(answer, "bbaa", PARITY, "new"))
+    assert not all(valid_steps(answer, "bbaa", PARITY))
 
 
 def test_every_choice_is_taken() -> None:
     """From any state each choice has one state behind it, and no other."""
-    rules = Chains(steps=1)
-    table = rules.table("new")
+    table = table_of("new")
     assert len(table) == 8 * 8 * 4
     for y in range(8):
-        right = [z for z in range(8) if all(valid_steps(f"s1 c {y} {z}", "c", rules, "new"))]
+        right = [z for z in range(8) if all(valid_steps(f"s1 c {y} {z}", "c", table))]
         assert right == [table[0, y, "c"]]
 
 
 def test_the_rules_differ_and_stay() -> None:
-    old, new = (Chains().table(name) for name in ("old", "new"))
+    old, new = (table_of(name) for name in ("old", "new"))
     assert sum(old[k] != new[k] for k in new) > 200
     assert [new[0, y, "a"] for y in range(8)] == NEW_AS_PUBLISHED
-    assert Chains(states=2, parity=True).table("new") == {
-        (z, y, x): (z + y + (x == "b")) % 2 for z in (0, 1) for y in (0, 1) for x in "ab"
-    }
 
 
 def test_demonstrations_are_right_and_their_choices_uniform() -> None:
-    rng, rules, seen = random.Random(0), Chains(), [0] * 8
+    rng, table, seen = random.Random(0), table_of("new"), [0] * 8
     for _ in range(200):
-        symbols = rules.draw(rng)
-        chain = demonstrate(symbols, rules.table("new"), rng)
-        assert parse(write_chain(chain), 8) == chain
-        assert all(valid_steps(write_chain(chain), symbols, rules, "new"))
+        symbols = draw_symbols(24, rng)
+        chain = demonstrate(symbols, table, rng)
+        assert parse(write_chain(chain)) == chain
+        assert all(valid_steps(write_chain(chain), symbols, table))
         for step in chain:
             seen[step.y] += 1
     assert all(abs(n - 600) < 100 for n in seen)  # 4800 / 8, four standard deviations are 92
@@ -102,7 +109,7 @@ def test_rows(tmp_path: Path) -> None:
     prompts = []
     for name in ("train", "valid", "test", "old"):
         rows = rows_of(tmp_path / f"a/{name}.jsonl")
-        columns = {k: [r[k] for r in rows] for k in ("symbols", "rule", "states", "parity")}
+        columns = {k: [r[k] for r in rows] for k in ("symbols", "rule")}
         assert reward([r["demonstration"] for r in rows], **columns) == [1.0] * len(rows)
         assert set(columns["rule"]) == {"old" if name == "old" else "new"}
         prompts += columns["symbols"]
@@ -137,17 +144,17 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_what_the_base_reads() -> None:
-    rng, rules = random.Random(0), Chains()
+    rng = random.Random(0)
     for _ in range(50):
-        prompt, chain = text(7, rules, rng, "old")
+        prompt, chain = text(7, rng, "old")
         symbols = "".join(prompt.split()[2:-1:2])
-        assert all(valid_steps(chain, symbols, rules, "old"))
+        assert all(valid_steps(chain, symbols, table_of("old")))
     right = 0
     for _ in range(50):
-        prompt, chain = text(7, rules, rng, "new")
+        prompt, chain = text(7, rng, "new")
         symbols = "".join(prompt.split()[2:-1:2])
-        assert [s.x for s in parse(chain, 8) or ()] == list(symbols)
-        right += sum(valid_steps(chain, symbols, rules, "new"))
+        assert [s.x for s in parse(chain) or ()] == list(symbols)
+        right += sum(valid_steps(chain, symbols, table_of("new")))
     assert right < 350 / 4  # an eighth, by chance
 
 
@@ -159,15 +166,15 @@ def test_a_base_is_made_from_its_seed(tmp_path: Path) -> None:
 
 
 def test_the_shipped_base_knows_the_form_and_not_the_rule() -> None:
-    folder, rules = PACKAGE / "base", Chains()
+    folder = PACKAGE / "base"
     model, tokenizer = (
         kind.from_pretrained(folder) for kind in (AutoModelForCausalLM, AutoTokenizer)
     )
-    assert tokenizer.get_vocab() == make_tokenizer(rules.states).get_vocab()
+    assert tokenizer.get_vocab() == make_tokenizer().get_vocab()
     assert sum(f.stat().st_size for f in folder.iterdir()) < 1e6
     rng, shares = random.Random(0), {}
     for rule in ("old", "new"):
-        symbols = [rules.draw(rng, LONGEST) for _ in range(40)]
+        symbols = [draw_symbols(LONGEST, rng) for _ in range(40)]
         prompts = [
             f"{rule} " + " ".join(f"s{i} {x}" for i, x in enumerate(s, 1)) + " ;" for s in symbols
         ]
@@ -176,13 +183,14 @@ def test_the_shipped_base_knows_the_form_and_not_the_rule() -> None:
         out = model.generate(input_ids=ids, do_sample=True, top_k=0, max_new_tokens=4 * LONGEST + 1)
         texts = tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
         formed = [
-            [s.x for s in parse(t, rules.states) or ()] == list(x)
-            for t, x in zip(texts, symbols, strict=True)
+            [s.x for s in parse(t) or ()] == list(x) for t, x in zip(texts, symbols, strict=True)
         ]
         assert sum(formed) >= 38
         valid = [
-            v for t, x in zip(texts, symbols, strict=True) for v in valid_steps(t, x, rules, rule)
+            v
+            for t, x in zip(texts, symbols, strict=True)
+            for v in valid_steps(t, x, table_of(rule))
         ]
         shares[rule] = sum(valid) / len(valid)
     assert shares["old"] > 0.9
-    assert shares["new"] == pytest.approx(1 / rules.states, abs=0.05)
+    assert shares["new"] == pytest.approx(1 / STATES, abs=0.05)

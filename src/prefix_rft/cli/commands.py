@@ -58,13 +58,7 @@ def convert(args: argparse.Namespace) -> None:
     from prefix_rft.data.converters import convert as rows_of
     from prefix_rft.data.files import find_source, raw_rows
 
-    output = Path(args.output)
-    if output.suffix != ".jsonl":
-        raise UserError(f"the output '{output}' must end in .jsonl")
-    if output.exists():
-        raise UserError(f"'{output}' exists already: give another name")
-    if not output.parent.is_dir():
-        raise UserError(f"the folder of '{output}' does not exist")
+    output = _new_rows(args.output)
     keys = {"path": args.source, "name": args.subset, "split": args.split}
     chosen = {k: v for k, v in keys.items() if v is not None}
     source = find_source(chosen if len(chosen) > 1 else args.source, Path())
@@ -78,6 +72,18 @@ def convert(args: argparse.Namespace) -> None:
     finally:
         partial.unlink(missing_ok=True)
     say(Console(), f"wrote {count} rows to {output}; read it with train_data: {output}")
+
+
+def _new_rows(name: str) -> Path:
+    """A file of rows that is yet to be written."""
+    output = Path(name)
+    if output.suffix != ".jsonl":
+        raise UserError(f"the output '{output}' must end in .jsonl")
+    if output.exists():
+        raise UserError(f"'{output}' exists already: give another name")
+    if not output.parent.is_dir():
+        raise UserError(f"the folder of '{output}' does not exist")
+    return output
 
 
 def eval(args: argparse.Namespace) -> None:
@@ -100,13 +106,7 @@ def collect(args: argparse.Namespace) -> None:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
     if not 0 < args.temperature < math.inf:
         raise UserError(f"--temperature must be above 0, got {args.temperature}")
-    output = Path(args.output)
-    if output.suffix != ".jsonl":
-        raise UserError(f"the output '{output}' must end in .jsonl")
-    if output.exists():
-        raise UserError(f"'{output}' exists already: give another name")
-    if not output.parent.is_dir():
-        raise UserError(f"the folder of '{output}' does not exist")
+    output = _new_rows(args.output)
     quiet()
     request = Request(args.samples, args.temperature, 1, args.seed, args.batch_size)
     console = Console()

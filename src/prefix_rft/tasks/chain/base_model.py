@@ -15,12 +15,15 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from prefix_rft.tasks.chain.rule import (
+    DIGITS,
     NAMES,
+    STATES,
     SYMBOLS,
-    Chains,
     Link,
     demonstrate,
+    draw_symbols,
     prompt_of,
+    table_of,
     write_chain,
 )
 from prefix_rft.tasks.pretraining import pretrain, tiny_model, word_tokenizer
@@ -32,10 +35,10 @@ LONGEST = 24
 """Steps of the longest chain that it reads."""
 
 
-def make_tokenizer(states: int) -> PreTrainedTokenizerFast:
+def make_tokenizer() -> PreTrainedTokenizerFast:
     """A tokenizer with one token for each step's number, symbol and state."""
     markers = (f"s{i}" for i in range(1, LONGEST + 1))
-    return word_tokenizer((*NAMES, ";", *SYMBOLS, *map(str, range(states)), *markers), 160)
+    return word_tokenizer((*NAMES, ";", *SYMBOLS, *DIGITS, *markers), 160)
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalLM:
@@ -43,22 +46,21 @@ def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalL
     return tiny_model(tokenizer, seed, hidden=64, layers=2, kv_heads=4)
 
 
-def text(length: int, rules: Chains, rng: random.Random, name: str) -> tuple[str, str]:
+def text(length: int, rng: random.Random, name: str) -> tuple[str, str]:
     """A prompt and a chain: right under the old rule, and random under the new one."""
-    symbols, states = rules.draw(rng, length), range(rules.states)
+    symbols = draw_symbols(length, rng)
     if name == "old":
-        chain = demonstrate(symbols, rules.table(name), rng)
+        chain = demonstrate(symbols, table_of(name), rng)
     else:
-        chain = [Link(x, rng.choice(states), rng.choice(states)) for x in symbols]
+        chain = [Link(x, rng.randrange(STATES), rng.randrange(STATES)) for x in symbols]
     return prompt_of(name, symbols), write_chain(chain)
 
 
 def make_base(
-    folder: Path, steps: int = STEPS, seed: int = 0, rules: Chains | None = None
+    folder: Path, steps: int = STEPS, seed: int = 0
 ) -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast]:
     """Make the base model from its seed and save it with its tokenizer in Hugging Face layout."""
-    rules = rules or Chains()
-    tokenizer = make_tokenizer(rules.states)
+    tokenizer = make_tokenizer()
     model = make_model(tokenizer, seed)
     rng = random.Random(f"pretrain:{seed}")
 
@@ -67,7 +69,7 @@ def make_base(
         longest = min(LONGEST, 4 + 2 * step * LONGEST // steps)
         length = rng.choice((longest, rng.randint(1, longest)))
         names = ["old"] * (3 * BATCH // 4) + ["new"] * (BATCH // 4)
-        return [text(length, rules, rng, name) for name in names]
+        return [text(length, rng, name) for name in names]
 
     pretrain(model, tokenizer, draw, steps, LEARNING_RATE)
     model.save_pretrained(folder)

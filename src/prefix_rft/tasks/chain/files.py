@@ -10,21 +10,26 @@ from pathlib import Path
 from typing import Any
 
 from prefix_rft.tasks.chain.base_model import LONGEST
-from prefix_rft.tasks.chain.rule import Chains, demonstrate, prompt_of, write_chain
+from prefix_rft.tasks.chain.rule import (
+    SYMBOLS,
+    demonstrate,
+    draw_symbols,
+    prompt_of,
+    table_of,
+    write_chain,
+)
 
 PACKAGE = "prefix_rft.tasks.chain"
 COPIED = ("recipe.yaml", "compare.yaml", "forgetting.yaml")
 
 
-def row(symbols: str, rules: Chains, rng: random.Random, name: str = "new") -> dict[str, Any]:
+def row(symbols: str, rng: random.Random, name: str) -> dict[str, Any]:
     """One line of a data file, with a demonstration of its own choices."""
     return {
         "prompt": prompt_of(name, symbols),
-        "demonstration": write_chain(demonstrate(symbols, rules.table(name), rng)),
+        "demonstration": write_chain(demonstrate(symbols, table_of(name), rng)),
         "symbols": symbols,
         "rule": name,
-        "states": rules.states,
-        "parity": rules.parity,
     }
 
 
@@ -56,9 +61,8 @@ def write(
     """
     if not 1 <= steps <= LONGEST:
         raise ValueError(f"the base has read chains of 1 to {LONGEST} steps, got {steps}")
-    rules = Chains(steps)
     counts = {"test": n_test, "valid": n_valid, "old": n_test, "train": n_train}
-    if sum(counts.values()) > len(rules.symbols) ** steps // 2:
+    if sum(counts.values()) > len(SYMBOLS) ** steps // 2:
         raise ValueError(f"there are too few different chains of {steps} steps: ask for fewer rows")
     folder.mkdir(parents=True, exist_ok=True)
     seen: set[str] = set()
@@ -66,10 +70,10 @@ def write(
         rng = random.Random(f"chain:{name}:{seed if name == 'train' else 'all'}")
         lines = []
         while len(lines) < count:
-            symbols = rules.draw(rng)
+            symbols = draw_symbols(steps, rng)
             if symbols not in seen:
                 seen.add(symbols)
-                lines.append(row(symbols, rules, rng, "old" if name == "old" else "new"))
+                lines.append(row(symbols, rng, "old" if name == "old" else "new"))
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
     with as_file(files(PACKAGE)) as package:

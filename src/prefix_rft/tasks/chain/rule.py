@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import functools
 import random
-from dataclasses import dataclass
 from typing import NamedTuple
 
 SYMBOLS = "abcd"
+STATES = 8
+"""How many states there are, and choices."""
+DIGITS = tuple(map(str, range(STATES)))
 NAMES = ("old", "new")
 """The rules: of what the base has read, and of the task."""
 
@@ -28,44 +30,20 @@ class Link(NamedTuple):
     z: int
 
 
-@dataclass(frozen=True)
-class Chains:
-    """The chains of a task.
-
-    Attributes:
-        steps: L, the steps of a chain.
-        states: how many states there are, and choices.
-        parity: the task's T is the sum of state, choice and symbol modulo ``states``; that of the
-            base is a random table all the same.
-    """
-
-    steps: int = 24
-    states: int = 8
-    parity: bool = False
-
-    @property
-    def symbols(self) -> str:
-        """The symbols of prompts; with parities as many as states."""
-        return SYMBOLS[: self.states] if self.parity else SYMBOLS
-
-    def table(self, name: str) -> dict[tuple[int, int, str], int]:
-        """The rule of a name: the state behind a state, a choice and a symbol."""
-        return _table(name, self.states, self.symbols, self.parity and name == "new")
-
-    def draw(self, rng: random.Random, steps: int | None = None) -> str:
-        """The symbols of a prompt."""
-        return "".join(rng.choices(self.symbols, k=steps or self.steps))
+Table = dict[tuple[int, int, str], int]
+"""The state behind a state, a choice and a symbol."""
 
 
 @functools.cache
-def _table(name: str, states: int, symbols: str, adds: bool) -> dict[tuple[int, int, str], int]:
-    rng, every = random.Random(f"chain:{name}:{states}"), range(states)
-    return {
-        (z, y, x): (z + y + symbols.index(x)) % states if adds else rng.randrange(states)
-        for z in every
-        for y in every
-        for x in symbols
-    }
+def table_of(name: str) -> Table:
+    """The rule of a name, the same everywhere and always."""
+    rng, every = random.Random(f"chain:{name}:{STATES}"), range(STATES)
+    return {(z, y, x): rng.randrange(STATES) for z in every for y in every for x in SYMBOLS}
+
+
+def draw_symbols(steps: int, rng: random.Random) -> str:
+    """The symbols of a prompt."""
+    return "".join(rng.choices(SYMBOLS, k=steps))
 
 
 def prompt_of(name: str, symbols: str) -> str:
@@ -79,47 +57,40 @@ def write_chain(chain: list[Link]) -> str:
     return " ".join(f"s{i} {x} {y} {z}" for i, (x, y, z) in enumerate(chain, 1))
 
 
-def demonstrate(
-    symbols: str, table: dict[tuple[int, int, str], int], rng: random.Random
-) -> list[Link]:
+def demonstrate(symbols: str, table: Table, rng: random.Random) -> list[Link]:
     """A right chain, whose choices are uniform."""
-    chain, z, choices = [], 0, 1 + max(y for _, y, _ in table)
+    chain, z = [], 0
     for x in symbols:
-        y = rng.randrange(choices)
+        y = rng.randrange(STATES)
         z = table[z, y, x]
         chain.append(Link(x, y, z))
     return chain
 
 
-def parse(completion: str, states: int) -> list[Link] | None:
+def parse(completion: str) -> list[Link] | None:
     """The steps of an answer, or None where the text is anything else."""
     words = completion.split()
-    digits = {str(i): i for i in range(states)}
     if len(words) % 4:
         return None
     chain = []
     for i in range(0, len(words), 4):
         marker, x, y, z = words[i : i + 4]
-        if (
-            marker != f"s{i // 4 + 1}"
-            or x not in tuple(SYMBOLS)
-            or y not in digits
-            or z not in digits
-        ):
+        known = x in tuple(SYMBOLS) and y in DIGITS and z in DIGITS
+        if marker != f"s{i // 4 + 1}" or not known:
             return None
-        chain.append(Link(x, digits[y], digits[z]))
+        chain.append(Link(x, int(y), int(z)))
     return chain
 
 
-def valid_steps(completion: str, symbols: str, rules: Chains, name: str) -> list[bool]:
+def valid_steps(completion: str, symbols: str, table: Table) -> list[bool]:
     """Which of the steps follow the rule from the state that the answer itself has written.
 
     Steps that are missing do not; of a text that is no chain none does.
     """
-    chain = parse(completion, rules.states)
+    chain = parse(completion)
     if chain is None or len(chain) > len(symbols):
         return [False] * len(symbols)
-    table, before, valid = rules.table(name), 0, []
+    before, valid = 0, []
     for step, x in zip(chain, symbols, strict=False):
         valid.append(step.x == x and table[before, step.y, x] == step.z)
         before = step.z
