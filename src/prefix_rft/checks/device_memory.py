@@ -160,8 +160,10 @@ def estimate(
         device = "cuda" if triton else "cpu"
         layer = packed_layer_bytes(shape, rows, weight_bytes, compute_bytes, device, head_norms)
         once, states = rows.mask * attends_in(device, compute_bytes), compute_bytes
-        of_head = logits_bytes if triton else packed_logits_bytes
-        logits = of_head(shape, scored, weight_bytes, compute_bytes, triton)
+        if triton:
+            logits = logits_bytes(shape, scored, weight_bytes, compute_bytes, triton)
+        else:
+            logits = packed_logits_bytes(shape, scored, weight_bytes, compute_bytes)
     last = tokens * shape.hidden * (FLOAT32 + weight_bytes) + scored * shape.hidden * states
     if activation_checkpointing:
         layers = shape.layers * tokens * shape.hidden * weight_bytes + layer

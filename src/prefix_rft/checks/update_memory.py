@@ -74,7 +74,7 @@ def attends_in(device: str, compute_bytes: int) -> int:
 
 
 def packed_logits_bytes(
-    shape: ModelSize, scored: int, weight_bytes: int, compute_bytes: int, triton: bool
+    shape: ModelSize, scored: int, weight_bytes: int, compute_bytes: int
 ) -> int:
     """Bytes for log-probs of ``scored`` positions on a CPU, at the peak: ``engines/packed/head``.
 
