@@ -16,9 +16,10 @@ for name in "$@"; do
   esac
   data=${options[0]}
   [ -e "$data/recipe.yaml" ] || "$command" task countdown "${options[@]}"
-  recipe=$data/compare/methods.yaml settings=()
+  # The values that README.md names; it says which of them lie at an edge.
+  recipe=$data/compare/methods.yaml settings=(compare.further=false)
   case $name in
-    long) settings=(max_steps=800 prompts_per_step=32 micro_batch_size=256 --seeds 3) ;;
+    long) settings+=(max_steps=800 prompts_per_step=32 micro_batch_size=256 --seeds 3) ;;
     ablations)
       [ -e "$data/worse" ] || "$command" task countdown "$data/worse" --solver-accuracy 0.5
       recipe=$data/compare/ablations.yaml  # at the learning rate that 'ordinary' chose

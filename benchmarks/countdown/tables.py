@@ -36,6 +36,7 @@ COMPARISONS: dict[str, tuple[str, str, list[str], int | None]] = {
     "ablations": ("ordinary", "ablations", [], None),
 }
 """What ``run.sh`` runs: the task, the recipe, what is overridden, and seeds if not the recipe's."""
+AS_WRITTEN = "compare.further=false"
 ARMS = {
     "base": "base",
     "sft": "SFT",
@@ -80,7 +81,7 @@ def board(name: str, data: Path, output: Path | None = None) -> Board:
     task, recipe, overrides, seeds = COMPARISONS[name]
     path = data / task / "compare" / f"{recipe}.yaml"
     folder = output or HERE / "results" / name
-    return read_board(str(path), overrides, None, seeds, None, str(folder))
+    return read_board(str(path), [*overrides, AS_WRITTEN], None, seeds, None, str(folder))
 
 
 def columns(block: tables.Section, *names: str) -> dict[str, Row]:

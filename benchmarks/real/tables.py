@@ -33,7 +33,8 @@ def board(data: Path) -> Board:
     Args:
         data: the task's folder.
     """
-    return read_board(str(data / "compare.yaml"), [], None, None, None, str(RECORDS))
+    overrides = ["compare.further=false"]
+    return read_board(str(data / "compare.yaml"), overrides, None, None, None, str(RECORDS))
 
 
 def rows(own: Board) -> list[list[str]]:

@@ -40,6 +40,7 @@ def board(tmp_path: Path) -> Board:
     finish(board, board.job(ours, 1), [4, 4], flops=300.0)
     finish(board, board.job(rl, 0, 0.1), [0, 4], flops=50.0)
     finish(board, board.job(rl, 0, 0.2), [1, 4], flops=70.0)
+    finish(board, board.job(rl, 0, 0.4), [0, 2], flops=70.0)  # behind the edge
     finish(board, board.job(rl, 1, 0.2), [2, 4], flops=90.0)
     finish(board, board.job(later, 0), [4, 4], flops=1.0)
     return board
@@ -61,7 +62,7 @@ def test_means_and_differences_by_hand(board: Board) -> None:
     # pass@2 of 1, 4, 2, 4 correct among 4: 1 - 3/6, 1, 1 - 1/6, 1.
     assert cell.pass_at[2].mean == pytest.approx((0.5 + 1 + 5 / 6 + 1) / 4)
     assert (cell.truncated, cell.no_answer, cell.tokens) == (0.25, 0.5, 7.0)
-    assert rl.swept == "learning_rate 0.2 of 0.1, 0.2 (at the edge)"
+    assert rl.swept == "learning_rate 0.2 of 0.1, 0.2, 0.4"
     assert rl.costs.flops == 80.0
     assert ours.cells["held-out"][1.0].difference is None
     assert base.cells["held-out"][1.0].less_base is None
@@ -117,7 +118,7 @@ def test_terminal_fits_eighty_columns(board: Board) -> None:
     assert max(map(len, said.splitlines())) <= 80
     assert "68.8" in said  # rl
     assert "-18.8" in said
-    assert "rl: learning_rate 0.2 of 0.1, 0.2 (at the edge)" in said
+    assert "rl: learning_rate 0.2 of 0.1, 0.2, 0.4" in said
     assert "…" not in said
 
 

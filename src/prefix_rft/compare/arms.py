@@ -38,6 +38,7 @@ class Comparison:
         by: columns to split results by.
         forgetting: a suite of other tasks that every model is evaluated on.
         trajectory: models saved and evaluated along training, 0 for none.
+        further: where the best value of a sweep lies at its edge, try one further.
     """
 
     arms: Sequence[Arm]
@@ -49,6 +50,7 @@ class Comparison:
     by: Sequence[str] = ()
     forgetting: str | None = None
     trajectory: int = 0
+    further: bool = True
 
     def arm(self, name: str) -> Arm:
         """The arm of that name."""
@@ -93,7 +95,7 @@ def read_comparison(
 
 
 def _checked(comparison: Comparison, kinds: Mapping[str, str]) -> Comparison:
-    simple = ("seeds", "samples", "trajectory")
+    simple = ("seeds", "samples", "trajectory", "further")
     check_types(f"key of '{KEY}'", {k: getattr(comparison, k) for k in simple}, kinds)
     for name in ("seeds", "samples"):
         if getattr(comparison, name) < 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -148,7 +149,25 @@ def read_board(
     check_folder(folder, "the folder of the comparison")
     # What only a comparison reads is not part of what its runs share.
     resolved = replace(setup.recipe, name="")
-    return Board(comparison, str(Path(recipe).resolve()), resolved, shared, folder)
+
+    @functools.cache
+    def usable(name: str, value: Any) -> bool:
+        arm = comparison.arm(name)
+        keys = {**shared, **arm.keys, **dict.fromkeys(arm.sweep, value)}
+        try:
+            configure(recipe, overrides_of(keys)).close()
+        except UserError:  # a share of more than 1, say: the sweep ends at its edge
+            return False
+        return True
+
+    return Board(
+        comparison,
+        str(Path(recipe).resolve()),
+        resolved,
+        shared,
+        folder,
+        usable=lambda arm, value: usable(arm.name, value),
+    )
 
 
 def refuse_along(recipe: Recipe) -> None:

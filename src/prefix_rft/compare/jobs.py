@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from prefix_rft.compare.arm import Arm
 from prefix_rft.compare.arms import Comparison
 from prefix_rft.compare.costs import Costs
+from prefix_rft.compare.further import one_further
 from prefix_rft.compare.inputs import deciding, defaults_of, same_inputs
 from prefix_rft.compare.work import DONE, HELD_OUT, VALIDATION, expand, sets_of
 from prefix_rft.evaluation.run import fingerprint
@@ -65,6 +66,7 @@ class Board:
         shared: keys that every run has been given beside the recipe.
         folder: the comparison's folder.
         batch_size: rows sampled at once in evaluations.
+        usable: whether an arm can be run with a value that its sweep does not have.
         records: ``done.json`` by folder, as far as it was read.
     """
 
@@ -74,6 +76,7 @@ class Board:
     shared: Mapping[str, Any]
     folder: Path
     batch_size: int = 256
+    usable: Callable[[Arm, Any], bool] = lambda arm, value: True
     records: dict[Path, dict[str, Any]] = field(default_factory=dict)
     _data: str | None = None
 
@@ -91,9 +94,20 @@ class Board:
             folder = folder / f"{next(iter(arm.sweep))}={written(value)}"
         return Job(arm, seed, value, folder / f"seed-{seed}")
 
+    def swept(self, arm: Arm) -> list[Any]:
+        """The values that an arm's is chosen from.
+
+        Those of its sweep, and one further where the best of them lies at an edge.
+        """
+        values = [value for values in arm.sweep.values() for value in values]
+        if not self.comparison.further or (best := self._best(arm, values)) is None:
+            return values
+        beyond = one_further(values, best)
+        return values if beyond is None or not self.usable(arm, beyond) else [*values, beyond]
+
     def sweep(self, arm: Arm) -> list[Job]:
         """The runs that an arm's value is chosen from."""
-        return [self.job(arm, 0, value) for values in arm.sweep.values() for value in values]
+        return [self.job(arm, 0, value) for value in self.swept(arm)]
 
     def jobs(self) -> Iterator[Job]:
         """Every run that is known to be needed now; chosen ones are known once sweeps are done."""
@@ -226,10 +240,13 @@ class Board:
 
         Of equal values the first one counts.
         """
-        if not arm.sweep:
-            return None
+        return self._best(arm, self.swept(arm))
+
+    def _best(self, arm: Arm, values: Sequence[Any]) -> Any:
+        """The best of some values of the swept key; None where one has no record yet."""
         best, reward = None, -math.inf
-        for job in self.sweep(arm):
+        for value in values:
+            job = self.job(arm, 0, value)
             record = self.record(job)
             if record is None:
                 return None

@@ -139,8 +139,8 @@ def _record(board: Board, job: Job) -> dict[str, Any]:
 
 
 def _swept(board: Board, arm: Arm) -> str:
-    for key, values in arm.sweep.items():
-        chosen = board.chosen(arm)
+    for key in arm.sweep:
+        chosen, values = board.chosen(arm), board.swept(arm)
         edge = len(values) > 1 and chosen in (min(values), max(values))
         of = ", ".join(map(written, values))
         return f"{key} {written(chosen)} of {of}" + (" (at the edge)" if edge else "")
