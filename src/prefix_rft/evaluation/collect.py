@@ -15,15 +15,11 @@ from typing import Any
 
 from prefix_rft.data import load_rows
 from prefix_rft.engines.setup import configure
-from prefix_rft.evaluation.folder import samples_file
-from prefix_rft.evaluation.run import EvalPlan, read_problems, run_eval
 from prefix_rft.evaluation.samples import Request, Sample
-from prefix_rft.evaluation.sets import EvalSet
+from prefix_rft.evaluation.start import sample_train_rows, train_rows
 from prefix_rft.rewards import visible
 from prefix_rft.support.errors import UserError
 from prefix_rft.support.writing import write_text
-
-ROLE, SET = "model", "train"
 
 
 @dataclass(frozen=True)
@@ -72,30 +68,9 @@ def collect(
     """
     setup = configure(recipe, overrides)
     setup.close()
-    own, args = setup.recipe, setup.args
-    if own.reward is None:
-        raise UserError(f"recipe '{recipe}' has no reward, so nothing says which answers are right")
-    rows_of = EvalSet(
-        SET,
-        own.train_data,
-        own.reward,
-        columns=own.columns,
-        system_prompt=own.system_prompt,
-        limit=limit,
-        folder=own.folder,
-    )
-    asked = Request(
-        request.samples,
-        request.temperature,
-        args.max_completion_length,
-        request.seed,
-        request.batch_size,
-        getattr(args, "chat_template_kwargs", None),
-    )
-    plan = EvalPlan({ROLE: own.model_source()}, [rows_of], [asked.temperature], asked)
-    folder = output.with_suffix("")
-    run_eval(plan, folder, progress)
-    problems = read_problems(samples_file(folder, ROLE, rows_of, asked.temperature))
+    own, folder = setup.recipe, output.with_suffix("")
+    rows_of = train_rows(setup, limit)
+    problems = sample_train_rows(setup, own.model_source(), rows_of, request, folder, progress)
     rows = load_rows(own.train_data, folder=own.folder, reading=rows_of.reading, limit=limit)
     lines, answers = [], 0
     for row, problem in zip(_plain(rows), problems, strict=True):
@@ -104,8 +79,8 @@ def collect(
             lines.append(json.dumps({**row, "demonstration": found}, ensure_ascii=False) + "\n")
     if not lines:
         raise UserError(
-            f"none of {len(problems)} rows was solved in {asked.samples} samples: sample more, or "
-            "train on demonstrations first"
+            f"none of {len(problems)} rows was solved in {request.samples} samples: sample more, "
+            "or train on demonstrations first"
         )
     write_text(output, "".join(lines))
     sampled = sum(s.tokens for p in problems for s in p.samples)

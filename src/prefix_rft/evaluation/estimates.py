@@ -166,8 +166,8 @@ def over_seeds(values_SP: ArrayLike) -> Estimate:
         rest = x - mean - seeds[:, None] - problems
         ms_seeds = P * float((seeds**2).sum()) / (S - 1)
         ms_problems -= float((rest**2).sum()) / ((S - 1) * (P - 1))
-        squares = _t(S - 1) ** 2 * ms_seeds
-    squares += _t(P - 1) ** 2 * max(0.0, ms_problems)
+        squares = student_t(S - 1) ** 2 * ms_seeds
+    squares += student_t(P - 1) ** 2 * max(0.0, ms_problems)
     half = math.sqrt(squares / (S * P))
     return Estimate(mean, mean - half, mean + half, P)
 
@@ -178,7 +178,7 @@ def over_graded(values_SP: ArrayLike) -> Estimate:
     return UNGRADED if np.isnan(x).any(0).all() else over_seeds(x)
 
 
-def _t(df: int) -> float:
+def student_t(df: float) -> float:
     """Student's t that a two-sided interval needs."""
     return float(stdtrit(df, 0.5 + LEVEL / 2))
 
