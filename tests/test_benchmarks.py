@@ -378,9 +378,12 @@ def test_the_index_says_what_is_in_the_files() -> None:
     cases = result("memory.json")["cases"].values()
     ratios = sorted(r for c in cases for r in c["ratio"].values())
     assert f"estimate / measured {to(ratios[0])} to {to(ratios[-1])}" in said("memory.json")
-    sizes = sorted(c["parameters"] / 1e6 for c in cases)
-    between = f"{to(sizes[0], '1')} to {to(sizes[-1], '1')} million parameters"
-    assert between in said("memory.json")
+    *sizes, real, again = sorted(c["parameters"] / 1e6 for c in cases)
+    assert f"{to(sizes[0], '1')} to {to(sizes[-1], '1')} million" in said("memory.json")
+    assert len(sizes) == 5
+    assert "five models" in said("memory.json")
+    assert real == again
+    assert f"SmolLM2-{to(real, '1')}M in two steps" in said("memory.json")
     report, words = result("report.json"), said("report.json")
     assert f"{report['steps']:,} steps with {report['rollouts']:,} rollouts" in words
     assert f"written in {to(report['write_seconds'], '0.1')} s" in words
