@@ -122,6 +122,13 @@ def collect(args: argparse.Namespace) -> None:
     say(console, f"{found.sampled:,} tokens were sampled: {output.with_suffix('')}")
 
 
+def advise(args: argparse.Namespace) -> None:
+    """``prefix-rft advise``."""
+    from prefix_rft.cli.advise import run
+
+    run(args, Console())
+
+
 def compare(args: argparse.Namespace) -> int:
     """``prefix-rft compare``."""
     from prefix_rft.compare import run_compare

@@ -155,6 +155,33 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--seed", type=int, default=0)
     evaluate.add_argument("--output", metavar="FOLDER", help="default: evals/NAME")
 
+    advise = commands.add_parser(
+        "advise",
+        help="say before training whether RL can start, and what that speaks for",
+        description="Sample the start model on rows of train_data, never from a prefix: the solved "
+        "rows that a step can expect (lambda), groups without an advantage, the demonstrations' "
+        "likelihood; then what the measured table supports, and where it ends.",
+        epilog="examples:\n"
+        "  prefix-rft advise recipe.yaml\n"
+        "  prefix-rft advise recipe.yaml --sft-steps 200   also behind SFT, on a copy\n"
+        "  prefix-rft advise recipe.yaml model=runs/sft/model --rows 100 --samples 64",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    advise.add_argument("recipe", metavar="RECIPE.yaml")
+    advise.add_argument("overrides", nargs="*", metavar="key=value", help="override recipe keys")
+    advise.add_argument(
+        "--rows", type=int, default=100, help="of train_data, the first ones (default: 100)"
+    )
+    advise.add_argument(
+        "--samples", type=int, metavar="K", help="of each row (default: 16, at least a group's)"
+    )
+    advise.add_argument(
+        "--sft-steps", type=int, metavar="N", help="measure again behind so many steps of SFT"
+    )
+    advise.add_argument("--seed", type=int, default=0)
+    advise.add_argument("--batch-size", type=int, default=64, help="rows sampled at once")
+    advise.add_argument("--output", metavar="FOLDER", help="default: advice/NAME")
+
     compare = commands.add_parser(
         "compare",
         help="train several methods alike and say whether they differ",

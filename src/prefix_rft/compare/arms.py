@@ -11,7 +11,7 @@ from typing import Any
 
 from prefix_rft.compare.arm import Arm
 from prefix_rft.compare.prices import at_one_price, refuse_unlike_steps
-from prefix_rft.engines.trl import DemonstrationConfig, PrefixRFTConfig
+from prefix_rft.engines.arguments import of_rollouts
 from prefix_rft.evaluation.run import TEMPERATURES
 from prefix_rft.methods import load
 from prefix_rft.support.errors import UserError, check_types, choose, refuse_unknown
@@ -188,10 +188,7 @@ def _method_arm(
     keys: dict[str, Any] = {"method": method}
     sweep: dict[str, Sequence[Any]] = {}
     if not load(method).samples:
-        unknown = {f.name for f in fields(PrefixRFTConfig)} - {
-            f.name for f in fields(DemonstrationConfig)
-        }
-        keys |= {f"~{key}": None for key in recipe if key in unknown or key == "micro_batch_size"}
+        keys |= {f"~{key}": None for key in of_rollouts(recipe)}
         rate = float(recipe.get("learning_rate", 1e-6))
         rates = learning_rates or [float(f"{rate * factor:.6g}") for factor in SWEEP]
         sweep = {"learning_rate": list(rates)}

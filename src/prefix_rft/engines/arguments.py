@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from enum import Enum
 from pathlib import Path
@@ -39,6 +39,16 @@ def config_class(method: Method) -> type:
 def keys(method: Method) -> list[str]:
     """The keys of a recipe that are settings of the trainer."""
     return [f.name for f in fields(config_class(method)) if f.init]
+
+
+def of_rollouts(recipe: Iterable[str]) -> list[str]:
+    """The keys among a recipe's that a method without rollouts has no use for.
+
+    Its rows in a micro-batch are others, too.
+    """
+    known = {f.name for f in fields(DemonstrationConfig)}
+    unknown = {f.name for f in fields(PrefixRFTConfig)} - known
+    return [key for key in recipe if key in unknown or key == "micro_batch_size"]
 
 
 def is_checkpoint(path: Any) -> None:

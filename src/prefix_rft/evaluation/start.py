@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -121,14 +121,15 @@ def measure_start(
         setup: the resolved recipe, or the stage of it that samples.
         model: the model's folder or name.
         limit: the first rows only.
-        request: how to sample.
+        request: how to sample; the temperature is the recipe's, too.
         folder: of the samples.
         progress: called with a job's name, the rows done, and those to do.
 
     Raises:
         UserError: see :func:`sample_train_rows`.
     """
-    eval_set = train_rows(setup, limit)
+    eval_set, args = train_rows(setup, limit), setup.args
+    request = replace(request, temperature=args.temperature)
     problems = sample_train_rows(setup, model, eval_set, request, folder, progress)
     rows = load_rows(eval_set.data, folder=eval_set.folder, reading=eval_set.reading, limit=limit)
     kept = ["prompt", "demonstration"]
@@ -139,7 +140,7 @@ def measure_start(
     found = None
     if shown:
         loaded, tokenizer = load_model(model, dtype="auto")
-        template = getattr(setup.args, "chat_template_kwargs", None)
+        template = getattr(args, "chat_template_kwargs", None)
         found = likelihood(loaded, tokenizer, shown, template)
     return Start(
         rows=len(problems),
