@@ -1,6 +1,6 @@
 """Prompts of the chain task without demonstrations, for RL that is not tied to those that have one.
 
-    python benchmarks/regimes/fresh.py FOLDER     # beside train.jsonl; writes fresh.jsonl
+python benchmarks/regimes/fresh.py FOLDER     # beside train.jsonl; writes fresh.jsonl
 """
 
 from __future__ import annotations

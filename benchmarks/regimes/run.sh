@@ -12,12 +12,14 @@ if [ ! -e "$data/fresh.jsonl" ]; then
   "$command" task chain "$data" --train-rows "$n" --steps "$steps" --seed "$seed"
   "$python" benchmarks/regimes/fresh.py "$data"
 fi
-sed "s/max_completion_length: 97/max_completion_length: $((4 * steps + 1))/" benchmarks/regimes/chain.yaml \
-  >"$data/regimes.yaml"
+for name in chain forgetting; do  # the longest answer, its EOS included
+  sed "s/max_completion_length: 97/max_completion_length: $((4 * steps + 1))/" \
+    "benchmarks/regimes/$name.yaml" >"$data/regimes-$name.yaml"
+done
 mkdir -p "$(dirname "$results")"
-"$command" compare "$data/regimes.yaml" ${arms:+--methods "$arms"} --output "$results" --jobs "${JOBS:-1}"
+"$command" compare "$data/regimes-chain.yaml" ${arms:+--methods "$arms"} --output "$results" --jobs "${JOBS:-1}"
 [ -e "$results/advice.json" ] || {
-  "$command" advise "$data/regimes.yaml" method=dr_grpo "model=$PWD/$results/arms/sft/seed-0/model" \
+  "$command" advise "$data/regimes-chain.yaml" method=dr_grpo "model=$PWD/$results/arms/sft/seed-0/model" \
     --rows "$n" --samples 64 --output "$data/advice"
   cp "$data/advice/advice.json" "$results/advice.json"
 }

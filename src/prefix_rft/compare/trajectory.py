@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.functional import cross_entropy
 
 from prefix_rft.data import Renderer, load_rows
 from prefix_rft.data.render import end_of_text_ids
@@ -20,6 +19,7 @@ from prefix_rft.engines.models import give_template, load_model
 from prefix_rft.engines.sampling import SamplingSettings, sample, supported, uniforms_of
 from prefix_rft.engines.setup import configure
 from prefix_rft.engines.trl.clock import template_kwargs
+from prefix_rft.evaluation.likelihood import Pair, log_likelihoods
 from prefix_rft.evaluation.samples import reward_of
 from prefix_rft.rewards import grade_texts
 from prefix_rft.rewards.verdict import Verdict
@@ -79,7 +79,8 @@ def measures(source: str, recipe: str, overrides: Sequence[str]) -> dict[str, fl
         render = Renderer(tokenizer, end_of_text_ids(tokenizer, model.generation_config), kwargs)
         cells: list[Any] = [row for row in rows if row["demonstration"]]  # pyright: ignore
         pairs = [_ids(render, row) for row in cells]
-        metrics = {"sft_loss": _loss(model, pairs)}
+        tokens = sum(len(ids) for _, ids in pairs)
+        metrics = {"sft_loss": -sum(log_likelihoods(model, pairs)) / tokens}
         budget = setup.args.max_completion_length
         for share in GIVEN:
             texts = _continued(model, tokenizer, render, pairs, share, budget)
@@ -89,37 +90,11 @@ def measures(source: str, recipe: str, overrides: Sequence[str]) -> dict[str, fl
         return metrics
 
 
-Pair = tuple[list[int], list[int]]
-"""Ids of a prompt and of its first demonstration, EOS included."""
-
-
 def _ids(render: Renderer, row: Mapping[str, Any]) -> Pair:
+    """Of a row's prompt and its first demonstration."""
     conversation = not isinstance(row["prompt"], str)
     first = render.demonstrations(row["demonstration"][:1], conversation)[0]
     return render.prompt(row["prompt"]), first
-
-
-def _loss(model: Any, pairs: Sequence[Pair]) -> float:
-    """Mean over tokens; rows are sorted by length, so that a batch holds little padding."""
-    device = next(model.parameters()).device
-    total, tokens = 0.0, 0
-    ordered = sorted(pairs, key=lambda p: len(p[0]) + len(p[1]))
-    for start in range(0, len(ordered), 64):
-        part = ordered[start : start + 64]
-        width = max(len(p) + len(d) for p, d in part)
-        ids = torch.zeros(len(part), width, dtype=torch.long)
-        labels = torch.full((len(part), width), -100)
-        mask = torch.zeros(len(part), width, dtype=torch.long)
-        for i, (prompt, demonstration) in enumerate(part):
-            end = len(prompt) + len(demonstration)
-            ids[i, :end] = torch.tensor([*prompt, *demonstration])
-            labels[i, len(prompt) : end] = torch.tensor(demonstration)
-            mask[i, :end] = 1
-        logits = model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits.float()
-        flat = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten().to(device)
-        total += cross_entropy(*flat, ignore_index=-100, reduction="sum").item()
-        tokens += int((labels[:, 1:] != -100).sum())
-    return total / tokens
 
 
 def _continued(

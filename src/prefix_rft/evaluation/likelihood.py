@@ -35,14 +35,38 @@ class Likelihood:
         return math.exp(-self.per_token)
 
 
+Pair = tuple[Sequence[int], Sequence[int]]
+"""Ids of a prompt, and of a demonstration with its end."""
+
+
 @torch.no_grad()
+def log_likelihoods(model: Any, pairs: Sequence[Pair]) -> list[float]:
+    """The log-likelihood in nats of each demonstration behind its prompt.
+
+    One at a time and without logits of the prompt, so that no more than a demonstration's logits
+    are held. The model's mode is left as it was.
+    """
+    was_training, found = model.training, []
+    model.eval()
+    try:
+        for prompt, ids in pairs:
+            ids_1T = torch.tensor([[*prompt, *ids]], device=model.device)
+            # Of the prompt's last token, and of all but the last of the demonstration.
+            logits_TV = model(ids_1T, logits_to_keep=len(ids) + 1).logits[0, :-1]
+            loss = cross_entropy(logits_TV.float(), ids_1T[0, len(prompt) :], reduction="sum")
+            found.append(-loss.item())
+    finally:
+        model.train(was_training)
+    return found
+
+
 def likelihood(
     model: Any, tokenizer: Any, rows: Sequence[dict[str, Any]], template: Any = None
 ) -> Likelihood | None:
-    """The likelihood of every demonstration of some rows behind its prompt.
+    """The likelihood of every demonstration of some rows.
 
     Args:
-        model: causal language model; its mode is left as it was.
+        model: causal language model.
         tokenizer: its tokenizer.
         rows: with ``prompt`` and a list of texts as ``demonstration``.
         template: arguments for the chat template.
@@ -53,22 +77,12 @@ def likelihood(
     render = Renderer(
         tokenizer, end_of_text_ids(tokenizer, model.generation_config), template or {}
     )
-    was_training, sums = model.training, []
-    model.eval()
-    tokens = 0
-    try:
-        for row in rows:
-            prompt = render.prompt(row["prompt"])
-            texts = row["demonstration"]
-            for ids in render.demonstrations(texts, not isinstance(row["prompt"], str)):
-                ids_1T = torch.tensor([[*prompt, *ids]], device=model.device)
-                # Of the prompt's last token and of all but the last of the demonstration.
-                logits_TV = model(ids_1T, logits_to_keep=len(ids) + 1).logits[0, :-1]
-                target_T = ids_1T[0, len(prompt) :]
-                sums.append(-cross_entropy(logits_TV.float(), target_T, reduction="sum").item())
-                tokens += len(ids)
-    finally:
-        model.train(was_training)
-    if not sums:
+    pairs = [
+        (render.prompt(row["prompt"]), ids)
+        for row in rows
+        for ids in render.demonstrations(row["demonstration"], not isinstance(row["prompt"], str))
+    ]
+    if not pairs:
         return None
+    sums, tokens = log_likelihoods(model, pairs), sum(len(ids) for _, ids in pairs)
     return Likelihood(len(sums), tokens, sum(sums) / tokens, sum(sums) / len(sums))
