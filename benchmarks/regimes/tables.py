@@ -1,0 +1,200 @@
+"""The tables of this folder's README.md, and the score that ``prefix-rft advise`` quotes.
+
+    python benchmarks/regimes/tables.py            # seconds; prints them
+    python benchmarks/regimes/tables.py --write    # and writes the package's regimes.json
+
+``tests/test_benchmarks.py`` makes both again from the records and compares.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prefix_rft.compare.work import DONE, HELD_OUT, VALIDATION, expand
+from prefix_rft.evaluation import regimes
+from prefix_rft.evaluation.estimates import Estimate, over_seeds, paired
+from prefix_rft.evaluation.regimes import ABOVE, BELOW, Rule
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+PACKAGED = Path(regimes.__file__).with_name("regimes.json")
+SFT = "sft"
+RL = ("sft+dr_grpo", "sft+dr_grpo_fresh", "sft+dr_grpo_wide", "sft+dr_grpo_slow", "sft+grpo")
+CONTEXT = ("sft+adaback", "sft+control", "sft+control_jump")
+SCORED_BY = RL[0]
+"""The arm whose lift-off the rule foretells: it was run in every cell."""
+LIFTED = 0.5
+LABELS = {
+    "base": "base",
+    SFT: "SFT",
+    "sft+dr_grpo": "SFT, then Dr. GRPO",
+    "sft+dr_grpo_fresh": "the same, 5,000 other prompts",
+    "sft+dr_grpo_wide": "the same, 2 prompts x 32 rows",
+    "sft+dr_grpo_slow": "the same at 1e-4",
+    "sft+grpo": "SFT, then GRPO",
+    "sft+adaback": "SFT, then AdaBack",
+    "sft+control": "SFT, then control",
+    "sft+control_jump": "SFT, then control, jump",
+    "sft+prefix_rft": "SFT, then Prefix-RFT",
+    "sft+prefix_rft_fast": "the same at 6e-4",
+    "sft+prefix_rft_group": "the same, prefixes a group of their own",
+    "sft+prefix_rft_low": "the same, 20 % of lowest entropy",
+}
+WHERE = "runs on chains of 24 and 12 hidden steps (0.1 million parameters)"
+Row = list[str]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One seed of a cell.
+
+    Attributes:
+        seed: of the demonstrations.
+        solved: lambda of the SFT model.
+        records: by arm.
+    """
+
+    seed: int
+    solved: Estimate
+    records: Mapping[str, Mapping[str, Any]]
+
+    def rewards(self, arm: str, name: str = HELD_OUT) -> NDArray[np.float64]:
+        """Mean reward of each problem."""
+        table = expand(self.records[arm]["sets"][name]["1"])
+        return np.array([math.nan if r is None else r for r in table["reward"]])
+
+
+def cells(folder: Path = RESULTS) -> dict[str, list[Run]]:
+    """The runs of every cell that have an advice and every arm of their comparison."""
+    found: dict[str, list[Run]] = {}
+    for path in sorted(folder.glob("*/seed-*/advice.json")):
+        solved = json.loads(path.read_text(encoding="utf-8"))["start"]["lambda"]
+        records = {"base": _read(path.parent / "base" / DONE)}
+        for done in sorted((path.parent / "arms").glob(f"*/seed-0/{DONE}")):
+            records[done.parent.parent.name] = _read(done)
+        seed = int(path.parent.name.removeprefix("seed-"))
+        found.setdefault(path.parent.parent.name, []).append(Run(seed, Estimate(**solved), records))
+    return {name: sorted(runs, key=lambda r: r.seed) for name, runs in found.items()}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def of_arm(runs: Sequence[Run], arm: str, name: str = HELD_OUT) -> NDArray[np.float64]:
+    """Mean rewards, a row for each seed that has the arm."""
+    return np.array([run.rewards(arm, name) for run in runs if arm in run.records])
+
+
+def best(runs: Sequence[Run], arms: Sequence[str]) -> str:
+    """Of some arms that every run has the best one on validation rows."""
+    whole = [arm for arm in arms if all(arm in run.records for run in runs)]
+    return max(whole, key=lambda arm: float(np.nanmean(of_arm(runs, arm, VALIDATION))))
+
+
+def arms_of(runs: Sequence[Run]) -> list[str]:
+    """The arms of a cell in the order of its table."""
+    return [arm for arm in LABELS if any(arm in run.records for run in runs)]
+
+
+def table(runs: Sequence[Run]) -> list[Row]:
+    """Each arm of a cell: mean, less the best SFT-then-RL arm, lift-offs, pass@4, forgetting."""
+    rival = best(runs, RL)
+    rows = []
+    for arm in arms_of(runs):
+        own = [run for run in runs if arm in run.records]
+        values = of_arm(own, arm)
+        less = "" if arm == rival else paired(values, of_arm(own, rival)).signed
+        lifted = sum(float(np.nanmean(v)) >= LIFTED for v in values)
+        solved = [np.mean(np.array(_held(run, arm)["correct"]) > 0) for run in own]
+        old = over_seeds(of_arm(own, arm, "old-rule"))
+        rows.append(
+            [
+                LABELS[arm],
+                str(over_seeds(values)),
+                less,
+                f"{lifted} of {len(own)}",
+                f"{100 * float(np.mean(solved)):.1f}",
+                f"{100 * old.mean:.1f}",
+                f"{np.mean([run.records[arm]['costs']['flops'] for run in own]):.1e}",
+            ]
+        )
+    return rows
+
+
+def _held(run: Run, arm: str) -> Mapping[str, Any]:
+    return run.records[arm]["sets"][HELD_OUT]["1"]
+
+
+def by_seed(runs: Sequence[Run]) -> list[Row]:
+    """Each seed: lambda, and the mean of every arm in %."""
+    rows = []
+    for run in runs:
+        s = run.solved
+        means = [
+            f"{100 * float(np.nanmean(run.rewards(arm))):.1f}" if arm in run.records else ""
+            for arm in arms_of(runs)
+        ]
+        rows.append([str(run.seed), f"{s.mean:.2g} [{s.low:.2g}, {s.high:.2g}]", *means])
+    return rows
+
+
+def score(found: Mapping[str, Sequence[Run]]) -> Rule:
+    """How often lambda above or below 1 foretold whether RL after SFT lifts off."""
+    runs = [run for some in found.values() for run in some if SCORED_BY in run.records]
+    scored = [r for r in runs if not BELOW <= r.solved.mean <= ABOVE]
+    right = [r for r in scored if (r.solved.mean > 1) == _lifted(r, SCORED_BY)]
+    return Rule(
+        right=len(right),
+        scored=len(scored),
+        unscored=len(runs) - len(scored),
+        low=min(r.solved.mean for r in runs),
+        high=max(r.solved.mean for r in runs),
+        where=WHERE,
+        below=_means([r for r in runs if r.solved.mean < BELOW]),
+        above=_means([r for r in runs if r.solved.mean > ABOVE]),
+    )
+
+
+def _lifted(run: Run, arm: str) -> bool:
+    return float(np.nanmean(run.rewards(arm))) >= LIFTED
+
+
+def _means(runs: Sequence[Run]) -> tuple[float, float] | None:
+    """Mean of RL after SFT, and of AdaBack after SFT."""
+    if not runs:
+        return None
+    both = (float(np.nanmean(of_arm(runs, arm))) for arm in (SCORED_BY, CONTEXT[0]))
+    first, second = (round(x, 4) for x in both)
+    return first, second
+
+
+def packaged(rule: Rule) -> str:
+    """The text of the package's file."""
+    return json.dumps(asdict(rule), indent=2) + "\n"
+
+
+def main() -> None:
+    """Print the tables."""
+    found = cells()
+    for name, runs in found.items():
+        print(f"\n{name}:\n")
+        for row in (*table(runs), *by_seed(runs)):
+            print("| " + " | ".join(row) + " |")
+    rule = score(found)
+    print("\n" + packaged(rule))
+    if "--write" in sys.argv[1:]:
+        PACKAGED.write_text(packaged(rule), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
