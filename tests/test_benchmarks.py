@@ -17,7 +17,8 @@ import pytest
 import yaml
 
 from prefix_rft.compare.command import run_compare
-from prefix_rft.compare.jobs import Board, same_inputs
+from prefix_rft.compare.inputs import same_inputs
+from prefix_rft.compare.jobs import Board
 from prefix_rft.compare.results import arm_results
 from prefix_rft.compare.view import as_csv, as_markdown
 from prefix_rft.recipe.recipe import Recipe

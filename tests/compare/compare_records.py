@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from prefix_rft.compare.arms import read_comparison
-from prefix_rft.compare.jobs import Board, Job
+from prefix_rft.compare.job import Job
+from prefix_rft.compare.jobs import Board
 from prefix_rft.compare.work import DONE, sets_of
 from prefix_rft.recipe.recipe import RecipeFile
 

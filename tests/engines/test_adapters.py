@@ -23,10 +23,10 @@ from prefix_rft import PrefixRFTTrainer
 from prefix_rft.cli import main
 from prefix_rft.engines import adapters
 from prefix_rft.engines.adapters import find_adapter
+from prefix_rft.engines.fingerprint import fingerprint
 from prefix_rft.engines.models import load_configs, load_model, load_tokenizer
 from prefix_rft.engines.new_adapter import config_of, count_trained
 from prefix_rft.engines.sampling import SamplingSettings, generate, supported
-from prefix_rft.evaluation.run import fingerprint
 from prefix_rft.support.errors import UserError
 from tiny import make_config, make_model, make_rows, make_tokenizer, shaped_reward
 

@@ -225,7 +225,7 @@ def test_kinds_of_adapters(
 
 def test_memory_of_an_adapter(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Gradients and moments are those of the adapter alone; no second model is the reference."""
-    from prefix_rft.checks.report import count_weights
+    from prefix_rft.checks.weights import count_weights
     from prefix_rft.engines.models import load_configs
     from prefix_rft.engines.setup import configure
 

@@ -13,7 +13,8 @@ import yaml
 from rich.console import Console
 
 from prefix_rft import PrefixRFTTrainer
-from prefix_rft.checks.report import count_weights, show_memory
+from prefix_rft.checks.report import show_memory
+from prefix_rft.checks.weights import count_weights
 from prefix_rft.cli import main
 from prefix_rft.compare.command import board_of
 from prefix_rft.engines.models import load_configs

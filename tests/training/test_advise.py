@@ -1,6 +1,7 @@
 """``prefix-rft advise``: what it measures, behind SFT too, and what it says of it."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -151,3 +152,36 @@ def test_prefixes_ahead_above_two_are_said() -> None:
     first, _ = advice(Estimate(5.0, 4.0, 6.0, 9), 50, ahead)
     assert "did not beat" not in first
     assert "(80 % with dr_grpo, 90 % with prefixes there)" in first
+
+
+def check(recipe: Path, *more: str) -> int:
+    return main(["check", str(recipe), *SMALL, *more])
+
+
+def test_check_prints_the_short_form(
+    task: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    task = shutil.copytree(task, tmp_path / "task")
+    check(task / "recipe.yaml")
+    assert "lambda" not in capsys.readouterr().out
+    Path("advice").mkdir()
+    assert ask(task / "recipe.yaml", Path("advice/countdown"), *SMALL) == 0
+    correct = sum(stored(tmp_path / "advice/countdown/start/samples/model/train-T0.9.jsonl"))
+    capsys.readouterr()
+    check(task / "recipe.yaml")
+    said = " ".join(capsys.readouterr().out.split())
+    words = f"lambda: of 12 rows a step the start model solves {12 * correct / 64:.2g}"
+    assert f"{words} without a prefix (advice/countdown/start, train, 64 samples)" in said
+    assert ("RL from the prompt alone will hardly start" in said) == (12 * correct / 64 < 1)
+    # What was seen at another temperature, with another grader, or of another model does not count.
+    for other in ("temperature=1.0", "reward=exact"):
+        check(task / "recipe.yaml", other)
+        assert "lambda" not in capsys.readouterr().out
+    config = task / "base/config.json"
+    config.write_text(config.read_text() + "\n")
+    check(task / "recipe.yaml")
+    assert "lambda" not in capsys.readouterr().out

@@ -15,27 +15,22 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from prefix_rft.checks.device_memory import count_parameters, estimate, has_head_norms
+from prefix_rft.checks.device_memory import estimate, has_head_norms
 from prefix_rft.checks.evaluations import show_evaluations
 from prefix_rft.checks.findings import Finding
 from prefix_rft.checks.packing import advise_packing, why_whole
 from prefix_rft.checks.precision import advise_precision
 from prefix_rft.checks.rows import Checked, Scope, check_data
+from prefix_rft.checks.start import show_start
+from prefix_rft.checks.weights import count_weights
 from prefix_rft.data.demonstrations import USABLE
 from prefix_rft.data.render import end_of_text_ids
-from prefix_rft.engines.adapters import find_adapter
 from prefix_rft.engines.models import (
     UncountedError,
     hub,
     load_configs,
     load_tokenizer,
     quiet,
-)
-from prefix_rft.engines.new_adapter import (
-    adapter_config,
-    config_of,
-    count_trained,
-    refuse_other_options,
 )
 from prefix_rft.engines.setup import Setup, set_up
 from prefix_rft.recipe.recipe import RECOMPUTE, RecipeFile, recompute_key
@@ -124,6 +119,7 @@ def check_setup(
     show_batches(console, setup, train)
     if setup.recipe.eval_every is not None and len(parts) > 1:
         show_evaluations(console, setup, steps_of(setup, train), train.findings, parts[1].rows)
+    show_start(console, setup)
     show_schedule(console, setup, train)
     show_memory(console, setup, train, config, weights)
     advise_precision(setup, weights, train.findings)
@@ -248,25 +244,6 @@ def show_schedule(console: Console, setup: Setup, train: Checked) -> None:
             str(step), f"{low:.0%}", f"{high:.0%}", f"{mean:.0%}", f"{mean * mean_length:.0f}"
         )
     console.print(table)
-
-
-def count_weights(setup: Setup, config: Any) -> tuple[int, int]:
-    """The weights of the model with its adapter, if any, and how many of them are trained.
-
-    Raises:
-        UserError: the adapter does not fit the model.
-        UncountedError: they cannot be counted.
-    """
-    on_disk, options = find_adapter(setup.recipe.model_source()), setup.recipe.peft
-    if on_disk is not None:
-        there = config_of(on_disk)
-        if options is not None:
-            refuse_other_options(there, options)
-        return count_trained(config, there, on_disk)
-    if options is not None:
-        return count_trained(config, adapter_config(options))
-    parameters = count_parameters(config)
-    return parameters, parameters
 
 
 def show_memory(

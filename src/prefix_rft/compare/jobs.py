@@ -15,44 +15,12 @@ from prefix_rft.compare.arms import Comparison
 from prefix_rft.compare.costs import Costs
 from prefix_rft.compare.further import one_further
 from prefix_rft.compare.inputs import deciding, defaults_of, same_inputs
+from prefix_rft.compare.job import BASE, Job, written
 from prefix_rft.compare.work import DONE, HELD_OUT, VALIDATION, expand, sets_of
-from prefix_rft.evaluation.run import fingerprint
+from prefix_rft.engines.fingerprint import fingerprint
 from prefix_rft.evaluation.sets import EvalSet
 from prefix_rft.recipe.recipe import Recipe
 from prefix_rft.support.errors import UserError
-
-BASE = "base"
-
-
-def written(value: Any) -> str:
-    """A swept value in names and tables."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run: an arm with one value of what it sweeps, at one seed; or the base, untrained.
-
-    Attributes:
-        arm: None for the base.
-        seed: the seed of its training.
-        value: the value of the swept key; None where nothing is swept.
-        folder: the run's folder.
-    """
-
-    arm: Arm | None
-    seed: int
-    value: Any
-    folder: Path
-
-    @property
-    def name(self) -> str:
-        """For people."""
-        if self.arm is None:
-            return BASE
-        key = next(iter(self.arm.sweep), None)
-        swept = f" {key}={written(self.value)}" if key else ""
-        return f"{self.arm.name}{swept}, seed {self.seed}"
 
 
 @dataclass

@@ -10,7 +10,8 @@ from typing import Any
 from markupsafe import Markup
 
 from prefix_rft.compare import tables
-from prefix_rft.compare.jobs import BASE, Board
+from prefix_rft.compare.job import BASE
+from prefix_rft.compare.jobs import Board
 from prefix_rft.compare.results import ArmResult, mean_path
 from prefix_rft.compare.tables import Section, at
 from prefix_rft.compare.view import as_markdown

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from prefix_rft.compare.arm import Arm
 from prefix_rft.compare.costs import Costs
-from prefix_rft.compare.jobs import BASE, Board, Job, written
+from prefix_rft.compare.job import BASE, Job, written
+from prefix_rft.compare.jobs import Board
 from prefix_rft.compare.work import HELD_OUT
 from prefix_rft.evaluation.estimates import Estimate, over_graded, pass_at_k, seed_spread
 from prefix_rft.evaluation.scores import Problem, powers, split_by

@@ -16,7 +16,8 @@ from typing import IO
 
 import torch
 
-from prefix_rft.compare.jobs import Board, Job
+from prefix_rft.compare.job import Job
+from prefix_rft.compare.jobs import Board
 from prefix_rft.support.errors import UserError
 from prefix_rft.support.writing import write_text
 

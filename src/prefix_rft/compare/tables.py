@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from prefix_rft.compare.jobs import BASE, Board
+from prefix_rft.compare.job import BASE
+from prefix_rft.compare.jobs import Board
 from prefix_rft.compare.results import ArmResult, Cell, mean_path
 from prefix_rft.compare.work import HELD_OUT
 from prefix_rft.evaluation.estimates import Estimate

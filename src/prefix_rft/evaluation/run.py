@@ -17,7 +17,7 @@ from prefix_rft.data import load_rows
 from prefix_rft.data.moment import pinned
 from prefix_rft.data.render import Renderer
 from prefix_rft.data.rows import PLACE
-from prefix_rft.engines.adapters import find_adapter
+from prefix_rft.engines.fingerprint import fingerprint
 from prefix_rft.engines.models import give_template, load_model
 from prefix_rft.evaluation.folder import (
     done_file,
@@ -81,31 +81,6 @@ class EvalPlan:
             for eval_set in self.sets:
                 for temperature in self.temperatures:
                     yield role, eval_set, temperature
-
-
-def fingerprint(source: str) -> dict[str, Any]:
-    """A model's source and, of a folder, a hash of its weights, config and tokenizer.
-
-    Of an adapter also those of its base, without which it says nothing.
-    """
-    adapter = find_adapter(source)
-    if adapter is not None:
-        revision = {} if adapter.revision is None else {"revision": adapter.revision}
-        return {**_of_folder(source), "base": {**_of_folder(adapter.base), **revision}}
-    return _of_folder(source)
-
-
-def _of_folder(source: str) -> dict[str, Any]:
-    folder = Path(source)
-    if not folder.is_dir():
-        return {"source": source}
-    digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.suffix in (".safetensors", ".json", ".jinja", ".model"):
-            digest.update(path.name.encode())
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-    return {"source": source, "sha256": digest.hexdigest()}
 
 
 def run_eval(plan: EvalPlan, folder: Path, progress: Any) -> dict[str, Any]:
