@@ -265,7 +265,7 @@ def parser() -> argparse.ArgumentParser:
         "task",
         help="write a bundled task: rows, base model and recipe",
         epilog="examples:\n  prefix-rft task countdown data/countdown\n"
-        "  prefix-rft task chain data/chain --train-rows 50\n"
+        "  prefix-rft task chain data/chain --steps 12\n"
         "  prefix-rft task arithmetic data/arithmetic   (needs the extra lab)",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -277,7 +277,7 @@ def parser() -> argparse.ArgumentParser:
         "SmolLM2-135M-Instruct on sums of three terms",
     )
     task.add_argument("folder", metavar="FOLDER")
-    task.add_argument("--train-rows", type=int, metavar="N", help="default: 3000; chain: 50")
+    task.add_argument("--train-rows", type=int, metavar="N", help="default: 3000; chain: 100")
     task.add_argument("--valid-rows", type=int, default=200, help="to choose settings on")
     task.add_argument("--test-rows", type=int, default=400)
     task.add_argument("--seed", type=int, default=0)

@@ -1,0 +1,145 @@
+"""When prefixes win: its tables and the score that ``advise`` quotes, from the records alone."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from prefix_rft.evaluation.estimates import Estimate
+
+ROOT = Path(__file__).parents[1]
+
+
+def load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"regimes_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def tables() -> ModuleType:
+    return load(ROOT / "benchmarks/regimes/tables.py")
+
+
+@pytest.fixture(scope="module")
+def simulation() -> ModuleType:
+    return load(ROOT / "benchmarks/simulation.py")
+
+
+def made_up(tables: ModuleType, seed: int, solved: float, **correct: list[int]) -> Any:
+    """A run of two problems with four samples each."""
+    cell = {"graded": 4, "truncated": 0.0, "no_answer": 0.0, "tokens": 1.0}
+    records = {
+        arm.replace("_and_", "+"): {
+            "sets": {
+                name: {"1": {**cell, "correct": c}}
+                for name in ("held-out", "validation", "old-rule")
+            },
+            "costs": {"flops": 1e9},
+        }
+        for arm, c in correct.items()
+    }
+    return tables.Run(seed, Estimate(solved, 0.0, 9.0, 2), records)
+
+
+SEEDS = ((1, 0.2, [0, 0]), (2, 5.0, [4, 2]), (3, 1.5, [4, 4]), (4, 3.0, [1, 0]))
+"""Number, lambda, and what RL solves of two problems."""
+
+
+@pytest.fixture
+def runs(tables: ModuleType) -> list[Any]:
+    return [
+        made_up(
+            tables,
+            seed,
+            solved,
+            sft=[0, 0],
+            sft_and_dr_grpo=rl,
+            sft_and_grpo=[1, 0],
+            sft_and_adaback=[4, 4],
+        )
+        for seed, solved, rl in (
+            (1, 0.2, [0, 0]),
+            (2, 5.0, [4, 2]),
+            (3, 1.5, [4, 4]),
+            (4, 3.0, [1, 0]),
+        )
+    ]
+
+
+def test_the_score_by_hand(tables: ModuleType, runs: list[Any]) -> None:
+    rule = tables.score({"a": runs[:2], "b": runs[2:]})
+    # .2 did not lift off and 5 did (75 %): right. 1.5 is not scored. 3 did not lift off: wrong.
+    assert (rule.right, rule.scored, rule.unscored) == (2, 3, 1)
+    assert (rule.low, rule.high) == (0.2, 5.0)
+    assert rule.below == (0.0, 1.0)
+    assert rule.above == ((0.75 + 0.125) / 2, 1.0)
+    assert rule.score == "2 of 3 runs"
+
+
+def test_a_table_by_hand(tables: ModuleType, runs: list[Any]) -> None:
+    rows = {row[0]: row for row in tables.table(runs)}
+    assert list(rows) == ["SFT", "SFT, then Dr. GRPO", "SFT, then GRPO", "SFT, then AdaBack"]
+    # Dr. GRPO (47 %) is the better one on validation rows, so all are less it.
+    assert rows["SFT, then Dr. GRPO"][2] == ""
+    assert rows["SFT, then Dr. GRPO"][1].startswith("46.9%")
+    assert rows["SFT, then GRPO"][2].startswith("-34.4")
+    assert rows["SFT, then AdaBack"][2].startswith("+53.1")
+    assert [rows[x][3] for x in rows] == ["0 of 4", "2 of 4", "0 of 4", "4 of 4"]
+    assert rows["SFT, then Dr. GRPO"][4] == "62.5"  # solved at all: 0, 2, 2 and 1 of 2
+    assert tables.by_seed(runs)[1][:2] == ["2", "5 [0, 9]"]
+    assert tables.by_seed(runs)[1][2:] == ["0.0", "75.0", "12.5", "100.0"]
+
+
+def test_the_packaged_score_is_that_of_the_records(tables: ModuleType) -> None:
+    text = tables.packaged(tables.score(tables.cells()))
+    assert tables.PACKAGED.read_text(encoding="utf-8") == text
+
+
+def test_the_page_has_the_tables_of_its_records(tables: ModuleType) -> None:
+    page = (ROOT / "benchmarks/regimes/README.md").read_text(encoding="utf-8")
+    results = page.partition("## Results")[2]
+    found = tables.cells()
+    assert found
+    for name, runs in found.items():
+        assert f"### {name}" in results
+        for row in (*tables.table(runs), *tables.by_seed(runs)):
+            assert "| " + " | ".join(row) + " |" in results, name
+    assert tables.score(found).score in results
+
+
+def test_laws_on_simulated_students(simulation: ModuleType) -> None:
+    """Of some students, each law as in the file's first lines; and what the index says of all."""
+    found = json.loads((ROOT / "benchmarks/simulation.json").read_text())["laws"]
+    assert list(found) == list(simulation.LAWS)
+    name = "integral, gain .2"
+    runs = [
+        simulation.visits(simulation.LAWS[name], student, i, 0.0)
+        for i, student in enumerate(simulation.students())
+    ]
+    assert {k: found[name][k] for k in ("flat", "signal", "off")} == simulation.measures(runs)
+    index = (ROOT / "benchmarks/README.md").read_text()
+    bisection = next(v for k, v in found.items() if k.startswith("bisection"))
+    of = [found[name], bisection, found["plain"]]
+    flat, signal = ([round(100 * x[key]) for x in of] for key in ("flat", "signal"))
+    assert f"{flat[0]} % are flat, of bisection {flat[1]} %, without a prefix {flat[2]} %" in index
+    assert f"{signal[0]}, {signal[1]} and {signal[2]} % of the most" in index
+
+
+def test_a_student_by_hand(simulation: ModuleType) -> None:
+    student = simulation.Student(k=10.0, m=0.5, b=0.2)
+    assert student.success(0.5, 0, 0.0) == pytest.approx(0.6)
+    # Ten visits of 0.02 have moved the middle by 0.2.
+    assert student.success(0.3, 10, 0.02) == pytest.approx(0.6)
+    alike = [[(0.5, 4)] * 20, [(1.0, 8)] * 20]
+    assert simulation.measures(alike) == {"flat": 0.5, "signal": 0.5, "off": 0.25}
+    assert np.isclose(simulation.measures([[(0.0, 0)] * 20])["flat"], 1.0)
