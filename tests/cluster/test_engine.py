@@ -29,9 +29,11 @@ from odd_tokenizers import characters
 from prefix_rft.cli import main
 from prefix_rft.core import Batch, loss, prepare
 from prefix_rft.core.planner import Group, Start
+from prefix_rft.core.store import Seen, Trace
 from prefix_rft.data.demonstrations import EXAMPLE, IDS
 from prefix_rft.engines.plan import RowPlan, RunPoint, replanned, starting, starts_of
 from prefix_rft.engines.setup import configure as configure_recipe
+from prefix_rft.engines.state import MethodState
 from prefix_rft.engines.verl import columns, require_verl
 from prefix_rft.engines.verl import from_recipe as cluster
 from prefix_rft.engines.verl.agent_loop import PrefixAgentLoop
@@ -39,6 +41,7 @@ from prefix_rft.engines.verl.credit import CreditedRows, verdict_shares
 from prefix_rft.engines.verl.dataset import COLUMNS, PROMPT_IDS, Prompts
 from prefix_rft.engines.verl.launch import verify
 from prefix_rft.engines.verl.loss import means, method_loss
+from prefix_rft.engines.verl.memory import learn
 from prefix_rft.engines.verl.method_config import KEY, MethodConfig, unsupported
 from prefix_rft.engines.verl.prompt_plan import PromptPlan
 from prefix_rft.engines.verl.rewards import UNGRADED, Graders, combined
@@ -62,7 +65,7 @@ from tiny import CHAT_TEMPLATE, make_chat_tokenizer
 METHODS = (
     *("prefix_rft", "dr_grpo", "luffy", "uft", "srft", "hpt", "chord", "grpo", "gspo"),
     *("cispo", "rloo", "superrl", "rl_sft", "adaback", "pope", "r3", "questa", "bread"),
-    *("control", "adaprefix", "prefixrl"),
+    *("control", "adaprefix", "prefixrl", "pass_rate"),
 )
 
 
@@ -459,6 +462,34 @@ def test_a_plan_survives_the_queue() -> None:
     assert again.known(0) == ([0, 1], False)
     assert again.known(1) == ([], False)
     assert (again.attempts, again.solved_above, again.asked) == ((starts,), 0.5, asked)
+
+
+def test_own_rollouts_are_kept_and_start_later_rows() -> None:
+    """As on the TRL engine: from the prompt alone, and behind the demonstrations in a later plan."""
+    method = MethodConfig("control", {"own": True, "plain": 1.0}).resolve_method(4, 64)
+    example = {EXAMPLE: 7, IDS: [list(range(30))]}
+    moment = RunPoint(4, seed=3, step=5, total_steps=20, max_completion_length=64)
+    plan = PromptPlan.of(method, example, moment)
+    assert plan.attempts == ((None,) * 4,)
+    rows: Any = SimpleNamespace(
+        filler_N=torch.tensor([False] * 4),
+        group_N=torch.zeros(4, dtype=torch.long),
+        attempt_N=torch.zeros(4, dtype=torch.long),
+        reward_N=torch.tensor([1.0, 1.0, 0.0, math.nan]),
+        prefix_N=torch.tensor([2, 0, 0, 0]),
+        whole_N=torch.tensor([False] * 4),
+    )
+    state, keys = MethodState(), [f"u_{i}_0" for i in range(4)]
+    told = learn(method, state, [plan] * 4, keys, rows, [[9], [5, 6, 7, 8], [1], [2]])
+    assert state.traces == {7: (Trace((5, 6, 7, 8), True, 5),)}
+    assert (told["store/examples"], told["store/tokens"]) == (1.0, 4.0)
+    later = replace(moment, step=6, examples={7: {"u": 0.5}}, traces=state.traces)
+    guided = MethodConfig("control", {"own": True, "plain": 0.0}).resolve_method(4, 64)
+    again = PromptPlan.read(PromptPlan.of(guided, example, later).plain())
+    assert again.attempts == ((Start(1, 2, 0.5),) * 4,)
+    assert again.known(0) == ([5, 6], False)
+    assert again.asked is not None
+    assert again.asked.seen == (Seen(4, True, 5),)
 
 
 @pytest.mark.parametrize(

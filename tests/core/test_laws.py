@@ -182,8 +182,8 @@ def test_one_start_for_each_baseline() -> None:
     ("options", "words"),
     [
         ({"law": "integrate"}, "unknown law 'integrate'"),
-        ({"law": "ladder", "gain": 0.4}, "gain and jump have no effect with law 'ladder'"),
-        ({"law": "logistic", "jump": True}, "gain and jump have no effect"),
+        ({"law": "ladder", "gain": 0.4}, "gain, jump and floor have no effect with law 'ladder'"),
+        ({"law": "logistic", "jump": True}, "gain, jump and floor have no effect"),
         ({"law": "logistic", "target": 1.0}, "target must be in"),
         ({"gain": -1.0}, "gain must be at least 0"),
         ({"plain": 1.5}, "plain must be in"),

@@ -15,6 +15,7 @@ from prefix_rft.methods import BUILT_IN, load
 
 NAN = float("nan")
 CONTROLLED = ("control", "adaprefix", "prefixrl")
+
 PLANNED = ("bread", "adaback", "pope", "r3", "questa", "uft", *CONTROLLED)
 LEARN = ("adaback", "pope", "control", "adaprefix")
 EVERY = (*PLANNED, "prefix_rft", "luffy", "sft")

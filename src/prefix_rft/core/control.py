@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from prefix_rft.core.planner import Group, Planner, Record, Start, Starts
 from prefix_rft.core.prefix import is_hybrid
+from prefix_rft.core.store import Store
 from prefix_rft.support.errors import check_range
 
 
@@ -27,7 +28,7 @@ class Visit(NamedTuple):
 
     Attributes:
         start: where its guided rows started; None at the prompt.
-        share: the share that was asked for; 0 for a plain visit.
+        share: the share that was asked for; 0 for a plain visit, below 0 for an own wrong rollout.
         plain: it was to be plain, whatever the law says.
         rewards: the known rewards of its guided rows, of all rows in a plain visit.
         cap: the largest share at that step.
@@ -48,12 +49,23 @@ class Law:
 
     Attributes:
         needs_boundaries: it reads the group's boundaries.
+        finds_sources: it may start rows where there is no source of help.
+        needs_demonstrations: without any it is of no use.
     """
 
     needs_boundaries = False
+    finds_sources = False
+    needs_demonstrations = True
 
     def start(self, group: Group, index: int, rng: random.Random) -> Start | None:
-        """Where they start in demonstration ``index``; None at the prompt, whatever its length."""
+        """Where they start; None at the prompt, whatever its length.
+
+        Args:
+            group: the group.
+            index: the source of help, a demonstration or an own right rollout; -1 for none, where
+                the law ``finds_sources``.
+            rng: for what is drawn.
+        """
         raise NotImplementedError
 
     def learn(self, group: Group, visit: Visit) -> tuple[Record, Record]:
@@ -71,6 +83,8 @@ class Control(Planner):
         plain: probability that a whole group starts at the prompt; None draws nothing.
         top: the largest share of a demonstration.
         withdraw: share of the run after which ``top`` falls in a line, to 0 at the end.
+        own: an own right rollout, where there is one, goes before the demonstrations.
+        store: what is kept of own rollouts.
     """
 
     law: Law
@@ -78,6 +92,8 @@ class Control(Planner):
     plain: float | None = None
     top: float = 1.0
     withdraw: float = 1.0
+    own: bool = False
+    store: Store | None = None
 
     def __post_init__(self) -> None:
         for name in ("guided", "plain", "top", "withdraw"):
@@ -88,6 +104,11 @@ class Control(Planner):
     def needs_boundaries(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """As the law."""
         return self.law.needs_boundaries
+
+    @property
+    def needs_demonstrations(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """As the law."""
+        return self.law.needs_demonstrations
 
     @property
     def remembers(self) -> bool:
@@ -104,11 +125,15 @@ class Control(Planner):
     def _asked(self, group: Group) -> tuple[Start | None, bool]:
         """Where guided rows are to start, and whether the visit is plain."""
         rng = group.random()
-        index = rng.randrange(len(group.lengths))
+        index = rng.randrange(len(group.lengths)) if group.lengths else -1
         plain = self.plain is not None and rng.random() < self.plain
+        if self.own and (newest := group.newest(solved=True)) is not None:
+            index = newest
+        if index < 0 and not self.law.finds_sources:
+            return None, plain
         start, cap = self.law.start(group, index, rng), self.cap(group.step, group.total_steps)
         if start is not None and start.ratio is not None and start.ratio > cap:
-            start = group.start(index, cap)
+            start = group.start(start.index, cap)
         return start, plain
 
     def starts(self, group: Group) -> Starts:
@@ -130,5 +155,6 @@ class Control(Planner):
         share = 0.0 if plain or asked is None else asked.ratio or 0.0
         if start is not None and start.ratio is not None:
             share = start.ratio  # as it was planned, if the example has learnt since
+            share = -share if group.is_wrong(start) else share
         cap = self.cap(group.step, group.total_steps)
         return self.law.learn(group, Visit(start, share, plain and start is None, known, cap))

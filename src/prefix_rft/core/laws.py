@@ -27,6 +27,9 @@ class Integral(Law):
 
     A plain visit that reaches the target takes the share to 0; another one teaches nothing.
 
+    With a ``floor`` below 0 an example that is too easy is handicapped: its rows start from that
+    share, its sign left out, of an own rollout that went wrong, once there is one.
+
     Attributes:
         gain: the largest step is ``gain`` times the larger of ``target`` and what is left to 1.
         target: the success rate to hold.
@@ -36,6 +39,7 @@ class Integral(Law):
         every: optimizer steps between two moves of an example.
         jump: where every row is solved the share is halved.
         ema: the decay of the average share at which new examples begin.
+        floor: the smallest share.
     """
 
     gain: float = 0.2
@@ -46,9 +50,16 @@ class Integral(Law):
     every: int = 1
     jump: bool = False
     ema: float = 0.9
+    floor: float = 0.0
+
+    @property
+    def finds_sources(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Own wrong rollouts."""
+        return self.floor < 0.0
 
     def __post_init__(self) -> None:
         check_range("gain", self.gain, 0.0)
+        check_range("floor", self.floor, -1.0, 0.0)
         check_range("every", self.every, 1)
         for name in ("target", "first", "dead", "average", "ema"):
             check_range(name, getattr(self, name), 0.0, 1.0)
@@ -56,9 +67,13 @@ class Integral(Law):
     def _share(self, group: Group) -> float:
         return group.own.get("u", group.shared.get("u", self.first))
 
-    def start(self, group: Group, index: int, rng: random.Random) -> Start:
+    def start(self, group: Group, index: int, rng: random.Random) -> Start | None:
         """At the example's share."""
-        return group.start(index, self._share(group))
+        share = self._share(group)
+        if share < 0.0:
+            wrong = group.newest(solved=False)
+            return None if wrong is None else group.start(wrong, -share)
+        return None if index < 0 else group.start(index, share)
 
     def learn(self, group: Group, visit: Visit) -> tuple[Record, Record]:
         """Move the share, and the average towards it."""
@@ -72,13 +87,14 @@ class Integral(Law):
         if visit.plain:
             if now < self.target:
                 return group.own, group.shared
-            record = {**record, "u": 0.0, "rate": before}
+            own = group.own.get("u", 0.0)
+            record = {**record, "u": min(own, 0.0), "rate": before}
         elif group.step - record["moved"] >= self.every and abs(self.target - rate) > self.dead:
             if self.jump and now == 1.0:
                 share /= 2.0
             else:
                 share += self.gain * (self.target - rate)
-            record |= {"u": min(max(share, 0.0), visit.cap), "moved": float(group.step)}
+            record |= {"u": min(max(share, self.floor), visit.cap), "moved": float(group.step)}
         mean = self.ema * group.shared.get("u", self.first) + (1.0 - self.ema) * record["u"]
         # What is kept is JSON, which has no infinity.
         return {k: v for k, v in record.items() if v != -math.inf}, {"u": mean}
@@ -226,6 +242,71 @@ class Logistic(Law):
             return sum((p - 1.0 / (1.0 + math.exp(-k * (u - mid)))) ** 2 for u, p in pairs)
 
         return min(((k, mid) for k in STEEPNESS for mid in MIDPOINTS), key=error)
+
+
+@dataclass(frozen=True)
+class Replay(Law):
+    """Rows start from the example's newest own rollout, once; without a new one, from the prompt.
+
+    Of a right one all but a share is given, of a wrong one a share. The two shares are the same for
+    all examples, and follow moving averages of success: where rows succeed too often more is left
+    to do, or more of what is wrong is given. (Prefix Sampling, arXiv 2605.05112.)
+
+    Attributes:
+        left: the share of a right rollout that is left to do, at first.
+        given: the share of a wrong one that is given, at first.
+        step: the amount by which either moves; 0 keeps them.
+        target: the success rate that is aimed at.
+        dead: no move while the average is so near the target.
+        average: how much of an average is that of earlier visits.
+        rest: optimizer steps between two moves of one of the shares.
+    """
+
+    left: float = 0.25
+    given: float = 0.25
+    step: float = 0.05
+    target: float = 0.5
+    dead: float = 0.03
+    average: float = 0.95
+    rest: int = 5
+    finds_sources = True
+    needs_demonstrations = False
+
+    def __post_init__(self) -> None:
+        check_range("rest", self.rest, 0)
+        for name in ("left", "given", "step", "target", "dead", "average"):
+            check_range(name, getattr(self, name), 0.0, 1.0)
+
+    def start(self, group: Group, index: int, rng: random.Random) -> Start | None:
+        """In the newest own rollout, if it has come since the last one was used."""
+        newest = group.seen[0] if group.seen else None
+        if newest is None or newest.step <= group.own.get("used", -1.0):
+            return None
+        at = len(group.lengths)
+        if newest.solved:
+            return group.start(at, 1.0 - group.shared.get("left", self.left))
+        return group.start(at, group.shared.get("given", self.given))
+
+    def learn(self, group: Group, visit: Visit) -> tuple[Record, Record]:
+        """Note which rollout was used, and move the share of its kind."""
+        if visit.start is None or not group.seen:
+            return group.own, group.shared
+        newest = group.seen[0]
+        own = {**group.own, "used": float(newest.step)}
+        if not visit.rewards:
+            return own, group.shared
+        share, rate, moved = (("left", "right/rate", "right/moved") if newest.solved
+                              else ("given", "wrong/rate", "wrong/moved"))  # fmt: skip
+        first = self.left if newest.solved else self.given
+        now = solved(group, visit.rewards)
+        mean = self.average * group.shared.get(rate, self.target) + (1.0 - self.average) * now
+        shared = {**group.shared, rate: mean}
+        rested = group.step - group.shared.get(moved, -math.inf) >= self.rest
+        if rested and abs(mean - self.target) > self.dead:
+            value = group.shared.get(share, first)
+            value += self.step if mean > self.target else -self.step
+            shared |= {share: min(max(value, 0.05), 0.95), moved: float(group.step)}
+        return own, shared
 
 
 @dataclass(frozen=True)

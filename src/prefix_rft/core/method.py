@@ -97,7 +97,7 @@ class Method:
     def needs_demonstrations(self) -> bool:
         """Whether the method is meaningless on data without any demonstration."""
         return bool(
-            not self.rows.fixed
+            (not self.rows.fixed and self.rows.needs_demonstrations)
             or self.rows.num_hybrid
             or self.rows.num_demonstrations
             or self.groups.interleave is not None
@@ -113,13 +113,15 @@ class Method:
     @property
     def branches(self) -> bool:
         """Whether rows of a group can differ in where they start, or in whether they sample."""
-        return self.needs_demonstrations or self.groups.sampled_again
+        starts = self.needs_demonstrations or self.planner.store is not None
+        return starts or self.groups.sampled_again
 
     @property
     def remembers(self) -> bool:
         """Whether anything is remembered of single examples."""
         return (
             self.planner.remembers
+            or self.planner.store is not None
             or self.groups.interleave is not None
             or self.contrast is not None
         )

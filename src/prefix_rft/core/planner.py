@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from prefix_rft.core.prefix import PrefixSampler, draw_prefix, generator, is_hybrid, prefix_length
+from prefix_rft.core.store import Seen, Store
 from prefix_rft.support.errors import UserError
 
 
@@ -19,6 +20,8 @@ class Start:
     """A row starts from the first ``length`` tokens of demonstration ``index``.
 
     ``length`` may be all of it: then the row is a whole demonstration and nothing is sampled.
+    Behind the demonstrations of an example its own rollouts are counted, those that a planner's
+    store has kept.
     """
 
     index: int
@@ -50,6 +53,7 @@ class Group:
         shared: what it remembers of all.
         boundaries: for each demonstration, the lengths at which a step of it ends.
         solved_above: a row is solved if its reward exceeds this.
+        seen: own rollouts of the example that the planner's store has kept, the newest first.
     """
 
     example: int
@@ -65,15 +69,31 @@ class Group:
     shared: Record = field(default_factory=dict)
     boundaries: tuple[tuple[int, ...], ...] = ()
     solved_above: float = 0.0
+    seen: tuple[Seen, ...] = ()
+
+    @property
+    def sources(self) -> tuple[int, ...]:
+        """Tokens of everything that rows may start from: demonstrations, then own rollouts."""
+        return (*self.lengths, *(s.length for s in self.seen))
 
     def random(self, row: int = 0) -> random.Random:
         """A random source of (seed, step, example, row) and nothing else."""
         return generator(self.seed, self.step, self.example, row)
 
     def start(self, index: int, ratio: float) -> Start:
-        """The start at this share of a demonstration; at least one token is left to sample."""
-        length = prefix_length(ratio, self.lengths[index], 0, self.max_length)
+        """The start at this share of a source; at least one token is left to sample."""
+        length = prefix_length(ratio, self.sources[index], 0, self.max_length)
         return Start(index, length, ratio)
+
+    def newest(self, solved: bool) -> int | None:
+        """The index, among all sources, of the newest own rollout of a kind; None without any."""
+        at = next((i for i, s in enumerate(self.seen) if s.solved == solved), None)
+        return None if at is None else len(self.lengths) + at
+
+    def is_wrong(self, start: Start) -> bool:
+        """Whether it is inside an own rollout that did not solve the problem."""
+        at = start.index - len(self.lengths)
+        return at >= 0 and not self.seen[at].solved
 
     def everyone(self, start: Start | None) -> Starts:
         """The same start for every row."""
@@ -89,8 +109,12 @@ class Planner:
         num_hybrid: rows of each group that start from a demonstration prefix.
         num_demonstrations: rows of each group that are a whole demonstration.
         prefix: the law of the prefix length, where it is one for all groups.
+        store: what of own rollouts is kept for it; None for nothing.
+        needs_demonstrations: without any it is of no use; asked of planners that are not fixed.
     """
 
+    store: Store | None = None
+    needs_demonstrations = True
     needs_boundaries = False
     fixed = False
     num_hybrid: int = 0
@@ -103,7 +127,7 @@ class Planner:
         return type(self).learn is not Planner.learn
 
     def starts(self, group: Group) -> Starts:
-        """One start for each row. Not called for a group without demonstrations."""
+        """One start for each row. Not called for a group without anything to start from."""
         raise NotImplementedError
 
     def learn(
@@ -184,20 +208,32 @@ class Lengthening(Planner):
         """As the planner within."""
         return self.inner.needs_boundaries
 
+    @property
+    def store(self) -> Store | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """As the planner within."""
+        return self.inner.store
+
+    @property
+    def needs_demonstrations(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """As the planner within."""
+        return self.inner.needs_demonstrations
+
     def starts(self, group: Group) -> Starts:
         """The planner's own starts at first, then longer ones."""
         plain = self.inner.starts(replace(group, attempt=0))
         if not group.attempt:
             return plain
-        if any(s is not None and 0 < s.length < group.lengths[s.index] for s in plain):
+        if any(s is not None and 0 < s.length < group.sources[s.index] for s in plain):
             return tuple(s and self._longer(group, s) for s in plain)
+        if not group.lengths:
+            return plain
         index = group.random().randrange(len(group.lengths))
         branch = group.start(index, group.attempt / (group.attempts + 1))
         return tuple(branch if s is None or not s.length else s for s in plain)
 
     @staticmethod
     def _longer(group: Group, start: Start) -> Start:
-        whole = group.lengths[start.index]
+        whole = group.sources[start.index]
         if start.length == whole:
             return start
         ratio = start.length / whole if start.ratio is None else start.ratio

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from prefix_rft.core import Method, PrefixSampler, outcome
 from prefix_rft.core.planner import Record
+from prefix_rft.core.store import Trace
 
 
 def group_metrics(method: Method, rate_N: Tensor, changed_N: Tensor) -> dict[str, float]:
@@ -62,6 +63,16 @@ def memory_metrics(examples: Mapping[int, Record]) -> dict[str, float]:
         if known := [record[name] for record in examples.values() if name in record]:
             found[metric] = mean(known)
     return found
+
+
+def store_metrics(traces: Mapping[int, Sequence[Trace]]) -> dict[str, float]:
+    """How much is kept of own rollouts.
+
+    Args:
+        traces: by example.
+    """
+    tokens = sum(len(trace.ids) for some in traces.values() for trace in some)
+    return {"store/examples": float(len(traces)), "store/tokens": float(tokens)}
 
 
 def prefix_bounds(

@@ -9,6 +9,7 @@ from typing import Any
 
 from prefix_rft.core import Method
 from prefix_rft.core.planner import Group, Record, Start, Starts
+from prefix_rft.core.store import Seen, Trace
 from prefix_rft.data.demonstrations import EXAMPLE, IDS
 from prefix_rft.support.errors import UserError
 
@@ -76,6 +77,7 @@ class RunPoint:
         newlines: ids of the tokens that end a line, for planners that ask for boundaries.
         examples: what the planner remembers of each example.
         shared: and of all of them.
+        traces: own rollouts of each example that its store has kept.
     """
 
     num_generations: int
@@ -86,6 +88,12 @@ class RunPoint:
     newlines: frozenset[int] = frozenset()
     examples: Mapping[int, Record] | None = None
     shared: Record | None = None
+    traces: Mapping[int, Sequence[Trace]] | None = None
+
+    def with_own(self, example: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The example with its own rollouts behind its demonstrations."""
+        own = (self.traces or {}).get(int(example[EXAMPLE]), ())
+        return {**example, IDS: [*example[IDS], *(t.ids for t in own)]} if own else example
 
     def group(self, method: Method, example: Mapping[str, Any], attempt: int = 0) -> Group:
         """The group of an example that is about to be sampled."""
@@ -110,6 +118,9 @@ class RunPoint:
             shared=self.shared or {},
             boundaries=boundaries,
             solved_above=method.groups.solved_above,
+            seen=tuple(
+                Seen(len(t.ids), t.solved, t.step) for t in (self.traces or {}).get(index, ())
+            ),
         )
 
 
@@ -122,7 +133,7 @@ def plan_rows(
 ) -> list[RowPlan]:
     """Plan this process's rows, which stand at ``offset`` in the generation batch of all.
 
-    A group whose example has no demonstration is on-policy throughout.
+    A group whose example has nothing to start from is on-policy throughout.
     """
     plans, starts, before = [], (), None
     for i, example in enumerate(inputs):
@@ -132,7 +143,7 @@ def plan_rows(
             starts = starts_of(method, asked)
             before = group
         plan = RowPlan(int(example[EXAMPLE]), group, row, attempt=attempt)
-        plans.append(starting(plan, example, starts[row]))
+        plans.append(starting(plan, moment.with_own(example), starts[row]))
     return plans
 
 
@@ -142,7 +153,8 @@ def starts_of(method: Method, group: Group) -> Starts:
     Raises:
         UserError: it does not say so of each row, or goes beyond a demonstration.
     """
-    if not group.lengths:
+    sources = group.sources
+    if not sources:
         return group.everyone(None)
     starts = tuple(method.planner.starts(group))
     if len(starts) != group.rows:
@@ -150,13 +162,11 @@ def starts_of(method: Method, group: Group) -> Starts:
             f"the planner of method '{method.name}' gave {len(starts)} starts for {group.rows} rows"
         )
     for s in starts:
-        inside = s is None or (
-            0 <= s.index < len(group.lengths) and 0 <= s.length <= group.lengths[s.index]
-        )
+        inside = s is None or (0 <= s.index < len(sources) and 0 <= s.length <= sources[s.index])
         if not inside:
             raise UserError(
                 f"the planner of method '{method.name}' starts a row at {s}, outside the "
-                f"demonstrations of {group.lengths} tokens"
+                f"demonstrations of {sources} tokens"
             )
     return starts
 
@@ -221,14 +231,14 @@ def replanned(
     blank = RowPlan(int(example[EXAMPLE]), plan.group, plan.row, attempt=attempt)
     if how == "resample":
         starts = starts_of(method, moment.group(method, example))
-        return starting(blank, example, starts[plan.row])
+        return starting(blank, moment.with_own(example), starts[plan.row])
     before = (plan.start,) * moment.num_generations  # only its own is asked for
     start = starts_again(method, example, moment, attempt, how, before)[plan.row]
     if start == plan.start:
         return None
     if how == "demonstration":
         blank = replace(blank, replaced=True, planned=plan.start)
-    return starting(blank, example, start)
+    return starting(blank, moment.with_own(example), start)
 
 
 def another_example(rows: Any, moment: RunPoint, attempt: int, group: int) -> dict[str, Any]:

@@ -14,7 +14,10 @@ import pyarrow as pa
 from datasets import Dataset
 
 from prefix_rft.core.planner import Group, Planner, Record, Starts
+from prefix_rft.core.prefix import generator
+from prefix_rft.core.store import Own, Store, Trace, bounded, chosen, merged
 from prefix_rft.data.demonstrations import IDS
+from prefix_rft.engines.traces import load_traces, save_traces
 from prefix_rft.support.errors import UserError
 from prefix_rft.support.writing import write_text
 
@@ -33,6 +36,7 @@ class MethodState:
         shared: what the planner remembers of all.
         waiting: examples, and which demonstration of each, that wait for a step of imitation.
         stage: the stage of the reference policy.
+        traces: own rollouts of each example that are kept to start from.
     """
 
     method: str = ""
@@ -42,6 +46,7 @@ class MethodState:
     shared: dict[str, float] = field(default_factory=dict)
     waiting: list[tuple[int, int]] = field(default_factory=list)
     stage: int = 0
+    traces: dict[int, tuple[Trace, ...]] = field(default_factory=dict)
 
     def remember(self, updates: Mapping[int, Record]) -> None:
         """Take over what is now known of some examples."""
@@ -71,9 +76,31 @@ class MethodState:
         self.remember({asked.example: own})
         self.shared = dict(shared)
 
+    def keep(self, store: Store, group: Group, own: Sequence[Own]) -> None:
+        """Keep of a group's own rollouts what its store wants.
+
+        Args:
+            store: what is kept.
+            group: the group as it was planned.
+            own: those that were sampled from the prompt and graded, in the order of the group's
+                rows, the same on every process.
+        """
+        rng = generator(group.seed, group.step, group.example, -2)
+        if new := chosen(store, own, group.step, rng):
+            before = self.traces.get(group.example, ())
+            self.traces[group.example] = merged(store, before, new)
+
+    def bound(self, store: Store) -> None:
+        """Let go of the oldest own rollouts beyond what the store holds."""
+        self.traces = bounded(store, self.traces)
+
     def save(self, folder: Path) -> None:
-        """Write ``method_state.json``."""
+        """Write ``method_state.json``, and own rollouts where there are any."""
         data = {**vars(self), "examples": {str(k): v for k, v in self.examples.items()}}
+        del data["traces"]
+        if self.traces:
+            data["own_rollouts"] = sum(map(len, self.traces.values()))
+            save_traces(folder, self.traces)
         write_text(folder / FILE, json.dumps(data) + "\n")
 
     def load(self, folder: Path) -> None:
@@ -100,6 +127,7 @@ class MethodState:
                 dict(data["shared"]),
                 [(int(e), int(d)) for e, d in data["waiting"]],
                 int(data["stage"]),
+                load_traces(folder) if data.get("own_rollouts") else {},
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"'{path}' is damaged: {type(error).__name__}: {error}") from error

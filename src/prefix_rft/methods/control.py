@@ -10,6 +10,7 @@ from prefix_rft.core.control import Control, Law
 from prefix_rft.core.laws import Bisection, Integral, Ladder, Logistic
 from prefix_rft.core.method import Method
 from prefix_rft.core.parts import About, Normaliser
+from prefix_rft.core.store import Store
 from prefix_rft.core.stream import SAMPLED, Stream, regularisers
 from prefix_rft.support.errors import UserError, choose
 
@@ -26,6 +27,8 @@ def control(
     plain: float = 0.1,
     top: float = 0.97,
     withdraw: float = 0.8,
+    own: bool = False,
+    floor: float = 0.0,
     beta: float = 0.0,
     entropy_coef: float = 0.0,
 ) -> Method:
@@ -40,14 +43,21 @@ def control(
         plain: probability of a group without prefix.
         top: the largest share.
         withdraw: share of the run after which ``top`` falls in a line, to 0 at the end.
+        own: where the policy has solved an example from its prompt, that rollout stands in the
+            demonstration's place.
+        floor: the integrator's smallest share: below 0 an example that is too easy starts from so
+            much of an own rollout that went wrong.
         beta: KL coefficient.
         entropy_coef: entropy bonus.
     """
     choose("law", law, LAWS)
-    if law != "integral" and (gain != 0.2 or jump):
-        raise UserError(f"gain and jump have no effect with law '{law}': they are the integrator's")
+    if law != "integral" and (gain != 0.2 or jump or floor):
+        raise UserError(
+            f"gain, jump and floor have no effect with law '{law}': they are the integrator's"
+        )
+    store = Store(successes=int(own), failures=int(floor < 0)) if own or floor < 0 else None
     laws: dict[str, Law] = {
-        "integral": Integral(gain, target, first, jump=jump),
+        "integral": Integral(gain, target, first, jump=jump, floor=floor),
         "bisection": Bisection(target),
         "logistic": Logistic(target, first),
         "ladder": Ladder(first),
@@ -58,7 +68,7 @@ def control(
             Stream("policy", SAMPLED, "clip", "group"),
             *regularisers(beta, entropy_coef, SAMPLED),
         ),
-        rows=Control(laws[law], plain=plain, top=top, withdraw=withdraw),
+        rows=Control(laws[law], plain=plain, top=top, withdraw=withdraw, own=own, store=store),
         baseline="mean",
         normaliser=Normaliser("sum_over_const"),
         about=About(

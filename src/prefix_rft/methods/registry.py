@@ -17,7 +17,7 @@ BUILT_IN = (
     # demonstrations and rewards in one loss
     "prefix_rft", "luffy", "uft", "srft", "relift", "hpt", "superrl", "chord", "rl_sft", "mifo",
     # a demonstration's prefix as context
-    "bread", "adaback", "pope", "r3", "questa", "control", "adaprefix", "prefixrl",
+    "bread", "adaback", "pope", "r3", "questa", "control", "adaprefix", "prefixrl", "pass_rate",
     # rewards alone
     "grpo", "dr_grpo", "dapo", "rloo", "cispo", "gspo", "self_sft",
     # demonstrations alone

@@ -40,6 +40,7 @@ CASES: dict[str, tuple[str, dict[str, Any], tuple[str, ...], tuple[int, ...], bo
     "lengthen": ("prefix_rft", {"all_wrong": "lengthen"}, EVEN, (), True, {}),
     "demonstration": ("grpo", {"all_wrong": "demonstration"}, EVEN, (), True, {}),
     "adaback": ("adaback", {"plain": 0.0, "ema": 0.5}, EVEN, (), False, {}),
+    "pass_rate": ("pass_rate", {"hard_below": 0.9, "easy_above": 0.1}, ("mixed",), (), True, {}),
     "discriminative": ("discriminative", {}, ("mixed",), (2,), True, {}),
     "irft-split": ("irft", {"stages": 3}, ("mixed",), (), True, {}),
     "self_sft": ("self_sft", {}, ("wrong", "right"), (), False, {}),
@@ -87,6 +88,12 @@ def trainer_of(name: str, folder: Path) -> tuple[Any, trl_run.Recorder]:
     return trainer, recorder
 
 
+def plain(state: Any) -> dict[str, Any]:
+    """What a method remembers, without types of ours."""
+    traces = {k: [tuple(t) for t in some] for k, some in state.traces.items()}
+    return {**vars(state), "traces": traces}
+
+
 def main(folder: Path, names: list[str]) -> None:
     torch.set_num_threads(1)
     found: dict[str, Any] = {}
@@ -128,7 +135,7 @@ def main(folder: Path, names: list[str]) -> None:
             "records": [r.plain() for r in recorder.records],
             "forwards": forwards,
             "attempts": attempts,
-            "state": vars(trainer.method_state),
+            "state": plain(trainer.method_state),
             "reference": trainer.reference and trainer.reference.weights,
             "masks": mask and mask.masks,
             "weights": trainer.accelerator.unwrap_model(trainer.model).state_dict(),

@@ -401,6 +401,7 @@ RESUMED = {
     "relift": ("relift", {"sft_prompts": 3}, ["wrong", "mixed"] * 6, {}),
     "adaback": ("adaback", {"plain": 0.0, "ema": 0.5}, ["hint:9"] * 4, {}),
     "pope": ("pope", {"first_ratio": 0.2, "ratio_step": 0.2}, ["hint:12"] * 4, {}),
+    "pass_rate": ("pass_rate", {"hard_below": 0.9, "easy_above": 0.1}, ["mixed"] * 4, {}),
     "discriminative": ("discriminative", {"gamma": 0.5}, ["mixed"] * 4, {}),
     "irft": ("irft", {"stages": 4}, ["mixed"] * 12, {}),
     "dapo": ("dapo", {}, ["wrong", "mixed", "right", "mixed"] * 3, {}),
@@ -408,7 +409,7 @@ RESUMED = {
     "luffy": ("luffy", {}, ["mixed"] * 12, {"steps_per_generation": 2}),
 }
 KEPT = ("examples", "shared", "waiting", "stage")
-REMEMBERS = ("relift", "adaback", "pope", "discriminative", "irft")
+REMEMBERS = ("relift", "adaback", "pope", "pass_rate", "discriminative", "irft")
 
 
 def checkpointed(folder: Path, case: str) -> Any:
@@ -441,7 +442,7 @@ def equal(a: Any, b: Any) -> bool:
 @pytest.mark.parametrize(
     "case",
     # A memory of examples. A queue, a stage and a reference are among the slow ones.
-    rest_slow(RESUMED, lambda case: case == "adaback"),
+    rest_slow(RESUMED, lambda case: case in ("adaback", "pass_rate")),
 )
 def test_a_resumed_run_is_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
@@ -686,3 +687,36 @@ def test_an_example_that_fails_twice_in_a_step_waits_once(tmp_path: Path) -> Non
     text = (tmp_path / "rollouts/step_000000.jsonl").read_text()
     assert [json.loads(x)["example"] for x in text.splitlines()] == [1] * 8
     assert trainer.method_state.waiting == [(1, 0)]
+
+
+def test_what_is_kept_was_sampled_from_the_prompt(tmp_path: Path) -> None:
+    """No rollout behind a prefix becomes the policy's own, though many are solved."""
+    trainer, _ = trl_run.start(
+        PrefixRFTTrainer,
+        tmp_path,
+        "control",
+        trl_run.make_rewards(["mixed"] * 4),
+        options={"own": True, "floor": -0.5, "plain": 0.5},
+        per_device_train_batch_size=8,
+        max_steps=8,
+        log_rollouts=True,
+    )
+    trainer.train()
+    rollouts = [
+        json.loads(line)
+        for path in sorted((tmp_path / "rollouts").glob("step_*.jsonl"))
+        for line in path.read_text().splitlines()
+    ]
+    traces = trainer.method_state.traces
+    assert traces
+    assert any(r["prefix_length"] and r["reward"] > 0 for r in rollouts)
+    for example, some in traces.items():
+        assert len(some) <= 2
+        for trace in some:
+            [*same] = [
+                r
+                for r in rollouts
+                if (r["example"], r["step"]) == (example, trace.step)
+                and tuple(r["completion_ids"]) == trace.ids
+            ]
+            assert any(not r["prefix_length"] and (r["reward"] > 0) == trace.solved for r in same)

@@ -30,6 +30,7 @@ FORMULAS = {
     "lengthen": formulas.prefix_rft,
     "demonstration": grpo_or_demonstration,
     "adaback": formulas.bread,
+    "pass_rate": formulas.control,
     "irft-split": formulas.irft,
 }
 STAGES = {"irft-split": [0, 1, 2]}
@@ -145,6 +146,10 @@ def test_the_cases_are_what_they_say(ranks: Ranks) -> None:
     ]
     assert solved == [[False] * STEPS, [True] * STEPS]
     assert len(ranks[1][0]["adaback"]["state"]["examples"]) == 6
+    # Groups that lie across both processes have left a right and a wrong rollout each.
+    kept = ranks[1][0]["pass_rate"]["state"]["traces"]
+    assert len(kept) == STEPS
+    assert all([solved for _, solved, _ in some] == [True, False] for some in kept.values())
 
 
 @pytest.mark.parametrize("case", ["luffy-split", "dapo", "bread", "lengthen", "demonstration"])

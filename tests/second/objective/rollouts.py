@@ -190,6 +190,12 @@ def control(s: Step) -> Tensor:
     return in_context(s, "sum_over_const", std=False)
 
 
+@method("hint", *CONTEXT[:-1])
+def pass_rate(s: Step) -> Tensor:
+    """arXiv 2605.05112: REINFORCE with the group's mean on the rest, whoever wrote the prefix."""
+    return in_context(s, "sum_over_const", std=False)
+
+
 @method("hint", *CONTEXT)
 def prefixrl(s: Step) -> Tensor:
     """arXiv 2601.18795: REINFORCE with the group's mean on the rest."""

@@ -177,6 +177,7 @@ class PrefixRFTTrainer(PacksRows, Watched, EvaluatesHeldOut, ResumesExactly, GRP
             newlines=self.renderer.newline_ids if boundaries else frozenset(),
             examples=self.method_state.examples,
             shared=self.method_state.shared,
+            traces=self.method_state.traces,
         )
 
     # ---- rollouts ------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import numpy as np
 
 from prefix_rft.core import Method
 from prefix_rft.core.planner import Group, Start, Starts
+from prefix_rft.core.store import Seen
 from prefix_rft.data.demonstrations import IDS
 from prefix_rft.engines.plan import RunPoint, starts_again, starts_of
 
@@ -19,10 +20,10 @@ class PromptPlan:
     """The plan of a prompt's group.
 
     Attributes:
-        demonstrations: ids of those that are used, by their index.
+        demonstrations: ids of those that are used, and of own rollouts, by their index.
         attempts: starts of its rollouts, for each time that the group may be sampled.
         solved_above: a rollout is solved if its reward exceeds this.
-        asked: the group, for a planner that learns from it.
+        asked: the group, for a planner that learns from it, or keeps rollouts of it.
         step: verl's steps before it was made.
     """
 
@@ -43,15 +44,16 @@ class PromptPlan:
         elif (
             lengths
             and method.groups.all_wrong == "demonstration"
-            and not _whole(attempts[0], lengths)
+            and not _whole(attempts[0], asked.sources)
         ):
             again = 1
         for attempt in range(1, again + 1):
             how, before = method.groups.all_wrong, attempts[-1]
             attempts.append(starts_again(method, example, moment, attempt, how, before))
         used = {s.index for starts in attempts for s in starts if s is not None and s.length}
-        ids = {i: np.asarray(example[IDS][i], np.int32) for i in used}
-        learns = asked if method.planner.remembers else None
+        sources = moment.with_own(example)[IDS]
+        ids = {i: np.asarray(sources[i], np.int32) for i in used}
+        learns = asked if method.planner.remembers or method.planner.store else None
         return cls(ids, tuple(attempts), method.groups.solved_above, learns, moment.step)
 
     def plain(self) -> dict[str, Any]:
@@ -73,7 +75,9 @@ class PromptPlan:
         asked = plain["asked"]
         if asked is not None:
             bounds = tuple(tuple(b) for b in asked["boundaries"])
-            asked = Group(**{**asked, "lengths": tuple(asked["lengths"]), "boundaries": bounds})
+            seen = tuple(Seen(*s) for s in asked["seen"])
+            lengths = tuple(asked["lengths"])
+            asked = Group(**{**asked, "lengths": lengths, "boundaries": bounds, "seen": seen})
         return cls(
             {int(i): np.frombuffer(ids, np.int32) for i, ids in plain["demonstrations"]},
             tuple(

@@ -30,7 +30,7 @@ from verl.workers.utils.padding import response_to_nested
 from prefix_rft.core import selection_seed
 from prefix_rft.data import DataError
 from prefix_rft.data.demonstrations import EXAMPLE, IDS
-from prefix_rft.engines.metrics import memory_metrics, prefix_bounds
+from prefix_rft.engines.metrics import prefix_bounds
 from prefix_rft.engines.plan import RunPoint
 from prefix_rft.engines.state import MethodState, hash_of_rows
 from prefix_rft.engines.verl import require_verl
@@ -50,6 +50,7 @@ from prefix_rft.engines.verl.columns import (
 from prefix_rft.engines.verl.credit import CreditedRows, verdict_shares
 from prefix_rft.engines.verl.dataset import Prompts
 from prefix_rft.engines.verl.loss import means
+from prefix_rft.engines.verl.memory import learn
 from prefix_rft.engines.verl.prompt_plan import PromptPlan
 from prefix_rft.engines.verl.rollouts import FIELDS, rollouts_of
 from prefix_rft.engines.verl.settings import MODES, configure
@@ -137,6 +138,7 @@ class MethodTrainer:
             else frozenset(),
             examples=self.method_state.examples,
             shared=self.method_state.shared,
+            traces=self.method_state.traces,
         )
 
     def plan(self, index: int) -> PromptPlan:
@@ -235,25 +237,9 @@ class MethodTrainer:
             # When these rows were planned, which was earlier where prompts wait.
             steps = [p.step for p, f in zip(plans, rows.filler_N, strict=True) if not f]
             metrics.update(prefix_bounds(method.rows.prefix, steps, self.total_training_steps))
-        if method.planner.remembers:
-            self.learn(plans, batch.keys, rows)
-            metrics.update(memory_metrics(self.method_state.examples))
+        responses = [ids.tolist() for ids in data["responses"].unbind()]
+        metrics.update(learn(method, self.method_state, plans, batch.keys, rows, responses))
         return batch
-
-    def learn(self, plans: list[PromptPlan], keys: list[str], rows: CreditedRows) -> None:
-        """Tell a planner that remembers how its groups went."""
-        groups: dict[int, dict[int, int]] = {}
-        for i, key in enumerate(keys):
-            if not rows.filler_N[i]:
-                rollout = int(key.rsplit("_", 2)[1])  # UID_ROLLOUT_OUTPUT
-                groups.setdefault(int(rows.group_N[i]), {})[rollout] = i
-        for row_of in groups.values():
-            plan = plans[next(iter(row_of.values()))]
-            if plan.asked is not None and plan.asked.lengths:
-                mine = [row_of[r] for r in range(plan.rollouts)]
-                starts, replaced = plan.learnt([int(rows.attempt_N[i]) for i in mine])
-                rewards = [float(rows.reward_N[i]) for i in mine]
-                self.method_state.learn(self.method.planner, plan.asked, starts, rewards, replaced)
 
     # ---- update --------------------------------------------------------------------------------
 

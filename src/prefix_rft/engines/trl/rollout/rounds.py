@@ -7,6 +7,7 @@ its completion: it is not sampled again, only scored with the rest.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,7 +19,7 @@ from prefix_rft.core import Method, outcome
 from prefix_rft.core.planner import Start, Starts
 from prefix_rft.core.prefix import generator
 from prefix_rft.data.demonstrations import IDS
-from prefix_rft.engines.metrics import group_metrics, memory_metrics
+from prefix_rft.engines.metrics import group_metrics, memory_metrics, store_metrics
 from prefix_rft.engines.plan import (
     RowPlan,
     RunPoint,
@@ -126,6 +127,7 @@ class Rounds:
             results = GroupResults.of(method, plans, sampled.reward_N, self.processes)
         after = group_metrics(method, results.rate_N, results.changed_N)
         after |= self._learn(inputs, plans, moment, results)
+        after |= self._keep(inputs, plans, moment, results, sampled.rows)
         metrics = {**_lists(told), **sampled.metrics, **_lists(after)}
         return Generation(inputs, plans, sampled, imitation=False, metrics=metrics)
 
@@ -188,7 +190,7 @@ class Rounds:
         rate = dict(zip(groups, results.rate_N.tolist(), strict=True))
         waiting = {example for example, _ in state.waiting}
         for g, asked in sorted(everyone, key=lambda x: x[0]):
-            if not asked.lengths:
+            if not asked.lengths and method.planner.store is None:
                 continue
             if remembers:
                 rows = range(asked.rows)
@@ -206,6 +208,40 @@ class Rounds:
         if interleave is not None:
             metrics["interleave/waiting"] = float(len(state.waiting))
         return metrics
+
+    def _keep(
+        self,
+        inputs: Inputs,
+        plans: Sequence[RowPlan],
+        moment: RunPoint,
+        results: GroupResults,
+        rows: Rows,
+    ) -> dict[str, float]:
+        """Keep own rollouts for later rows to start from, as the planner's store asks.
+
+        A row is the policy's own if it was sampled from the prompt: one behind a demonstration's
+        prefix is not.
+        """
+        method, store = self.method, self.method.planner.store
+        if store is None:
+            return {}
+        rewards = results.reward_N[self.processes.own(len(plans))].tolist()
+        found = []
+        for i, plan in enumerate(plans):
+            if plan.prefix or plan.whole or plan.filler or math.isnan(rewards[i]):
+                continue
+            solved, ids = rewards[i] > method.groups.solved_above, None
+            if store.keeps(solved):
+                mask = rows["completion_mask"][i].bool()
+                ids = tuple(rows["completion_ids"][i][mask].tolist())
+            found.append((plan.group, plan.row, moment.group(method, inputs[i]), (ids, solved)))
+        by_group: dict[int, list[Any]] = {}
+        for group, _, *own in sorted(self.processes.gather_list(found), key=lambda x: x[:2]):
+            by_group.setdefault(group, []).append(own)
+        for some in by_group.values():
+            self.state.keep(store, some[0][0], [own for _, own in some])
+        self.state.bound(store)
+        return store_metrics(self.state.traces)
 
     def _take_waiting(self, rows: int, first: int) -> tuple[Attempt | None, dict[str, float]]:
         """This process's share of a generation of demonstrations, once enough of them wait."""
