@@ -465,7 +465,7 @@ def test_a_plan_survives_the_queue() -> None:
 
 
 def test_own_rollouts_are_kept_and_start_later_rows() -> None:
-    """As on the TRL engine: from the prompt alone, and behind the demonstrations in a later plan."""
+    """As on the TRL engine: from the prompt alone; behind the demonstrations in a later plan."""
     method = MethodConfig("control", {"own": True, "plain": 1.0}).resolve_method(4, 64)
     example = {EXAMPLE: 7, IDS: [list(range(30))]}
     moment = RunPoint(4, seed=3, step=5, total_steps=20, max_completion_length=64)
