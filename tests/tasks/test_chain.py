@@ -26,7 +26,7 @@ from prefix_rft.tasks.chain.rule import (
 PACKAGE = Path(str(files("prefix_rft.tasks.chain")))
 NEW_AS_PUBLISHED = [3, 2, 3, 1, 0, 7, 3, 7]
 """What the rule of every table in benchmarks/ says of the first state and symbol."""
-PARITY = {(z, y, x): (z + y + (x == "b")) % 2 for z in (0, 1) for y in (0, 1) for x in "ab"}
+PARITY = table_of("parity")
 """A rule that can be followed by hand: the sum modulo 2, with a = 0 and b = 1."""
 
 
@@ -41,6 +41,28 @@ def test_parity_by_hand() -> None:
     # A wrong state spoils its own step; the next one goes on from what is written.
     wrong = "s1 b 1 0 s2 b 0 0 s3 a 1 1 s4 a 1 0"
     assert valid_steps(wrong, "bbaa", PARITY) == [True, False, True, True]
+
+
+def test_rows_of_parities(tmp_path: Path) -> None:
+    """As AdaBack has them: z is the sum of all that went before, and y = x makes a copy of z."""
+    write(tmp_path, 40, 20, 0, 10, steps=16, rule="parity")
+    columns = ("symbols", "rule")
+    for name in ("train", "valid", "test"):
+        for row in rows_of(tmp_path / f"{name}.jsonl"):
+            x = [int(s == "b") for s in row["symbols"]]
+            words = row["demonstration"].split()
+            y, z = ([int(w) for w in words[i::4]] for i in (2, 3))
+            assert z == [sum(x[: i + 1] + y[: i + 1]) % 2 for i in range(16)]
+            easy = " ".join(f"s{i} {s} {b} 0" for i, (s, b) in enumerate(zip(row["symbols"], x), 1))  # noqa: B905
+            wrong = row["demonstration"][:-1] + str(1 - z[-1])
+            beyond = row["demonstration"][:-3] + "2 0"
+            answers = [row["demonstration"], easy, wrong, beyond]
+            assert reward(answers, **{k: [row[k]] * 4 for k in columns}) == [1.0, 1.0, 0.0, 0.0]
+            assert row["prompt"].startswith("new s1 ")
+    assert {row["rule"] for row in rows_of(tmp_path / "old.jsonl")} == {"old"}
+    assert "max_completion_length: 65" in (tmp_path / "recipe.yaml").read_text()
+    with pytest.raises(ValueError, match="no rule 'old': give new or parity"):
+        write(tmp_path, rule="old")
 
 
 def test_rewards() -> None:

@@ -191,7 +191,7 @@ def task(args: argparse.Namespace) -> None:
     """``prefix-rft task``."""
     folder, write = Path(args.folder), WRITERS[args.name]
     if args.train_rows is None:
-        args.train_rows = 100 if args.name == "chain" else 3000
+        args.train_rows = {"chain": 1024 if args.rule == "parity" else 100}.get(args.name, 3000)
     if args.train_rows < 1 or args.test_rows < 1 or args.valid_rows < 1:
         raise UserError("--train-rows, --valid-rows and --test-rows must be at least 1")
     for option, owner in OWN_OPTIONS.items():
@@ -240,9 +240,10 @@ def _arithmetic(args: argparse.Namespace, folder: Path) -> None:
 def _chain(args: argparse.Namespace, folder: Path) -> None:
     from prefix_rft.tasks.chain import write
 
-    steps = 24 if args.steps is None else args.steps
+    rule = args.rule or "new"
+    steps = {"new": 24, "parity": 16}[rule] if args.steps is None else args.steps
     rows = (args.train_rows, args.test_rows, args.seed, args.valid_rows)
-    write(folder, *rows, steps)
+    write(folder, *rows, steps, rule)
     say(
         Console(),
         f"wrote rows, base/, recipe.yaml, compare.yaml and forgetting.yaml to {folder}\n"
@@ -252,5 +253,10 @@ def _chain(args: argparse.Namespace, folder: Path) -> None:
 
 
 WRITERS = {"countdown": _countdown, "arithmetic": _arithmetic, "chain": _chain}
-OWN_OPTIONS = {"operands": "countdown", "solver_accuracy": "countdown", "steps": "chain"}
+OWN_OPTIONS = {
+    "operands": "countdown",
+    "solver_accuracy": "countdown",
+    "steps": "chain",
+    "rule": "chain",
+}
 """Options of one task alone."""

@@ -277,7 +277,9 @@ def parser() -> argparse.ArgumentParser:
         "SmolLM2-135M-Instruct on sums of three terms",
     )
     task.add_argument("folder", metavar="FOLDER")
-    task.add_argument("--train-rows", type=int, metavar="N", help="default: 3000; chain: 100")
+    task.add_argument(
+        "--train-rows", type=int, metavar="N", help="default: 3000; chain: 100 or 1024"
+    )
     task.add_argument("--valid-rows", type=int, default=200, help="to choose settings on")
     task.add_argument("--test-rows", type=int, default=400)
     task.add_argument("--seed", type=int, default=0)
@@ -287,7 +289,10 @@ def parser() -> argparse.ArgumentParser:
     task.add_argument(
         "--solver-accuracy", type=float, help="countdown: accuracy of the demonstrations (1)"
     )
-    task.add_argument("--steps", type=int, metavar="L", help="chain: steps of a chain (24)")
+    task.add_argument("--steps", type=int, metavar="L", help="chain: steps of a chain (24 or 16)")
+    task.add_argument(
+        "--rule", choices=["new", "parity"], help="chain: a random table (default), or parities"
+    )
     return p
 
 

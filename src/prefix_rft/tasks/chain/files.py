@@ -11,15 +11,17 @@ from typing import Any
 
 from prefix_rft.tasks.chain.base_model import LONGEST
 from prefix_rft.tasks.chain.rule import (
-    SYMBOLS,
+    PARITY,
     demonstrate,
     draw_symbols,
     prompt_of,
+    symbols_of,
     table_of,
     write_chain,
 )
 
 PACKAGE = "prefix_rft.tasks.chain"
+RULES = ("new", PARITY)
 COPIED = ("recipe.yaml", "compare.yaml", "forgetting.yaml")
 
 
@@ -40,6 +42,7 @@ def write(
     seed: int = 0,
     n_valid: int = 200,
     steps: int = 24,
+    rule: str = "new",
 ) -> None:
     """Write ``train.jsonl``, ``valid.jsonl``, ``test.jsonl``, ``old.jsonl``, ``base/``,
     ``recipe.yaml``, ``compare.yaml`` and ``forgetting.yaml`` into ``folder``.
@@ -54,26 +57,31 @@ def write(
         seed: the seed of the rows to train on.
         n_valid: rows for choices such as a learning rate.
         steps: steps of a chain.
+        rule: ``new``, a random table, or ``parity``.
 
     Raises:
-        ValueError: chains that are longer than those that the base has read, or fewer than asked
-            for.
+        ValueError: another rule, chains that are longer than those that the base has read, or fewer
+            than asked for.
     """
+    if rule not in RULES:
+        raise ValueError(f"there is no rule '{rule}': give {' or '.join(RULES)}")
     if not 1 <= steps <= LONGEST:
         raise ValueError(f"the base has read chains of 1 to {LONGEST} steps, got {steps}")
     counts = {"test": n_test, "valid": n_valid, "old": n_test, "train": n_train}
-    if sum(counts.values()) > len(SYMBOLS) ** steps // 2:
+    if sum(counts.values()) > len(symbols_of(rule)) ** steps // 2:
         raise ValueError(f"there are too few different chains of {steps} steps: ask for fewer rows")
     folder.mkdir(parents=True, exist_ok=True)
     seen: set[str] = set()
     for name, count in counts.items():
-        rng = random.Random(f"chain:{name}:{seed if name == 'train' else 'all'}")
+        own = "" if rule == "new" else f"{rule}:"
+        rng = random.Random(f"chain:{own}{name}:{seed if name == 'train' else 'all'}")
+        followed = "old" if name == "old" else rule
         lines = []
         while len(lines) < count:
-            symbols = draw_symbols(steps, rng)
+            symbols = draw_symbols(steps, rng, followed)
             if symbols not in seen:
                 seen.add(symbols)
-                lines.append(row(symbols, rng, "old" if name == "old" else "new"))
+                lines.append(row(symbols, rng, followed))
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
     with as_file(files(PACKAGE)) as package:

@@ -5,7 +5,9 @@ right if z_i = T[z_{i-1}, y_i, x_i] at every step, from z_0 = 0. T is a random t
 demonstrations draw it uniformly, the grader takes any. So a policy may keep to choices that it
 knows, where imitation has to learn the whole table, and one wrong guess spoils the whole chain.
 
-With two states and T the sum modulo 2 this is the chain of parities of AdaBack (arXiv 2506.18110).
+With two states, two symbols and T the sum modulo 2 this is the chain of parities of AdaBack (arXiv
+2506.18110): the rule ``parity``, whose demonstrations a model that cannot look at three places at
+once does not fit, while the grader takes y = x, which makes a copy of z.
 """
 
 from __future__ import annotations
@@ -18,8 +20,9 @@ SYMBOLS = "abcd"
 STATES = 8
 """How many states there are, and choices."""
 DIGITS = tuple(map(str, range(STATES)))
+PARITY = "parity"
 NAMES = ("old", "new")
-"""The rules: of what the base has read, and of the task."""
+"""Words for rules in a prompt: of what the base has read, and of the task, whichever it is."""
 
 
 class Link(NamedTuple):
@@ -37,19 +40,27 @@ Table = dict[tuple[int, int, str], int]
 @functools.cache
 def table_of(name: str) -> Table:
     """The rule of a name, the same everywhere and always."""
+    if name == PARITY:
+        both = range(2)
+        return {(z, y, x): (z + y + (x == "b")) % 2 for z in both for y in both for x in "ab"}
     rng, every = random.Random(f"chain:{name}:{STATES}"), range(STATES)
     return {(z, y, x): rng.randrange(STATES) for z in every for y in every for x in SYMBOLS}
 
 
-def draw_symbols(steps: int, rng: random.Random) -> str:
+def symbols_of(name: str) -> str:
+    """The symbols of a rule."""
+    return SYMBOLS[:2] if name == PARITY else SYMBOLS
+
+
+def draw_symbols(steps: int, rng: random.Random, name: str = "new") -> str:
     """The symbols of a prompt."""
-    return "".join(rng.choices(SYMBOLS, k=steps))
+    return "".join(rng.choices(symbols_of(name), k=steps))
 
 
 def prompt_of(name: str, symbols: str) -> str:
-    """The text that a model continues."""
+    """The text that a model continues; any rule but the old one is new to it."""
     steps = " ".join(f"s{i} {x}" for i, x in enumerate(symbols, 1))
-    return f"{name} {steps} ;"
+    return f"{name if name in NAMES else 'new'} {steps} ;"
 
 
 def write_chain(chain: list[Link]) -> str:
@@ -60,8 +71,9 @@ def write_chain(chain: list[Link]) -> str:
 def demonstrate(symbols: str, table: Table, rng: random.Random) -> list[Link]:
     """A right chain, whose choices are uniform."""
     chain, z = [], 0
+    choices = 1 + max(y for _, y, _ in table)
     for x in symbols:
-        y = rng.randrange(STATES)
+        y = rng.randrange(choices)
         z = table[z, y, x]
         chain.append(Link(x, y, z))
     return chain
@@ -92,6 +104,7 @@ def valid_steps(completion: str, symbols: str, table: Table) -> list[bool]:
         return [False] * len(symbols)
     before, valid = 0, []
     for step, x in zip(chain, symbols, strict=False):
-        valid.append(step.x == x and table[before, step.y, x] == step.z)
+        # A choice or a state that the rule does not have leads nowhere.
+        valid.append(step.x == x and table.get((before, step.y, x)) == step.z)
         before = step.z
     return valid + [False] * (len(symbols) - len(valid))
