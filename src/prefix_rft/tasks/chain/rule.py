@@ -6,8 +6,8 @@ demonstrations draw it uniformly, the grader takes any. So a policy may keep to 
 knows, where imitation has to learn the whole table, and one wrong guess spoils the whole chain.
 
 With two states, two symbols and T the sum modulo 2 this is the chain of parities of AdaBack (arXiv
-2506.18110): the rule ``parity``, whose demonstrations a model that cannot look at three places at
-once does not fit, while the grader takes y = x, which makes a copy of z.
+2506.18110): the rule ``parity``. By their argument SFT does not learn it from free choices, while
+the grader takes y = x, too, which leaves z as it was.
 """
 
 from __future__ import annotations
