@@ -105,16 +105,28 @@ def test_the_packaged_score_is_that_of_the_records(tables: ModuleType) -> None:
     assert tables.PACKAGED.read_text(encoding="utf-8") == text
 
 
-def test_the_page_has_the_tables_of_its_records(tables: ModuleType) -> None:
-    page = (ROOT / "benchmarks/regimes/README.md").read_text(encoding="utf-8")
-    results = page.partition("## Results")[2]
+def test_the_pages_have_the_tables_of_the_records(tables: ModuleType) -> None:
     found = tables.cells()
-    assert found
-    for name, runs in found.items():
-        assert f"### {name}" in results
-        for row in (*tables.table(runs), *tables.by_seed(runs)):
-            assert "| " + " | ".join(row) + " |" in results, name
-    assert tables.score(found).score in results
+    for path, text in zip(
+        tables.PAGES, (tables.of_page(found), tables.of_guide(found)), strict=True
+    ):
+        page = path.read_text(encoding="utf-8")
+        assert page.count(tables.BEGIN) == page.count(tables.END) == 1
+        assert tables.with_tables(page, text) == page
+
+
+def test_the_picture_is_of_the_records(tables: ModuleType) -> None:
+    picture = load(ROOT / "benchmarks/regimes/picture.py")
+    assert picture.FILE.read_text(encoding="utf-8") == picture.draw(tables.cells())
+
+
+def test_places_in_the_picture_by_hand() -> None:
+    picture = load(ROOT / "benchmarks/regimes/picture.py")
+    left, right = picture.across(0.01), picture.across(100.0)
+    assert picture.across(1.0) == pytest.approx((left + right) / 2)  # two decades on either side
+    assert picture.across(0.0) == left
+    assert picture.up(50) == pytest.approx((picture.up(0) + picture.up(100)) / 2)
+    assert picture.up(0) > picture.up(100)
 
 
 def test_laws_on_simulated_students(simulation: ModuleType) -> None:

@@ -1,9 +1,9 @@
-"""The tables of this folder's README.md, and the score that ``prefix-rft advise`` quotes.
+"""The tables of README.md and docs/choosing.md, and the score that ``prefix-rft advise`` quotes.
 
     python benchmarks/regimes/tables.py            # seconds; prints them
-    python benchmarks/regimes/tables.py --write    # and writes the package's regimes.json
+    python benchmarks/regimes/tables.py --write    # and puts them where they stand
 
-``tests/test_benchmarks.py`` makes both again from the records and compares.
+``tests/test_regimes.py`` makes all of it again from the records and compares.
 """
 
 from __future__ import annotations
@@ -49,7 +49,10 @@ LABELS = {
     "sft+prefix_rft_group": "the same, prefixes a group of their own",
     "sft+prefix_rft_low": "the same, 20 % of lowest entropy",
 }
-WHERE = "runs on chains of 24 and 12 hidden steps (0.1 million parameters)"
+WHERE = "runs on chains of 24 hidden steps (0.1 million parameters)"
+HEAD = ["arm", "solved [95 %]", "less the best RL", "lifted off", "pass@4", "old rule", "FLOPs"]
+PAGES = (HERE / "README.md", HERE.parents[1] / "docs/choosing.md")
+BEGIN, END = "<!-- made by tables.py -->", "<!-- end -->"
 Row = list[str]
 
 
@@ -66,6 +69,11 @@ class Run:
     seed: int
     solved: Estimate
     records: Mapping[str, Mapping[str, Any]]
+
+    def flops(self, arm: str) -> float:
+        """Operations of an arm, those of the SFT that it starts from included."""
+        arms = [arm, SFT] if arm.startswith(f"{SFT}+") else [arm]
+        return sum(self.records[name]["costs"]["flops"] for name in arms)
 
     def rewards(self, arm: str, name: str = HELD_OUT) -> NDArray[np.float64]:
         """Mean reward of each problem."""
@@ -125,7 +133,7 @@ def table(runs: Sequence[Run]) -> list[Row]:
                 f"{lifted} of {len(own)}",
                 f"{100 * float(np.mean(solved)):.1f}",
                 f"{100 * old.mean:.1f}",
-                f"{np.mean([run.records[arm]['costs']['flops'] for run in own]):.1e}",
+                f"{np.mean([run.flops(arm) for run in own]):.1e}",
             ]
         )
     return rows
@@ -183,17 +191,59 @@ def packaged(rule: Rule) -> str:
     return json.dumps(asdict(rule), indent=2) + "\n"
 
 
-def main() -> None:
-    """Print the tables."""
-    found = cells()
+def markdown(head: Sequence[str], rows: Sequence[Row]) -> str:
+    """A table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def of_page(found: Mapping[str, Sequence[Run]]) -> str:
+    """What README.md has of every cell."""
+    parts = []
     for name, runs in found.items():
-        print(f"\n{name}:\n")
-        for row in (*table(runs), *by_seed(runs)):
-            print("| " + " | ".join(row) + " |")
+        arms = [LABELS[arm] for arm in arms_of(runs)]
+        parts += [f"### {name}\n", markdown(HEAD, table(runs))]
+        parts += [markdown(["seed", "lambda", *arms], by_seed(runs))]
     rule = score(found)
-    print("\n" + packaged(rule))
+    parts.append(
+        f"The rule (lambda above or below 1) was right in {rule.score} that it was scored on.\n"
+    )
+    return "\n".join(parts)
+
+
+def of_guide(found: Mapping[str, Sequence[Run]]) -> str:
+    """What docs/choosing.md has: every run, by lambda."""
+    arms = [SFT, *(arm for arm in (SCORED_BY, *CONTEXT[:2]))]
+    runs = [(name, run) for name, some in found.items() for run in some]
+    rows = []
+    for name, run in sorted(runs, key=lambda x: x[1].solved.mean):
+        means = [f"{100 * float(np.nanmean(run.rewards(arm))):.1f}" for arm in arms]
+        n = name.split("-")[1].removeprefix("N")
+        rows.append([f"{run.solved.mean:.2g}", n, str(run.seed), *means])
+    return markdown(["lambda", "demonstrations", "seed", *(LABELS[arm] for arm in arms)], rows)
+
+
+def with_tables(page: str, text: str) -> str:
+    """A page with a text between its marks."""
+    before, _, rest = page.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n\n{text}\n{END}{after}"
+
+
+def main() -> None:
+    """Print the tables, and write them where they stand if asked."""
+    found = cells()
+    made = dict(zip(PAGES, (of_page(found), of_guide(found)), strict=True))
+    rule = packaged(score(found))
+    print(*made.values(), rule, sep="\n")
     if "--write" in sys.argv[1:]:
-        PACKAGED.write_text(packaged(rule), encoding="utf-8")
+        from picture import FILE, draw  # beside this file
+
+        PACKAGED.write_text(rule, encoding="utf-8")
+        FILE.write_text(draw(found), encoding="utf-8")
+        for path, text in made.items():
+            page = path.read_text(encoding="utf-8")
+            path.write_text(with_tables(page, text), encoding="utf-8")
 
 
 if __name__ == "__main__":
