@@ -100,6 +100,33 @@ def test_a_table_by_hand(tables: ModuleType, runs: list[Any]) -> None:
     assert tables.by_seed(runs)[1][2:] == ["0.0", "75.0", "12.5", "100.0"]
 
 
+def test_half_of_the_way_by_hand(tables: ModuleType) -> None:
+    run = made_up(tables, 1, 0.2, sft=[0, 0], sft_and_adaback=[4, 4], sft_and_control=[2, 2])
+    tokens = {"sampled": 100.0, "prefilled": 0.0, "forward": 0.0, "trained": 50.0}
+    for arm in ("sft+adaback", "sft+control"):
+        run.records[arm]["costs"] = {**tokens, "flops": 5000.0}  # ten weights: 2 x 100 + 6 x 50
+    # Eight rows a step at the prompt, of which from step 31 on six are solved.
+    step = [8, 0, 10, 0, 0, 1]
+    rising = [*[step] * 30, *[[8, 6, 10, 0, 0, 1]] * 30]
+    curves = {"sft+adaback": rising, "sft+control": [[0, 0, 10, 0, 0, 1]] * 60}
+    run = tables.Run(1, run.solved, run.records, curves)
+    # A half of 100 %: n solved steps of 20 with n 6/8 / 20 >= 1/2, so 14 of them, at step 44.
+    assert run.half("sft+adaback") == (44, pytest.approx(44 * 10 * (2 * 10 + 6)))
+    assert run.half("sft+control") is None  # no row started at the prompt
+    assert tables.halves({"a": [run]}) == [["a", "1", "44 (1.1e+04)", "never", ""]]
+
+
+def test_a_curve_by_hand(tmp_path: Path) -> None:
+    curves = load(ROOT / "benchmarks/regimes/curves.py")
+    metrics = {"reward": 0.5, "prefix/row_share": 0.875, "policy/reward": 0.25}
+    metrics |= {f"tokens/{name}": i for i, name in enumerate(curves.TOKENS)}
+    others = {"reward": 0.5, **{f"tokens/{name}": 1 for name in curves.TOKENS}}
+    path = tmp_path / "metrics.jsonl"
+    lines = [metrics, {"step": 1, "train_loss": 0.1}, {**others, "policy/reward": 0.5}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert curves.curve(path) == [[8, 2, 0, 1, 2, 3], [64, 32, 1, 1, 1, 1]]
+
+
 def test_the_packaged_score_is_that_of_the_records(tables: ModuleType) -> None:
     text = tables.packaged(tables.score(tables.cells()))
     assert tables.PACKAGED.read_text(encoding="utf-8") == text

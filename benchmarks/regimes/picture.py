@@ -77,12 +77,13 @@ def draw(found: Mapping[str, Sequence[Any]]) -> str:
         text(middle, HEIGHT - 10, "lambda: rows of a step x success of the SFT model",
              'text-anchor="middle"')
     )  # fmt: skip
-    for arm, (_, colour, shape) in ARMS.items():
+    for number, (arm, (_, colour, shape)) in enumerate(ARMS.items()):
+        aside = 6 * (number - (len(ARMS) - 1) / 2)  # so that no mark hides another
         for runs in found.values():
             for run in runs:
                 if arm in run.records:
                     mean = 100 * float(np.nanmean(run.rewards(arm)))
-                    parts.append(mark(across(run.solved.mean), up(mean), colour, shape))
+                    parts.append(mark(across(run.solved.mean) + aside, up(mean), colour, shape))
     for i, (label, colour, shape) in enumerate(ARMS.values()):
         x = LEFT + 4 + i * 165
         parts += [mark(x, 14, colour, shape), text(x + 10, 18, label)]

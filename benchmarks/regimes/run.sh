@@ -23,3 +23,4 @@ mkdir -p "$(dirname "$results")"
     --rows "$n" --samples 64 --output "$data/advice"
   cp "$data/advice/advice.json" "$results/advice.json"
 }
+"$python" benchmarks/regimes/curves.py "$results"

@@ -12,7 +12,7 @@ import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ CONTEXT = ("sft+adaback", "sft+control", "sft+control_jump")
 SCORED_BY = RL[0]
 """The arm whose lift-off the rule foretells: it was run in every cell."""
 LIFTED = 0.5
+WINDOW = 20
+READ = (("sampled", 2), ("prefilled", 2), ("forward", 2))
 LABELS = {
     "base": "base",
     SFT: "SFT",
@@ -64,11 +66,33 @@ class Run:
         seed: of the demonstrations.
         solved: lambda of the SFT model.
         records: by arm.
+        curves: of each arm and step, plain rows, solved ones, and tokens by kind.
     """
 
     seed: int
     solved: Estimate
     records: Mapping[str, Mapping[str, Any]]
+    curves: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict)
+
+    def half(self, arm: str) -> tuple[int, float] | None:
+        """The step and the operations behind SFT at which an arm solves half of what it does last.
+
+        Of rows that started at the prompt, over the last ``WINDOW`` steps; None where it has none
+        that do, or never does.
+        """
+        steps = self.curves.get(arm, ())
+        target = float(np.nanmean(self.rewards(arm))) / 2
+        costs = self.records[arm]["costs"]
+        # What a token of each kind costs: 2 to read or sample, 6 to train, for each weight.
+        price = costs["flops"] / sum(k * costs[name] for name, k in (*READ, ("trained", 6)))
+        spent = 0.0
+        for i, (_, _, sampled, prefilled, forward, trained) in enumerate(steps, 1):
+            spent += price * (2 * (sampled + prefilled + forward) + 6 * trained)
+            window = steps[max(0, i - WINDOW) : i]
+            plain, solved = (sum(s[j] for s in window) for j in (0, 1))
+            if i >= WINDOW and plain and target and solved / plain >= target:
+                return i, spent
+        return None
 
     def flops(self, arm: str) -> float:
         """Operations of an arm, those of the SFT that it starts from included."""
@@ -90,7 +114,9 @@ def cells(folder: Path = RESULTS) -> dict[str, list[Run]]:
         for done in sorted((path.parent / "arms").glob(f"*/seed-0/{DONE}")):
             records[done.parent.parent.name] = _read(done)
         seed = int(path.parent.name.removeprefix("seed-"))
-        found.setdefault(path.parent.parent.name, []).append(Run(seed, Estimate(**solved), records))
+        curves = _read(path.with_name("curves.json"))
+        run = Run(seed, Estimate(**solved), records, curves)
+        found.setdefault(path.parent.parent.name, []).append(run)
     return {name: sorted(runs, key=lambda r: r.seed) for name, runs in found.items()}
 
 
@@ -156,6 +182,23 @@ def by_seed(runs: Sequence[Run]) -> list[Row]:
     return rows
 
 
+def halves(found: Mapping[str, Sequence[Run]]) -> list[Row]:
+    """When AdaBack and the controller have come half of their way, in every run that has both."""
+    rows = []
+    for name, runs in found.items():
+        for run in runs:
+            if not all(arm in run.records for arm in CONTEXT[:2]):
+                continue
+            cells, spent = [], []
+            for arm in CONTEXT[:2]:
+                half = run.half(arm)
+                cells.append("never" if half is None else f"{half[0]} ({half[1]:.2g})")
+                spent.append(math.nan if half is None else half[1])
+            ratio = spent[1] / spent[0]
+            rows.append([name, str(run.seed), *cells, "" if math.isnan(ratio) else f"{ratio:.2f}"])
+    return rows
+
+
 def score(found: Mapping[str, Sequence[Run]]) -> Rule:
     """How often lambda above or below 1 foretold whether RL after SFT lifts off."""
     runs = [run for some in found.values() for run in some if SCORED_BY in run.records]
@@ -204,10 +247,10 @@ def of_page(found: Mapping[str, Sequence[Run]]) -> str:
         arms = [LABELS[arm] for arm in arms_of(runs)]
         parts += [f"### {name}\n", markdown(HEAD, table(runs))]
         parts += [markdown(["seed", "lambda", *arms], by_seed(runs))]
-    rule = score(found)
-    parts.append(
-        f"The rule (lambda above or below 1) was right in {rule.score} that it was scored on.\n"
-    )
+    head = ["cell", "seed", *(f"{LABELS[arm]}: step (FLOPs)" for arm in CONTEXT[:2]), "ratio"]
+    parts += ["### Half of the way\n", markdown(head, halves(found))]
+    words = "The rule, lambda above or below 1, was right in {} that it was scored on.\n"
+    parts.append(words.format(score(found).score))
     return "\n".join(parts)
 
 
