@@ -153,7 +153,7 @@ def test_shorter_chains_have_a_shorter_budget(tmp_path: Path) -> None:
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["task", "chain", str(tmp_path / "chain"), "--test-rows", "9"]) == 0
-    assert len(rows_of(tmp_path / "chain/train.jsonl")) == 100
+    assert len(rows_of(tmp_path / "chain/train.jsonl")) == 75
     assert "next: prefix-rft train" in capsys.readouterr().out
     assert main(["check", str(tmp_path / "chain/recipe.yaml")]) == 0
     for name, option, owner in (

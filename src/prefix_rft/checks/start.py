@@ -33,12 +33,14 @@ def find_known(setup: Setup, folder: Path = Path()) -> Known | None:
         setup: the resolved recipe.
         folder: where the commands are run.
     """
-    own = setup.recipe
+    results, own = list(_results(folder)), setup.recipe
+    if not results:  # a hash of many weights takes its time
+        return None
     model = fingerprint(own.model_source())
     data = [json.loads(json.dumps(d, default=str)) for d in (own.train_data, own.eval_data) if d]
     known = [
         Known(row["avg"]["mean"], row["samples"] * row["problems"], f"{path.parent}, {row['set']}")
-        for path, result in _results(folder)
+        for path, result in results
         for row in result["results"]
         if result["settings"]["models"].get(row["model"]) == model
         and row["temperature"] == setup.args.temperature

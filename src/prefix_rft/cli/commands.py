@@ -191,7 +191,7 @@ def task(args: argparse.Namespace) -> None:
     """``prefix-rft task``."""
     folder, write = Path(args.folder), WRITERS[args.name]
     if args.train_rows is None:
-        args.train_rows = {"chain": 1024 if args.rule == "parity" else 100}.get(args.name, 3000)
+        args.train_rows = {"chain": 1024 if args.rule == "parity" else 75}.get(args.name, 3000)
     if args.train_rows < 1 or args.test_rows < 1 or args.valid_rows < 1:
         raise UserError("--train-rows, --valid-rows and --test-rows must be at least 1")
     for option, owner in OWN_OPTIONS.items():

@@ -278,7 +278,7 @@ def parser() -> argparse.ArgumentParser:
     )
     task.add_argument("folder", metavar="FOLDER")
     task.add_argument(
-        "--train-rows", type=int, metavar="N", help="default: 3000; chain: 100, parities 1024"
+        "--train-rows", type=int, metavar="N", help="default: 3000; chain: 75, parities 1024"
     )
     task.add_argument("--valid-rows", type=int, default=200, help="to choose settings on")
     task.add_argument("--test-rows", type=int, default=400)

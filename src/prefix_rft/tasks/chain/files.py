@@ -37,7 +37,7 @@ def row(symbols: str, rng: random.Random, name: str) -> dict[str, Any]:
 
 def write(
     folder: Path,
-    n_train: int = 100,
+    n_train: int = 75,
     n_test: int = 400,
     seed: int = 0,
     n_valid: int = 200,
