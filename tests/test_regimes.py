@@ -79,9 +79,10 @@ def runs(tables: ModuleType) -> list[Any]:
 def test_the_score_by_hand(tables: ModuleType, runs: list[Any]) -> None:
     rule = tables.score({"a": runs[:2], "b": runs[2:]})
     # .2 did not lift off and 5 did (75 %): right. 1.5 is not scored. 3 did not lift off: wrong.
+    # RL is what its best arm makes of it: GRPO, where it has solved one of eight and Dr. GRPO none.
     assert (rule.right, rule.scored, rule.unscored) == (2, 3, 1)
     assert (rule.low, rule.high) == (0.2, 5.0)
-    assert rule.below == (0.0, 1.0)
+    assert rule.below == (0.125, 1.0)
     assert rule.above == ((0.75 + 0.125) / 2, 1.0)
     assert rule.score == "2 of 3 runs"
 

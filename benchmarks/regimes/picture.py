@@ -18,7 +18,8 @@ LOW, HIGH = 0.01, 100.0
 """Of lambda; what is outside stands at the edge."""
 ARMS = {
     "sft": ("SFT alone", "#8a8f98", "circle"),
-    "sft+dr_grpo": ("SFT, then Dr. GRPO", "#d1495b", "circle"),
+    "sft+dr_grpo": ("SFT, then RL, 3e-4", "#d1495b", "circle"),
+    "sft+dr_grpo_slow": ("the same, 1e-4", "#e8a33d", "circle"),
     "sft+adaback": ("SFT, then AdaBack", "#2a6f97", "square"),
     "sft+control": ("SFT, then control", "#3a9d5d", "triangle"),
 }
@@ -85,6 +86,6 @@ def draw(found: Mapping[str, Sequence[Any]]) -> str:
                     mean = 100 * float(np.nanmean(run.rewards(arm)))
                     parts.append(mark(across(run.solved.mean) + aside, up(mean), colour, shape))
     for i, (label, colour, shape) in enumerate(ARMS.values()):
-        x = LEFT + 4 + i * 165
+        x = LEFT + 4 + i * 138
         parts += [mark(x, 14, colour, shape), text(x + 10, 18, label)]
     return "\n".join([*parts, "</svg>"]) + "\n"

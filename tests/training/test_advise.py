@@ -124,8 +124,8 @@ RULE = Rule(19, 20, 4, 0.01, 30.0, "runs on x", (0.1, 0.9), (0.95, 0.93))
 @pytest.mark.parametrize(
     ("low", "mean", "high", "demonstrations", "words"),
     [
-        (0.0, 0.1, 0.4, 50, "below 0.5, where RL from the prompt alone did not start"),
-        (0.0, 0.1, 0.4, 50, "(10 % with dr_grpo, 90 % with prefixes there)"),
+        (0.0, 0.1, 0.4, 50, "below 0.5, where RL from the prompt starts late or not at all"),
+        (0.0, 0.1, 0.4, 50, "(10 % with dr_grpo at the best rate tried, 90 % with prefixes there)"),
         (2.5, 6.0, 9.0, 50, "above 2, where RL started by itself"),
         (2.5, 6.0, 9.0, 50, "which prefixes as context did not beat"),
         (0.4, 0.9, 1.9, 50, "RL may start or not"),
@@ -151,7 +151,7 @@ def test_prefixes_ahead_above_two_are_said() -> None:
     ahead = Rule(1, 1, 0, 0.0, 9.0, "x", None, (0.8, 0.9))
     first, _ = advice(Estimate(5.0, 4.0, 6.0, 9), 50, ahead)
     assert "did not beat" not in first
-    assert "(80 % with dr_grpo, 90 % with prefixes there)" in first
+    assert "(80 % with dr_grpo at the best rate tried, 90 % with prefixes there)" in first
 
 
 def check(recipe: Path, *more: str) -> int:

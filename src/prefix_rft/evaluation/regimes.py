@@ -26,8 +26,8 @@ class Rule:
         low: the smallest lambda of a run; 0 where nothing was solved.
         high: the largest one.
         where: the tasks and sizes that were run, in words.
-        below: mean of RL after SFT and of the best method with prefixes as context after SFT, in
-            runs whose lambda was below 0.5, as shares; None where there was no such run.
+        below: mean of RL after SFT, at the best of its rates, and of AdaBack after SFT, in runs
+            whose lambda was below 0.5, as shares; None where there was no such run.
         above: the same of runs above 2.
     """
 
@@ -72,7 +72,7 @@ def advice(solved: Estimate, demonstrations: int, rule: Rule) -> tuple[str, str]
             first += ", and either will hardly see a reward"
     elif solved.high < BELOW:
         first = (
-            "lambda is below 0.5, where RL from the prompt alone did not start: SFT on the "
+            "lambda is below 0.5, where RL from the prompt starts late or not at all: SFT on the "
             "demonstrations, then prefixes as context (adaback, control)"
         )
         first += _means(rule.below)
@@ -104,4 +104,5 @@ def advice(solved: Estimate, demonstrations: int, rule: Rule) -> tuple[str, str]
 def _means(pair: tuple[float, float] | None) -> str:
     if pair is None:
         return ""
-    return f" ({100 * pair[0]:.0f} % with dr_grpo, {100 * pair[1]:.0f} % with prefixes there)"
+    rl, context = (f"{100 * share:.0f} %" for share in pair)
+    return f" ({rl} with dr_grpo at the best rate tried, {context} with prefixes there)"
