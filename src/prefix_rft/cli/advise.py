@@ -10,7 +10,7 @@ from rich.console import Console
 
 from prefix_rft.engines.models import quiet
 from prefix_rft.evaluation.regimes import advice, measured_rule
-from prefix_rft.evaluation.start import Start
+from prefix_rft.evaluation.start import MeasuredStart
 from prefix_rft.recipe.recipe import RecipeFile
 from prefix_rft.support.console import say
 from prefix_rft.support.display import Display, by_job
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
     say(console, f"{RESULT} and all samples: {folder}")
 
 
-def words(start: Start) -> list[str]:
+def words(start: MeasuredStart) -> list[str]:
     """What was measured, line by line."""
     solved = start.solved
     lines = [

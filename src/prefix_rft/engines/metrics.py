@@ -69,7 +69,7 @@ def store_metrics(traces: Mapping[int, Sequence[Trace]]) -> dict[str, float]:
     """How much is kept of own rollouts.
 
     Args:
-        traces: by example.
+        traces: the rollouts that are kept of each example.
     """
     tokens = sum(len(trace.ids) for some in traces.values() for trace in some)
     return {"store/examples": float(len(traces)), "store/tokens": float(tokens)}

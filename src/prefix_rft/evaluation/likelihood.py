@@ -68,7 +68,7 @@ def likelihood(
     Args:
         model: causal language model.
         tokenizer: its tokenizer.
-        rows: with ``prompt`` and a list of texts as ``demonstration``.
+        rows: the rows, with ``prompt`` and a list of texts as ``demonstration``.
         template: arguments for the chat template.
 
     Returns:

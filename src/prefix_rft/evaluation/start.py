@@ -25,17 +25,17 @@ ROLE, TRAIN = "model", "train"
 
 
 @dataclass(frozen=True)
-class Start:
+class MeasuredStart:
     """What was measured of a start model on rows that it is to train on, without any prefix.
 
     Attributes:
         rows: the rows that were sampled.
-        samples: of each row.
+        samples: the number of samples of each row.
         with_demonstration: those of the rows that have a demonstration.
         success: the share of samples that are correct.
         step_rows: rows of a step of the recipe.
         flat: groups without an advantage, as expected; None where samples are fewer than a group.
-        likelihood: of the demonstrations; None where there are none.
+        likelihood: how likely their demonstrations are; None where there are none.
     """
 
     rows: int
@@ -86,9 +86,9 @@ def sample_train_rows(
     Args:
         setup: the recipe, which says how long answers are and how prompts are rendered.
         model: the model's folder or name.
-        rows: from :func:`train_rows`.
+        rows: the rows, from :func:`train_rows`.
         request: how to sample; length and template arguments are the recipe's.
-        folder: of the samples.
+        folder: where samples are put.
         progress: called with a job's name, the rows done, and those to do.
 
     Raises:
@@ -114,7 +114,7 @@ def measure_start(
     request: Request,
     folder: Path,
     progress: Callable[[str, int, int], None],
-) -> Start:
+) -> MeasuredStart:
     """Measure a start model for a recipe whose method samples.
 
     Args:
@@ -122,7 +122,7 @@ def measure_start(
         model: the model's folder or name.
         limit: the first rows only.
         request: how to sample; the temperature is the recipe's, too.
-        folder: of the samples.
+        folder: where samples are put.
         progress: called with a job's name, the rows done, and those to do.
 
     Raises:
@@ -142,7 +142,7 @@ def measure_start(
         loaded, tokenizer = load_model(model, dtype="auto")
         template = getattr(args, "chat_template_kwargs", None)
         found = likelihood(loaded, tokenizer, shown, template)
-    return Start(
+    return MeasuredStart(
         rows=len(problems),
         samples=request.samples,
         with_demonstration=len(shown),

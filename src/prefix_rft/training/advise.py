@@ -18,7 +18,7 @@ from rich.console import Console
 from prefix_rft.engines.arguments import of_rollouts
 from prefix_rft.engines.setup import Setup, set_up
 from prefix_rft.evaluation.samples import Request
-from prefix_rft.evaluation.start import Start, measure_start
+from prefix_rft.evaluation.start import MeasuredStart, measure_start
 from prefix_rft.recipe.along import ALONG
 from prefix_rft.recipe.recipe import COMPARE, RecipeFile
 from prefix_rft.recipe.stages import STAGES, stages_of
@@ -35,11 +35,11 @@ class Asked:
 
     Attributes:
         rows: the first rows only; None for all.
-        samples: of each row; None for 16, or as many as a group has rows if that is more.
-        seed: of the samples.
+        samples: how many of each row; None for 16, or as many as a group has rows if that is more.
+        seed: the seed of the samples.
         batch_size: rows sampled at once.
         sft_steps: steps of SFT on a copy, behind which it is measured again; None for none.
-        folder: of samples and of that copy.
+        folder: where samples and that copy are put.
     """
 
     rows: int | None
@@ -56,7 +56,7 @@ def advise(
     asked: Asked,
     console: Console,
     progress: Callable[[str, int, int], None],
-) -> dict[str, Start]:
+) -> dict[str, MeasuredStart]:
     """Measure the start model, and its copy behind SFT if asked.
 
     Args:
@@ -87,7 +87,7 @@ def advise(
         batch_size=asked.batch_size,
     )
 
-    def measured(model: str, name: str) -> Start:
+    def measured(model: str, name: str) -> MeasuredStart:
         return measure_start(setup, model, asked.rows, request, asked.folder / name, progress)
 
     found = {START: measured(setup.recipe.model_source(), START)}
@@ -121,8 +121,8 @@ def sft_keys(
         recipe: its mapping.
         stage: the keys of a stage of it that imitates; None for ``sft`` with the recipe's keys.
         steps: optimizer steps.
-        name: of the run.
-        folder: of the run's folder.
+        name: the run's name.
+        folder: where the run's folder is put.
     """
     drop = [STAGES, COMPARE, *ALONG]
     keys: dict[str, Any] = dict(stage or {"method": SFT})

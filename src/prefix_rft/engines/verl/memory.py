@@ -25,8 +25,8 @@ def learn(
     Args:
         method: the method.
         state: its memory, which is changed.
-        plans: of each row, that of its prompt.
-        keys: of each row, ``UID_ROLLOUT_OUTPUT``.
+        plans: the plan of each row's prompt.
+        keys: the key of each row, ``UID_ROLLOUT_OUTPUT``.
         rows: the rows with their rewards.
         responses: the ids of each row.
 
