@@ -201,6 +201,17 @@ def test_inspect_shows_the_prefix_that_training_uses(
         assert "demonstration 1 is 'correct' to 'math'" in out
 
 
+def test_inspect_shows_the_hint_that_training_uses(folder: Path, capfd: Capture) -> None:
+    method = "method={name: control, law: fixed, first: 0.5, plain: 0, where: prompt}"
+    assert main(["train", "recipe.yaml", "max_steps=1", method]) == 0
+    row = json.loads((folder / "runs/tiny/rollouts/step_000000.jsonl").read_text().splitlines()[0])
+    assert row["hint_length"] > 0
+    capfd.readouterr()
+    place = ["--row", str(row["example"] + 1), "--ids"]
+    assert main(["inspect", "recipe.yaml", "max_steps=1", method, *place]) == 0
+    assert f"{row['prompt_ids']}" in capfd.readouterr().out.replace("\n", "")
+
+
 def test_inspect_with_a_model_marks_the_selection(folder: Path, capfd: Capture) -> None:
     """20 % of the prefix, rounded up, and it is the part of highest entropy."""
     from prefix_rft.checks.inspect import chosen

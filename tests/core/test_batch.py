@@ -35,6 +35,7 @@ def test_part_takes_rows_and_width_of_everything() -> None:
     batch = small(
         ref_logp_BT=torch.ones(4, 4),
         weight_BT=torch.ones(4, 4),
+        hinted_B=torch.tensor([False, True, False, False]),
         truncated_B=torch.tensor([True, False, True, False]),
         dropped_B=torch.tensor([False, False, True, True]),
     )

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefix_rft.core.control import Control, Law
-from prefix_rft.core.laws import Bisection, Cuts, Integral, Ladder, Logistic
+from prefix_rft.core.fixed import Cuts
+from prefix_rft.core.laws import Bisection, Integral, Ladder, Logistic
 from prefix_rft.core.planner import Group
 from prefix_rft.methods import load
 from prefix_rft.support.errors import UserError

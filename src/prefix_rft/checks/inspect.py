@@ -14,6 +14,7 @@ from rich.text import Text
 from torch import Tensor
 
 from prefix_rft.core import select_prefix
+from prefix_rft.core.hint import with_hint
 from prefix_rft.data import DataError, Renderer, find_source, read_rows
 from prefix_rft.data.demonstrations import EXAMPLE, IDS, USABLE, usable_or_why
 from prefix_rft.data.render import end_of_text_ids
@@ -25,7 +26,7 @@ from prefix_rft.engines.models import (
     load_tokenizer,
     quiet,
 )
-from prefix_rft.engines.plan import RunPoint, plan_rows
+from prefix_rft.engines.plan import RowPlan, RunPoint, plan_rows
 from prefix_rft.engines.sampling import SamplingSettings, generate, sample, supported
 from prefix_rft.engines.setup import Setup, configure
 from prefix_rft.engines.trl.clock import template_kwargs
@@ -118,9 +119,15 @@ def show_row(
         for i, t in zip(ids_of, texts, strict=True)
         if usable_or_why(i, t, render, setup.args.max_completion_length) == USABLE
     ]
-    tokens = [Token(i, PROMPT) for i in prompt]
+    plan = None
     if setup.method.samples:
-        tokens += hybrid_row(setup, render, prompt, demonstrations, number, step, steps, net)
+        plan = first_row(setup, render, demonstrations, number, step, steps)
+        if (hint := setup.method.planner.hint) is not None and plan.hint:
+            text = render.completions([plan.hint])[0]
+            prompt = render.prompt(with_hint(values["prompt"], text, hint))
+    tokens = [Token(i, PROMPT) for i in prompt]
+    if plan is not None:
+        tokens += hybrid_row(setup, render, prompt, demonstrations, plan, net)
     elif demonstrations:
         tokens += ended(demonstrations[0], WHOLE, render)
     show(console, tokens, render, ids)
@@ -145,18 +152,16 @@ def _row(setup: Setup, number: int) -> tuple[dict[str, Any], int]:
     return pair[1], number + sum(1 for _ in rows)
 
 
-def hybrid_row(
+def first_row(
     setup: Setup,
     render: Renderer,
-    prompt: list[int],
     demonstrations: list[list[int]],
     number: int,
     step: int,
     steps: int,
-    net: Any,
-) -> list[Token]:
-    """The completion of the group's first row: the prefix that training draws, and what follows."""
-    plan = plan_rows(
+) -> RowPlan:
+    """The plan of the group's first row, as training makes it."""
+    return plan_rows(
         setup.method,
         [{IDS: demonstrations, EXAMPLE: number - 1}],
         RunPoint(
@@ -168,6 +173,17 @@ def hybrid_row(
             render.newline_ids if setup.method.planner.needs_boundaries else frozenset(),
         ),
     )[0]
+
+
+def hybrid_row(
+    setup: Setup,
+    render: Renderer,
+    prompt: list[int],
+    demonstrations: list[list[int]],
+    plan: RowPlan,
+    net: Any,
+) -> list[Token]:
+    """The completion of the group's first row: the prefix that training draws, and what follows."""
     prefix, method = list(plan.prefix), setup.method
     if plan.whole:
         return ended(prefix, WHOLE, render)

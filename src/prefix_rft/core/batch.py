@@ -31,6 +31,7 @@ class Batch:
         group_B: int64 group ids.
         ref_logp_BT: log-probabilities under the reference policy, for KL.
         weight_BT: detached factor on terms with an importance ratio: sampler/trainer correction.
+        hinted_B: bool, rows whose prompt holds a part of a demonstration; None for none.
         truncated_B: bool, rows that ran into the length limit.
         dropped_B: bool, rows that take no part in the step: no stream acts on them and no
             normaliser counts them.
@@ -48,6 +49,7 @@ class Batch:
     group_B: Tensor
     ref_logp_BT: Tensor | None = None
     weight_BT: Tensor | None = None
+    hinted_B: Tensor | None = None
     truncated_B: Tensor | None = None
     dropped_B: Tensor | None = None
 
@@ -62,7 +64,7 @@ class Batch:
                 raise UserError(f"{f.name} must have shape {shape}, got {tuple(x.shape)}")
             if x is not None and "mask" in f.name and x.dtype != torch.bool:
                 raise UserError(f"{f.name} must be bool, got {x.dtype}")
-        for name in ("truncated_B", "dropped_B"):
+        for name in ("hinted_B", "truncated_B", "dropped_B"):
             x = getattr(self, name)
             if x is not None and x.dtype != torch.bool:
                 raise UserError(f"{name} must be bool, got {x.dtype}")
@@ -77,12 +79,13 @@ class Batch:
         if bool(outside.any()):
             raise UserError("prefix_mask_BT and demo_mask_BT must lie inside response_mask_BT")
         if bool((self.hybrid_B & self.demo_B).any()):
-            raise UserError("a row of prefix_mask_BT is in demo_mask_BT too: it has one kind")
+            raise UserError("a row of demo_mask_BT has a prefix or a hint too: it has one kind")
 
     @property
     def hybrid_B(self) -> Tensor:
-        """Rows that start from a demonstration prefix of at least one token."""
-        return self.prefix_mask_BT.any(1)
+        """Rows that start from a demonstration prefix of at least one token, or have a hint."""
+        prefixed_B = self.prefix_mask_BT.any(1)
+        return prefixed_B if self.hinted_B is None else prefixed_B | self.hinted_B
 
     @property
     def demo_B(self) -> Tensor:

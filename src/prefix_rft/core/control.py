@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from prefix_rft.core.hint import Hint
 from prefix_rft.core.planner import Group, Planner, Record, Start, Starts
 from prefix_rft.core.prefix import is_hybrid
 from prefix_rft.core.store import Store
@@ -85,6 +86,7 @@ class Control(Planner):
         withdraw: share of the run after which ``top`` falls in a line, to 0 at the end.
         own: an own right rollout, where there is one, goes before the demonstrations.
         store: what is kept of own rollouts.
+        hint: how the share is written into the prompt; None for a prefix of the answer.
     """
 
     law: Law
@@ -94,6 +96,7 @@ class Control(Planner):
     withdraw: float = 1.0
     own: bool = False
     store: Store | None = None
+    hint: Hint | None = None
 
     def __post_init__(self) -> None:
         for name in ("guided", "plain", "top", "withdraw"):

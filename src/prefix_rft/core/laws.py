@@ -307,30 +307,3 @@ class Replay(Law):
             value += self.step if mean > self.target else -self.step
             shared |= {share: min(max(value, 0.05), 0.95), moved: float(group.step)}
         return own, shared
-
-
-@dataclass(frozen=True)
-class Cuts(Law):
-    """Each example is cut at a few places, drawn once for the run, one of which a visit picks.
-
-    PrefixRL (arXiv 2601.18795): three cuts between 40 and 80 %.
-
-    Attributes:
-        cuts: how many.
-        low: the smallest share.
-        high: the largest share.
-    """
-
-    cuts: int = 3
-    low: float = 0.4
-    high: float = 0.8
-
-    def __post_init__(self) -> None:
-        check_range("cuts", self.cuts, 1)
-        check_range("low", self.low, 0.0, self.high)
-        check_range("high", self.high, self.low, 1.0)
-
-    def start(self, group: Group, index: int, rng: random.Random) -> Start:
-        """At one of the cuts."""
-        once = random.Random(f"cut:{group.seed}:{group.example}:{index}:{rng.randrange(self.cuts)}")
-        return group.start(index, self.low + (self.high - self.low) * once.random())

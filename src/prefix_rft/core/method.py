@@ -61,6 +61,14 @@ class Method:
         if self.contrast is None and any(s.advantage == "sequence" for s in self.streams):
             raise UserError(f"method '{self.name}' has a sequence advantage but no contrast")
         all_wrong = self.groups.all_wrong
+        whole = all_wrong == "demonstration" or self.groups.interleave is not None
+        if self.rows.hint is not None and (
+            whole or self.trains("prefix") or self.trains("demonstration")
+        ):
+            raise UserError(
+                f"method '{self.name}' trains tokens of demonstrations, so these cannot stand in "
+                "the prompt: leave out the hint"
+            )
         if all_wrong == "lengthen" and not self.trains("continuation"):
             raise UserError(
                 f"method '{self.name}' trains no continuation, so it cannot lengthen a prefix: "

@@ -6,10 +6,12 @@ A planner is a pure function of the group it is asked about. What it remembers f
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from prefix_rft.core.hint import Hint
 from prefix_rft.core.prefix import PrefixSampler, draw_prefix, generator, is_hybrid, prefix_length
 from prefix_rft.core.store import Seen, Store
 from prefix_rft.support.errors import UserError
@@ -54,6 +56,7 @@ class Group:
         boundaries: for each demonstration, the lengths at which a step of it ends.
         solved_above: a row is solved if its reward exceeds this.
         seen: own rollouts of the example that the planner's store has kept, the newest first.
+        in_prompt: what rows start from stands in the prompt, so that it may be all of a source.
     """
 
     example: int
@@ -70,6 +73,7 @@ class Group:
     boundaries: tuple[tuple[int, ...], ...] = ()
     solved_above: float = 0.0
     seen: tuple[Seen, ...] = ()
+    in_prompt: bool = False
 
     @property
     def sources(self) -> tuple[int, ...]:
@@ -82,6 +86,8 @@ class Group:
 
     def start(self, index: int, ratio: float) -> Start:
         """The start at this share of a source; at least one token is left to sample."""
+        if self.in_prompt:
+            return Start(index, math.floor(ratio * self.sources[index] + 1e-9), ratio)
         length = prefix_length(ratio, self.sources[index], 0, self.max_length)
         return Start(index, length, ratio)
 
@@ -110,10 +116,13 @@ class Planner:
         num_demonstrations: rows of each group that are a whole demonstration.
         prefix: the law of the prefix length, where it is one for all groups.
         store: what of own rollouts is kept for it; None for nothing.
+        hint: how what rows start from is written into their prompts; None for a prefix of the
+            answer.
         needs_demonstrations: without any it is of no use; asked of planners that are not fixed.
     """
 
     store: Store | None = None
+    hint: Hint | None = None
     needs_demonstrations = True
     needs_boundaries = False
     fixed = False
@@ -212,6 +221,11 @@ class Lengthening(Planner):
     def store(self) -> Store | None:  # pyright: ignore[reportIncompatibleVariableOverride]
         """As the planner within."""
         return self.inner.store
+
+    @property
+    def hint(self) -> Hint | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """As the planner within."""
+        return self.inner.hint
 
     @property
     def needs_demonstrations(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]

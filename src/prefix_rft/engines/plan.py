@@ -24,6 +24,7 @@ class RowPlan:
         row: place in the group.
         start: where in a demonstration it starts; None for an on-policy row.
         prefix: the demonstration's ids up to there.
+        hint: the same where they stand in the prompt, and not in the answer.
         whole: the row is a whole demonstration; nothing is sampled.
         kept: completion of an earlier attempt, prefix included, which stays as it is.
         kept_logps: the sampler's log-probs of that completion, if it gave any.
@@ -39,6 +40,7 @@ class RowPlan:
     row: int
     start: Start | None = None
     prefix: tuple[int, ...] = ()
+    hint: tuple[int, ...] = ()
     whole: bool = False
     kept: tuple[int, ...] | None = None
     kept_logps: tuple[float | None, ...] | None = None
@@ -60,8 +62,8 @@ class RowPlan:
 
     @property
     def hybrid(self) -> bool:
-        """Whether it continues a prefix of at least one token."""
-        return bool(self.prefix) and not self.whole
+        """Whether it continues a prefix of at least one token, or has a hint in its prompt."""
+        return bool(self.prefix or self.hint) and not self.whole
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,7 @@ class RunPoint:
             seen=tuple(
                 Seen(len(t.ids), t.solved, t.step) for t in (self.traces or {}).get(index, ())
             ),
+            in_prompt=method.planner.hint is not None,
         )
 
 
@@ -143,7 +146,8 @@ def plan_rows(
             starts = starts_of(method, asked)
             before = group
         plan = RowPlan(int(example[EXAMPLE]), group, row, attempt=attempt)
-        plans.append(starting(plan, moment.with_own(example), starts[row]))
+        in_prompt = method.planner.hint is not None
+        plans.append(starting(plan, moment.with_own(example), starts[row], in_prompt))
     return plans
 
 
@@ -171,12 +175,16 @@ def starts_of(method: Method, group: Group) -> Starts:
     return starts
 
 
-def starting(plan: RowPlan, example: Mapping[str, Any], start: Start | None) -> RowPlan:
-    """The row, starting there."""
+def starting(
+    plan: RowPlan, example: Mapping[str, Any], start: Start | None, in_prompt: bool = False
+) -> RowPlan:
+    """The row, starting there, or with that part of a demonstration in its prompt."""
     if start is None or not start.length:
-        return replace(plan, start=None, prefix=(), whole=False)
+        return replace(plan, start=None, prefix=(), hint=(), whole=False)
     demonstration = example[IDS][start.index]
     prefix = tuple(int(t) for t in demonstration[: start.length])
+    if in_prompt:
+        return replace(plan, start=start, prefix=(), hint=prefix, whole=False)
     return replace(plan, start=start, prefix=prefix, whole=start.length == len(demonstration))
 
 
@@ -229,16 +237,17 @@ def replanned(
     if how == "keep" or (how != "resample" and not example[IDS]):
         return None
     blank = RowPlan(int(example[EXAMPLE]), plan.group, plan.row, attempt=attempt)
+    in_prompt = method.planner.hint is not None
     if how == "resample":
         starts = starts_of(method, moment.group(method, example))
-        return starting(blank, moment.with_own(example), starts[plan.row])
+        return starting(blank, moment.with_own(example), starts[plan.row], in_prompt)
     before = (plan.start,) * moment.num_generations  # only its own is asked for
     start = starts_again(method, example, moment, attempt, how, before)[plan.row]
     if start == plan.start:
         return None
     if how == "demonstration":
         blank = replace(blank, replaced=True, planned=plan.start)
-    return starting(blank, moment.with_own(example), start)
+    return starting(blank, moment.with_own(example), start, in_prompt)
 
 
 def another_example(rows: Any, moment: RunPoint, attempt: int, group: int) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from prefix_rft.core.control import Control
-from prefix_rft.core.laws import Cuts
+from prefix_rft.core.fixed import Cuts
 from prefix_rft.core.method import Method
 from prefix_rft.core.parts import About, Normaliser
 from prefix_rft.core.stream import SAMPLED, Stream, regularisers

@@ -15,7 +15,7 @@ from prefix_rft.support.errors import check_range
 
 
 @dataclass(frozen=True)
-class Hint(Law):
+class Annealed(Law):
     """All rows of a group share a hint of ``Binomial(chunks, share)`` chunks of a demonstration.
 
     ``share`` falls along a cosine and the hints end at ``until`` of the run.
@@ -74,7 +74,7 @@ def uft(
             Stream("hint", ("prefix",), "logp", 1.0, coefficient=hint, aggregation="token_mean"),
             *regularisers(beta, entropy_coef, SAMPLED),
         ),
-        rows=Control(Hint(chunks, hint_high, hint_low, hint_until)),
+        rows=Control(Annealed(chunks, hint_high, hint_low, hint_until)),
         baseline="mean_std",
         about=About(
             summary="GRPO from a shared hint that shrinks, with a little SFT on the hint",

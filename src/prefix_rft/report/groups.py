@@ -73,7 +73,10 @@ def row(sample: ShownRollout, tokenizer: Tokenizer | None, limit: int) -> dict[s
         "number": sample.row,
         "kind": sample.origin,
         "tokens": f"{completion.tokens:,}",
-        "prefix": f"{sample.prefix_length:,}" if sample.origin == HYBRID else None,
+        "prefix": f"{sample.prefix_length:,}"
+        if sample.origin == HYBRID and sample.prefix_length
+        else None,
+        "hint": f"{sample.hint_length:,}" if sample.hint_length else None,
         "kept": None if completion.kept is None else f"{len(completion.kept):,}",
         "reward": number(sample.reward),
         "advantage": signed(sample.advantage),

@@ -31,6 +31,7 @@ class ShownRollout:
         row: its number in the group.
         origin: ``on-policy``, ``hybrid`` or ``demonstration``.
         prefix_length: the number of tokens of its completion that are a prefix.
+        hint_length: the number of tokens of a demonstration that its prompt holds.
         completion: the start of the completion with its prefix.
         reward: its reward; None where it could not be graded.
         advantage: its advantage; None where it was not known when the row was written.
@@ -41,6 +42,7 @@ class ShownRollout:
     row: int
     origin: str
     prefix_length: int
+    hint_length: int
     completion: Completion
     reward: float | None
     advantage: float | None
@@ -96,6 +98,7 @@ def _sample(rollout: Rollout) -> ShownRollout:
         row=rollout.row,
         origin=rollout.origin,
         prefix_length=rollout.prefix_length,
+        hint_length=rollout.hint_length,
         completion=Completion.of(rollout, characters=LONGEST, tokens=LONGEST),
         reward=rollout.reward,
         advantage=rollout.advantage,

@@ -113,7 +113,7 @@ METRICS = (
     Metric("prefix/kept", "Prefix tokens kept by entropy", SHARE, SCHEDULE,
            "The prefix tokens that keep their advantage, among all prefix tokens."),
     Metric("prefix/row_share", "Rows with a prefix", SHARE, SCHEDULE,
-           "The hybrid rows among all rows of a generation."),
+           "The hybrid rows among all rows of a generation; those with a hint count."),
     Metric("prefix/token_share", "Prefix tokens among all", SHARE, SCHEDULE,
            "The prefix tokens among all tokens of the completions of an optimizer step."),
     Metric("prefix/leak", "Prefixes that are correct alone", SHARE, SCHEDULE,

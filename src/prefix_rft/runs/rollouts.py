@@ -40,6 +40,7 @@ class Rollout:
         prompt_ids: the prompt's tokens.
         completion_ids: the completion's tokens, prefix included.
         prefix_length: the number of tokens of the prefix.
+        hint_length: the number of tokens of a demonstration that its prompt holds.
         demonstration: whether it is a whole demonstration, of which nothing was sampled.
         attempt: how often its group had been sampled before.
         prompt: the prompt's text, special tokens included.
@@ -68,6 +69,7 @@ class Rollout:
     verdicts: Mapping[str, Mapping[str, Any]]
     advantage: float | None
     truncated: bool
+    hint_length: int = 0
     kept: frozenset[int] | None = None
 
     @classmethod
@@ -108,7 +110,7 @@ class Rollout:
         """Where its tokens are from: ``on-policy``, ``hybrid`` or ``demonstration``."""
         if self.demonstration:
             return DEMONSTRATION
-        return HYBRID if self.prefix_length else POLICY
+        return HYBRID if self.prefix_length or self.hint_length else POLICY
 
 
 def _text(value: Any) -> str:
@@ -158,6 +160,7 @@ FIELDS: Mapping[str, Callable[[Any], Any]] = {
     "verdicts": _verdicts,
     "advantage": _number,
     "truncated": _flag,
+    "hint_length": count,
 }
 """What a line holds, and how each field is checked."""
 
@@ -169,6 +172,7 @@ OLDER: Mapping[str, Any] = {
     "verdicts": {},
     "advantage": None,
     "truncated": False,
+    "hint_length": 0,
 }
 """Fields that a line of an older version may lack, and what they are then."""
 

@@ -71,7 +71,7 @@ class Filters:
 
     def take(self, rollouts: Sequence[Rollout]) -> bool:
         """Whether a group of these rollouts is wanted, whatever its step."""
-        lengths = [r.prefix_length for r in rollouts if r.origin == HYBRID] or [0]
+        lengths = [r.prefix_length or r.hint_length for r in rollouts if r.origin == HYBRID] or [0]
         right = self.verdict is None or any(self.verdict in statuses(r) for r in rollouts)
         return right and (self.prefix is None or any(n in self.prefix for n in lengths))
 

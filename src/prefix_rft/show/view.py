@@ -167,7 +167,13 @@ def row_heading(row: Rollout) -> Text:
     elif name != DEMONSTRATION:
         text.append("  advantage known at the update only")
     length = count(len(row.completion_ids), "token")
-    text.append(f"  prefix {row.prefix_length} of {length}" if name == HYBRID else f"  {length}")
+    if row.hint_length:
+        text.append(f"  behind {count(row.hint_length, 'token')} of hint")
+    text.append(
+        f"  prefix {row.prefix_length} of {length}"
+        if name == HYBRID and row.prefix_length
+        else f"  {length}"
+    )
     if name == HYBRID and row.kept is not None:
         text.append(f", {len(row.kept)} kept")
     if row.attempt:

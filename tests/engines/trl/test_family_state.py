@@ -402,6 +402,7 @@ RESUMED = {
     "adaback": ("adaback", {"plain": 0.0, "ema": 0.5}, ["hint:9"] * 4, {}),
     "pope": ("pope", {"first_ratio": 0.2, "ratio_step": 0.2}, ["hint:12"] * 4, {}),
     "pass_rate": ("pass_rate", {"hard_below": 0.9, "easy_above": 0.1}, ["mixed"] * 4, {}),
+    "hint": ("control", {"where": "prompt", "template": "h:{hint};{prompt}"}, ["mixed"] * 4, {}),
     "discriminative": ("discriminative", {"gamma": 0.5}, ["mixed"] * 4, {}),
     "irft": ("irft", {"stages": 4}, ["mixed"] * 12, {}),
     "dapo": ("dapo", {}, ["wrong", "mixed", "right", "mixed"] * 3, {}),
@@ -409,7 +410,7 @@ RESUMED = {
     "luffy": ("luffy", {}, ["mixed"] * 12, {"steps_per_generation": 2}),
 }
 KEPT = ("examples", "shared", "waiting", "stage")
-REMEMBERS = ("relift", "adaback", "pope", "pass_rate", "discriminative", "irft")
+REMEMBERS = ("relift", "adaback", "pope", "pass_rate", "hint", "discriminative", "irft")
 
 
 def checkpointed(folder: Path, case: str) -> Any:

@@ -93,6 +93,8 @@ ROLLOUTS = [
          rules=("mixed",), settings=COLD, steps=8, needs=("hybrid",)),
     Case("control", formulas.control, ({"how": "std"},), {"own": True, "floor": -0.5},
          rules=("mixed",), settings=COLD, steps=8, needs=("hybrid",)),
+    Case("control", formulas.control, ({"how": "std"},),
+         {"where": "prompt", "template": "h:{hint};{prompt}"}, rules=("mixed",), settings=COLD),
     Case("prefixrl", formulas.prefixrl, ({"how": "std"},), rules=("mixed",), settings=COLD,
          needs=("hybrid",)),
     Case("pope", formulas.pope, ({"joint": True},), {"first_ratio": 0.4}, rules=("mixed",),

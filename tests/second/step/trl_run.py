@@ -134,7 +134,11 @@ def rows_of(batch: dict[str, Any], source: Any) -> list[Row]:
         )
         # A batch may hold rewards in single precision.
         assert math.isclose(told, row.reward, rel_tol=1e-6) or (told != told and known is None)
-        assert row.prompt == tokenizer(source[example]["prompt"])["input_ids"]
+        asked = {source[example]["prompt"]}
+        if batch["row_hinted"][i]:
+            texts = source[example]["demonstration"]
+            asked = {f"h:{d[:n]};{p}" for p in asked for d in texts for n in range(1, len(d) + 1)}
+        assert tokenizer.decode(row.prompt) in asked
         rows.append(row)
     return rows
 

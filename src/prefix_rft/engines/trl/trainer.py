@@ -38,6 +38,7 @@ from prefix_rft.engines.trl.rollout.backend import Backend, server_errors
 from prefix_rft.engines.trl.rollout.credit import credited
 from prefix_rft.engines.trl.rollout.dataset import tokenized
 from prefix_rft.engines.trl.rollout.generation import Attempt, Inputs, Sampled, take_new
+from prefix_rft.engines.trl.rollout.hints import with_hints, without_hints
 from prefix_rft.engines.trl.rollout.leak import prefix_leak
 from prefix_rft.engines.trl.rollout.record import RolloutRecord
 from prefix_rft.engines.trl.rollout.rounds import Rounds
@@ -205,9 +206,10 @@ class PrefixRFTTrainer(PacksRows, Watched, EvaluatesHeldOut, ResumesExactly, GRP
         """Have TRL sample and reward the rows as planned."""
         lists = self._metrics["train"]
         before = {name: len(values) for name, values in lists.items()}
-        attempt = self._attempt = Attempt(plans)
+        attempt = self._attempt = Attempt(plans, inputs)
         try:
-            rows = super()._generate_and_score_completions(inputs)
+            hinted = with_hints(inputs, plans, self.method.planner.hint, self.renderer)
+            rows = super()._generate_and_score_completions(hinted)
         finally:
             self._attempt = None
         # An attempt that is given up is no result: its numbers go with it.
@@ -258,6 +260,7 @@ class PrefixRFTTrainer(PacksRows, Watched, EvaluatesHeldOut, ResumesExactly, GRP
         self, inputs: Any, prompts: Any, texts: Any, ids: Any, *args: Any, **kwargs: Any
     ) -> Tensor:
         self.phases.begin("grading", len(inputs))
+        inputs, prompts = without_hints(self._attempt, inputs, prompts)
         seen = [{name: row[name] for name in visible(row)} for row in inputs]
         # TRL's own texts lack all special tokens. In place: what is graded is what TRL logs.
         texts[:] = map(as_completion, prompts, self.renderer.completions(ids))

@@ -60,6 +60,7 @@ def to_batch(rows: Rows) -> Batch:
         group_B=rows["row_group"],
         ref_logp_BT=rows.get("ref_per_token_logps"),
         weight_BT=weight,
+        hinted_B=rows["row_hinted"],
         truncated_B=rows["row_truncated"],
         dropped_B=rows["row_dropped"],
     )

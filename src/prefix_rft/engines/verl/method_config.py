@@ -120,6 +120,8 @@ def unsupported(method: Method) -> str | None:
         return "another prompt cannot be sampled in a group's place (all_wrong, all_right: drop)"
     if method.groups.interleave is not None:
         return "it sets prompts aside for steps of their own"
+    if method.planner.hint is not None:
+        return "its prompts are tokenized before it is known which hint they get"
     if method.contrast is not None:
         return "its contrast compares rows of a whole step in one process"
     if method.reference.sampler != "policy" or method.needs_own_reference:

@@ -46,6 +46,7 @@ def credited(
     own_columns = {
         "group": column([p.group for p in plans]),
         "length": column([len(p.prefix) for p in plans]),
+        "hint": column([len(p.hint) for p in plans]),
         "whole": column([int(p.whole) for p in plans]),
         "filler": column([int(p.filler) for p in plans]),
         "without": column([int(not x[IDS]) for x in generation.inputs]),
@@ -55,7 +56,7 @@ def credited(
     )
     length_N = everyone["length"]
     demo_N = everyone["whole"].bool() & (length_N > 0)
-    hybrid_N = (length_N > 0) & ~demo_N
+    hybrid_N = (length_N + everyone["hint"] > 0) & ~demo_N
     size_N = processes.gather(rows["completion_mask"].sum(1))
     advantage_SN, dropped_N = step_credit(
         method,
@@ -82,6 +83,7 @@ def credited(
         "row_advantages": advantage_SN[:, own_rows].T.contiguous(),
         "row_dropped": dropped_N[own_rows],
         "row_imitation": torch.full_like(group, generation.imitation, dtype=torch.bool),
+        "row_hinted": own_columns["hint"] > 0,
         "row_truncated": _truncated(rows, eos_ids),
     }
     if "ref_per_token_logps" not in rows:  # as TRL's own reference model gives them
@@ -95,7 +97,7 @@ def credited(
             entropy = forward.prefix_entropy({**rows, **columns})
         columns["prefix_entropy"] = entropy
     metrics = _dropped_and_missing(method, moment, dropped_N, everyone["without"])
-    return columns, metrics | start_metrics(method, length_N, hybrid_N, demo_N)
+    return columns, metrics | start_metrics(method, length_N + everyone["hint"], hybrid_N, demo_N)
 
 
 def _truncated(rows: Rows, eos_ids: Sequence[int]) -> Tensor:

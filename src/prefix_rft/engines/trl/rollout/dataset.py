@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
 from datasets import Dataset
 
 from prefix_rft.core import Method
+from prefix_rft.core.hint import Hint, with_hint
 from prefix_rft.data import DataError, tokenize_demonstrations
 from prefix_rft.data.demonstrations import IDS, DemonstrationReport
 from prefix_rft.data.render import Renderer
@@ -49,11 +51,13 @@ def tokenized(
     with first:
         rows, report = tokenize_demonstrations(rows, renderer.tokenizer, budget, column, renderer)
     if isinstance(rows, Dataset):
-        asked: Any = rows.select_columns(["prompt"])
-        lengths = (len(renderer.prompt(row["prompt"])) for row in asked)
-        refuse_too_long(model, lengths, budget)
+        hint = method.planner.hint
+        refuse_too_long(model, prompt_lengths(rows, renderer, hint), budget)
         if backend.limit is not None:
-            backend.refuse_too_long(longest_context(rows, renderer, method.branches), budget)
+            longest = longest_context(rows, renderer, method.branches and hint is None)
+            if hint is not None:
+                longest = max(longest, *prompt_lengths(rows, renderer, hint))
+            backend.refuse_too_long(longest, budget)
     if report is not None:
         _check_report(report, method, args)
     elif method.groups.interleave is not None or "resample" in (
@@ -65,6 +69,22 @@ def tokenized(
             "does not allow: give a dataset of known length"
         )
     return rows, report
+
+
+def prompt_lengths(rows: Dataset, renderer: Renderer, hint: Hint | None) -> Iterator[int]:
+    """Tokens of each prompt, with its longest demonstration in it where there are hints.
+
+    Args:
+        rows: the dataset, with demonstrations as token ids.
+        renderer: how prompts become ids.
+        hint: how a hint is written; None where the method has none.
+    """
+    asked: Any = rows.select_columns(["prompt", IDS])
+    for row in asked:
+        prompt = row["prompt"]
+        if hint is not None and row[IDS]:
+            prompt = with_hint(prompt, renderer.completions([max(row[IDS], key=len)])[0], hint)
+        yield len(renderer.prompt(prompt))
 
 
 def longest_context(rows: Dataset, renderer: Renderer, branches: bool) -> int:

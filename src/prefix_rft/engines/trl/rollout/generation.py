@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -48,6 +48,7 @@ class Attempt:
 
     Attributes:
         plans: the plans of the rows.
+        inputs: the examples of the rows, with their own prompts.
         sampled: TRL has sampled them.
         scores_2BT: log-probs and entropies of the policy at the tokens of the rows that were
             sampled, where the sampler says them.
@@ -55,6 +56,7 @@ class Attempt:
     """
 
     plans: list[RowPlan]
+    inputs: Inputs = field(default_factory=list)
     sampled: bool = False
     scores_2BT: Tensor | None = None
     rewards: Rewards | None = None

@@ -68,7 +68,7 @@ class RolloutRecord:
         prompt = rows["prompt_ids"][i][rows["prompt_mask"][i].bool()].tolist()
         completion = rows["completion_ids"][i][rows["completion_mask"][i].bool()].tolist()
         reward = rows["row_reward"][i].item()
-        stream = stream_of(self.method, len(plan.prefix), plan.whole)
+        stream = stream_of(self.method, plan.hybrid, plan.whole)
         prompt_text, text = self.spelled([prompt, completion])
         # A contrast gives its advantages at the update only.
         has_advantage = self.method.streams[stream].advantage != "sequence"
@@ -80,6 +80,7 @@ class RolloutRecord:
             prompt_ids=prompt,
             completion_ids=completion,
             prefix_length=len(plan.prefix),
+            hint_length=len(plan.hint),
             demonstration=plan.whole,
             attempt=plan.attempt,
             prompt=prompt_text,

@@ -220,7 +220,7 @@ class Rounds:
         """Keep own rollouts for later rows to start from, as the planner's store asks.
 
         A row is the policy's own if it was sampled from the prompt: one behind a demonstration's
-        prefix is not.
+        prefix, or with a hint in its prompt, is not.
         """
         method, store = self.method, self.method.planner.store
         if store is None:
@@ -228,7 +228,7 @@ class Rounds:
         rewards = results.reward_N[self.processes.own(len(plans))].tolist()
         found = []
         for i, plan in enumerate(plans):
-            if plan.prefix or plan.whole or plan.filler or math.isnan(rewards[i]):
+            if plan.hybrid or plan.whole or plan.filler or math.isnan(rewards[i]):
                 continue
             solved, ids = rewards[i] > method.groups.solved_above, None
             if store.keeps(solved):
