@@ -21,12 +21,13 @@ class Start:
 
     ``length`` may be all of it: then the row is a whole demonstration and nothing is sampled.
     Behind the demonstrations of an example its own rollouts are counted, those that a planner's
-    store has kept.
+    store has kept. ``guarded`` says that it was to be longer, beyond its group's limit.
     """
 
     index: int
     length: int
     ratio: float | None = None
+    guarded: bool = field(default=False, compare=False)
 
 
 Starts = tuple[Start | None, ...]
@@ -54,6 +55,8 @@ class Group:
         boundaries: for each demonstration, the lengths at which a step of it ends.
         solved_above: a row is solved if its reward exceeds this.
         seen: own rollouts of the example that the planner's store has kept, the newest first.
+        limits: for each of ``sources`` the longest prefix of it that a row may start from; empty
+            where nothing is limited. The engine holds every start to it.
     """
 
     example: int
@@ -70,6 +73,7 @@ class Group:
     boundaries: tuple[tuple[int, ...], ...] = ()
     solved_above: float = 0.0
     seen: tuple[Seen, ...] = ()
+    limits: tuple[int, ...] = ()
 
     @property
     def sources(self) -> tuple[int, ...]:
@@ -81,9 +85,21 @@ class Group:
         return generator(self.seed, self.step, self.example, row)
 
     def start(self, index: int, ratio: float) -> Start:
-        """The start at this share of a source; at least one token is left to sample."""
+        """The start at this share of a source, within its limit; a token is left to sample."""
         length = prefix_length(ratio, self.sources[index], 0, self.max_length)
-        return Start(index, length, ratio)
+        return self.within(Start(index, length, ratio))
+
+    def within(self, start: Start) -> Start:
+        """The start, no longer than its source's limit; a whole source stays as it is.
+
+        What is learnt from a start is learnt from its share, so that is the shorter one's too.
+        """
+        if not self.limits or start.length == (whole := self.sources[start.index]):
+            return start
+        limit = self.limits[start.index]
+        if start.length <= limit:
+            return start
+        return Start(start.index, limit, limit / whole, guarded=True)
 
     def newest(self, solved: bool) -> int | None:
         """The index, among all sources, of the newest own rollout of a kind; None without any."""

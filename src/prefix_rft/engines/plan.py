@@ -32,6 +32,7 @@ class RowPlan:
         filler: the row takes no part in the step.
         replaced: a demonstration stands in the place of the row that had been sampled.
         planned: the start of that row.
+        guarded: it was to start from a longer prefix, beyond its group's limit.
     """
 
     example: int
@@ -47,6 +48,7 @@ class RowPlan:
     filler: bool = False
     replaced: bool = False
     planned: Start | None = None
+    guarded: bool = False
 
     @property
     def done(self) -> bool:
@@ -78,6 +80,8 @@ class RunPoint:
         examples: what the planner remembers of each example.
         shared: and of all of them.
         traces: own rollouts of each example that its store has kept.
+        limits: how long a prefix may be of each source of an example, for those that are planned;
+            None where nothing is limited.
     """
 
     num_generations: int
@@ -89,6 +93,7 @@ class RunPoint:
     examples: Mapping[int, Record] | None = None
     shared: Record | None = None
     traces: Mapping[int, Sequence[Trace]] | None = None
+    limits: Mapping[int, tuple[int, ...]] | None = None
 
     def with_own(self, example: Mapping[str, Any]) -> Mapping[str, Any]:
         """The example with its own rollouts behind its demonstrations."""
@@ -121,6 +126,7 @@ class RunPoint:
             seen=tuple(
                 Seen(len(t.ids), t.solved, t.step) for t in (self.traces or {}).get(index, ())
             ),
+            limits=() if self.limits is None else self.limits[index],
         )
 
 
@@ -148,7 +154,7 @@ def plan_rows(
 
 
 def starts_of(method: Method, group: Group) -> Starts:
-    """Where the rows of a group start, as the method's planner says.
+    """Where the rows of a group start, as the method's planner says and the group's limits allow.
 
     Raises:
         UserError: it does not say so of each row, or goes beyond a demonstration.
@@ -168,16 +174,18 @@ def starts_of(method: Method, group: Group) -> Starts:
                 f"the planner of method '{method.name}' starts a row at {s}, outside the "
                 f"demonstrations of {sources} tokens"
             )
-    return starts
+    return tuple(s and group.within(s) for s in starts)
 
 
 def starting(plan: RowPlan, example: Mapping[str, Any], start: Start | None) -> RowPlan:
     """The row, starting there."""
+    guarded = start is not None and start.guarded
     if start is None or not start.length:
-        return replace(plan, start=None, prefix=(), whole=False)
+        return replace(plan, start=None, prefix=(), whole=False, guarded=guarded)
     demonstration = example[IDS][start.index]
     prefix = tuple(int(t) for t in demonstration[: start.length])
-    return replace(plan, start=start, prefix=prefix, whole=start.length == len(demonstration))
+    whole = start.length == len(demonstration)
+    return replace(plan, start=start, prefix=prefix, whole=whole, guarded=guarded)
 
 
 # ---- sampling again ------------------------------------------------------------------------------
