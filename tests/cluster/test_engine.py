@@ -455,7 +455,7 @@ def test_attempts_are_those_of_the_trl_engine(all_wrong: str) -> None:
 
 
 def test_a_plan_survives_the_queue() -> None:
-    asked = Group(3, 2, (4, 5), own={"a": 1.0}, boundaries=((1, 2), (3,)))
+    asked = Group(3, 2, (4, 5), own={"a": 1.0}, boundaries=((1, 2), (3,)), limits=(2, 4))
     starts = (Start(0, 2, 0.5), None)
     plan = PromptPlan({0: torch.arange(4, dtype=torch.int32).numpy()}, (starts,), 0.5, asked)
     again = PromptPlan.read(plan.plain())

@@ -108,6 +108,7 @@ def test_keys_of_the_trl_engine_become_verls(tmp_path: Path) -> None:
         ({"rif": {}}, "recipe key 'rif' is not there with engine: verl"),
         ({"vllm_mode": "server"}, "recipe key 'vllm_mode' has no counterpart on verl"),
         ({"bf16": False}, "recipe key 'bf16' has no counterpart on verl"),
+        ({"guard_prefix_leak": True}, "recipe key 'guard_prefix_leak' has no counterpart on verl"),
         ({"max_steps": -1, "save_steps": 5, "warmup_steps": 0.1}, "warmup_steps is a number of"),
         ({"max_steps": -1, "save_steps": 5, "num_train_epochs": 0.5}, "is a whole number, or"),
         ({"learning_rat": 1.0}, "unknown recipe key 'learning_rat': did you mean 'learning_rate'"),

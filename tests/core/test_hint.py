@@ -69,6 +69,9 @@ def test_a_hint_may_be_all_of_a_demonstration() -> None:
     assert group.start(0, 0.7) == Start(0, 7, 0.7)
     # In the answer one token of the budget is left.
     assert Group(0, 4, (10,), max_length=6).start(0, 1.0) == Start(0, 5, 1.0)
+    # A hint that gives the answer away is held as a prefix is.
+    limited = Group(0, 4, (10,), in_prompt=True, limits=(6,))
+    assert limited.start(0, 1.0) == Start(0, 6, 0.6, guarded=True)
     planner = Control(Fixed(0.7), hint=Hint())
     assert planner.starts(group) == (Start(0, 7, 0.7),) * 4
     assert Lengthening(planner).hint == Hint()

@@ -28,7 +28,11 @@ VERL = [
 ]
 
 RUNS: dict[str, dict[str, Any]] = {
-    "prefix_rft": {"gradient_shares_every": 1, "log_prefix_leak": True},
+    "prefix_rft": {
+        "gradient_shares_every": 1,
+        "log_prefix_leak": True,
+        "guard_prefix_leak": True,
+    },
     "luffy": {},
     "srft": {},
     "relift": {},

@@ -135,14 +135,14 @@ class Control(Planner):
         if index < 0 and not self.law.finds_sources:
             return None, plain
         start, cap = self.law.start(group, index, rng), self.cap(group.step, group.total_steps)
-        if start is not None and start.ratio is not None and start.ratio > cap:
-            start = group.start(start.index, cap)
-        return start, plain
+        if start is not None and start.ratio is not None and (start.guarded or start.ratio > cap):
+            start = group.start(start.index, cap)  # one that is held was to be beyond its limit
+        return start and group.within(start), plain
 
     def starts(self, group: Group) -> Starts:
         """One start for the guided rows, which are the first ones."""
         start, plain = self._asked(group)
-        if plain or start is None or not start.length:
+        if plain or start is None or not (start.length or start.guarded):
             return group.everyone(None)
         guided = round(self.guided * group.rows)
         return tuple(start if is_hybrid(row, guided) else None for row in range(group.rows))

@@ -23,12 +23,13 @@ class Start:
 
     ``length`` may be all of it: then the row is a whole demonstration and nothing is sampled.
     Behind the demonstrations of an example its own rollouts are counted, those that a planner's
-    store has kept.
+    store has kept. ``guarded`` says that it was to be longer, beyond its group's limit.
     """
 
     index: int
     length: int
     ratio: float | None = None
+    guarded: bool = field(default=False, compare=False)
 
 
 Starts = tuple[Start | None, ...]
@@ -57,6 +58,8 @@ class Group:
         solved_above: a row is solved if its reward exceeds this.
         seen: own rollouts of the example that the planner's store has kept, the newest first.
         in_prompt: what rows start from stands in the prompt, so that it may be all of a source.
+        limits: for each of ``sources`` the longest prefix of it that a row may start from; empty
+            where nothing is limited. The engine holds every start to it.
     """
 
     example: int
@@ -74,6 +77,7 @@ class Group:
     solved_above: float = 0.0
     seen: tuple[Seen, ...] = ()
     in_prompt: bool = False
+    limits: tuple[int, ...] = ()
 
     @property
     def sources(self) -> tuple[int, ...]:
@@ -85,11 +89,27 @@ class Group:
         return generator(self.seed, self.step, self.example, row)
 
     def start(self, index: int, ratio: float) -> Start:
-        """The start at this share of a source; at least one token is left to sample."""
+        """The start at this share of a source, within its limit; a token is left to sample."""
         if self.in_prompt:
-            return Start(index, math.floor(ratio * self.sources[index] + 1e-9), ratio)
+            length = math.floor(ratio * self.sources[index] + 1e-9)
+            return self.within(Start(index, length, ratio))
         length = prefix_length(ratio, self.sources[index], 0, self.max_length)
-        return Start(index, length, ratio)
+        return self.within(Start(index, length, ratio))
+
+    def within(self, start: Start) -> Start:
+        """The start, no longer than its source's limit; a whole demonstration stays as it is.
+
+        What is learnt from a start is learnt from its share, so that is the shorter one's too.
+        """
+        if not self.limits:
+            return start
+        whole = self.sources[start.index]
+        if start.length == whole and not self.in_prompt:
+            return start
+        limit = self.limits[start.index]
+        if start.length <= limit:
+            return start
+        return Start(start.index, limit, limit / whole, guarded=True)
 
     def newest(self, solved: bool) -> int | None:
         """The index, among all sources, of the newest own rollout of a kind; None without any."""

@@ -34,7 +34,7 @@ AT_ONCE = (
 WITH_ROLLOUTS = (
     "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "generation_kwargs",
     "cache_implementation", "max_completion_length", "fast_generation",
-    "reward_weights", "beta", "bf16", "tf32", "method_options",
+    "reward_weights", "beta", "bf16", "tf32", "method_options", "guard_prefix_leak",
 )  # fmt: skip
 """They act from the next rollouts on, so there must be none that wait for updates."""
 

@@ -33,6 +33,7 @@ class RowPlan:
         filler: the row takes no part in the step.
         replaced: a demonstration stands in the place of the row that had been sampled.
         planned: the start of that row.
+        guarded: it was to start from a longer prefix, beyond its group's limit.
     """
 
     example: int
@@ -49,6 +50,7 @@ class RowPlan:
     filler: bool = False
     replaced: bool = False
     planned: Start | None = None
+    guarded: bool = False
 
     @property
     def done(self) -> bool:
@@ -80,6 +82,8 @@ class RunPoint:
         examples: what the planner remembers of each example.
         shared: and of all of them.
         traces: own rollouts of each example that its store has kept.
+        limits: how long a prefix may be of each source of an example, for those that are planned;
+            None where nothing is limited.
     """
 
     num_generations: int
@@ -91,6 +95,7 @@ class RunPoint:
     examples: Mapping[int, Record] | None = None
     shared: Record | None = None
     traces: Mapping[int, Sequence[Trace]] | None = None
+    limits: Mapping[int, tuple[int, ...]] | None = None
 
     def with_own(self, example: Mapping[str, Any]) -> Mapping[str, Any]:
         """The example with its own rollouts behind its demonstrations."""
@@ -124,6 +129,7 @@ class RunPoint:
                 Seen(len(t.ids), t.solved, t.step) for t in (self.traces or {}).get(index, ())
             ),
             in_prompt=method.planner.hint is not None,
+            limits=() if self.limits is None else self.limits[index],
         )
 
 
@@ -152,7 +158,7 @@ def plan_rows(
 
 
 def starts_of(method: Method, group: Group) -> Starts:
-    """Where the rows of a group start, as the method's planner says.
+    """Where the rows of a group start, as the method's planner says and the group's limits allow.
 
     Raises:
         UserError: it does not say so of each row, or goes beyond a demonstration.
@@ -172,20 +178,22 @@ def starts_of(method: Method, group: Group) -> Starts:
                 f"the planner of method '{method.name}' starts a row at {s}, outside the "
                 f"demonstrations of {sources} tokens"
             )
-    return starts
+    return tuple(s and group.within(s) for s in starts)
 
 
 def starting(
     plan: RowPlan, example: Mapping[str, Any], start: Start | None, in_prompt: bool = False
 ) -> RowPlan:
     """The row, starting there, or with that part of a demonstration in its prompt."""
+    guarded = start is not None and start.guarded
+    plan = replace(plan, start=None, prefix=(), hint=(), whole=False, guarded=guarded)
     if start is None or not start.length:
-        return replace(plan, start=None, prefix=(), hint=(), whole=False)
+        return plan
     demonstration = example[IDS][start.index]
-    prefix = tuple(int(t) for t in demonstration[: start.length])
+    ids = tuple(int(t) for t in demonstration[: start.length])
     if in_prompt:
-        return replace(plan, start=start, prefix=(), hint=prefix, whole=False)
-    return replace(plan, start=start, prefix=prefix, whole=start.length == len(demonstration))
+        return replace(plan, start=start, hint=ids)
+    return replace(plan, start=start, prefix=ids, whole=start.length == len(demonstration))
 
 
 # ---- sampling again ------------------------------------------------------------------------------

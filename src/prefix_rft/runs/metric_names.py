@@ -118,6 +118,9 @@ METRICS = (
            "The prefix tokens among all tokens of the completions of an optimizer step."),
     Metric("prefix/leak", "Prefixes that are correct alone", SHARE, SCHEDULE,
            "The hybrid rows whose prefix alone is correct to the first grader (log_prefix_leak)."),
+    Metric("prefix/guarded", "Prefixes shortened", SHARE, SCHEDULE,
+           "The hybrid rows, and those sent to the prompt, whose prefix was to be longer and would "
+           "have given the answer away (guard_prefix_leak)."),
     Metric("demonstration/row_share", "Rows that are demonstrations", SHARE, SCHEDULE,
            "The whole demonstrations among all rows of a generation."),
     Metric("demonstrations/missing", "Rows without a demonstration", SHARE, SCHEDULE,

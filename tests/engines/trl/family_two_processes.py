@@ -41,6 +41,7 @@ CASES: dict[str, tuple[str, dict[str, Any], tuple[str, ...], tuple[int, ...], bo
     "demonstration": ("grpo", {"all_wrong": "demonstration"}, EVEN, (), True, {}),
     "adaback": ("adaback", {"plain": 0.0, "ema": 0.5}, EVEN, (), False, {}),
     "pass_rate": ("pass_rate", {"hard_below": 0.9, "easy_above": 0.1}, ("mixed",), (), True, {}),
+    "guarded": ("control", {"plain": 0.0}, EVEN, (), True, {"guard_prefix_leak": True}),
     "discriminative": ("discriminative", {}, ("mixed",), (2,), True, {}),
     "irft-split": ("irft", {"stages": 3}, ("mixed",), (), True, {}),
     "self_sft": ("self_sft", {}, ("wrong", "right"), (), False, {}),

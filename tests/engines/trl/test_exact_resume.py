@@ -72,12 +72,30 @@ def same(a: Any, b: Any) -> bool:
     return a == b or (a != a and b != b)
 
 
+def early(completions: list[str], **kwargs: Any) -> list[float]:
+    """Right from the first equals sign on, which is the fourth token of a demonstration."""
+    return [float("=" in c) for c in completions]
+
+
 RUNS = {
     "one generation a step": (rl, {"max_steps": 3, "gradient_accumulation_steps": 4}),
     "buffer": (rl, {**BUFFERED, "max_steps": 5}),
     "two iterations": (rl, {**BUFFERED, "num_iterations": 2, "max_steps": 6}),
     "later epochs": (rl, {**BUFFERED, "rows": 8, "max_steps": 10, "learning_rate": 1e-2}),
     "a method with a memory": (rl, {**BUFFERED, "method": "adaback", "rows": 8, "max_steps": 6}),
+    "guarded prefixes": (
+        rl,
+        {
+            **BUFFERED,
+            "method": "control",
+            "method_options": {"plain": 0.5, "own": True},
+            "reward": early,
+            "guard_prefix_leak": True,
+            "log_prefix_leak": True,
+            "rows": 8,
+            "max_steps": 6,
+        },
+    ),
     "lines of three steps": (
         rl,
         {**BUFFERED, "max_steps": 7, "logging_steps": 3, "lr_scheduler_type": "cosine"},
@@ -116,6 +134,7 @@ def resume_and_compare(tmp_path: Path, name: str, steps: Sequence[int] | None) -
             ("two iterations", 3),
             ("later epochs", 7),
             ("a method with a memory", 3),
+            ("guarded prefixes", 3),
             ("lines of three steps", 4),
             ("imitation, third epoch", 7),
             ("imitation by length", 7),

@@ -254,13 +254,14 @@ def test_prefix_leak_counts_prefixes_that_hold_the_answer(tmp_path: Path) -> Non
         assert row["verdicts"]["reward"]["reward"] == float("#12" in row["text"])
 
 
-def test_prefix_leak_needs_a_grader(tmp_path: Path) -> None:
+@pytest.mark.parametrize("setting", ["log_prefix_leak", "guard_prefix_leak"])
+def test_prefix_leak_needs_a_grader(tmp_path: Path, setting: str) -> None:
     tokenizer = make_tokenizer()
-    with pytest.raises(ValueError, match="log_prefix_leak needs a reward function"):
+    with pytest.raises(ValueError, match=f"{setting} needs a reward function"):
         PrefixRFTTrainer(
             make_model(tokenizer),
             make_model_with_score(tokenizer),
-            make_config(tmp_path, log_prefix_leak=True),
+            make_config(tmp_path, **{setting: True}),
             train_dataset=make_rows(16),
             processing_class=tokenizer,
             reward_processing_classes=tokenizer,

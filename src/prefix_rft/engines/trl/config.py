@@ -81,6 +81,13 @@ class PrefixRFTConfig(KeepsMethod, WatchConfig, GRPOConfig):
             "contain the answer already."
         },
     )
+    guard_prefix_leak: bool = field(
+        default=False,
+        metadata={
+            "help": "Start no row behind the longest prefix that is shorter than any which is "
+            "correct alone: every prefix of what rows start from is graded once."
+        },
+    )
     gradient_shares_every: int = field(
         default=0,
         metadata={
@@ -117,6 +124,11 @@ class PrefixRFTConfig(KeepsMethod, WatchConfig, GRPOConfig):
             raise ValueError(
                 f"method '{self.method}' reads likelihoods of demonstrations, which are those of "
                 f"temperature 1, got {self.temperature}"
+            )
+        if self.guard_prefix_leak and method.planner.fixed and not method.planner.num_hybrid:
+            raise ValueError(
+                f"guard_prefix_leak has no effect with method '{self.method}', which starts no row "
+                "from a prefix: leave it out"
             )
         rows: Any = self.generation_batch_size
         waits = method.groups.interleave

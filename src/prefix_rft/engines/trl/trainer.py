@@ -39,7 +39,7 @@ from prefix_rft.engines.trl.rollout.credit import credited
 from prefix_rft.engines.trl.rollout.dataset import tokenized
 from prefix_rft.engines.trl.rollout.generation import Attempt, Inputs, Sampled, take_new
 from prefix_rft.engines.trl.rollout.hints import with_hints, without_hints
-from prefix_rft.engines.trl.rollout.leak import prefix_leak
+from prefix_rft.engines.trl.rollout.leak import Leaks, check_leaks
 from prefix_rft.engines.trl.rollout.record import RolloutRecord
 from prefix_rft.engines.trl.rollout.rounds import Rounds
 from prefix_rft.engines.trl.rollout.sampler import (
@@ -114,8 +114,7 @@ class PrefixRFTTrainer(PacksRows, Watched, EvaluatesHeldOut, ResumesExactly, GRP
         self.tripwires.expect(float32=self.backend.in_float32(args, self.policy))
         self.notes += turn_off_dropout(self.model, self.ref_model)
         self.graders: list[Any] = [f for f in self.reward_funcs if hasattr(f, "verdicts")]
-        if args.log_prefix_leak and not self.graders:
-            raise ValueError("log_prefix_leak needs a reward function that grades text")
+        check_leaks(args, self.graders)
         if self._is_vlm:
             raise ValueError("vision-language models are not supported yet")
         self.date_given = stop_clock(args, self._tokenizer)
@@ -150,7 +149,9 @@ class PrefixRFTTrainer(PacksRows, Watched, EvaluatesHeldOut, ResumesExactly, GRP
             self.add_callback(self.own_state.mask)
         column, other = args.demonstration_column, None if sharded else self.ref_model
         self.made_of = made_of(self.model, self._tokenizer, rows, self.reward_funcs, column, other)
-        self.rounds = Rounds(method, self.method_state, rows, processes, renderer.end)
+        self.leaks = Leaks(args, self.graders, renderer, processes, self.phases)
+        parts = method, self.method_state, rows, processes, renderer.end, self.leaks.limits
+        self.rounds = Rounds(*parts)
         self.rollouts = RolloutRecord(args.output_dir, method, renderer.spelled, processes)
         unfit = sharded or self.aux_loss_enabled
         why_whole = packing(args, policy, self.ref_model, unfit, self.notes)
@@ -194,9 +195,7 @@ class PrefixRFTTrainer(PacksRows, Watched, EvaluatesHeldOut, ResumesExactly, GRP
             self._metrics["train"][name].extend(values)
         self.phases.begin("scoring")
         columns, metrics = credited(method, generation, moment, processes, self.forward, ends)
-        if self.args.log_prefix_leak:
-            metrics |= prefix_leak(self.graders[0], self.renderer, generation, processes)
-        self.add_metrics(metrics)
+        self.add_metrics({**metrics, **self.leaks.metrics(generation)})
         rows = {**generation.sampled.rows, **columns}
         if self.args.log_rollouts:
             self.rollouts.write(moment.step, rows, generation.plans, generation.sampled.verdicts)

@@ -76,8 +76,8 @@ class PromptPlan:
         if asked is not None:
             bounds = tuple(tuple(b) for b in asked["boundaries"])
             seen = tuple(Seen(*s) for s in asked["seen"])
-            lengths = tuple(asked["lengths"])
-            asked = Group(**{**asked, "lengths": lengths, "boundaries": bounds, "seen": seen})
+            tuples = {name: tuple(asked[name]) for name in ("lengths", "limits")}
+            asked = Group(**{**asked, **tuples, "boundaries": bounds, "seen": seen})
         return cls(
             {int(i): np.frombuffer(ids, np.int32) for i, ids in plain["demonstrations"]},
             tuple(

@@ -8,7 +8,7 @@ its completion: it is not sampled again, only scored with the rest.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,6 +36,9 @@ from prefix_rft.engines.trl.window import Rows
 
 Attempt = tuple[Inputs, list[RowPlan]]
 """What is to be sampled: an example and a plan for each row of this process."""
+
+Limits = Callable[[Sequence[Mapping[str, Any]]], Mapping[int, tuple[int, ...]] | None]
+"""Of examples, how long a prefix of each of their sources may be; None where nothing is limited."""
 
 
 @dataclass(frozen=True)
@@ -87,13 +90,21 @@ class Rounds:
         dataset: rows with demonstrations as token ids; gone back to where the method asks for it.
         processes: the run's processes.
         filler: id of the token that a row consists of which only fills a generation up.
+        limits: says of examples, with all that rows of them may start from, how long a prefix may
+            be; called by all processes together.
     """
 
     def __init__(
-        self, method: Method, state: MethodState, dataset: Any, processes: Processes, filler: int
+        self,
+        method: Method,
+        state: MethodState,
+        dataset: Any,
+        processes: Processes,
+        filler: int,
+        limits: Limits,
     ) -> None:
         self.method, self.state, self.dataset = method, state, dataset
-        self.processes, self.filler = processes, filler
+        self.processes, self.filler, self.limits = processes, filler, limits
 
     def generate(self, moment: RunPoint, inputs: Inputs, sample: Sampler) -> Generation:
         """Plan and sample the rows, and change groups as the method's ``all_wrong`` asks.
@@ -110,6 +121,7 @@ class Rounds:
             sampled = sample(*waiting)
             metrics = {**_lists(told), **sampled.metrics}
             return Generation(*waiting, sampled, imitation=True, metrics=metrics)
+        moment = self._limited(moment, inputs)
         plans = plan_rows(method, inputs, moment, first)
         limit = method.groups.attempts
         if method.groups.all_wrong == "demonstration" and method.groups.all_right != "resample":
@@ -122,7 +134,7 @@ class Rounds:
             changed = self._next_attempt(inputs, plans, sampled, moment, attempt, results)
             if changed is None:
                 break
-            inputs, plans = changed
+            inputs, plans, moment = changed
             sampled = sample(inputs, plans)  # an attempt that is given up is no result
             results = GroupResults.of(method, plans, sampled.reward_N, self.processes)
         after = group_metrics(method, results.rate_N, results.changed_N)
@@ -130,6 +142,10 @@ class Rounds:
         after |= self._keep(inputs, plans, moment, results, sampled.rows)
         metrics = {**_lists(told), **sampled.metrics, **_lists(after)}
         return Generation(inputs, plans, sampled, imitation=False, metrics=metrics)
+
+    def _limited(self, moment: RunPoint, inputs: Inputs) -> RunPoint:
+        """The point of the run, with how long prefixes of these examples may be."""
+        return replace(moment, limits=self.limits([moment.with_own(x) for x in inputs]))
 
     def _next_attempt(
         self,
@@ -139,27 +155,27 @@ class Rounds:
         moment: RunPoint,
         attempt: int,
         results: GroupResults,
-    ) -> Attempt | None:
-        """What to sample next; None where no process changes a row."""
+    ) -> tuple[Inputs, list[RowPlan], RunPoint] | None:
+        """What to sample next, with its limits; None where no process changes a row."""
         method = self.method
         own_rows = self.processes.own(len(plans))
         again, rate = results.again_N[own_rows].tolist(), results.rate_N[own_rows].tolist()
-        examples, fresh, changes = [], [], 0
-        for i, (example, plan) in enumerate(zip(inputs, plans, strict=True)):
-            how = (
-                (method.groups.all_wrong if rate[i] == 0.0 else "resample") if again[i] else "keep"
-            )
-            if how == "resample":
-                example = another_example(self.dataset, moment, attempt, plan.group)
+        hows = [
+            (method.groups.all_wrong if r == 0.0 else "resample") if a else "keep"
+            for a, r in zip(again, rate, strict=True)
+        ]
+        examples = [
+            another_example(self.dataset, moment, attempt, p.group) if how == "resample" else x
+            for x, p, how in zip(inputs, plans, hows, strict=True)
+        ]
+        moment = self._limited(moment, examples)
+        fresh, changes = [], 0
+        for i, (example, plan, how) in enumerate(zip(examples, plans, hows, strict=True)):
             new = replanned(method, plan, example, moment, attempt, how)
-            if new is None:
-                new = reused(plan, sampled.rows, i)
-            else:
-                changes += 1
-            examples.append(example)
-            fresh.append(new)
+            changes += new is not None
+            fresh.append(reused(plan, sampled.rows, i) if new is None else new)
         total = self.processes.sum(torch.tensor(changes, device=self.processes.device))
-        return (examples, fresh) if int(total) else None
+        return (examples, fresh, moment) if int(total) else None
 
     def _learn(
         self, inputs: Inputs, plans: Sequence[RowPlan], moment: RunPoint, results: GroupResults
