@@ -1,6 +1,6 @@
-"""The picture of this folder: each run's end against lambda of its SFT model, as SVG.
+"""The pictures of this folder as SVG: each run's end against lambda of its SFT model, and a map.
 
-python benchmarks/regimes/picture.py     # writes lambda.svg
+``tables.py --write`` writes them.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-FILE = Path(__file__).with_name("lambda.svg")
+FILE, MAP = (Path(__file__).with_name(name) for name in ("lambda.svg", "map.svg"))
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 380, 62, 18, 30, 56
 LOW, HIGH = 0.01, 100.0
 """Of lambda; what is outside stands at the edge."""
 ARMS = {
     "sft": ("SFT alone", "#8a8f98", "circle"),
-    "sft+dr_grpo": ("SFT, then RL, 3e-4", "#d1495b", "circle"),
-    "sft+dr_grpo_slow": ("the same, 1e-4", "#e8a33d", "circle"),
+    "sft+dr_grpo": ("SFT, then RL, 3e-4", "#e8a33d", "circle"),
+    "sft+dr_grpo_slow": ("the same, 1e-4", "#d1495b", "circle"),
     "sft+adaback": ("SFT, then AdaBack", "#2a6f97", "square"),
     "sft+control": ("SFT, then control", "#3a9d5d", "triangle"),
 }
@@ -88,4 +88,54 @@ def draw(found: Mapping[str, Sequence[Any]]) -> str:
     for i, (label, colour, shape) in enumerate(ARMS.values()):
         x = LEFT + 4 + i * 138
         parts += [mark(x, 14, colour, shape), text(x + 10, 18, label)]
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+COLUMN, ROW, SIDE = 148, 82, 176
+"""Sizes in the map, in pixels."""
+
+
+def colour_of(difference: float) -> str:
+    """From white, where nothing is ahead, to blue for prefixes and to red for RL."""
+    share = min(abs(difference) / 80, 1.0)
+    end = (42, 111, 151) if difference > 0 else (209, 73, 91)
+    return "#" + "".join(f"{round(255 + share * 0.75 * (c - 255)):02x}" for c in end)
+
+
+def draw_map(ends: Sequence[Any]) -> str:
+    """Demonstrations across, tasks and lengths down; each cell with lambda and both ends."""
+    tasks = list(dict.fromkeys((e.cell.task, e.cell.length) for e in ends))
+    counts = sorted({e.cell.demonstrations for e in ends})
+    width, height = SIDE + COLUMN * len(counts) + 10, 40 + ROW * len(tasks) + 34
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+        'font-family="sans-serif" font-size="13" fill="#333">',
+        f'<rect width="{width}" height="{height}" fill="#fff"/>',
+    ]
+    for i, n in enumerate(counts):
+        x = SIDE + COLUMN * (i + 0.5)
+        parts.append(text(x, 24, f"{n:,} demonstrations", 'text-anchor="middle"'))
+    for j, (task, length) in enumerate(tasks):
+        unit = "numbers" if task == "countdown" else "steps"
+        y = 40 + ROW * (j + 0.5)
+        parts.append(text(SIDE - 12, y + 4, f"{task}, {length} {unit}", 'text-anchor="end"'))
+    for end in ends:
+        x = SIDE + COLUMN * counts.index(end.cell.demonstrations)
+        y = 40 + ROW * tasks.index((end.cell.task, end.cell.length))
+        low, high = min(end.solved), max(end.solved)
+        several = f"{low:.2g} to {high:.2g}, {len(end.solved)} runs"
+        words = [
+            f"RL {end.rl:.0f} %, prefixes {end.context:.0f} %",
+            f"lambda {several if len(end.solved) > 1 else f'{low:.2g}, 1 run'}",
+        ]
+        colour = colour_of(end.context - end.rl)
+        parts.append(
+            f'<rect x="{x + 3}" y="{y + 3}" width="{COLUMN - 6}" height="{ROW - 6}" '
+            f'fill="{colour}" stroke="#bbb"/>'
+        )
+        for k, line in enumerate(words):
+            how = 'text-anchor="middle"' + (' font-size="11"' if k else "")
+            parts.append(text(x + COLUMN / 2, y + 36 + 19 * k, line, how))
+    foot = "after SFT: RL's best arm and AdaBack; blue where prefixes are ahead, red where RL is"
+    parts.append(text(SIDE, height - 12, foot, 'font-size="11"'))
     return "\n".join([*parts, "</svg>"]) + "\n"

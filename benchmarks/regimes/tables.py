@@ -12,35 +12,45 @@ import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from records import (  # beside this file
+    CONTEXT,
+    HERE,
+    RL,
+    SFT,
+    TASKS,
+    Cell,
+    Run,
+    best,
+    cells,
+    lifted,
+    means,
+    of_arm,
+    of_rl,
+    score,
+)
 
-from prefix_rft.compare.work import DONE, HELD_OUT, VALIDATION, expand
+from prefix_rft.compare.work import HELD_OUT, VALIDATION
 from prefix_rft.evaluation import regimes
-from prefix_rft.evaluation.estimates import Estimate, over_seeds, paired
-from prefix_rft.evaluation.regimes import ABOVE, BELOW, Rule
+from prefix_rft.evaluation.estimates import over_seeds, paired
+from prefix_rft.evaluation.regimes import Rule
 
-HERE = Path(__file__).parent
-RESULTS = HERE / "results"
 PACKAGED = Path(regimes.__file__).with_name("regimes.json")
-SFT = "sft"
-RL = ("sft+dr_grpo", "sft+dr_grpo_fresh", "sft+dr_grpo_wide", "sft+dr_grpo_slow", "sft+grpo")
-CONTEXT = ("sft+adaback", "sft+control", "sft+control_jump")
-LIFTED = 0.5
-WINDOW = 20
-READ = (("sampled", 2), ("prefilled", 2), ("forward", 2))
 LABELS = {
     "base": "base",
     SFT: "SFT",
     "sft+dr_grpo": "SFT, then Dr. GRPO",
-    "sft+dr_grpo_fresh": "the same, 5,000 other prompts",
-    "sft+dr_grpo_wide": "the same, 2 prompts x 32 rows",
     "sft+dr_grpo_slow": "the same at 1e-4",
+    "sft+dr_grpo_slower": "the same at 3e-5",
+    "sft+dr_grpo_fresh_slow": "at 1e-4, 5,000 other prompts",
+    "sft+dr_grpo_wide_slow": "at 1e-4, 2 prompts x 32 rows",
     "sft+grpo": "SFT, then GRPO",
+    "sft+grpo_slow": "the same at 1e-4",
+    "sft+self_sft": "SFT, then SFT on own right answers",
     "sft+adaback": "SFT, then AdaBack",
     "sft+control": "SFT, then control",
     "sft+control_jump": "SFT, then control, jump",
@@ -48,89 +58,16 @@ LABELS = {
     "sft+prefix_rft_fast": "the same at 6e-4",
     "sft+prefix_rft_group": "the same, prefixes a group of their own",
     "sft+prefix_rft_low": "the same, 20 % of lowest entropy",
+    "sft+dr_grpo_long": "RL at 1e-4, three times the steps",
+    "sft+dr_grpo_graded": "RL at 1e-4, share of right steps as reward",
+    "sft+adaback_graded": "AdaBack, share of right steps as reward",
+    "adaback": "AdaBack from the base",
+    "control": "control from the base",
 }
-WHERE = "runs on chains of 24 hidden steps (0.1 million parameters)"
-HEAD = ["arm", "solved [95 %]", "less the best RL", "lifted off", "pass@4", "old rule", "FLOPs"]
+HEAD = ["arm", "solved [95 %]", "less the best RL", "lifted off", "pass@4", "kept", "FLOPs"]
 PAGES = (HERE / "README.md", HERE.parents[1] / "docs/choosing.md")
 BEGIN, END = "<!-- made by tables.py -->", "<!-- end -->"
 Row = list[str]
-
-
-@dataclass(frozen=True)
-class Run:
-    """One seed of a cell.
-
-    Attributes:
-        seed: of the demonstrations.
-        solved: lambda of the SFT model.
-        records: by arm.
-        curves: of each arm and step, plain rows, solved ones, and tokens by kind.
-    """
-
-    seed: int
-    solved: Estimate
-    records: Mapping[str, Mapping[str, Any]]
-    curves: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict)
-
-    def half(self, arm: str) -> tuple[int, float] | None:
-        """The step and the operations behind SFT at which an arm solves half of what it does last.
-
-        Of rows that started at the prompt, over the last ``WINDOW`` steps; None where it has none
-        that do, or never does.
-        """
-        steps = self.curves.get(arm, ())
-        target = float(np.nanmean(self.rewards(arm))) / 2
-        costs = self.records[arm]["costs"]
-        # What a token of each kind costs: 2 to read or sample, 6 to train, for each weight.
-        price = costs["flops"] / sum(k * costs[name] for name, k in (*READ, ("trained", 6)))
-        spent = 0.0
-        for i, (_, _, sampled, prefilled, forward, trained) in enumerate(steps, 1):
-            spent += price * (2 * (sampled + prefilled + forward) + 6 * trained)
-            window = steps[max(0, i - WINDOW) : i]
-            plain, solved = (sum(s[j] for s in window) for j in (0, 1))
-            if i >= WINDOW and plain and target and solved / plain >= target:
-                return i, spent
-        return None
-
-    def flops(self, arm: str) -> float:
-        """Operations of an arm, those of the SFT that it starts from included."""
-        arms = [arm, SFT] if arm.startswith(f"{SFT}+") else [arm]
-        return sum(self.records[name]["costs"]["flops"] for name in arms)
-
-    def rewards(self, arm: str, name: str = HELD_OUT) -> NDArray[np.float64]:
-        """Mean reward of each problem."""
-        table = expand(self.records[arm]["sets"][name]["1"])
-        return np.array([math.nan if r is None else r for r in table["reward"]])
-
-
-def cells(folder: Path = RESULTS) -> dict[str, list[Run]]:
-    """The runs of every cell that have an advice and every arm of their comparison."""
-    found: dict[str, list[Run]] = {}
-    for path in sorted(folder.glob("*/seed-*/advice.json")):
-        solved = json.loads(path.read_text(encoding="utf-8"))["start"]["lambda"]
-        records = {"base": _read(path.parent / "base" / DONE)}
-        for done in sorted((path.parent / "arms").glob(f"*/seed-0/{DONE}")):
-            records[done.parent.parent.name] = _read(done)
-        seed = int(path.parent.name.removeprefix("seed-"))
-        curves = _read(path.with_name("curves.json"))
-        run = Run(seed, Estimate(**solved), records, curves)
-        found.setdefault(path.parent.parent.name, []).append(run)
-    return {name: sorted(runs, key=lambda r: r.seed) for name, runs in found.items()}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def of_arm(runs: Sequence[Run], arm: str, name: str = HELD_OUT) -> NDArray[np.float64]:
-    """Mean rewards, a row for each seed that has the arm."""
-    return np.array([run.rewards(arm, name) for run in runs if arm in run.records])
-
-
-def best(runs: Sequence[Run], arms: Sequence[str]) -> str:
-    """Of some arms that every run has the best one on validation rows."""
-    whole = [arm for arm in arms if all(arm in run.records for run in runs)]
-    return max(whole, key=lambda arm: float(np.nanmean(of_arm(runs, arm, VALIDATION))))
 
 
 def arms_of(runs: Sequence[Run]) -> list[str]:
@@ -148,7 +85,7 @@ def table(runs: Sequence[Run]) -> list[Row]:
         less = "" if arm == rival else paired(values, of_arm(own, rival)).signed
         high = sum(lifted(run, arm) for run in own)
         solved = [np.mean(np.array(_held(run, arm)["correct"]) > 0) for run in own]
-        old = over_seeds(of_arm(own, arm, "old-rule"))
+        kept = over_seeds(of_arm(own, arm, _forgetting(own[0], arm)))
         rows.append(
             [
                 LABELS[arm],
@@ -156,11 +93,16 @@ def table(runs: Sequence[Run]) -> list[Row]:
                 less,
                 f"{high} of {len(own)}",
                 f"{100 * float(np.mean(solved)):.1f}",
-                f"{100 * old.mean:.1f}",
+                f"{100 * kept.mean:.1f}",
                 f"{np.mean([run.flops(arm) for run in own]):.1e}",
             ]
         )
     return rows
+
+
+def _forgetting(run: Run, arm: str) -> str:
+    """The set that says what is left of what the base knew."""
+    return next(name for name in run.records[arm]["sets"] if name not in (HELD_OUT, VALIDATION))
 
 
 def _held(run: Run, arm: str) -> Mapping[str, Any]:
@@ -172,10 +114,7 @@ def by_seed(runs: Sequence[Run]) -> list[Row]:
     rows = []
     for run in runs:
         s = run.solved
-        means = [
-            f"{100 * float(np.nanmean(run.rewards(arm))):.1f}" if arm in run.records else ""
-            for arm in arms_of(runs)
-        ]
+        means = [_percent(run, arm) for arm in arms_of(runs)]
         rows.append([str(run.seed), f"{s.mean:.2g} [{s.low:.2g}, {s.high:.2g}]", *means])
     return rows
 
@@ -195,47 +134,6 @@ def halves(found: Mapping[str, Sequence[Run]]) -> list[Row]:
             ratio = spent[1] / spent[0]
             rows.append([name, str(run.seed), *cells, "" if math.isnan(ratio) else f"{ratio:.2f}"])
     return rows
-
-
-def of_rl(run: Run) -> str:
-    """The best SFT-then-RL arm of a run, on validation rows, among those that it has."""
-    return best([run], RL)
-
-
-def score(found: Mapping[str, Sequence[Run]]) -> Rule:
-    """How often lambda above or below 1 foretold whether RL after SFT lifts off.
-
-    RL has every chance that a run gave it: it has lifted off if its best arm has.
-    """
-    runs = [run for some in found.values() for run in some]
-    scored = [r for r in runs if not BELOW <= r.solved.mean <= ABOVE]
-    right = [r for r in scored if (r.solved.mean > 1) == lifted(r, of_rl(r))]
-    return Rule(
-        right=len(right),
-        scored=len(scored),
-        unscored=len(runs) - len(scored),
-        low=min(r.solved.mean for r in runs),
-        high=max(r.solved.mean for r in runs),
-        where=WHERE,
-        below=_means([r for r in runs if r.solved.mean < BELOW]),
-        above=_means([r for r in runs if r.solved.mean > ABOVE]),
-    )
-
-
-def lifted(run: Run, arm: str) -> bool:
-    """Whether an arm ends at a half at least."""
-    return float(np.nanmean(run.rewards(arm))) >= LIFTED
-
-
-def _means(runs: Sequence[Run]) -> tuple[float, float] | None:
-    """Mean of the best RL arms after SFT, and of AdaBack after SFT."""
-    if not runs:
-        return None
-    rl, context = (
-        float(np.mean([np.nanmean(run.rewards(pick(run))) for run in runs]))
-        for pick in (of_rl, lambda run: CONTEXT[0])
-    )
-    return round(rl, 4), round(context, 4)
 
 
 def packaged(rule: Rule) -> str:
@@ -268,16 +166,48 @@ def of_guide(found: Mapping[str, Sequence[Run]]) -> str:
     runs = [(name, run) for name, some in found.items() for run in some]
     rows = []
     for name, run in sorted(runs, key=lambda x: x[1].solved.mean):
-        tried = ", ".join(
-            f"{100 * float(np.nanmean(run.rewards(arm))):.1f}" for arm in RL if arm in run.records
-        )
-        sft, *context = (
-            f"{100 * float(np.nanmean(run.rewards(arm))):.1f}" for arm in (SFT, *CONTEXT[:2])
-        )
-        n = name.split("-")[1].removeprefix("N")
-        rows.append([f"{run.solved.mean:.2g}", n, str(run.seed), sft, tried, *context])
-    head = ["lambda", "demonstrations", "seed", LABELS[SFT], "SFT, then RL: 3e-4, 1e-4"]
+        cell, rival = Cell.of(name), of_rl(run)
+        others = [_percent(run, arm) for arm in RL if arm in run.records and arm != rival]
+        tried = _percent(run, rival) + (f" ({', '.join(others)})" if others else "")
+        task = TASKS[cell.task].format(cell.length)
+        means = [_percent(run, SFT), tried, *(_percent(run, arm) for arm in CONTEXT[:2])]
+        rows.append([f"{run.solved.mean:.2g}", task, str(cell.demonstrations), *means])
+    rl = "SFT, then RL, the best (others tried)"
+    head = ["lambda", "task", "demonstrations", LABELS[SFT], rl]
     return markdown([*head, *(LABELS[arm] for arm in CONTEXT[:2])], rows)
+
+
+def _percent(run: Run, arm: str) -> str:
+    """The mean of an arm in %."""
+    return f"{100 * float(np.nanmean(run.rewards(arm))):.1f}" if arm in run.records else ""
+
+
+class End(NamedTuple):
+    """How a cell ended.
+
+    Attributes:
+        cell: which.
+        solved: lambda of each of its runs.
+        rl: the mean of RL's best arms in %.
+        context: that of AdaBack.
+    """
+
+    cell: Cell
+    solved: Sequence[float]
+    rl: float
+    context: float
+
+
+def ends(found: Mapping[str, Sequence[Run]]) -> list[End]:
+    """What the map shows, of each cell."""
+    return [
+        End(
+            Cell.of(name),
+            [run.solved.mean for run in runs],
+            *(100 * share for share in means(runs) or (math.nan, math.nan)),
+        )
+        for name, runs in found.items()
+    ]
 
 
 def with_tables(page: str, text: str) -> str:
@@ -294,10 +224,11 @@ def main() -> None:
     rule = packaged(score(found))
     print(*made.values(), rule, sep="\n")
     if "--write" in sys.argv[1:]:
-        from picture import FILE, draw  # beside this file
+        from picture import FILE, MAP, draw, draw_map  # beside this file
 
         PACKAGED.write_text(rule, encoding="utf-8")
         FILE.write_text(draw(found), encoding="utf-8")
+        MAP.write_text(draw_map(ends(found)), encoding="utf-8")
         for path, text in made.items():
             page = path.read_text(encoding="utf-8")
             path.write_text(with_tables(page, text), encoding="utf-8")
