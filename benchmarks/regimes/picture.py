@@ -86,12 +86,12 @@ def draw(found: Mapping[str, Sequence[Any]]) -> str:
                     mean = 100 * float(np.nanmean(run.rewards(arm)))
                     parts.append(mark(across(run.solved.mean) + aside, up(mean), colour, shape))
     for i, (label, colour, shape) in enumerate(ARMS.values()):
-        x = LEFT + 4 + i * 138
+        x = LEFT - 30 + i * 138
         parts += [mark(x, 14, colour, shape), text(x + 10, 18, label)]
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
-COLUMN, ROW, SIDE = 148, 82, 176
+COLUMN, ROW, SIDE = 168, 82, 160
 """Sizes in the map, in pixels."""
 
 
@@ -137,5 +137,5 @@ def draw_map(ends: Sequence[Any]) -> str:
             how = 'text-anchor="middle"' + (' font-size="11"' if k else "")
             parts.append(text(x + COLUMN / 2, y + 36 + 19 * k, line, how))
     foot = "after SFT: RL's best arm and AdaBack; blue where prefixes are ahead, red where RL is"
-    parts.append(text(SIDE, height - 12, foot, 'font-size="11"'))
+    parts.append(text(12, height - 12, foot, 'font-size="11"'))
     return "\n".join([*parts, "</svg>"]) + "\n"
