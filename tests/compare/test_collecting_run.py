@@ -37,8 +37,7 @@ compare:
   reference: rl
   arms:
     rl: {{method: dr_grpo}}
-    own: {{method: prefixrl, collect: {SAMPLES}, match: rl}}
-    sft: {{method: sft, "~num_generations": null, collect: {SAMPLES}, max_steps: 2}}
+    own: {{method: prefixrl, collect: {{samples: {SAMPLES}, keep: 2}}, match: rl}}
 """
 
 
@@ -54,11 +53,11 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def carry_out(task: Path, output: Path, arm: str, *overrides: str) -> tuple[int, Path]:
-    """Collect for an arm at the first seed, in this process; exit status and folder."""
+def carry_out(task: Path, output: Path, *overrides: str) -> tuple[int, Path]:
+    """Collect for ``own`` at the second seed, in this process; exit status and folder."""
     recipe = str(task / "recipe.yaml")
     board = board_of(recipe, list(overrides), None, None, None, str(output))
-    job = board.collection(board.comparison.arm(arm), 0)
+    job = board.collection(board.comparison.arm("own"), 1)
     order = job.folder.with_suffix(".job.json")
     order.parent.mkdir(parents=True, exist_ok=True)
     write_json(order, order_of(board, job))
@@ -66,7 +65,7 @@ def carry_out(task: Path, output: Path, arm: str, *overrides: str) -> tuple[int,
 
 
 def test_costs_are_those_of_the_stored_samples(task: Path, tmp_path: Path) -> None:
-    status, folder = carry_out(task, tmp_path / "out", "own")
+    status, folder = carry_out(task, tmp_path / "out")
     assert status == 0
     tokenizer: Any = AutoTokenizer.from_pretrained(task / "base")
     model = AutoModelForCausalLM.from_pretrained(task / "base")
@@ -89,21 +88,33 @@ def test_costs_are_those_of_the_stored_samples(task: Path, tmp_path: Path) -> No
     # They are the rows that the command of that name writes.
     other = tmp_path / "own.jsonl"
     command = ["collect", str(task / "recipe.yaml"), "--output", str(other)]
-    assert main([*command, "--samples", str(SAMPLES), "--batch-size", "256"]) == 0
+    more = ["--samples", str(SAMPLES), "--keep", "2", "--seed", "1", "--batch-size", "256"]
+    assert main([*command, *more]) == 0
     assert (folder / ROWS).read_text() == other.read_text()
     assert 2 <= record["found"]["solved"] == len(lines(folder / ROWS)) < TRAIN_ROWS
 
 
-def test_each_seed_has_its_own_answers(task: Path, tmp_path: Path) -> None:
-    board = board_of(str(task / "recipe.yaml"), [], None, 2, None, str(tmp_path / "out"))
-    own = board.comparison.arm("own")
-    assert [order_of(board, board.collection(own, s))["seed"] for s in (0, 1)] == [0, 1]
+def test_it_goes_on_with_the_samples_that_are_there(task: Path, tmp_path: Path) -> None:
+    _, folder = carry_out(task, tmp_path / "out")
+    rows, record = (folder / ROWS).read_bytes(), json.loads((folder / DONE).read_text())
+    for left in (None, 5):  # killed before its record was written, and while it sampled
+        (folder / DONE).unlink()
+        (folder / ROWS).unlink()
+        if left is not None:
+            samples = folder / "rows/samples/model/train-T1.jsonl"
+            samples.with_suffix(".done").unlink()
+            samples.write_text("".join(samples.read_text().splitlines(True)[:left])[:-9])
+        assert carry_out(task, tmp_path / "out")[0] == 0
+        again = json.loads((folder / DONE).read_text())
+        assert (folder / ROWS).read_bytes() == rows
+        assert again["found"] == record["found"]
+        assert {**again["costs"], "seconds": 0} == {**record["costs"], "seconds": 0}
 
 
 def test_nothing_right_is_a_sentence(
     task: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    status, folder = carry_out(task, tmp_path / "out", "own", "max_completion_length=1")
+    status, folder = carry_out(task, tmp_path / "out", "max_completion_length=1")
     assert status == 2
     assert capsys.readouterr().err.splitlines()[-1] == (
         f"error: none of {TRAIN_ROWS} rows was solved in {SAMPLES} samples: sample more, or train "
@@ -147,12 +158,12 @@ def test_killed_while_it_samples_and_before_it_trains(task: Path) -> None:
     assert (folder / "collected/own/seed-0" / ROWS).read_bytes() == rows
     found = records(folder)
     assert found == records(task / "whole")
-    assert len(found) == 6  # base, three arms, two collections
+    assert len(found) == 4  # base, two arms, a collection
     whole, own = found["arms/rl/seed-0/done.json"], found["arms/own/seed-0/done.json"]
     before = found["collected/own/seed-0/done.json"]["costs"]["flops"]
     step = whole["costs"]["flops"] / 12
     assert own["spec"]["steps"] == int((whole["costs"]["flops"] - before) / step)
     assert 1 <= own["spec"]["steps"] < 12
-    assert own["spec"]["collect"] == {"samples": SAMPLES, "keep": 1}
+    assert own["spec"]["collect"] == {"samples": SAMPLES, "keep": 2}
     assert "own answers to" in (folder / "comparison.html").read_text()
     assert ",collected\n" in (folder / "comparison.csv").read_text()

@@ -166,6 +166,7 @@ def test_another_collection_is_noticed(board: Board, tmp_path: Path) -> None:
             changed.check()
     # So it is by what was trained on it, where the collection itself was deleted.
     (board.collection(own, 0).folder / DONE).unlink()
+    make_board(tmp_path, ARMS).check()
     arms = {**ARMS["arms"], "own": {**OWN, "collect": 64}}
     with pytest.raises(UserError, match=r"arms/own/seed-0.* another 'collect'"):
         make_board(tmp_path, {**ARMS, "arms": arms}).check()

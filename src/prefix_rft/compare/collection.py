@@ -23,7 +23,7 @@ class Collection:
     """What an arm collects of the model that it starts from, before it trains.
 
     Attributes:
-        samples: of each row of its ``train_data``, at temperature 1.
+        samples: the number of samples of each row of its ``train_data``, at temperature 1.
         keep: the most right answers of a row that it is trained on.
     """
 
