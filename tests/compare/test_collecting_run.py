@@ -19,16 +19,16 @@ from prefix_rft.compare.work import main as run_job
 from prefix_rft.support.writing import write_json
 from prefix_rft.tasks.countdown import write
 
-TRAIN_ROWS, SAMPLES = 24, 6
+TRAIN_ROWS, SAMPLES, STEPS = 24, 16, 16
 RECIPE = f"""
 model: base
 train_data: train.jsonl
 eval_data: test.jsonl
 reward: prefix_rft.tasks.countdown:reward
-num_generations: 4
+num_generations: 8
 prompts_per_step: 2
 max_completion_length: 12
-max_steps: 12
+max_steps: {STEPS}
 learning_rate: 1e-3
 compare:
   seeds: 1
@@ -44,7 +44,9 @@ compare:
 @pytest.fixture(scope="module")
 def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("task")
-    write(folder, TRAIN_ROWS, 6, 0, 2)
+    write(folder, TRAIN_ROWS - 1, 6, 0, 2)
+    rows = (folder / "train.jsonl").read_text()
+    (folder / "train.jsonl").write_text(rows + rows.splitlines(True)[0])  # one stands there twice
     (folder / "recipe.yaml").write_text(RECIPE)
     return folder
 
@@ -76,8 +78,8 @@ def test_costs_are_those_of_the_stored_samples(task: Path, tmp_path: Path) -> No
     samples = [s for p in problems for s in p["samples"]]
     assert len(samples) == TRAIN_ROWS * SAMPLES
     tokens = sum(s["tokens"] for s in samples)
-    # All in one batch: each prompt is read once, the same one of two rows, too.
-    prompts = {row["prompt"] for row in lines(task / "train.jsonl")}
+    # 16 rows in a batch of 256, so two batches: the first row's prompt is read again in the second.
+    prompts = [row["prompt"] for row in lines(task / "train.jsonl")]
     read = sum(len(tokenizer(p)["input_ids"]) for p in prompts)
     record = json.loads((folder / DONE).read_text())
     costs = record["costs"]
@@ -91,6 +93,7 @@ def test_costs_are_those_of_the_stored_samples(task: Path, tmp_path: Path) -> No
     more = ["--samples", str(SAMPLES), "--keep", "2", "--seed", "1", "--batch-size", "256"]
     assert main([*command, *more]) == 0
     assert (folder / ROWS).read_text() == other.read_text()
+    assert record["found"]["answers"] > record["found"]["solved"]  # two of some row
     assert 2 <= record["found"]["solved"] == len(lines(folder / ROWS)) < TRAIN_ROWS
 
 
@@ -161,9 +164,9 @@ def test_killed_while_it_samples_and_before_it_trains(task: Path) -> None:
     assert len(found) == 4  # base, two arms, a collection
     whole, own = found["arms/rl/seed-0/done.json"], found["arms/own/seed-0/done.json"]
     before = found["collected/own/seed-0/done.json"]["costs"]["flops"]
-    step = whole["costs"]["flops"] / 12
+    step = whole["costs"]["flops"] / STEPS
     assert own["spec"]["steps"] == int((whole["costs"]["flops"] - before) / step)
-    assert 1 <= own["spec"]["steps"] < 12
+    assert 1 <= own["spec"]["steps"] < STEPS
     assert own["spec"]["collect"] == {"samples": SAMPLES, "keep": 2}
     assert "own answers to" in (folder / "comparison.html").read_text()
     assert ",collected\n" in (folder / "comparison.csv").read_text()
