@@ -13,6 +13,7 @@ import pytest
 from prefix_rft import PrefixRFTTrainer
 from prefix_rft.data import DataError, Reading, Renderer, load_rows
 from prefix_rft.data.demonstrations import IDS
+from prefix_rft.data.rows import PLACE
 from prefix_rft.rewards import load_rewards
 from tiny import CHAT_CHARACTERS, make_chat_tokenizer, make_config, make_model
 
@@ -96,6 +97,19 @@ def problem(folder: Path) -> Path:
 
 
 SHAPES: list[Callable[[Path], Path]] = [verl, prompt_completion, messages, problem]
+
+
+@pytest.mark.parametrize("write", SHAPES)
+def test_own_answers_take_the_place_of_demonstrations(
+    write: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    """Rows as ``prefix-rft collect`` writes them: the library's names, and the other columns."""
+    row: Any = load_rows(str(write(tmp_path)))[0]
+    kept = {k: v for k, v in row.items() if k != PLACE and v is not None}
+    own = write_jsonl(tmp_path / "own.jsonl", [{**kept, "demonstration": ["mine"]}])
+    again: Any = load_rows(str(own))[0]
+    assert again["demonstration"] == ["mine"]
+    assert (again["prompt"], again["answer"]) == (row["prompt"], row["answer"])
 
 
 def ids_by_hand(text: str) -> list[int]:

@@ -119,7 +119,11 @@ def collect(args: argparse.Namespace) -> None:
         console,
         f"{found.answers:,} own answers to {found.solved:,} of {found.rows:,} rows: {output}",
     )
-    say(console, f"{found.sampled:,} tokens were sampled: {output.with_suffix('')}")
+    say(
+        console,
+        f"{found.sampled:,} tokens were sampled and {found.prefilled:,} of prompts read: "
+        f"{output.with_suffix('')}",
+    )
 
 
 def advise(args: argparse.Namespace) -> None:

@@ -192,7 +192,8 @@ def parser() -> argparse.ArgumentParser:
         "  prefix-rft compare data/countdown/recipe.yaml --jobs 2\n"
         "  prefix-rft compare recipe.yaml --methods sft,sft+dr_grpo,dr_grpo,prefix_rft --seeds 5\n"
         "A+B is B from the model that A has left, at the compute of B alone. A recipe can have\n"
-        "arms of its own under the key 'compare'.",
+        "arms of its own under the key 'compare': recipe keys, start, match, sweep, and collect:\n"
+        "own right answers that an arm samples first and trains on, at its own cost.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     compare.add_argument("recipe", metavar="RECIPE.yaml")

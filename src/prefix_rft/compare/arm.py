@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from prefix_rft.compare.collection import Collection
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -18,6 +20,8 @@ class Arm:
         match: the arm whose total compute it is to match by its number of steps, that of ``start``
             included; its steps must cost what those of that arm cost.
         sweep: one key and the values to choose from, on validation rows, at the first seed.
+        collect: own right answers of the model that it starts from, sampled at each seed before it
+            trains, which are then its demonstrations; None trains on the rows as they are.
     """
 
     name: str
@@ -25,6 +29,7 @@ class Arm:
     start: str | None = None
     match: str | None = None
     sweep: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    collect: Collection | None = None
 
     @property
     def group(self) -> str:

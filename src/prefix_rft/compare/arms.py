@@ -10,7 +10,8 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from prefix_rft.compare.arm import Arm
-from prefix_rft.compare.prices import at_one_price, refuse_unlike_steps
+from prefix_rft.compare.collection import Collection, refuse_swept
+from prefix_rft.compare.prices import at_one_price, refuse_unlike_steps, refuse_unpriced
 from prefix_rft.engines.arguments import of_rollouts
 from prefix_rft.evaluation.run import TEMPERATURES
 from prefix_rft.methods import load
@@ -22,6 +23,8 @@ SWEEP = (5.0, 10.0, 50.0)
 """Learning rates of imitation, as multiples of the recipe's: 5e-6, 1e-5 and 5e-5 for RL's usual
 1e-6, the sweep of arXiv 2604.23747."""
 KEY = "compare"
+SPECIAL = ("start", "match", "sweep", "collect")
+"""Keys of an arm that are not a recipe's."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,9 @@ def read_comparison(
     rest = {k: v for k, v in settings.items() if k not in ("arms", "reference", "seeds")}
     number = settings.get("seeds", 3) if seeds is None else seeds
     comparison = Comparison(arms, number, reference, **rest)
-    return _checked(comparison, kinds)
+    checked = _checked(comparison, kinds)
+    refuse_unpriced(checked.arms, data)
+    return checked
 
 
 def _checked(comparison: Comparison, kinds: Mapping[str, str]) -> Comparison:
@@ -141,7 +146,7 @@ def _own_arms(mapping: Any) -> list[Arm]:
         if not isinstance(keys or {}, dict):
             raise UserError(f"arm '{name}' must be a mapping of keys to values")
         keys = dict(keys or {})
-        special = {k: keys.pop(k) for k in ("start", "match", "sweep") if k in keys}
+        special = {k: keys.pop(k) for k in SPECIAL if k in keys}
         check_types(f"key of arm '{name}':", special, {f.name: str(f.type) for f in fields(Arm)})
         sweep = special.get("sweep") or {}
         if (
@@ -150,7 +155,10 @@ def _own_arms(mapping: Any) -> list[Arm]:
             or not all(isinstance(v, list) and v for v in sweep.values())
         ):
             raise UserError(f"'sweep' of arm '{name}' must be one key and a list of values")
-        arms.append(Arm(str(name), keys, **special))
+        collect = Collection.read(special.pop("collect", None), str(name))
+        if collect is not None:
+            refuse_swept(str(name), sweep)
+        arms.append(Arm(str(name), keys, **special, collect=collect))
     return arms
 
 

@@ -18,6 +18,7 @@ from prefix_rft.compare.runner import check_at_once, run_all
 from prefix_rft.compare.view import as_csv, show
 from prefix_rft.engines.models import quiet
 from prefix_rft.engines.setup import configure
+from prefix_rft.evaluation.start import train_rows
 from prefix_rft.recipe.along import ALONG
 from prefix_rft.recipe.mapping import read_recipe, value_of
 from prefix_rft.recipe.recipe import Recipe
@@ -113,6 +114,8 @@ def board_of(
             setup = configure(recipe, overrides_of(keys))
             setup.close()
             refuse_along(setup.recipe)
+            if arm.collect is not None:
+                train_rows(setup, None)
         except UserError as error:
             raise UserError(f"arm '{arm.name}': {error}") from error
     return board

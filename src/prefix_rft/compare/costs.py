@@ -31,9 +31,11 @@ class Costs:
         prefilled: prompt and prefix tokens read before drawing.
         forward: tokens through forwards without a gradient.
         trained: tokens through forward and backward.
-        flops: ``2 N`` for each of the first three kinds and ``6 N`` for the last (Kaplan et al.,
+        collected: tokens drawn for own answers before training, which are none of ``sampled``; the
+            prompts that were read for them are among ``prefilled``.
+        flops: ``6 N`` for each trained token and ``2 N`` for each of another kind (Kaplan et al.,
             arXiv 2001.08361, section 2.1), where N counts all parameters but the input embedding;
-            ``4 N + 2 T`` for the last with an adapter, of whose T weights alone gradients are
+            ``4 N + 2 T`` for a trained one with an adapter, of whose T weights alone gradients are
             computed; attention to the context and grading are left out.
         seconds: the seconds of training on the clock; of an interrupted run, since it last went on.
     """
@@ -42,6 +44,7 @@ class Costs:
     prefilled: float = 0.0
     forward: float = 0.0
     trained: float = 0.0
+    collected: float = 0.0
     flops: float = 0.0
     seconds: float = 0.0
 
@@ -79,6 +82,39 @@ def costs_of(metrics: Iterable[Mapping[str, Any]], parameters: Parameters, secon
     return Costs(**sums, flops=flops, seconds=seconds)
 
 
+def collecting_costs(sampled: int, prefilled: int, weights: int, seconds: float) -> Costs:
+    """The costs of a collection of own answers, right and wrong ones.
+
+    Args:
+        sampled: tokens that were drawn.
+        prefilled: prompt tokens that were read.
+        weights: the weights of the model that compute.
+        seconds: how long it took.
+    """
+    return Costs(
+        collected=sampled,
+        prefilled=prefilled,
+        flops=2.0 * weights * (sampled + prefilled),
+        seconds=seconds,
+    )
+
+
+def computing_weights(source: str) -> int:
+    """How many weights of a model compute, the input embedding left out.
+
+    Args:
+        source: a folder or a Hub name, of a model or of an adapter.
+
+    Raises:
+        UserError: there is no such model, or of a kind that cannot be counted.
+    """
+    adapter = find_adapter(source)
+    folder = Path(source) if adapter is None else adapter.folder
+    if folder.is_dir():
+        return parameters_of(folder).computing
+    return _of_config(load_configs(source)[0])
+
+
 def parameters_of(model: Path) -> Parameters:
     """The weights of a saved model, or of a saved adapter and its base.
 
@@ -92,12 +128,16 @@ def parameters_of(model: Path) -> Parameters:
         config = json.loads((model / "config.json").read_text(encoding="utf-8"))
         stored = stored_weights(model, without=None if config.get("tie_word_embeddings") else INPUT)
         return Parameters(stored, stored)
-    base = without_weights(load_configs(str(model))[0])
-    computing = sum(weight.numel() for weight in base.parameters())
-    if not base.config.tie_word_embeddings:
-        computing -= base.get_input_embeddings().weight.numel()
     trained = stored_weights(model)
-    return Parameters(computing + trained, trained)
+    return Parameters(_of_config(load_configs(str(model))[0]) + trained, trained)
+
+
+def _of_config(config: Any) -> int:
+    """The weights that compute of a model of this config."""
+    model = without_weights(config)
+    tied = model.config.tie_word_embeddings
+    aside = 0 if tied else model.get_input_embeddings().weight.numel()
+    return sum(weight.numel() for weight in model.parameters()) - aside
 
 
 def stored_weights(folder: Path, without: str | None = None) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from typing import Any
 
+from prefix_rft.engines.fingerprint import fingerprint
 from prefix_rft.recipe.recipe import Recipe
 
 HASHED = (
@@ -61,3 +63,15 @@ def deciding(recipe: Recipe) -> dict[str, Any]:
         if k not in NOT_HASHED and (k in HASHED or v != defaults.get(k, MISSING))
     }
     return json.loads(json.dumps(shown, sort_keys=True, default=str))
+
+
+def recipe_hash(recipe: Recipe) -> str:
+    """Of a recipe, its files of rows, and the base model."""
+    digest = hashlib.sha256(repr(deciding(recipe)).encode())
+    for data in (recipe.train_data, recipe.eval_data):
+        path = recipe.folder / str(data)
+        if path.is_file():
+            digest.update(path.read_bytes())
+    model = fingerprint(recipe.model_source())
+    digest.update(str(model.get("sha256", model["source"])).encode())
+    return digest.hexdigest()[:16]

@@ -25,18 +25,22 @@ class Job:
         seed: the seed of its training.
         value: the value of the swept key; None where nothing is swept.
         folder: the run's folder.
+        collects: it samples what runs of the arm at its seed train on, and trains nothing.
     """
 
     arm: Arm | None
     seed: int
     value: Any
     folder: Path
+    collects: bool = False
 
     @property
     def name(self) -> str:
         """For people."""
         if self.arm is None:
             return BASE
+        if self.collects:
+            return f"{self.arm.name} collecting, seed {self.seed}"
         key = next(iter(self.arm.sweep), None)
         swept = f" {key}={written(self.value)}" if key else ""
         return f"{self.arm.name}{swept}, seed {self.seed}"

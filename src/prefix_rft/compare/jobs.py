@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from prefix_rft.compare.arm import Arm
 from prefix_rft.compare.arms import Comparison
+from prefix_rft.compare.collection import ROWS, decides
 from prefix_rft.compare.costs import Costs
 from prefix_rft.compare.further import one_further
-from prefix_rft.compare.inputs import deciding, defaults_of, same_inputs
+from prefix_rft.compare.inputs import defaults_of, recipe_hash, same_inputs
 from prefix_rft.compare.job import BASE, Job, written
+from prefix_rft.compare.prices import steps_within
 from prefix_rft.compare.work import DONE, HELD_OUT, VALIDATION, expand, sets_of
-from prefix_rft.engines.fingerprint import fingerprint
 from prefix_rft.evaluation.sets import EvalSet
 from prefix_rft.recipe.recipe import Recipe
 from prefix_rft.support.errors import UserError
@@ -62,6 +62,11 @@ class Board:
             folder = folder / f"{next(iter(arm.sweep))}={written(value)}"
         return Job(arm, seed, value, folder / f"seed-{seed}")
 
+    def collection(self, arm: Arm, seed: int) -> Job:
+        """The run that samples what an arm trains on at a seed, whatever its swept value."""
+        folder = self.folder / "collected" / arm.name / f"seed-{seed}"
+        return Job(arm, seed, None, folder, collects=True)
+
     def swept(self, arm: Arm) -> list[Any]:
         """The values that an arm's is chosen from.
 
@@ -84,6 +89,8 @@ class Board:
             yield from self.sweep(arm)
         for seed in range(self.comparison.seeds):
             for arm in self.comparison.arms:
+                if arm.collect is not None:
+                    yield self.collection(arm, seed)
                 if arm.sweep and (seed == 0 or self.chosen(arm) is None):
                     continue
                 yield self.final(arm, seed)
@@ -96,21 +103,33 @@ class Board:
         """How many runs there are in all."""
         arms = self.comparison.arms
         swept = sum(len(self.sweep(a)) - 1 for a in arms if a.sweep)
-        return 1 + len(arms) * self.comparison.seeds + swept
+        collecting = sum(a.collect is not None for a in arms)
+        return 1 + (len(arms) + collecting) * self.comparison.seeds + swept
 
     def waits_for(self, job: Job) -> list[Job] | None:
         """Runs that must be done first; None while they are not known."""
         if job.arm is None:
             return []
         first = []
-        for name in (job.arm.start, job.arm.match):
+        for name in (job.arm.start, None if job.collects else job.arm.match):
             if name is None:
                 continue
             other = self.comparison.arm(name)
             if other.sweep and self.chosen(other) is None:
                 return None
             first.append(self.final(other, job.seed))
+        if job.arm.collect is not None and not job.collects:
+            first.append(self.collection(job.arm, job.seed))
         return first
+
+    def before(self, job: Job) -> Job | None:
+        """The run whose rows or model a run goes on from; None where that is the base."""
+        arm = job.arm
+        if arm is not None and arm.collect is not None and not job.collects:
+            return self.collection(arm, job.seed)
+        if arm is None or arm.start is None:
+            return None
+        return self.final(self.comparison.arm(arm.start), job.seed)
 
     # ---- records -------------------------------------------------------------------------------
 
@@ -152,17 +171,19 @@ class Board:
         defaults = json.loads(json.dumps(defaults_of(EvalSet), default=str))
         for job in self.jobs():
             record = self.record(job)
-            if record is None or not self.ready(job):
+            if record is None:
                 continue
-            recorded, wanted = record["spec"], json.loads(json.dumps(self.spec(job)))
-            other = [k for k in {**wanted, **recorded} if recorded.get(k) != wanted.get(k)]
+            recorded, ready = record["spec"], self.ready(job)
+            wanted = json.loads(json.dumps(self.spec(job) if ready else _collecting(job.arm)))
+            compared = {**wanted, **recorded} if ready else wanted
+            other = [k for k in compared if recorded.get(k) != wanted.get(k)]
             if other:
                 raise UserError(
                     f"'{job.folder}' was run with another '{other[0]}' "
                     f"({recorded.get(other[0])!r}, now {wanted.get(other[0])!r}): give another "
                     "--output, or delete that folder"
                 )
-            if not same_inputs(record["inputs"], inputs, defaults):
+            if not job.collects and not same_inputs(record["inputs"], inputs, defaults):
                 raise UserError(
                     f"'{job.folder}' was evaluated on other rows: give another --output, or delete "
                     "that folder"
@@ -174,20 +195,23 @@ class Board:
         return first is not None and all(self.record(j) is not None for j in first)
 
     def able(self, job: Job) -> bool:
-        """Whether a run can start: it is ready, and the model it starts from is there."""
+        """Whether a run can start: it is ready, and the model or rows it starts from are there."""
         return self.ready(job) and all(self.done(j) for j in self.waits_for(job) or ())
 
     def done(self, job: Job) -> bool:
-        """Whether a run has left its record, and its model if a run to come starts from it.
+        """Whether a run has left its record, and its model or rows if a run to come needs them.
 
-        Records alone are enough for tables; a model that went missing is trained again.
+        Records alone are enough for tables; what went missing is made again.
         """
         if self.record(job) is None:
             return False
-        return job.arm is None or (job.folder / "model").is_dir() or not self._starts_one(job)
+        left = job.folder / (ROWS if job.collects else "model")
+        return job.arm is None or left.exists() or not self._starts_one(job)
 
     def _starts_one(self, job: Job) -> bool:
-        """Whether a run that has no record yet starts from this one's model."""
+        """Whether a run that has no record yet starts from this one's model or rows."""
+        if job.collects and job.arm is not None:
+            return any(self.record(j) is None for j in self._runs_at(job.arm, job.seed))
         for arm in self.comparison.arms:
             if arm.start is None or self.comparison.arm(arm.start) is not job.arm:
                 continue
@@ -199,9 +223,10 @@ class Board:
         return False
 
     def _runs_at(self, arm: Arm, seed: int) -> list[Job]:
-        """The runs of an arm at a seed, those of its sweep included."""
-        runs = self.sweep(arm) if seed == 0 else []
-        return runs or [self.final(arm, seed)]
+        """The runs of an arm at a seed, those of its sweep and what it collects included."""
+        first = [] if arm.collect is None else [self.collection(arm, seed)]
+        swept = self.sweep(arm) if seed == 0 else []
+        return [*first, *(swept or [self.final(arm, seed)])]
 
     def chosen(self, arm: Arm) -> Any:
         """The value of the swept key with the best mean reward; None until the sweep is done.
@@ -232,56 +257,56 @@ class Board:
         return sum(graded) / len(graded) if graded else -math.inf
 
     def costs(self, job: Job) -> Costs:
-        """Of the run and of those that it starts from."""
+        """Of the run and of all that it goes on from."""
         record = self.record(job)
         assert record is not None  # noqa: S101  (asked for finished runs only)
-        own_costs = Costs(**record["costs"])
-        if job.arm is None or job.arm.start is None:
-            return own_costs
-        return self.costs(self.final(self.comparison.arm(job.arm.start), job.seed)) + own_costs
+        own_costs, before = Costs(**record["costs"]), self.before(job)
+        return own_costs if before is None else self.costs(before) + own_costs
 
-    # ---- orders --------------------------------------------------------------------------------
+    # ---- settings ------------------------------------------------------------------------------
 
     def keys(self, job: Job) -> dict[str, Any]:
-        """Recipe keys of a run that waits for nothing.
+        """Recipe keys of a run that waits for nothing, those of the rows that it collects aside.
 
         Raises:
             UserError: there is no step left within the compute that it is to match.
         """
         arm = job.arm
         assert arm is not None  # noqa: S101  (the base is not trained)
-        keys = {**self.shared, **arm.keys, "seed": job.seed}
-        for key in arm.sweep:
+        own_keys = {k: v for k, v in arm.keys.items() if not job.collects or decides(k)}
+        keys = {**self.shared, **own_keys, "seed": job.seed}
+        for key in () if job.collects else arm.sweep:
             keys[key] = job.value
         if arm.start is not None:
             start = self.final(self.comparison.arm(arm.start), job.seed)
             keys["model"] = str((start.folder / "model").resolve())
-        if arm.match is not None:
-            keys["max_steps"] = self._matched_steps(arm, job.seed)
+        if arm.match is not None and not job.collects:
+            keys["max_steps"] = self._matched_steps(arm, arm.match, job)
         return keys
 
-    def _matched_steps(self, arm: Arm, seed: int) -> int:
+    def _matched_steps(self, arm: Arm, match: str, job: Job) -> int:
         """Steps within the total compute of the matched arm, at what one of its steps costs."""
-        other = self.comparison.arm(arm.match or "")
-        job = self.final(other, seed)
-        record = self.record(job)
+        other = self.final(self.comparison.arm(match), job.seed)
+        record = self.record(other)
         assert record is not None  # noqa: S101  (waited for)
-        steps, own_flops = record["spec"]["steps"], Costs(**record["costs"]).flops
-        budget = self.costs(job).flops
-        if arm.start is not None:
-            budget -= self.costs(self.final(self.comparison.arm(arm.start), seed)).flops
-        matched = int(budget / (own_flops / steps))
-        if matched < 1:
-            raise UserError(
-                f"arm '{arm.name}' has no step left within the compute of '{arm.match}': its start "
-                "costs as much"
-            )
-        return matched
+        step = Costs(**record["costs"]).flops / record["spec"]["steps"]
+        before = self.before(job)
+        spent = 0.0 if before is None else self.costs(before).flops
+        return steps_within(arm, self.costs(other).flops - spent, step)
 
     def spec(self, job: Job) -> dict[str, Any]:
         """Everything that decides a run's numbers, as plain data."""
         comparison = self.comparison
         keys = {} if job.arm is None else self.keys(job)
+        if job.collects and job.arm is not None:
+            return {
+                "arm": job.arm.name,
+                "seed": job.seed,
+                "keys": {k: v for k, v in keys.items() if k != "model" and decides(k)},
+                "start": job.arm.start,
+                "recipe": self._recipe_hash(),
+                **_collecting(job.arm),
+            }
         steps = keys.get("max_steps", self.resolved.trainer.get("max_steps"))
         return {
             "arm": BASE if job.arm is None else job.arm.name,
@@ -289,42 +314,19 @@ class Board:
             # Savings change no number, and older records know none.
             "keys": {k: v for k, v in keys.items() if k not in ("model", "savings")},
             "start": None if job.arm is None else job.arm.start,
+            **_collecting(job.arm),
             "steps": steps,
             "recipe": self._recipe_hash(),
             "samples": comparison.samples,
             "temperatures": list(comparison.temperatures),
         }
 
-    def order(self, job: Job) -> dict[str, Any]:
-        """What the process of a run is told."""
-        comparison = self.comparison
-        return {
-            "spec": self.spec(job),
-            "folder": str(job.folder),
-            "recipe": self.recipe,
-            "shared": dict(self.shared),
-            "train": job.arm is not None,
-            "model": self.resolved.model_source(),
-            "keys": {} if job.arm is None else self.keys(job),
-            "samples": comparison.samples,
-            "temperatures": list(comparison.temperatures),
-            "eval_seed": 0,
-            "eval_batch_size": self.batch_size,
-            "validation_data": comparison.validation_data,
-            "forgetting": comparison.forgetting,
-            "trajectory": comparison.trajectory,
-            "by": list(comparison.by),
-        }
-
     def _recipe_hash(self) -> str:
-        """Of the shared recipe, its files of rows, and the base model."""
         if self._data is None:
-            digest = hashlib.sha256(repr(deciding(self.resolved)).encode())
-            for data in (self.resolved.train_data, self.resolved.eval_data):
-                path = self.resolved.folder / str(data)
-                if path.is_file():
-                    digest.update(path.read_bytes())
-            model = fingerprint(self.resolved.model_source())
-            digest.update(str(model.get("sha256", model["source"])).encode())
-            self._data = digest.hexdigest()[:16]
+            self._data = recipe_hash(self.resolved)
         return self._data
+
+
+def _collecting(arm: Arm | None) -> dict[str, Any]:
+    """What an arm collects; records of arms that do not, do not say so."""
+    return {} if arm is None or arm.collect is None else {"collect": asdict(arm.collect)}

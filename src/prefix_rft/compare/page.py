@@ -54,6 +54,7 @@ def context(board: Board, arms: Sequence[ArmResult]) -> dict[str, Any]:
         "differences": _differences(board, arms),
         "results": _grid(tables.results(board, arms), arms),
         "costs": _grid(tables.costs(board, arms), arms),
+        "collected": [(line.name, line.collected) for line in arms if line.collected],
         "validation": comparison.validation_data is not None,
         "swept": [(line.name, line.swept) for line in arms if line.swept],
         "parts": [_grid(b, arms) for b in tables.parts(board, arms)],

@@ -66,6 +66,7 @@ class ArmResult:
         steps: optimizer steps of its own.
         costs: means over seeds, the arms that it starts from included.
         cells: the numbers by set and temperature.
+        collected: which own answers it was trained on; empty where it collects none.
     """
 
     name: str
@@ -74,6 +75,7 @@ class ArmResult:
     steps: float
     costs: Costs
     cells: dict[str, dict[float, Cell]]
+    collected: str = ""
 
     @property
     def group(self) -> str:
@@ -130,6 +132,7 @@ def _arm_result(
         else float(np.mean([r["spec"]["steps"] or math.nan for r in records])),
         costs=Costs(*(v / len(runs) for v in vars(costs).values())),
         cells=cells,
+        collected=_collected(board, runs),
     )
 
 
@@ -146,6 +149,19 @@ def _swept(board: Board, arm: Arm) -> str:
         of = ", ".join(map(written, values))
         return f"{key} {written(chosen)} of {of}" + (" (at the edge)" if edge else "")
     return ""
+
+
+def _collected(board: Board, runs: Sequence[Job]) -> str:
+    """What the runs of an arm have collected, means over seeds."""
+    arm = runs[0].arm
+    if arm is None or arm.collect is None:
+        return ""
+    found = [_record(board, board.collection(arm, j.seed))["found"] for j in runs]
+    answers, solved = (float(np.mean([f[k] for f in found])) for k in ("answers", "solved"))
+    return (
+        f"{answers:g} own answers to {solved:g} of {found[0]['rows']} rows, of "
+        f"{arm.collect.samples} samples of each"
+    )
 
 
 def rewards(board: Board, runs: Sequence[Job], set_name: str, temperature: float) -> Values:

@@ -18,6 +18,7 @@ import torch
 
 from prefix_rft.compare.job import Job
 from prefix_rft.compare.jobs import Board
+from prefix_rft.compare.orders import order_of
 from prefix_rft.support.errors import UserError
 from prefix_rft.support.writing import write_text
 
@@ -75,8 +76,12 @@ def run_all(
             ]
             able = [j for j in waiting if board.able(j)]
             for job in able[: at_once - len(running)]:
-                running.append(start(board, job, at_once))
-            if not running:
+                try:
+                    running.append(start(board, job, at_once))
+                except UserError as error:  # no step is left within what it is to match
+                    failed[job.folder] = f"{job.name}: {error}"
+                    say(f"failed: {failed[job.folder]}")
+            if not running and not able:
                 break
             show(", ".join(f"{r.job.name}: {progress(r.job)}" for r in running))
             time.sleep(POLL_SECONDS)
@@ -89,6 +94,8 @@ def run_all(
 
 def progress(job: Job) -> str:
     """How far a run is, as far as its folder says."""
+    if job.collects:
+        return "collecting"
     if (job.folder / "eval").is_dir():
         return "evaluating"
     metrics = job.folder / "metrics.jsonl"
@@ -112,7 +119,7 @@ def start(board: Board, job: Job, at_once: int) -> Running:
     """Start the process of a run."""
     job.folder.parent.mkdir(parents=True, exist_ok=True)
     order = job.folder.with_suffix(".job.json")
-    write_text(order, json.dumps(board.order(job), indent=2) + "\n")
+    write_text(order, json.dumps(order_of(board, job), indent=2) + "\n")
     path = job.folder.with_suffix(".log")
     log = path.open("ab")
     environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}

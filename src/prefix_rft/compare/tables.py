@@ -13,6 +13,9 @@ from prefix_rft.compare.work import HELD_OUT
 from prefix_rft.evaluation.estimates import Estimate
 from prefix_rft.evaluation.table import few_of, percent
 
+COLLECTED = "collected"
+"""Column of the tokens drawn for own answers, where an arm collects some."""
+
 
 @dataclass(frozen=True)
 class Section:
@@ -68,19 +71,26 @@ def results(board: Board, arms: Sequence[ArmResult], between: str = " ") -> Sect
 def costs(board: Board, arms: Sequence[ArmResult]) -> Section:
     """Costs, pass@k and shares of samples, means over seeds, at the first temperature."""
     k = board.comparison.samples
-    names = ["arm", "steps", "sampled", "trained", "FLOPs", "time"]
+    collecting = [COLLECTED] * collects(arms)
+    names = ["arm", "steps", *collecting, "sampled", "trained", "FLOPs", "time"]
     head = [*names, f"pass@{k}", "cut", "no answer", "sd"]
     title = "means over seeds, what an arm starts from included; sd over seeds in points"
-    return Section(title, head, [_costs_row(board, line) for line in arms])
+    return Section(title, head, [_costs_row(board, line, collects(arms)) for line in arms])
 
 
-def _costs_row(board: Board, line: ArmResult) -> list[str]:
+def collects(arms: Sequence[ArmResult]) -> bool:
+    """Whether some arm has collected own answers, so that a column tells what for."""
+    return any(line.costs.collected for line in arms)
+
+
+def _costs_row(board: Board, line: ArmResult, collecting: bool) -> list[str]:
     first = line.cells[HELD_OUT][board.comparison.temperatures[0]]
     k, spent = board.comparison.samples, line.costs
+    tokens = [*[spent.collected] * collecting, spent.sampled, spent.trained, spent.flops]
     return [
         line.name,
         f"{line.steps:.0f}" if line.steps else "",
-        *(number(v) if v else "" for v in (spent.sampled, spent.trained, spent.flops)),
+        *(number(v) if v else "" for v in tokens),
         f"{spent.seconds:.0f} s" if spent.seconds else "",
         _share(first.pass_at[k], first.problems) if k in first.pass_at else "",
         f"{100 * first.truncated:.1f}",

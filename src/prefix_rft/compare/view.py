@@ -26,8 +26,8 @@ def show(console: Console, board: Board, arms: Sequence[ArmResult]) -> None:
     for block in (tables.results(board, arms, "\n"), tables.costs(board, arms)):
         console.print(_rich(block, arms))
     for line in arms:
-        if line.swept:
-            say(console, f"{line.name}: {line.swept}")
+        for words in filter(None, (line.swept, line.collected)):
+            say(console, f"{line.name}: {words}")
 
 
 def _rich(block: Section, arms: Sequence[ArmResult]) -> Table:
@@ -56,7 +56,8 @@ FIELDS = (
 def as_csv(arms: Sequence[ArmResult]) -> str:
     """One row for each arm, set and temperature; shares between 0 and 1."""
     file = io.StringIO()
-    writer = csv.DictWriter(file, list[str](FIELDS), lineterminator="\n")
+    names = [*FIELDS, tables.COLLECTED] if tables.collects(arms) else list[str](FIELDS)
+    writer = csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     for line in arms:
         for set_name, by_t in line.cells.items():
@@ -100,6 +101,9 @@ def as_markdown(board: Board, arms: Sequence[ArmResult]) -> str:
     if notes:
         chosen = "validation" if board.comparison.validation_data else "held-out"
         blocks.append(f"Chosen on {chosen} rows at seed 0:\n\n" + "\n".join(notes))
+    own = [f"- {line.name}: {line.collected}" for line in arms if line.collected]
+    if own:
+        blocks.append("Collected, means over seeds:\n\n" + "\n".join(own))
     for make in (tables.parts, tables.other_sets, tables.pass_at, tables.along_training):
         blocks += map(_markdown, make(board, arms))
     return "\n\n".join(blocks) + "\n"

@@ -20,6 +20,7 @@ from filelock import FileLock
 from rich.console import Console
 
 from prefix_rft.compare.arms import overrides_of
+from prefix_rft.compare.collect import collect_rows
 from prefix_rft.compare.costs import Costs, costs_of, parameters_of
 from prefix_rft.compare.trajectory import measures, trajectory
 from prefix_rft.engines.models import quiet
@@ -52,7 +53,10 @@ def main(path: str) -> int:
     try:
         # A comparison that was killed may leave a process that has not noticed yet.
         with FileLock(Path(path).with_suffix(".lock")):
-            work(job)
+            if job.get("collect"):
+                collect_rows(job, Path(job["folder"]) / DONE)
+            else:
+                work(job)
     except (UserError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1

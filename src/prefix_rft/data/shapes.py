@@ -79,9 +79,10 @@ def detect(row: Row) -> RowShape:
 
     answer = first("answer", "ground_truth", "final_answer")
     if "prompt" in columns and "reward_model" in columns:
-        target = first("target_lst", "target")
+        target = first("target_lst", "target", *DEMONSTRATIONS)
         truth = "reward_model.ground_truth"
-        return RowShape("verl rows", "prompt", target, truth, spent=("target", "target_lst"))
+        spent = ("target", "target_lst", "demonstrations")
+        return RowShape("verl rows", "prompt", target, truth, spent=spent)
     if "prompt" in columns and "completion" in columns:
         answer = answer or first("solution")
         return RowShape(

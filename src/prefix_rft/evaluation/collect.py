@@ -13,9 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefix_rft.data import load_rows
+from prefix_rft.data import Renderer, load_rows
+from prefix_rft.data.moment import pinned
+from prefix_rft.engines.models import give_template, load_tokenizer
 from prefix_rft.engines.setup import configure
-from prefix_rft.evaluation.samples import Request, Sample
+from prefix_rft.evaluation.folder import begun
+from prefix_rft.evaluation.samples import Request, Sample, prefilled
 from prefix_rft.evaluation.start import sample_train_rows, train_rows
 from prefix_rft.rewards import visible
 from prefix_rft.support.errors import UserError
@@ -30,13 +33,15 @@ class OwnAnswers:
         rows: the rows that were sampled.
         solved: those of which an answer was right, which were written.
         answers: right answers that were written.
-        sampled: tokens that were sampled for them.
+        sampled: tokens that were sampled for them, in right and wrong answers.
+        prefilled: prompt tokens that were read for them, see :func:`.samples.prefilled`.
     """
 
     rows: int
     solved: int
     answers: int
     sampled: int
+    prefilled: int
 
 
 def collect(
@@ -70,7 +75,8 @@ def collect(
     setup.close()
     own, folder = setup.recipe, output.with_suffix("")
     rows_of = train_rows(setup, limit)
-    problems = sample_train_rows(setup, own.model_source(), rows_of, request, folder, progress)
+    model = own.model_source()
+    problems = sample_train_rows(setup, model, rows_of, request, folder, progress)
     rows = load_rows(own.train_data, folder=own.folder, reading=rows_of.reading, limit=limit)
     lines, answers = [], 0
     for row, problem in zip(_plain(rows), problems, strict=True):
@@ -84,7 +90,17 @@ def collect(
         )
     write_text(output, "".join(lines))
     sampled = sum(s.tokens for p in problems for s in p.samples)
-    return OwnAnswers(len(problems), len(lines), answers, sampled)
+    template = getattr(setup.args, "chat_template_kwargs", None)
+    read = prefilled(_prompts(model, rows, template, begun(folder)), request)
+    return OwnAnswers(len(problems), len(lines), answers, sampled, read)
+
+
+def _prompts(model: str, rows: Any, template: Any, moment: Any) -> list[list[int]]:
+    """Token ids of the rows' prompts, as the model was given them."""
+    tokenizer = load_tokenizer(model)
+    give_template(tokenizer, rows[0]["prompt"])
+    render = Renderer(tokenizer, (), pinned(tokenizer, template, moment))
+    return [render.prompt(row["prompt"]) for row in rows.select_columns(["prompt"])]
 
 
 def _plain(rows: Any) -> Iterator[dict[str, Any]]:

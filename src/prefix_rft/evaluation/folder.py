@@ -47,6 +47,11 @@ def open_folder(folder: Path, settings: Mapping[str, Any]) -> str:
     return now() if date is None else str(date)
 
 
+def begun(folder: Path) -> Any:
+    """The moment at which the evaluation of a folder began; None where it does not say so."""
+    return json.loads((folder / "settings.json").read_text(encoding="utf-8")).get(DATE)
+
+
 def samples_file(folder: Path, role: str, eval_set: EvalSet, temperature: float) -> Path:
     """Where the samples of one job are."""
     return folder / "samples" / role / f"{eval_set.name}-T{temperature:g}.jsonl"

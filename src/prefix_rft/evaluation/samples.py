@@ -116,29 +116,52 @@ def sample_and_grade(
     refuse_too_long(model, lengths, request.max_completion_length)
     k = request.samples
     numbers = range(len(rows)) if numbers is None else numbers
-    together = max(1, request.batch_size // k)
-    for start in range(0, len(rows), together):
-        part = rows.select(range(start, min(start + together, len(rows))))
+    for places in _parts(len(rows), request):
+        start, part = places[0], rows.select(places)
         ids = [render.prompt(p) for p in part["prompt"] for _ in range(k)]
-        keys = [
-            f"{request.seed}:{number}:{i}"
-            for number in numbers[start : start + together]
-            for i in range(k)
-        ]
+        keys = [f"{request.seed}:{numbers[row]}:{i}" for row in places for i in range(k)]
         sampled: list[list[int]] = []
-        for at in range(0, len(ids), request.batch_size):
-            rows_at_once = slice(at, at + request.batch_size)
+        for batch in _batches(len(ids), request):
             sampled += _draw(
                 model,
                 render,
-                ids[rows_at_once],
-                keys[rows_at_once],
+                ids[batch],
+                keys[batch],
                 request,
-                lambda ended, before=start * k + at: tick((before + ended) // k),
+                lambda ended, before=start * k + batch.start: tick((before + ended) // k),
             )
         tick(start + len(part))
         graded = _grade(render, part, reward, sampled, k)
         yield [graded[i : i + k] for i in range(0, len(graded), k)]
+
+
+def _parts(rows: int, request: Request) -> Iterator[range]:
+    """The rows that are sampled and graded together."""
+    together = max(1, request.batch_size // request.samples)
+    for start in range(0, rows, together):
+        yield range(start, min(start + together, rows))
+
+
+def _batches(rows: int, request: Request) -> Iterator[slice]:
+    """The rows of a part, each as often as it is sampled, that are sampled at once."""
+    for at in range(0, rows, request.batch_size):
+        yield slice(at, at + request.batch_size)
+
+
+def prefilled(prompts: Sequence[Sequence[int]], request: Request) -> int:
+    """Prompt tokens that :func:`sample_and_grade` reads: in each batch, a distinct prompt once.
+
+    Of models that are sampled with ``generate`` as many are counted, as in training.
+
+    Args:
+        prompts: token ids of each row's prompt.
+        request: how the rows are sampled.
+    """
+    total = 0
+    for part in _parts(len(prompts), request):
+        ids = [tuple(prompts[row]) for row in part for _ in range(request.samples)]
+        total += sum(len(p) for batch in _batches(len(ids), request) for p in set(ids[batch]))
+    return total
 
 
 def _prompts(rows: Dataset) -> Iterator[Any]:
