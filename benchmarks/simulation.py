@@ -5,8 +5,9 @@
 A student's success behind a share u of a demonstration is the three-parameter logistic curve of
 SEELE (arXiv 2509.06923, eq. 12), b + (1 - b) / (1 + exp(-k (u - m))): k log-uniform in 5 to 50, m
 uniform in 0.05 to 0.95, b uniform in 0 to 0.3 for three students of ten and 0 for the others. Eight
-rows a visit, 20 visits. Of students that learn, m falls by 0.02 a visit. This speaks of laws alone:
-real success need not follow such a curve, nor one example be independent of another.
+rows a visit, 20 visits. Of students that learn, m falls by 0.02 a visit. SEELE itself has four
+rounds within a visit: of two rows each, and of eight, which costs four times as much. This speaks
+of laws alone: real success need not follow such a curve, nor one example be independent of another.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from prefix_rft.core.laws import Bisection, Integral, Ladder, Logistic
 from prefix_rft.core.planner import Group, Record, Start
 from prefix_rft.runs.machine import describe_machine, git_state
 
-STUDENTS, VISITS, ROWS, TOKENS = 600, 20, 8, 10_000
+STUDENTS, VISITS, ROWS, TOKENS, ROUNDS = 600, 20, 8, 10_000, 4
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,48 @@ def measures(runs: Sequence[Sequence[tuple[float, int]]]) -> dict[str, float]:
     }
 
 
+def rounds(student: Student, number: int, rows: int, drift: float) -> list[float]:
+    """The success rates of the four rounds of each visit, the curve fitted to those before.
+
+    The share where it has a half starts the next round, and the first one of the next visit.
+    """
+    share, found = 0.5, []
+    for visit in range(VISITS):
+        pairs: list[tuple[float, float]] = []
+        for number_in_visit in range(ROUNDS):
+            p = student.success(share, visit, drift)
+            rng = random.Random(f"{number}:{visit}:{number_in_visit}:{rows}:{drift}")
+            pairs.append((share, sum(rng.random() < p for _ in range(rows)) / rows))
+            found.append(p)
+            share = min(max(Logistic.fit(pairs)[1], 0.0), 1.0)
+    return found
+
+
+def signal_of_rounds(rates: Sequence[float], rows: int) -> float:
+    """What the rows of one start can teach, over the most that as many rows of a visit can.
+
+    Of n rows with one start that is p (1 - p) (n - 1), the sum of squares about their own mean.
+    """
+    most = 0.25 * (ROUNDS * rows - 1) * len(rates) / ROUNDS
+    return round(sum(p * (1 - p) * (rows - 1) for p in rates) / most, 3)
+
+
+def simulate_rounds() -> dict[str, dict[str, float]]:
+    """The signal of SEELE's rounds, by their rows, for students that stay and for others."""
+    everyone = students()
+    table: dict[str, dict[str, float]] = {}
+    for rows in (ROWS // ROUNDS, ROWS):
+        still, moving = (
+            [p for i, s in enumerate(everyone) for p in rounds(s, i, rows, drift)]
+            for drift in (0.0, 0.02)
+        )
+        table[f"SEELE, {ROUNDS} rounds of {rows} rows"] = {
+            "signal": signal_of_rounds(still, rows),
+            "signal of students that learn": signal_of_rounds(moving, rows),
+        }
+    return table
+
+
 def simulate() -> dict[str, dict[str, Any]]:
     """The measures of every law, for students that stay as they are, and the signal of others."""
     everyone = students()
@@ -140,6 +183,7 @@ def main() -> None:
         "git": git_state(),
         "students": STUDENTS,
         "laws": simulate(),
+        "rounds": simulate_rounds(),
     }
     text = json.dumps(found, indent=2) + "\n"
     (Path(__file__).parent / "simulation.json").write_text(text, encoding="utf-8")

@@ -181,6 +181,20 @@ def test_laws_on_simulated_students(simulation: ModuleType) -> None:
     assert f"{signal[0]}, {signal[1]} and {signal[2]} % of the most" in index
 
 
+def test_rounds_by_hand(simulation: ModuleType) -> None:
+    # Eight rows of one start at a half teach the most; four pairs four sevenths of it less.
+    assert simulation.signal_of_rounds([0.5] * 4, 2) == round(4 / 7, 3)
+    assert simulation.signal_of_rounds([0.5, 0.5, 1.0, 0.0], 2) == round(2 / 7, 3)
+    assert simulation.signal_of_rounds([0.5] * 4, 8) == round(4 * 7 / 31, 3)
+    # A student that always fails is helped more from round to round, until all is shown.
+    assert simulation.rounds(simulation.Student(50.0, 9.0, 0.0), 0, 2, 0.0)[-1] < 1e-9
+    found = json.loads((ROOT / "benchmarks/simulation.json").read_text())["rounds"]
+    few, many = (found[f"SEELE, 4 rounds of {rows} rows"]["signal"] for rows in (2, 8))
+    page = (ROOT / "docs/methods/control.md").read_text()
+    words = f"{few:.2f} of the most that eight rows can teach, with 32 rows {many:.2f}"
+    assert words in " ".join(page.split())
+
+
 def test_a_student_by_hand(simulation: ModuleType) -> None:
     student = simulation.Student(k=10.0, m=0.5, b=0.2)
     assert student.success(0.5, 0, 0.0) == pytest.approx(0.6)
