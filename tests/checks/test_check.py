@@ -201,6 +201,13 @@ def test_inspect_shows_the_prefix_that_training_uses(
         assert "demonstration 1 is 'correct' to 'math'" in out
 
 
+def test_check_measures_prompts_with_their_hints(folder: Path, capfd: Capture) -> None:
+    template = f"{'x' * 600}{{hint}}{{prompt}}"
+    method = f"method={{name: control, where: prompt, template: '{template}'}}"
+    assert main(["check", "recipe.yaml", method]) == 1
+    assert "do not fit into the model's 512 positions" in capfd.readouterr().out
+
+
 def test_inspect_shows_the_hint_that_training_uses(folder: Path, capfd: Capture) -> None:
     method = "method={name: control, law: fixed, first: 0.5, plain: 0, where: prompt}"
     assert main(["train", "recipe.yaml", "max_steps=1", method]) == 0

@@ -16,6 +16,7 @@ from typing import Any
 from prefix_rft.checks.findings import Findings
 from prefix_rft.checks.grading import Grading, Item, Kept
 from prefix_rft.checks.texts import Texts
+from prefix_rft.core.hint import with_hint
 from prefix_rft.data import DataError, Renderer, find_source, read_rows
 from prefix_rft.data.demonstrations import EMPTY, ENDS_INSIDE, TOO_LONG, USABLE, usable_or_why
 from prefix_rft.data.files import Row
@@ -199,18 +200,27 @@ class RowChecker:
                 self.findings.add(error.what, row=self.found.label(row))
         for (row, values), prompt_ids in zip(usable, self._ids(ids, conversation), strict=True):
             self.found.prompts.add(hash(str(values["prompt"])))
-            self.found.prompt_lengths.append(len(prompt_ids))
+            length = self._asked_with(values, len(prompt_ids))
+            self.found.prompt_lengths.append(length)
             self._bos(self.found.label(row), prompt_ids)
             self.texts.prompt(self.found.label(row), values["prompt"], prompt_ids)
-            if self.max_length is not None and len(prompt_ids) + self.budget > self.max_length:
+            if self.max_length is not None and length + self.budget > self.max_length:
                 self.findings.add(
                     f"the prompt and max_completion_length={self.budget} do not fit into the "
                     f"model's {self.max_length} positions",
                     "lower max_completion_length or drop the row",
                     self.found.label(row),
-                    f"the prompt has {len(prompt_ids)} tokens",
+                    f"the prompt has {length} tokens",
                 )
         return usable
+
+    def _asked_with(self, values: Any, length: int) -> int:
+        """Tokens of the prompt with the longest hint that training may put into it."""
+        hint = self.setup.method.planner.hint if self.training else None
+        if hint is None or not values["demonstration"]:
+            return length
+        longest = max(values["demonstration"], key=len)
+        return len(self.render.prompt(with_hint(values["prompt"], longest, hint)))
 
     def _ids(self, texts: list[str], conversation: bool) -> list[list[int]]:
         if not texts:

@@ -92,8 +92,13 @@ def with_hint(prompt: Any, text: str, hint: Hint) -> Any:
         prompt: the prompt; it stays as it is.
         text: the part of the demonstration.
         hint: how it is written.
+
+    Raises:
+        UserError: the last message is no text, or the mask gave none.
     """
     if isinstance(prompt, str):
         return hint.write(prompt, text)
     *before, last = prompt
+    if not isinstance(last["content"], str):
+        raise UserError("a hint is written into a text, but the prompt's last message is none")
     return [*before, {**last, "content": hint.write(last["content"], text)}]
