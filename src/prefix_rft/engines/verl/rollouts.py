@@ -75,7 +75,7 @@ def rollouts_of(
             text=text,
             reward=None if reward != reward else reward,
             verdicts=json.loads(graded.get(VERDICTS, "{}")),
-            advantage=float(advantage_NS[i, stream_of(method, prefix, whole)]),
+            advantage=float(advantage_NS[i, stream_of(method, prefix > 0, whole)]),
             truncated=bool(data[TRUNCATED][i]),
         )
         lines.append(rollout.line())
