@@ -93,14 +93,19 @@ def test_the_score_by_hand(tables: ModuleType, runs: list[Any]) -> None:
 
 def test_a_table_by_hand(tables: ModuleType, runs: list[Any]) -> None:
     rows = {row[0]: row for row in tables.table(runs)}
-    assert list(rows) == ["SFT", "SFT, then Dr. GRPO", "SFT, then GRPO", "SFT, then AdaBack"]
+    assert list(rows) == [
+        "SFT",
+        "SFT, then RL at 3e-4",
+        "SFT, then GRPO at 3e-4",
+        "SFT, then AdaBack",
+    ]
     # Dr. GRPO (47 %) is the better one on validation rows, so all are less it.
-    assert rows["SFT, then Dr. GRPO"][2] == ""
-    assert rows["SFT, then Dr. GRPO"][1].startswith("46.9%")
-    assert rows["SFT, then GRPO"][2].startswith("-34.4")
+    assert rows["SFT, then RL at 3e-4"][2] == ""
+    assert rows["SFT, then RL at 3e-4"][1].startswith("46.9%")
+    assert rows["SFT, then GRPO at 3e-4"][2].startswith("-34.4")
     assert rows["SFT, then AdaBack"][2].startswith("+53.1")
     assert [rows[x][3] for x in rows] == ["0 of 4", "2 of 4", "0 of 4", "4 of 4"]
-    assert rows["SFT, then Dr. GRPO"][4] == "62.5"  # solved at all: 0, 2, 2 and 1 of 2
+    assert rows["SFT, then RL at 3e-4"][4] == "62.5"  # solved at all: 0, 2, 2 and 1 of 2
     assert tables.by_seed(runs)[1][:2] == ["2", "5 [0, 9]"]
     assert tables.by_seed(runs)[1][2:] == ["0.0", "75.0", "12.5", "100.0"]
 
