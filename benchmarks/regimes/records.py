@@ -33,6 +33,8 @@ CONTEXT = ("sft+adaback", "sft+control", "sft+control_jump")
 LIFTED = 0.5
 WINDOW = 20
 READ = (("sampled", 2), ("prefilled", 2), ("forward", 2))
+SIZES = {"chain": "0.1", "parity": "0.1", "countdown": "0.3"}
+"""Millions of parameters."""
 TASKS = {
     "chain": "chains of {} hidden steps",
     "parity": "chains of {} parities",
@@ -171,7 +173,8 @@ def where(found: Mapping[str, Sequence[Run]]) -> str:
         if str(cell.length) not in lengths.setdefault(cell.task, []):
             lengths[cell.task].append(str(cell.length))
     words = [TASKS[task].format(" and ".join(sorted(n, key=int))) for task, n in lengths.items()]
-    return f"runs on {', '.join(words)} (models of 0.1 to 0.3 million parameters)"
+    sizes = " to ".join(sorted({SIZES[task] for task in lengths}))
+    return f"runs on {', '.join(words)} (models of {sizes} million parameters)"
 
 
 def lifted(run: Run, arm: str) -> bool:
