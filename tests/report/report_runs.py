@@ -56,6 +56,7 @@ def row(group: int = 0, number: int = 0, **changes: Any) -> dict[str, Any]:
         "verdicts": {"reward": {"status": "wrong", "reward": 0.0, "detail": ""}},
         "advantage": 0.0,
         "truncated": False,
+        "hint_length": 0,
     }
     return {**given, **changes}
 

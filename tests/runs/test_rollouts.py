@@ -29,6 +29,7 @@ LINE = {
     "verdicts": {"math": {"status": "wrong", "reward": 0.0, "detail": ""}},
     "advantage": -0.25,
     "truncated": False,
+    "hint_length": 0,
 }
 
 DAMAGED: list[tuple[str, Any]] = [
@@ -64,6 +65,7 @@ DAMAGED: list[tuple[str, Any]] = [
     ("advantage", "1"),
     ("advantage", float("-inf")),
     ("truncated", 3),
+    ("hint_length", -1),
 ]
 
 
@@ -142,4 +144,5 @@ def test_where_a_rollout_is_from() -> None:
 
     assert origin() == "hybrid"
     assert origin(prefix_length=0) == "on-policy"
+    assert origin(prefix_length=0, hint_length=2) == "hybrid"
     assert origin(demonstration=True) == "demonstration"
