@@ -206,6 +206,14 @@ def test_check_measures_prompts_with_their_hints(folder: Path, capfd: Capture) -
     method = f"method={{name: control, where: prompt, template: '{template}'}}"
     assert main(["check", "recipe.yaml", method]) == 1
     assert "do not fit into the model's 512 positions" in capfd.readouterr().out
+    # One that training drops for its length is no hint.
+    rows = [json.loads(line) for line in Path("train.jsonl").read_text().splitlines()]
+    rows[0]["demonstration"] = "1" * 600
+    Path("train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    main(["check", "recipe.yaml", "method={name: control, where: prompt}"])
+    out = capfd.readouterr().out
+    assert "longer than" in out
+    assert "do not fit" not in out
 
 
 def test_inspect_shows_the_hint_that_training_uses(folder: Path, capfd: Capture) -> None:

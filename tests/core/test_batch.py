@@ -31,6 +31,21 @@ def test_every_token_and_row_has_its_origin() -> None:
     assert batch.rows_with(("demonstration",)).tolist() == [False, False, True, False]
 
 
+def test_a_row_with_a_hint_is_hybrid_and_all_of_it_was_sampled() -> None:
+    batch = small(hinted_B=torch.tensor([True, False, False, False]))
+    assert batch.hybrid_B.tolist() == [True, True, False, False]
+    assert batch.policy_B.tolist() == [False, False, False, True]
+    # What was the policy's in row 0 is a continuation now, and no token is lost or counted twice.
+    assert batch.origin(("continuation",))[0].tolist() == small().origin(("policy",))[0].tolist()
+    assert batch.origin(("continuation",))[0].any()
+    assert not batch.origin(("policy", "prefix", "demonstration"))[0].any()
+    everything = ("policy", "prefix", "continuation", "demonstration")
+    assert torch.equal(batch.origin(everything), batch.response_mask_BT)
+    assert batch.rows_with(("continuation",)).tolist() == [True, True, False, False]
+    with pytest.raises(ValueError, match="a row of demo_mask_BT has a prefix or a hint too"):
+        small(hinted_B=torch.tensor([False, False, True, False]))
+
+
 def test_part_takes_rows_and_width_of_everything() -> None:
     batch = small(
         ref_logp_BT=torch.ones(4, 4),

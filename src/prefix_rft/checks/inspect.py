@@ -14,10 +14,10 @@ from rich.text import Text
 from torch import Tensor
 
 from prefix_rft.core import select_prefix
-from prefix_rft.core.hint import with_hint
 from prefix_rft.data import DataError, Renderer, find_source, read_rows
 from prefix_rft.data.demonstrations import EXAMPLE, IDS, USABLE, usable_or_why
 from prefix_rft.data.render import end_of_text_ids
+from prefix_rft.engines.hints import hinted
 from prefix_rft.engines.models import (
     give_template,
     hub,
@@ -123,8 +123,7 @@ def show_row(
     if setup.method.samples:
         plan = first_row(setup, render, demonstrations, number, step, steps)
         if (hint := setup.method.planner.hint) is not None and plan.hint:
-            text = render.completions([plan.hint])[0]
-            prompt = render.prompt(with_hint(values["prompt"], text, hint))
+            prompt = render.prompt(hinted(values["prompt"], plan.hint, hint, render))
     tokens = [Token(i, PROMPT) for i in prompt]
     if plan is not None:
         tokens += hybrid_row(setup, render, prompt, demonstrations, plan, net)

@@ -16,12 +16,12 @@ from typing import Any
 from prefix_rft.checks.findings import Findings
 from prefix_rft.checks.grading import Grading, Item, Kept
 from prefix_rft.checks.texts import Texts
-from prefix_rft.core.hint import with_hint
 from prefix_rft.data import DataError, Renderer, find_source, read_rows
 from prefix_rft.data.demonstrations import EMPTY, ENDS_INSIDE, TOO_LONG, USABLE, usable_or_why
 from prefix_rft.data.files import Row
 from prefix_rft.data.rows import BATCH, ColumnTypes, batched
 from prefix_rft.data.shapes import detect
+from prefix_rft.engines.hints import longest_prompt
 from prefix_rft.engines.models import give_template
 from prefix_rft.engines.setup import Setup
 from prefix_rft.engines.trl.clock import template_kwargs
@@ -217,10 +217,13 @@ class RowChecker:
     def _asked_with(self, values: Any, length: int) -> int:
         """Tokens of the prompt with the longest hint that training may put into it."""
         hint = self.setup.method.planner.hint if self.training else None
-        if hint is None or not values["demonstration"]:
+        if hint is None:
             return length
-        longest = max(values["demonstration"], key=len)
-        return len(self.render.prompt(with_hint(values["prompt"], longest, hint)))
+        prompt, texts = values["prompt"], values["demonstration"]
+        ids = self.render.demonstrations(texts, isinstance(prompt, list))
+        pairs = zip(ids, texts, strict=True)
+        used = [i for i, t in pairs if usable_or_why(i, t, self.render, self.budget) == USABLE]
+        return len(longest_prompt(prompt, used, hint, self.render))
 
     def _ids(self, texts: list[str], conversation: bool) -> list[list[int]]:
         if not texts:

@@ -21,7 +21,8 @@ from prefix_rft.support.errors import UserError
 class Start:
     """A row starts from the first ``length`` tokens of demonstration ``index``.
 
-    ``length`` may be all of it: then the row is a whole demonstration and nothing is sampled.
+    ``length`` may be all of it: then the row is a whole demonstration and nothing is sampled. Where
+    the planner writes hints the tokens stand in the row's prompt, and it is always sampled.
     Behind the demonstrations of an example its own rollouts are counted, those that a planner's
     store has kept. ``guarded`` says that it was to be longer, beyond its group's limit.
     """

@@ -9,10 +9,11 @@ from typing import Any
 from datasets import Dataset
 
 from prefix_rft.core import Method
-from prefix_rft.core.hint import Hint, with_hint
+from prefix_rft.core.hint import Hint
 from prefix_rft.data import DataError, tokenize_demonstrations
 from prefix_rft.data.demonstrations import IDS, DemonstrationReport
 from prefix_rft.data.render import Renderer
+from prefix_rft.engines.hints import longest_prompt
 from prefix_rft.engines.positions import refuse_too_long
 from prefix_rft.engines.trl.rollout.backend import Backend
 from prefix_rft.support.errors import UserError
@@ -81,10 +82,7 @@ def prompt_lengths(rows: Dataset, renderer: Renderer, hint: Hint | None) -> Iter
     """
     asked: Any = rows.select_columns(["prompt", IDS])
     for row in asked:
-        prompt = row["prompt"]
-        if hint is not None and row[IDS]:
-            prompt = with_hint(prompt, renderer.completions([max(row[IDS], key=len)])[0], hint)
-        yield len(renderer.prompt(prompt))
+        yield len(longest_prompt(row["prompt"], row[IDS], hint, renderer))
 
 
 def longest_context(rows: Dataset, renderer: Renderer, branches: bool) -> int:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from prefix_rft.core.hint import Hint, with_hint
+from prefix_rft.core.hint import Hint
 from prefix_rft.data.render import Renderer
+from prefix_rft.engines.hints import hinted
 from prefix_rft.engines.plan import RowPlan
 from prefix_rft.engines.trl.rollout.generation import Attempt, Inputs
 
@@ -24,10 +25,9 @@ def with_hints(
     """
     if hint is None:
         return inputs
-    texts = renderer.completions([plan.hint for plan in plans])
     return [
-        {**row, "prompt": with_hint(row["prompt"], text, hint)} if plan.hint else row
-        for row, plan, text in zip(inputs, plans, texts, strict=True)
+        {**row, "prompt": hinted(row["prompt"], plan.hint, hint, renderer)} if plan.hint else row
+        for row, plan in zip(inputs, plans, strict=True)
     ]
 
 
