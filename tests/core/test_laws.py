@@ -184,6 +184,9 @@ def test_one_start_for_each_baseline() -> None:
     [
         ({"law": "integrate"}, "unknown law 'integrate'"),
         ({"law": "ladder", "gain": 0.4}, "gain, jump and floor have no effect with law 'ladder'"),
+        ({"law": "ladder", "target": 0.4}, "target has no effect with law 'ladder'"),
+        ({"law": "fixed", "target": 0.4}, "target has no effect with law 'fixed'"),
+        ({"law": "bisection", "first": 0.4}, "first has no effect with law 'bisection'"),
         ({"law": "logistic", "jump": True}, "gain, jump and floor have no effect"),
         ({"law": "logistic", "target": 1.0}, "target must be in"),
         ({"gain": -1.0}, "gain must be at least 0"),

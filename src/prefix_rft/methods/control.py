@@ -68,6 +68,10 @@ def control(
         raise UserError(
             f"gain, jump and floor have no effect with law '{law}': they are the integrator's"
         )
+    if law in ("ladder", "fixed") and target != 0.5:
+        raise UserError(f"target has no effect with law '{law}', which aims at no success rate")
+    if law == "bisection" and first != 0.9:
+        raise UserError("first has no effect with law 'bisection', which draws its first share")
     choose("where", where, ("answer", "prompt"))
     if where == "answer" and (mask is not None or template is not None):
         raise UserError("mask and template have no effect with where 'answer': set where: prompt")
