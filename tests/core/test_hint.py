@@ -46,8 +46,11 @@ def test_what_it_writes() -> None:
     written = with_hint(messages, "h", Hint("{prompt}/{hint}"))
     assert written == [messages[0], {"role": "user", "content": "u/h"}]
     assert messages[1]["content"] == "u"
-    with pytest.raises(UserError, match="the prompt's last message is none"):
+    with pytest.raises(UserError, match="the prompt's last message has none"):
         with_hint([{"role": "user", "content": [{"type": "image"}]}], "h", Hint())
+    blocks = [{"type": "image"}, {"type": "text", "text": "u"}]
+    (message,) = with_hint([{"role": "user", "content": blocks}], "h", Hint("{prompt}/{hint}"))
+    assert message["content"] == [{"type": "image"}, {"type": "text", "text": "u/h"}]
     assert with_hint("u", "h", Hint()) == (
         "u\n\nHere is an example solution, or its beginning:\nh\n"
     )

@@ -16,6 +16,7 @@ from torch import Tensor
 from prefix_rft.core import select_prefix
 from prefix_rft.data import DataError, Renderer, find_source, read_rows
 from prefix_rft.data.demonstrations import EXAMPLE, IDS, USABLE, usable_or_why
+from prefix_rft.data.pictures import asked, names
 from prefix_rft.data.render import end_of_text_ids
 from prefix_rft.engines.hints import hinted
 from prefix_rft.engines.models import (
@@ -26,6 +27,7 @@ from prefix_rft.engines.models import (
     load_tokenizer,
     quiet,
 )
+from prefix_rft.engines.pictures import model_inputs, prompt_inputs, together
 from prefix_rft.engines.plan import RowPlan, RunPoint, plan_rows
 from prefix_rft.engines.sampling import SamplingSettings, generate, sample, supported
 from prefix_rft.engines.setup import Setup, configure
@@ -50,6 +52,10 @@ STYLES = {
     END: "bold white on red",
     REST: "bright_black",
 }
+
+
+Prompt = tuple[list[int], dict[str, Tensor]]
+"""Its token ids, and what a model is given of its pictures beside them."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +117,7 @@ def show_row(
     if not 0 <= step < max(1, steps):
         raise UserError(f"--step must be from 0 to {max(0, steps - 1)}, got {step}")
 
-    prompt = render.prompt(values["prompt"])
+    question = asked(values)
     texts = values["demonstration"]
     ids_of = render.demonstrations(texts, not isinstance(values["prompt"], str))
     demonstrations = [
@@ -123,12 +129,15 @@ def show_row(
     if setup.method.samples:
         plan = first_row(setup, render, demonstrations, number, step, steps)
         if (hint := setup.method.planner.hint) is not None and plan.hint:
-            prompt = render.prompt(hinted(values["prompt"], plan.hint, hint, render))
+            question = hinted(question, plan.hint, hint, render)
+    prompt, pictures = prompt_inputs(render, question)
     tokens = [Token(i, PROMPT) for i in prompt]
     if plan is not None:
-        tokens += hybrid_row(setup, render, prompt, demonstrations, plan, net)
+        tokens += hybrid_row(setup, render, (prompt, pictures), demonstrations, plan, net)
     elif demonstrations:
         tokens += ended(demonstrations[0], WHOLE, render)
+    if held := names(values):
+        say(console, f"with {', '.join(held)}")
     show(console, tokens, render, ids)
     for reward in setup.rewards:
         read = render.completions(ids_of)
@@ -177,7 +186,7 @@ def first_row(
 def hybrid_row(
     setup: Setup,
     render: Renderer,
-    prompt: list[int],
+    prompt: Prompt,
     demonstrations: list[list[int]],
     plan: RowPlan,
     net: Any,
@@ -205,12 +214,14 @@ def ended(ids: list[int], role: str, render: Renderer) -> list[Token]:
 
 
 @torch.no_grad()
-def chosen(setup: Setup, net: Any, prompt: list[int], prefix: list[int]) -> list[bool]:
+def chosen(setup: Setup, net: Any, prompt: Prompt, prefix: list[int]) -> list[bool]:
     """Which prefix tokens keep their advantage if this row's prefix were ranked alone."""
     if not prefix:
         return []
-    ids = torch.tensor([[*prompt, *prefix]], device=net.device)
-    logits: Tensor = net(ids).logits[:, len(prompt) - 1 : -1].float() / setup.args.temperature
+    prompt_ids, pictures = prompt
+    inputs = model_inputs(prompt_ids, pictures, prefix, net.device)
+    logits: Tensor = net(**inputs).logits[:, len(prompt_ids) - 1 : -1].float()
+    logits = logits / setup.args.temperature
     logp = logits.log_softmax(-1)
     entropy = -(logp.exp() * logp).sum(-1)
     every = torch.ones_like(entropy, dtype=torch.bool)
@@ -218,7 +229,7 @@ def chosen(setup: Setup, net: Any, prompt: list[int], prefix: list[int]) -> list
 
 
 def continuation(
-    setup: Setup, net: Any, render: Renderer, prompt: list[int], prefix: list[int]
+    setup: Setup, net: Any, render: Renderer, prompt: Prompt, prefix: list[int]
 ) -> list[int]:
     """One sample of the policy behind prompt and prefix, within the completion budget."""
     args = setup.args
@@ -227,15 +238,17 @@ def continuation(
         render.eos_ids, pad, args.temperature, args.top_k, args.top_p, args.min_p
     )
     budget = args.max_completion_length - len(prefix)
-    asked = dict(args.generation_kwargs or {})
+    more = dict(args.generation_kwargs or {})
     if args.repetition_penalty != 1.0:
-        asked = {"repetition_penalty": args.repetition_penalty, **asked}
+        more = {"repetition_penalty": args.repetition_penalty, **more}
     net.eval()
     with torch.random.fork_rng():
         torch.manual_seed(args.seed)
-        if supported(net) and not asked:
-            return sample(net, [prompt], [budget], settings, [prefix])[0]
-        return generate(net, [[*prompt, *prefix]], budget, settings, asked)[0]
+        ids, pictures = prompt
+        if supported(net) and not more:
+            return sample(net, [ids], [budget], settings, [prefix])[0]
+        shown = [together([pictures], [len(prefix)])] if pictures else []
+        return generate(net, [[*ids, *prefix]], budget, settings, more, shown)[0]
 
 
 def show(console: Console, tokens: list[Token], render: Renderer, ids: bool) -> None:

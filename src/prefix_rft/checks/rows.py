@@ -17,8 +17,16 @@ from prefix_rft.checks.findings import Findings
 from prefix_rft.checks.grading import Grading, Item, Kept
 from prefix_rft.checks.texts import Texts
 from prefix_rft.data import DataError, Renderer, find_source, read_rows
-from prefix_rft.data.demonstrations import EMPTY, ENDS_INSIDE, TOO_LONG, USABLE, usable_or_why
+from prefix_rft.data.demonstrations import (
+    EMPTY,
+    ENDS_INSIDE,
+    PICTURE_INSIDE,
+    TOO_LONG,
+    USABLE,
+    usable_or_why,
+)
 from prefix_rft.data.files import Row
+from prefix_rft.data.pictures import asked, cells
 from prefix_rft.data.rows import BATCH, ColumnTypes, batched
 from prefix_rft.data.shapes import detect
 from prefix_rft.engines.hints import longest_prompt
@@ -154,7 +162,7 @@ class RowChecker:
         self.setup = setup
         self.budget: int = setup.args.max_completion_length
         self.render = Renderer(tokenizer, eos_ids, template)
-        self.bos = tokenizer.bos_token_id
+        self.bos = self.render.tokenizer.bos_token_id
         self.max_length = max_length
         self.found = checked
         self.scope = scope
@@ -194,7 +202,7 @@ class RowChecker:
         ids, usable = [], []
         for row, values in batch:
             try:
-                ids.append(self.render.text(values["prompt"]) if conversation else values["prompt"])
+                ids.append(self._asked(values, conversation))
                 usable.append((row, values))
             except DataError as error:
                 self.findings.add(error.what, row=self.found.label(row))
@@ -214,6 +222,14 @@ class RowChecker:
                 )
         return usable
 
+    def _asked(self, values: Any, conversation: bool) -> Any:
+        """A prompt as text, or with its pictures in it as ids."""
+        if cells(values) and self.render.processor is None:
+            raise DataError("the row has pictures, but the model reads none: use one that does")
+        if cells(values):
+            return self.render.prompt(asked(values))
+        return self.render.text(values["prompt"]) if conversation else values["prompt"]
+
     def _asked_with(self, values: Any, length: int) -> int:
         """Tokens of the prompt with the longest hint that training may put into it."""
         hint = self.setup.method.planner.hint if self.training else None
@@ -223,13 +239,15 @@ class RowChecker:
         ids = self.render.demonstrations(texts, isinstance(prompt, list))
         pairs = zip(ids, texts, strict=True)
         used = [i for i, t in pairs if usable_or_why(i, t, self.render, self.budget) == USABLE]
-        return len(longest_prompt(prompt, used, hint, self.render))
+        return len(longest_prompt(asked(values), used, hint, self.render))
 
-    def _ids(self, texts: list[str], conversation: bool) -> list[list[int]]:
-        if not texts:
-            return []
-        ids: Any = self.render.tokenizer(texts, add_special_tokens=not conversation)["input_ids"]
-        return ids
+    def _ids(self, texts: list[Any], conversation: bool) -> list[list[int]]:
+        plain = [text for text in texts if isinstance(text, str)]
+        made: Any = {"input_ids": []}
+        if plain:
+            made = self.render.tokenizer(plain, add_special_tokens=not conversation)
+        ids = iter(made["input_ids"])
+        return [next(ids) if isinstance(text, str) else text for text in texts]
 
     def _bos(self, row: str, ids: list[int]) -> None:
         if self.bos is None or not self.render.adds_bos:
@@ -270,6 +288,7 @@ class RowChecker:
             TOO_LONG: f"raise max_completion_length above {self.budget}",
             EMPTY: "write null where there is no demonstration",
             ENDS_INSIDE: "take the end-of-sequence text out of it",
+            PICTURE_INSIDE: "take the picture's token out of it: a completion is text",
         }
         example = f"{length} tokens" if reason == TOO_LONG else ""
         self.findings.add(

@@ -9,6 +9,7 @@ from typing import Any
 
 from prefix_rft.checks.findings import Findings
 from prefix_rft.data import Renderer
+from prefix_rft.data.pictures import texts_of
 from prefix_rft.data.round_trip import change, unknown_part
 from prefix_rft.data.shapes import RowShape
 from prefix_rft.data.stringified import TEXTS, stringified
@@ -39,7 +40,7 @@ class Texts:
 
     def prompt(self, row: str, prompt: Any, ids: list[int]) -> None:
         """What becomes of a prompt's characters and of control tokens in it."""
-        texts = [prompt] if isinstance(prompt, str) else [m["content"] for m in prompt]
+        texts = [prompt] if isinstance(prompt, str) else list(texts_of(prompt))
         if held := [i for i, name in self.names.items() if any(name in t for t in texts)]:
             self.findings.add(
                 "the prompt holds control tokens, which the model is sent as such, not as text",

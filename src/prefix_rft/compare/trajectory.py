@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from prefix_rft.data import Renderer, load_rows
+from prefix_rft.data.pictures import asked
 from prefix_rft.data.render import end_of_text_ids
 from prefix_rft.engines.models import give_template, load_model
 from prefix_rft.engines.sampling import SamplingSettings, sample, supported, uniforms_of
@@ -78,9 +79,9 @@ def measures(source: str, recipe: str, overrides: Sequence[str]) -> dict[str, fl
         kwargs = template_kwargs(setup.args, tokenizer)
         render = Renderer(tokenizer, end_of_text_ids(tokenizer, model.generation_config), kwargs)
         cells: list[Any] = [row for row in rows if row["demonstration"]]  # pyright: ignore
-        pairs = [_ids(render, row) for row in cells]
+        pairs = [_pair(render, row) for row in cells]
         tokens = sum(len(ids) for _, ids in pairs)
-        metrics = {"sft_loss": -sum(log_likelihoods(model, pairs)) / tokens}
+        metrics = {"sft_loss": -sum(log_likelihoods(model, render, pairs)) / tokens}
         budget = setup.args.max_completion_length
         for share in GIVEN:
             texts = _continued(model, tokenizer, render, pairs, share, budget)
@@ -90,11 +91,11 @@ def measures(source: str, recipe: str, overrides: Sequence[str]) -> dict[str, fl
         return metrics
 
 
-def _ids(render: Renderer, row: Mapping[str, Any]) -> Pair:
-    """Of a row's prompt and its first demonstration."""
+def _pair(render: Renderer, row: Mapping[str, Any]) -> Pair:
+    """A row's prompt and its first demonstration."""
     conversation = not isinstance(row["prompt"], str)
     first = render.demonstrations(row["demonstration"][:1], conversation)[0]
-    return render.prompt(row["prompt"]), first
+    return asked(row), first
 
 
 def _continued(
@@ -109,7 +110,9 @@ def _continued(
     if not supported(model):
         raise UserError("a trajectory needs a model whose cache holds keys and values")
     settings = SamplingSettings(render.eos_ids, tokenizer.pad_token_id)
-    rows = [(p, d[: int(share * len(d))]) for p, d in pairs for _ in range(SAMPLES)]
+    ids = [render.prompt(prompt) for prompt, _ in pairs]
+    cut = [demonstration[: int(share * len(demonstration))] for _, demonstration in pairs]
+    rows = [pair for pair in zip(ids, cut, strict=True) for _ in range(SAMPLES)]
     keys = [f"trajectory:{share}:{i}" for i in range(len(rows))]
     texts: list[str] = []
     for start in range(0, len(rows), LARGEST_BATCH):

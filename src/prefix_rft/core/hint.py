@@ -99,6 +99,12 @@ def with_hint(prompt: Any, text: str, hint: Hint) -> Any:
     if isinstance(prompt, str):
         return hint.write(prompt, text)
     *before, last = prompt
-    if not isinstance(last["content"], str):
-        raise UserError("a hint is written into a text, but the prompt's last message is none")
-    return [*before, {**last, "content": hint.write(last["content"], text)}]
+    content = last["content"]
+    if isinstance(content, str):
+        return [*before, {**last, "content": hint.write(content, text)}]
+    # Beside places for pictures: the last text is where the question is.
+    at = [i for i, block in enumerate(content) if block.get("text") is not None]
+    if not at:
+        raise UserError("a hint is written into a text, but the prompt's last message has none")
+    written = {**content[at[-1]], "text": hint.write(content[at[-1]]["text"], text)}
+    return [*before, {**last, "content": [*content[: at[-1]], written, *content[at[-1] + 1 :]]}]

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from prefix_rft.data.files import Row
+from prefix_rft.data.pictures import texts_of
 from prefix_rft.data.stringified import MESSAGES, stringified
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -143,14 +144,14 @@ def checked_prompt(row: Row, prompt: Any, column: str, system: str | None) -> An
         raise row.error(
             f"wrong order of roles: a prompt ends with a user message, not '{roles[-1]}'", column
         )
-    if not messages[-1]["content"].strip():
+    if not "".join(texts_of(messages[-1:])).strip():
         raise row.error("the prompt is missing or empty", column)
     if system is not None and roles[0] != "system":
         messages.insert(0, {"role": "system", "content": system})
     return messages
 
 
-def _message(row: Row, message: Any, column: str) -> dict[str, str]:
+def _message(row: Row, message: Any, column: str) -> dict[str, Any]:
     """Role and text of a message; reasoning that is kept apart goes back between think tags."""
     if not isinstance(message, dict):
         raise row.error(
@@ -163,6 +164,8 @@ def _message(row: Row, message: Any, column: str) -> dict[str, str]:
         raise row.error("tool calls are not supported", column)
     if isinstance(content, list) and all(_is_text_part(p) for p in content):
         content = "".join(p["text"] for p in content)
+    if isinstance(content, list) and role == "user":
+        return {"role": role, "content": [_block(row, part, column) for part in content]}
     if not isinstance(content, str):
         raise row.error(f"a message's content is a text, got {kind(content)}", column)
     reasoning = next((message[k] for k in REASONING if message.get(k)), None)
@@ -171,6 +174,23 @@ def _message(row: Row, message: Any, column: str) -> dict[str, str]:
             raise row.error(f"a message's reasoning is a text, got {kind(reasoning)}", column)
         content = f"<think>\n{reasoning.strip()}\n</think>\n\n{content}"
     return {"role": role, "content": content}
+
+
+def _block(row: Row, part: Any, column: str) -> dict[str, str]:
+    """A text, or the place of a picture, which itself stands in a column of its own."""
+    if _is_text_part(part):
+        return {"type": "text", "text": part["text"]}
+    if not isinstance(part, dict) or part.get("type") != "image":
+        raise row.error(
+            f"a part of a message is a text or the place of a picture, got {part!r:.60}", column
+        )
+    if any(v is not None for k, v in part.items() if k not in ("type", "text")):
+        raise row.error(
+            'a picture stands in the column "image" or "images", and its place in the message is '
+            'written {"type": "image"}',
+            column,
+        )
+    return {"type": "image"}
 
 
 def _is_text_part(part: Any) -> bool:

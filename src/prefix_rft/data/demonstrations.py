@@ -15,18 +15,22 @@ from transformers import PreTrainedTokenizerBase
 
 from prefix_rft.data.cells import demonstration_texts, wanted
 from prefix_rft.data.files import DataError, Row
+from prefix_rft.data.pictures import IMAGE, IMAGES, asked
 from prefix_rft.data.render import Renderer
 from prefix_rft.data.rows import PLACE
 
 IDS = "prefix_rft_demonstration_ids"
 EXAMPLE = "prefix_rft_example"
 DROP_REASON = "prefix_rft_drop_reason"
+ASKED = "prefix_rft_asked_"
+"""What the names of columns begin with that hold the prompt of a demonstration with pictures."""
 
 USABLE = "usable"
 TOO_LONG = "longer than the budget"
 EMPTY = "empty"
 ENDS_INSIDE = "with an end-of-sequence token inside"
-DROPS = (TOO_LONG, EMPTY, ENDS_INSIDE)
+PICTURE_INSIDE = "with a token inside that stands for a picture"
+DROPS = (TOO_LONG, EMPTY, ENDS_INSIDE, PICTURE_INSIDE)
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,8 @@ def usable_or_why(ids: list[int], text: str, renderer: Renderer, max_tokens: int
         return EMPTY
     if renderer.ends_inside(ids):
         return ENDS_INSIDE
+    if not renderer.picture_ids.isdisjoint(ids):
+        return PICTURE_INSIDE
     return USABLE if len(ids) <= max_tokens else TOO_LONG
 
 
@@ -157,18 +163,26 @@ def imitation_rows(
 ) -> tuple[Dataset, DemonstrationReport]:
     """One row of ``input_ids`` and ``labels`` for each demonstration: only its tokens are targets.
 
+    Where rows have pictures, prompts become ids batch by batch: ids and labels are those of the
+    demonstration alone, and beside them stand the columns ``ASKED`` of the prompt and its pictures.
+
     Raises:
         DataError: no demonstration is left.
     """
     if not isinstance(rows, Dataset):
         raise DataError("imitation needs a dataset of known length, not a stream")
     render = renderer or Renderer(tokenizer)
+    mapped: Any
     mapped, report = tokenize_demonstrations(rows, tokenizer, max_tokens, column, render)
     if report is None or not report.demonstrations:
         drops = f" ({report.drops})" if report and report.dropped else ""
         raise DataError(
             f"imitation needs demonstrations, but no row has one in column '{column}'{drops}"
         )
+
+    pictures = [name for name in (IMAGE, IMAGES) if name in mapped.column_names]
+    if pictures:
+        return beside_prompts(mapped, pictures), report
 
     def join(batch: dict[str, list[Any]]) -> dict[str, list[list[int]]]:
         ids, labels = [], []
@@ -181,3 +195,34 @@ def imitation_rows(
 
     joined: Any = mapped.map(join, batched=True, batch_size=64, remove_columns=mapped.column_names)
     return joined, report
+
+
+def beside_prompts(rows: Dataset, pictures: list[str]) -> Dataset:
+    """The demonstrations of rows with pictures, a row for each, with what their prompts are of.
+
+    Args:
+        rows: rows with demonstrations as token ids.
+        pictures: the columns of pictures.
+    """
+    names = ["prompt", *pictures, *([PLACE] if PLACE in rows.column_names else [])]
+    owners = [i for i, ids in enumerate(rows[IDS]) for _ in ids]
+    ids = [demonstration for row in rows[IDS] for demonstration in row]
+    taken = rows.select_columns(names).select(owners)
+    taken = taken.rename_columns({name: ASKED + name for name in names if name != PLACE})
+    int_lists = List(Value("int32"))
+    for name in ("input_ids", "labels"):
+        taken = taken.add_column(name, ids, feature=int_lists)  # pyright: ignore[reportCallIssue]
+    return taken
+
+
+def asked_again(row: Mapping[str, Any]) -> Any:
+    """The prompt of such a row, with its pictures opened in it.
+
+    Raises:
+        DataError: a picture cannot be opened.
+    """
+    own = {k.removeprefix(ASKED): v for k, v in row.items() if k.startswith(ASKED)}
+    try:
+        return asked(own)
+    except DataError as error:
+        raise DataError(f"{row.get(PLACE) or 'a row'}: {error}") from error

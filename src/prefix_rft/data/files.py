@@ -10,13 +10,13 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Dataset, load_dataset
+from datasets import Dataset, Image, List, load_dataset
 
 from prefix_rft.data.puzzles import Puzzles
 from prefix_rft.support.errors import UserError, check_types, refuse_unknown
@@ -47,11 +47,15 @@ class DataError(UserError):
 
 @dataclass(frozen=True)
 class Row:
-    """One row as it stands in the data, and where: ``number`` counts from 1 (lines in a jsonl)."""
+    """One row as it stands in the data, and where: ``number`` counts from 1 (lines in a jsonl).
+
+    Paths in it are relative to ``folder``.
+    """
 
     source: str
     number: int
     values: dict[str, Any] = field(default_factory=dict)
+    folder: Path | None = None
 
     @property
     def place(self) -> str:
@@ -175,8 +179,19 @@ def _from_dataset(name: str, arguments: Mapping[str, Any]) -> Iterator[Row]:
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"{name} cannot be loaded, and is no file: {reason}") from error
     assert isinstance(rows, Dataset)  # noqa: S101  (a split is always given)
+    rows = undecoded(rows)
     for number, values in enumerate(rows, 1):
         yield Row(name, number, dict(values))
+
+
+def undecoded(rows: Dataset) -> Dataset:
+    """The rows with pictures as the bytes that they are on disk; see ``data.pictures``."""
+    for name, feature in rows.features.items():
+        if isinstance(feature, Image):
+            rows = rows.cast_column(name, Image(decode=False))
+        elif isinstance(feature, List) and isinstance(feature.feature, Image):
+            rows = rows.cast_column(name, List(Image(decode=False)))
+    return rows
 
 
 def _jsonl(path: Path) -> Iterator[Row | DataError]:
@@ -184,7 +199,7 @@ def _jsonl(path: Path) -> Iterator[Row | DataError]:
         for number, line in enumerate(file, 1):
             line = line.removeprefix(BOM) if number == 1 else line
             if line.strip():
-                row = Row(f"data file '{path}'", number)
+                row = Row(f"data file '{path}'", number, folder=path.parent)
                 try:
                     yield _with_columns(row, _parse(line, row.error))
                 except DataError as error:
@@ -203,7 +218,7 @@ def _json(path: Path) -> Iterator[Row | DataError]:
         return
     for number, value in enumerate(_parse(data, lambda m: DataError(f"{source}: {m}")), 1):
         try:
-            yield _with_columns(Row(source, number), value)
+            yield _with_columns(Row(source, number, folder=path.parent), value)
         except DataError as error:
             yield error
 
@@ -221,7 +236,7 @@ def _with_columns(row: Row, values: Any) -> Row:
             raise row.error(
                 "holds half a character (a lone surrogate): write the whole one", column
             )
-    return Row(row.source, row.number, values)
+    return replace(row, values=values)
 
 
 def _is_text(value: Any) -> bool:
@@ -291,7 +306,7 @@ def _parquet(path: Path) -> Iterator[Row | DataError]:
                     if isinstance(values, UnicodeDecodeError):
                         yield row.error("a text is not UTF-8: write the file anew")
                     else:
-                        yield Row(source, number, values)
+                        yield Row(source, number, values, path.parent)
     except (pa.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"{source} cannot be read after row {number}: {reason}") from error

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
+from transformers import ProcessorMixin
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from prefix_rft.support.errors import UserError
@@ -56,8 +57,11 @@ def read_moment(text: Any) -> datetime:
 
 def template_of(tokenizer: Any) -> str | None:
     """The chat template that a tokenizer renders conversations with; None where it has none."""
-    if getattr(tokenizer, "chat_template", None) is None:
+    template = getattr(tokenizer, "chat_template", None)
+    if template is None:
         return None
+    if isinstance(tokenizer, ProcessorMixin):
+        return str(template["default"] if isinstance(template, dict) else template)
     return str(tokenizer.get_chat_template())
 
 

@@ -17,10 +17,11 @@ from functools import cached_property
 from typing import Any
 
 from jinja2.exceptions import TemplateError
-from transformers import PreTrainedTokenizerBase
+from transformers import ProcessorMixin
 
 from prefix_rft.data.dummy_space import ANCHORS, ids_behind, writes_space
 from prefix_rft.data.files import DataError
+from prefix_rft.data.pictures import has_pictures, with_places
 
 PLAIN_TEMPLATE = (
     "{% for m in messages %}{{ m['content'] }}"
@@ -33,15 +34,22 @@ PROBE = [{"role": "user", "content": "1+1?"}]
 ANSWER = "<think>\none and one\n</think>\n\nIt is 2."
 
 
-def end_of_text_ids(
-    tokenizer: PreTrainedTokenizerBase, generation_config: Any = None
-) -> tuple[int, ...]:
+def tokenizer_in(processing: Any) -> Any:
+    """The tokenizer of a processor, which takes pictures too; a tokenizer as it is."""
+    return processing.tokenizer if isinstance(processing, ProcessorMixin) else processing
+
+
+def end_of_text_ids(tokenizer: Any, generation_config: Any = None) -> tuple[int, ...]:
     """The tokens that end a completion: the tokenizer's EOS and those of the generation config.
+
+    Args:
+        tokenizer: a tokenizer, or a processor with one.
+        generation_config: the model's; None where there is none.
 
     Raises:
         DataError: there is none.
     """
-    eos_id: Any = tokenizer.eos_token_id
+    eos_id: Any = tokenizer_in(tokenizer).eos_token_id
     if eos_id is None:
         raise DataError("the tokenizer has no EOS token, so a demonstration cannot end")
     more: Any = getattr(generation_config, "eos_token_id", None)
@@ -51,12 +59,16 @@ def end_of_text_ids(
 
 @dataclass(frozen=True)
 class Renderer:
-    """Ids of prompts and demonstrations for one tokenizer.
+    """Ids of prompts and demonstrations for one tokenizer, or one processor.
+
+    Of a processor the tokenizer does all that has to do with completions: only prompts have
+    pictures.
 
     Attributes:
-        tokenizer: the model's.
+        tokenizer: the model's; given a processor, the one in it.
         eos_ids: tokens that end a completion; the tokenizer's alone by default.
         template_kwargs: arguments for the chat template, such as ``enable_thinking``.
+        processor: the model's, if one was given; it has the chat template.
         opening: what the template writes between the last user message and the completion.
         end: the token that ends a demonstration in a conversation: the one that the template ends
             an assistant's turn with if generation stops there, else the tokenizer's EOS.
@@ -66,25 +78,29 @@ class Renderer:
         markers: ``unread``, and what else the template writes around messages.
     """
 
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: Any
     eos_ids: tuple[int, ...] = ()
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    processor: Any = field(init=False, default=None)
     opening: str = field(init=False, default="")
     end: int = field(init=False, default=-1)
     unread: frozenset[int] = field(init=False, default=frozenset())
     markers: frozenset[int] = field(init=False, default=frozenset())
 
     def __post_init__(self) -> None:
+        if isinstance(self.tokenizer, ProcessorMixin):
+            object.__setattr__(self, "processor", self.tokenizer)
+            object.__setattr__(self, "tokenizer", tokenizer_in(self.tokenizer))
         eos_ids = self.eos_ids or end_of_text_ids(self.tokenizer)
-        end: Any = self.tokenizer.eos_token_id
+        tokenizer: Any = self.tokenizer
+        end: Any = tokenizer.eos_token_id
         opening, turn, after = "", "", ""
-        if self.tokenizer.chat_template is not None:
+        if self._templated.chat_template is not None:
             opening = self.text(PROBE).removeprefix(self.text(PROBE, opening=False))
             turn = self.text([*PROBE, {"role": "assistant", "content": ANSWER}], opening=False)
             after = turn.rpartition("It is 2.")[2]
             stops = [i for i in self._plain_ids(after) if i in eos_ids]
             end = stops[0] if stops else end
-        tokenizer: Any = self.tokenizer
         pad = None if tokenizer.pad_token_id == tokenizer.unk_token_id else tokenizer.pad_token_id
         ends = {*eos_ids, tokenizer.eos_token_id, tokenizer.bos_token_id, pad} - {None}
         added = tokenizer.added_tokens_decoder
@@ -102,6 +118,18 @@ class Renderer:
         words = {i for i in ids if any(c.isalnum() for c in names[i])}
         return {i for i in words if names[i] not in (OPEN, CLOSE)}
 
+    @property
+    def picture_ids(self) -> frozenset[int]:
+        """Tokens that stand for pictures and videos, which no completion may hold."""
+        names = ("image_token_id", "video_token_id")
+        ids = {getattr(self.processor, name, None) for name in names}
+        return frozenset(i for i in ids if i is not None)
+
+    @property
+    def _templated(self) -> Any:
+        """What has the chat template."""
+        return self.tokenizer if self.processor is None else self.processor
+
     @cached_property
     def newline_ids(self) -> frozenset[int]:
         """Tokens that end a line."""
@@ -115,15 +143,21 @@ class Renderer:
         Raises:
             DataError: there is no template, or it refuses the conversation.
         """
-        if self.tokenizer.chat_template is None:
+        return self._rendered(messages, add_generation_prompt=opening, tokenize=False)
+
+    def _rendered(self, messages: list[dict[str, Any]], **kwargs: Any) -> Any:
+        source = self._templated
+        if source.chat_template is None:
             raise DataError(
                 "the prompt is a conversation, but the tokenizer has no chat template: set "
                 "tokenizer.chat_template = prefix_rft.data.PLAIN_TEMPLATE, or its own"
             )
+        if self.processor is not None:
+            messages = with_places(messages)
+        elif any(has_pictures(message) for message in messages):
+            raise DataError("the prompt has pictures, but the model reads none: use one that does")
         try:
-            text: Any = self.tokenizer.apply_chat_template(
-                messages, add_generation_prompt=opening, tokenize=False, **self.template_kwargs
-            )
+            return source.apply_chat_template(messages, **kwargs, **self.template_kwargs)
         except TemplateError as error:
             raise DataError(f"the chat template refuses the conversation: {error}") from error
         except Exception as error:  # a stranger's template may do anything
@@ -131,7 +165,6 @@ class Renderer:
             raise DataError(
                 f"the chat template fails on the conversation: {kind}: {error}"
             ) from error
-        return text
 
     def prompt(self, prompt: Any) -> list[int]:
         """Ids of a prompt as TRL makes them: a text with the tokenizer's BOS, or messages."""
@@ -142,7 +175,24 @@ class Renderer:
         if isinstance(prompts[0], str):
             ids: Any = self.tokenizer(prompts)["input_ids"]
             return ids
+        if self.processor is not None:
+            return [self.inputs(p)["input_ids"][0].tolist() for p in prompts]
         return self._ids([self.text(p) for p in prompts])
+
+    def inputs(self, messages: list[dict[str, Any]]) -> dict[str, Any]:
+        """What a model that reads pictures is given of a conversation, as its processor makes it.
+
+        Args:
+            messages: a conversation, with its pictures in it.
+
+        Returns:
+            Tensors by name: ``input_ids`` of shape (1, T), and those of the pictures.
+
+        Raises:
+            DataError: the chat template or the processor refuses the conversation.
+        """
+        how = {"add_generation_prompt": True, "tokenize": True, "return_dict": True}
+        return dict(self._rendered(messages, **how, return_tensors="pt"))
 
     def demonstrations(self, texts: list[str], conversation: bool) -> list[list[int]]:
         """Ids of demonstrations, each with the token that ends it; nothing is cut."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pyarrow as pa
 from datasets import Dataset
@@ -19,6 +19,7 @@ from datasets.config import HF_DATASETS_CACHE
 
 from prefix_rft.data.cells import kind
 from prefix_rft.data.files import DataError, Row, Source, find_source
+from prefix_rft.data.pictures import with_places
 from prefix_rft.data.shapes import RowShape, canonical, detect, rename
 from prefix_rft.support.errors import UserError
 
@@ -161,6 +162,8 @@ def load_rows(
                 {**{n: values.get(n) for n in schema.names}, PLACE: row.place}
                 for row, values in batch
             ]
+            if types.blocks:
+                rows = [{**row, "prompt": with_places(row["prompt"])} for row in rows]
             writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=schema))
     return Dataset.from_file(str(path))
 
@@ -171,16 +174,26 @@ def batched(rows: Iterator[Any], size: int) -> Iterator[list[Any]]:
         yield batch
 
 
-class ColumnTypes:
-    """One type for each column, over all rows."""
+BLOCKS = pa.list_(pa.struct([("type", pa.string()), ("text", pa.string())]))
+"""The content of a message with places for pictures."""
 
-    fixed: ClassVar[dict[str, pa.DataType]] = {
-        "demonstration": pa.list_(pa.string()),
-        "prompt": pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])),
-    }
+
+def messages_type(content: pa.DataType) -> pa.DataType:
+    """The type of a conversation whose messages have this kind of content."""
+    return pa.list_(pa.struct([("role", pa.string()), ("content", content)]))
+
+
+class ColumnTypes:
+    """One type for each column, over all rows.
+
+    Attributes:
+        types: the types by the columns' names, so far.
+        blocks: a message has places for pictures, so that the contents of all are lists of blocks.
+    """
 
     def __init__(self) -> None:
         self.types: dict[str, pa.DataType] = {}
+        self.blocks = False
 
     def schema(self) -> pa.Schema:
         """The columns' types, with the rows' places."""
@@ -190,8 +203,13 @@ class ColumnTypes:
         """Take in some rows; an error for each column whose cells do not go together."""
         for name in dict.fromkeys(n for _, values in batch for n in values):
             cells = [values.get(name) for _, values in batch]
-            if name == "demonstration" or (name == "prompt" and isinstance(cells[0], list)):
-                self.types[name] = self.fixed[name]
+            if name == "demonstration":
+                self.types[name] = pa.list_(pa.string())
+                continue
+            if name == "prompt" and isinstance(cells[0], list):
+                messages = [message for prompt in cells for message in prompt or ()]
+                self.blocks |= any(not isinstance(m["content"], str) for m in messages)
+                self.types[name] = messages_type(BLOCKS if self.blocks else pa.string())
                 continue
             column_type = self.types.get(name, pa.null())
             fits = self._join(name, column_type, cells)

@@ -10,7 +10,7 @@ Of data about preferences only what was preferred is a demonstration: ``chosen``
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from prefix_rft.data.cells import (
@@ -24,13 +24,14 @@ from prefix_rft.data.cells import (
     wanted,
 )
 from prefix_rft.data.files import Row
+from prefix_rft.data.pictures import checked_pictures
 from prefix_rft.support.columns import OURS
 
 RESERVED = (
     *("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric"),
-    *("image", "images", "tools", "environments"),
+    *("tools", "environments"),
 )
-"""What TRL passes to reward functions beside the columns, or takes for pictures and tools."""
+"""What TRL passes to reward functions beside the columns, or takes for tools."""
 
 DEMONSTRATIONS = ("demonstration", "demonstrations")
 QUESTIONS = ("problem", "question")
@@ -125,7 +126,7 @@ def rename(row: Row, columns: Mapping[str, str]) -> Row:
             raise row.error(f"the name is taken, so '{present}' cannot have it", name)
         values[name] = _reach(row, present)
         values.pop(present, None)
-    return Row(row.source, row.number, values)
+    return replace(row, values=values)
 
 
 def canonical(row: Row, shape: RowShape, system: str | None = None) -> dict[str, Any]:
@@ -155,6 +156,7 @@ def canonical(row: Row, shape: RowShape, system: str | None = None) -> dict[str,
     prompt = checked_prompt(row, prompt, shape.prompt, system)
     rest = {k: v for k, v in row.values.items() if k not in shape.spent}
     values = {**rest, "prompt": prompt, "demonstration": demonstrations}
+    values |= checked_pictures(row, prompt, row.folder)
     if shape.answer:
         values["answer"] = checked_answer(row, _reach(row, shape.answer), shape.answer)
     return values

@@ -15,6 +15,8 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from prefix_rft.engines.pictures import reads_pictures
+
 
 def base_of(model: PreTrainedModel) -> Any:
     """The model that an adapter is on; the model itself where there is none."""
@@ -25,9 +27,12 @@ def base_of(model: PreTrainedModel) -> Any:
 def supported(model: PreTrainedModel) -> bool:
     """Whether the model keeps its past in key/value caches whose rows can be selected.
 
-    Recurrent and linear-attention layers do not; for these models use ``model.generate``.
+    Recurrent and linear-attention layers do not, and pictures are not passed on: for these models
+    use ``model.generate``.
     """
     config = base_of(model).config
+    if reads_pictures(config):
+        return False
     if config.is_encoder_decoder or getattr(model, "_is_stateful", False):
         return False
     if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):

@@ -11,10 +11,19 @@ import datasets
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    GenerationConfig,
+)
 
 from prefix_rft.data import PLAIN_TEMPLATE, Renderer
+from prefix_rft.data.render import tokenizer_in
 from prefix_rft.engines.adapters import adapt, find_adapter
+from prefix_rft.engines.pictures import reads_pictures
 from prefix_rft.recipe.model_options import find_model, near
 from prefix_rft.support.errors import UserError, one_line
 
@@ -47,7 +56,8 @@ def cannot_load(source: str, words: str, error: Exception, beside: Path) -> User
 def load_tokenizer(source: str, beside: Path = Path(), **where: Any) -> Any:
     """The tokenizer, ready for training: padding on the left.
 
-    That of an adapter which has none of its own is the base's.
+    That of an adapter which has none of its own is the base's. For a model that reads pictures it
+    is the processor, with the tokenizer in it.
 
     Args:
         source: a folder or a Hub name.
@@ -64,22 +74,36 @@ def load_tokenizer(source: str, beside: Path = Path(), **where: Any) -> Any:
         place, words = str(adapter.folder), f"adapter '{source}'"
         if not adapter.has_tokenizer:
             place, words, where = adapter.base, adapter.words, adapter.where
+    auto = AutoProcessor if _reads_pictures(place, where) else AutoTokenizer
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **where)
+        processing: Any = auto.from_pretrained(place, trust_remote_code=False, **where)
     except UNUSABLE as error:
         raise cannot_load(place, words, error, beside) from error
+    tokenizer = tokenizer_in(processing)
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
+    return processing
+
+
+def _reads_pictures(place: str, where: Mapping[str, Any]) -> bool:
+    """Whether a model that reads pictures is there; no model need be where a tokenizer is."""
+    try:
+        config = AutoConfig.from_pretrained(place, trust_remote_code=False, **where)
+    except UNUSABLE:
+        return False
+    return reads_pictures(config)
 
 
 def give_template(tokenizer: Any, prompt: Any) -> bool:
     """Give a tokenizer without a chat template the plain one, if prompts are conversations.
 
-    It is saved with the trained model, so that a server renders what was trained.
+    It is saved with the trained model, so that a server renders what was trained. A processor gets
+    none: where its pictures stand is for its own template to say.
     """
     if tokenizer.chat_template is not None or isinstance(prompt, str):
+        return False
+    if tokenizer_in(tokenizer) is not tokenizer:
         return False
     bos = "{{ bos_token }}" if Renderer(tokenizer).adds_bos else ""
     tokenizer.chat_template = bos + PLAIN_TEMPLATE
@@ -136,14 +160,15 @@ def load_model(
         place, words = adapter.base, adapter.words
         options |= adapter.where
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(place, **options)
+        auto = _class_of(AutoConfig.from_pretrained(place, trust_remote_code=False, **hub(options)))
+        model: Any = auto.from_pretrained(place, **options)
     except UNUSABLE as error:
         raise cannot_load(place, words, error, beside) from error
     embeddings: Any = model.get_input_embeddings()
     size = embeddings.num_embeddings
-    if len(tokenizer) > size:
+    if (tokens := len(tokenizer_in(tokenizer))) > size:
         raise UserError(
-            f"model '{source}': the tokenizer has {len(tokenizer)} tokens, the model knows {size}"
+            f"model '{source}': the tokenizer has {tokens} tokens, the model knows {size}"
         )
     return model if adapter is None else adapt(adapter, model, trainable), tokenizer
 
@@ -153,12 +178,16 @@ def hub(options: Mapping[str, Any]) -> dict[str, Any]:
     return {key: options[key] for key in HUB if key in options}
 
 
+def _class_of(config: Any) -> Any:
+    return AutoModelForImageTextToText if reads_pictures(config) else AutoModelForCausalLM
+
+
 class UncountedError(UserError):
     """The weights of a model cannot be counted before it is loaded."""
 
 
 def without_weights(config: Any) -> Any:
-    """The causal language model of a transformers config on the ``meta`` device.
+    """The model of a transformers config, as it is trained, on the ``meta`` device.
 
     No memory is taken and no code of the model's repository is run.
 
@@ -167,7 +196,7 @@ def without_weights(config: Any) -> Any:
     """
     try:
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            return _class_of(config).from_config(config, trust_remote_code=False)
     except ValueError as error:
         raise UncountedError(
             f"model type '{config.model_type}' cannot be counted: transformers itself has no "

@@ -11,6 +11,8 @@ from typing import Any
 
 from torch import nn
 
+from prefix_rft.engines.cached_model import base_of
+from prefix_rft.engines.pictures import reads_pictures
 from prefix_rft.support.errors import UserError
 
 LEARNED = re.compile(r"^wpe$|pos(ition)?s?_?(emb|enc)|embed_positions")
@@ -18,7 +20,9 @@ TABLES = ("embed_positions", "pos_encoding")
 
 
 def position_limit(model: Any) -> int | None:
-    """Positions that a model has; None where there is no end."""
+    """Positions that a model has for text; None where there is no end."""
+    if reads_pictures(model.config):  # a picture has positions of its own
+        model = base_of(model).get_decoder()
     limits = [
         module.num_embeddings - _first(module)
         for name, module in model.named_modules()

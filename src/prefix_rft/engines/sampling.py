@@ -26,6 +26,7 @@ from prefix_rft.engines.cached_model import CachedModel, base_of, supported
 from prefix_rft.engines.cast_once import cast_once
 from prefix_rft.engines.drawing import FREE, SamplingSettings, choose
 from prefix_rft.engines.nonfinite import first_bad, weights
+from prefix_rft.engines.pictures import reads_pictures, together
 from prefix_rft.support.errors import RunError
 
 __all__ = [
@@ -64,12 +65,22 @@ def generate(
     budget: int,
     settings: SamplingSettings,
     asked: Mapping[str, Any] | None = None,
+    pictures: Sequence[Mapping[str, Tensor]] = (),
 ) -> list[list[int]]:
     """What :func:`sample` does, with ``model.generate``, for models that it does not serve.
 
-    ``asked`` are more of transformers' settings, such as ``repetition_penalty``.
+    Args:
+        model: causal language model in eval mode; may be a PEFT model.
+        prompts: token ids that each row starts from, none of them empty.
+        budget: the most tokens that a row may sample.
+        settings: how to draw a token.
+        asked: more of transformers' settings, such as ``repetition_penalty``.
+        pictures: what belongs to the pictures of each prompt, see ``pictures.prompt_inputs``; none
+            by default.
     """
-    ids, mask = _left_pad(prompts, settings.pad_token_id, next(model.parameters()).device)
+    device = next(model.parameters()).device
+    ids, mask = _left_pad(prompts, settings.pad_token_id, device)
+    shown = {k: v.to(device) for k, v in together(pictures, [0] * len(pictures)).items()}
     options: dict[str, Any] = {"do_sample": settings.temperature > 0.0}
     if settings.temperature > 0.0:
         options |= {
@@ -83,11 +94,15 @@ def generate(
         "eos_token_id": list(settings.eos_token_ids),
         "pad_token_id": settings.pad_token_id,
         "disable_compile": True,
+        **no_picture_tokens(model),
         **(asked or {}),
     }
     with no_law_of_its_own(model), cast_once(model):
         sequences: Any = model.generate(  # pyright: ignore[reportCallIssue]
-            input_ids=ids, attention_mask=mask, generation_config=GenerationConfig(**options)
+            input_ids=ids,
+            attention_mask=mask,
+            generation_config=GenerationConfig(**options),
+            **shown,
         )
     rows = sequences[:, ids.size(1) :].tolist()
 
@@ -95,6 +110,12 @@ def generate(
         return next((i + 1 for i, t in enumerate(row) if t in settings.eos_token_ids), len(row))
 
     return [row[: end(row)] for row in rows]
+
+
+def no_picture_tokens(model: PreTrainedModel) -> dict[str, Any]:
+    """The setting of transformers with which no token is sampled that stands for a picture."""
+    config = base_of(model).config
+    return {"suppress_tokens": [config.image_token_id]} if reads_pictures(config) else {}
 
 
 @dataclass(frozen=True)

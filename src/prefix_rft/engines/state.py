@@ -16,7 +16,8 @@ from datasets import Dataset
 from prefix_rft.core.planner import Group, Planner, Record, Starts
 from prefix_rft.core.prefix import generator
 from prefix_rft.core.store import Own, Store, Trace, bounded, chosen, merged
-from prefix_rft.data.demonstrations import IDS
+from prefix_rft.data.demonstrations import ASKED, IDS
+from prefix_rft.data.pictures import IMAGE, IMAGES
 from prefix_rft.engines.traces import load_traces, save_traces
 from prefix_rft.support.errors import UserError
 from prefix_rft.support.writing import write_text
@@ -152,16 +153,30 @@ class MethodState:
 def hash_of_rows(rows: Any) -> str | None:
     """A hash of prompts and demonstrations, or of the ids of imitation, in their order.
 
-    None for a stream.
+    Of a picture in a file it is the file's name, without its folder. None for a stream.
     """
     if not isinstance(rows, Dataset):
         return None
     digest = hashlib.sha256()
-    names = [n for n in ("prompt", IDS, "input_ids", "labels") if n in rows.column_names]
+    asked = [ASKED + n for n in ("prompt", IMAGE, IMAGES)]
+    known = ("prompt", IDS, "input_ids", "labels", IMAGE, IMAGES, *asked)
+    names = [n for n in known if n in rows.column_names]
     for table in _parts(rows, names):
         for name in names:
-            _add(digest, table[name].combine_chunks())
+            if name.removeprefix(ASKED) in (IMAGE, IMAGES):
+                digest.update(repr(_files(table[name].to_pylist())).encode())
+            else:
+                _add(digest, table[name].combine_chunks())
     return digest.hexdigest()
+
+
+def _files(cell: Any) -> Any:
+    """Pictures as they are, those in files by the names of these."""
+    if isinstance(cell, list):
+        return [_files(one) for one in cell]
+    if isinstance(cell, dict) and cell.get("bytes") is None:
+        cell = cell.get("path")
+    return Path(cell).name if isinstance(cell, str) else cell
 
 
 def hash_of_columns(rows: Any, names: Sequence[str]) -> dict[str, str]:

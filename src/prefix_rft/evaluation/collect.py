@@ -15,6 +15,7 @@ from typing import Any
 
 from prefix_rft.data import Renderer, load_rows
 from prefix_rft.data.moment import pinned
+from prefix_rft.data.pictures import asked
 from prefix_rft.engines.models import give_template, load_tokenizer
 from prefix_rft.engines.setup import configure
 from prefix_rft.evaluation.folder import begun
@@ -100,7 +101,7 @@ def _prompts(model: str, rows: Any, template: Any, moment: Any) -> list[list[int
     tokenizer = load_tokenizer(model)
     give_template(tokenizer, rows[0]["prompt"])
     render = Renderer(tokenizer, (), pinned(tokenizer, template, moment))
-    return [render.prompt(row["prompt"]) for row in rows.select_columns(["prompt"])]
+    return [render.prompt(asked(row)) for row in rows]
 
 
 def _plain(rows: Any) -> Iterator[dict[str, Any]]:

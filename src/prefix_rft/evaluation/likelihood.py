@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
+from prefix_rft.data.pictures import asked
 from prefix_rft.data.render import Renderer, end_of_text_ids
+from prefix_rft.engines.pictures import inputs_of
 
 
 @dataclass(frozen=True)
@@ -35,25 +37,31 @@ class Likelihood:
         return math.exp(-self.per_token)
 
 
-Pair = tuple[Sequence[int], Sequence[int]]
-"""Ids of a prompt, and of a demonstration with its end."""
+Pair = tuple[Any, Sequence[int]]
+"""A prompt, its pictures in it, and the ids of a demonstration with its end."""
 
 
 @torch.no_grad()
-def log_likelihoods(model: Any, pairs: Sequence[Pair]) -> list[float]:
+def log_likelihoods(model: Any, render: Renderer, pairs: Sequence[Pair]) -> list[float]:
     """The log-likelihood in nats of each demonstration behind its prompt.
 
     One at a time and without logits of the prompt, so that no more than a demonstration's logits
     are held. The model's mode is left as it was.
+
+    Args:
+        model: causal language model.
+        render: how prompts become ids.
+        pairs: prompts and demonstrations.
     """
     was_training, found = model.training, []
     model.eval()
     try:
         for prompt, ids in pairs:
-            ids_1T = torch.tensor([[*prompt, *ids]], device=model.device)
+            inputs, start = inputs_of(render, prompt, ids, model.device)
             # Of the prompt's last token, and of all but the last of the demonstration.
-            logits_TV = model(ids_1T, logits_to_keep=len(ids) + 1).logits[0, :-1]
-            loss = cross_entropy(logits_TV.float(), ids_1T[0, len(prompt) :], reduction="sum")
+            logits_TV = model(**inputs, logits_to_keep=len(ids) + 1).logits[0, :-1]
+            targets_T = inputs["input_ids"][0, start:]
+            loss = cross_entropy(logits_TV.float(), targets_T, reduction="sum")
             found.append(-loss.item())
     finally:
         model.train(was_training)
@@ -78,11 +86,11 @@ def likelihood(
         tokenizer, end_of_text_ids(tokenizer, model.generation_config), template or {}
     )
     pairs = [
-        (render.prompt(row["prompt"]), ids)
+        (asked(row), ids)
         for row in rows
         for ids in render.demonstrations(row["demonstration"], not isinstance(row["prompt"], str))
     ]
     if not pairs:
         return None
-    sums, tokens = log_likelihoods(model, pairs), sum(len(ids) for _, ids in pairs)
+    sums, tokens = log_likelihoods(model, render, pairs), sum(len(ids) for _, ids in pairs)
     return Likelihood(len(sums), tokens, sum(sums) / tokens, sum(sums) / len(sums))

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 import torch
 from datasets import Dataset
+from torch import Tensor
 
+from prefix_rft.data import DataError
+from prefix_rft.data.pictures import IMAGE, IMAGES, asked
 from prefix_rft.data.render import Renderer, end_of_text_ids
+from prefix_rft.data.rows import PLACE
+from prefix_rft.engines.pictures import prompt_inputs
 from prefix_rft.engines.positions import refuse_too_long
 from prefix_rft.engines.sampling import (
     SamplingSettings,
@@ -118,14 +124,14 @@ def sample_and_grade(
     numbers = range(len(rows)) if numbers is None else numbers
     for places in _parts(len(rows), request):
         start, part = places[0], rows.select(places)
-        ids = [render.prompt(p) for p in part["prompt"] for _ in range(k)]
+        prompts = [shown for p in _prompts(part) for shown in repeat(prompt_inputs(render, p), k)]
         keys = [f"{request.seed}:{numbers[row]}:{i}" for row in places for i in range(k)]
         sampled: list[list[int]] = []
-        for batch in _batches(len(ids), request):
+        for batch in _batches(len(prompts), request):
             sampled += _draw(
                 model,
                 render,
-                ids[batch],
+                prompts[batch],
                 keys[batch],
                 request,
                 lambda ended, before=start * k + batch.start: tick((before + ended) // k),
@@ -165,22 +171,27 @@ def prefilled(prompts: Sequence[Sequence[int]], request: Request) -> int:
 
 
 def _prompts(rows: Dataset) -> Iterator[Any]:
-    """The prompts, read one by one."""
+    """The prompts with their pictures, read one by one."""
+    names = [n for n in ("prompt", IMAGE, IMAGES, PLACE) if n in rows.column_names]
     row: Any
-    for row in rows.select_columns(["prompt"]):
-        yield row["prompt"]
+    for row in rows.select_columns(names):
+        try:
+            yield asked(row)
+        except DataError as error:
+            raise DataError(f"{row.get(PLACE, 'a row')}: {error}") from error
 
 
 @torch.no_grad()
 def _draw(
     model: Any,
     render: Renderer,
-    ids: Sequence[Sequence[int]],
+    prompts: Sequence[tuple[list[int], dict[str, Tensor]]],
     keys: Sequence[str],
     request: Request,
     tick: Callable[[int], None],
 ) -> list[list[int]]:
-    """The sampled ids of some rows."""
+    """The sampled ids of some rows, from ids and pictures of their prompts."""
+    ids, pictures = [p for p, _ in prompts], [shown for _, shown in prompts]
     pad: Any = render.tokenizer.pad_token_id
     settings = SamplingSettings(render.eos_ids, pad, request.temperature)
     budget = request.max_completion_length
@@ -193,7 +204,7 @@ def _draw(
             return sample(model, ids, budgets, settings, uniforms=uniforms, tick=tick)
         with torch.random.fork_rng():
             torch.manual_seed(int(uniforms_of(keys[:1], 1).item() * 2**24))
-            return generate(model, ids, budget, settings)
+            return generate(model, ids, budget, settings, pictures=pictures)
     finally:
         model.train(was_training)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prefix_rft.data import load_rows
+from prefix_rft.data.pictures import IMAGE, IMAGES
 from prefix_rft.engines.models import load_model
 from prefix_rft.engines.setup import Setup
 from prefix_rft.evaluation.estimates import Estimate
@@ -132,7 +133,7 @@ def measure_start(
     request = replace(request, temperature=args.temperature)
     problems = sample_train_rows(setup, model, eval_set, request, folder, progress)
     rows = load_rows(eval_set.data, folder=eval_set.folder, reading=eval_set.reading, limit=limit)
-    kept = ["prompt", "demonstration"]
+    kept = ["prompt", "demonstration", IMAGE, IMAGES]
     plain: Any = list(rows.select_columns([n for n in visible(rows.column_names) if n in kept]))
     shown = [row for row in plain if row.get("demonstration")]
     graded = [len(p.graded) for p in problems]

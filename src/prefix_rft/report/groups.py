@@ -52,6 +52,7 @@ def view(group: ShownGroup, tokenizer: Tokenizer | None, limit: int) -> dict[str
         "step": f"{group.step:,}",
         "number": group.number,
         "example": group.example,
+        "images": ", ".join(cut(name, LONGEST_DETAIL)[0] for name in group.images),
         "attempt": group.attempt,
         "policy": number(group.policy_reward),
         "hybrid": None if group.hybrid_reward is None else number(group.hybrid_reward),

@@ -60,6 +60,7 @@ class ShownGroup:
         example: the index of its row in the dataset; None where that is not recorded.
         attempt: how often the group was sampled before.
         prompt: the start of the prompt.
+        images: the places of its pictures in the example's columns.
         samples: the first ``MOST_ROWS`` rows.
         rows: the number of all its rows.
         policy_reward: the mean over on-policy rows that could be graded; None without any.
@@ -71,6 +72,7 @@ class ShownGroup:
     example: int | None
     attempt: int
     prompt: Excerpt
+    images: Sequence[str]
     samples: Sequence[ShownRollout]
     rows: int
     policy_reward: float | None
@@ -86,6 +88,7 @@ def group_of(rollouts: Sequence[Rollout], step: int) -> ShownGroup:
         example=first.example,
         attempt=first.attempt,
         prompt=Excerpt(first.prompt[:LONGEST], len(first.prompt)),
+        images=first.images,
         samples=[_sample(rollout) for rollout in rollouts[:MOST_ROWS]],
         rows=len(rollouts),
         policy_reward=mean_reward(rollouts, POLICY),

@@ -14,6 +14,8 @@ def opens_thinking(prompt: Any) -> bool:
     """Whether a prompt, a text or messages, ends inside a think block that it has opened."""
     if isinstance(prompt, (list, tuple)):
         prompt = prompt[-1].get("content") if prompt else None
+    if isinstance(prompt, (list, tuple)):  # a message with places for pictures
+        prompt = prompt[-1].get("text") if prompt else None
     return isinstance(prompt, str) and prompt.rstrip().endswith(OPEN)
 
 

@@ -50,6 +50,8 @@ class Rollout:
         advantage: the advantage of its sampled tokens; None where a contrast gives it at the
             update.
         truncated: whether it ran into the length limit.
+        images: the pictures in its prompt, by their places in the example's columns: ``image``, or
+            ``images[0]``, ``images[1]``.
         kept: the places in ``completion_ids`` of the prefix tokens that the first update on it has
             trained; None where that is not recorded. It stands in a file of its own.
     """
@@ -70,6 +72,7 @@ class Rollout:
     advantage: float | None
     truncated: bool
     hint_length: int = 0
+    images: Sequence[str] = ()
     kept: frozenset[int] | None = None
 
     @classmethod
@@ -103,6 +106,8 @@ class Rollout:
         """The rollout as plain data, without what stands in a file of its own."""
         line = asdict(self)
         del line["kept"]
+        if not self.images:
+            del line["images"]
         return line
 
     @property
@@ -123,6 +128,12 @@ def _flag(value: Any) -> bool:
     if not isinstance(value, bool):
         raise TypeError("neither true nor false")
     return value
+
+
+def _texts(value: Any) -> list[str]:
+    if not isinstance(value, list):
+        raise TypeError("not a list of texts")
+    return [_text(one) for one in value]
 
 
 def _number(value: Any) -> float | None:
@@ -161,6 +172,7 @@ FIELDS: Mapping[str, Callable[[Any], Any]] = {
     "advantage": _number,
     "truncated": _flag,
     "hint_length": count,
+    "images": _texts,
 }
 """What a line holds, and how each field is checked."""
 
@@ -173,6 +185,7 @@ OLDER: Mapping[str, Any] = {
     "advantage": None,
     "truncated": False,
     "hint_length": 0,
+    "images": [],
 }
 """Fields that a line of an older version may lack, and what they are then."""
 

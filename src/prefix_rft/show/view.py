@@ -149,6 +149,8 @@ def heading(place: Place, rows: Sequence[Rollout], number: str) -> Text:
     text.append(f"  group {place.group}")
     if rows[0].example is not None:
         text.append(f"  example {rows[0].example}")
+    if rows[0].images:
+        text.append(f"  with {', '.join(map(short, rows[0].images))}")
     kind = HYBRID if place.kind == 1 else POLICY
     counted = [r for r in rows if r.origin == kind]
     if counted:

@@ -41,3 +41,19 @@ def load_function(
     if not callable(function):
         raise UserError(f"{what} '{path}' is not a function")
     return function
+
+
+def need(module: str, words: str) -> Any:
+    """A module of a package that not every installation has.
+
+    Args:
+        module: its import path.
+        words: what needs it and how to have it, for the message.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UserError(f"{words} ({error})") from error

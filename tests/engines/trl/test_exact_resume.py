@@ -13,14 +13,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from trainers import imitation_trainer, rollout_trainer
-from transformers import TrainerCallback
+from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM, TrainerCallback
 from trl.trainer.utils import RepeatSampler
 
+from prefix_rft import PrefixRFTTrainer
 from prefix_rft.engines.trl.safety.interrupt import StopOnSignal
 from prefix_rft.runs.checkpoints import checkpoints, fault, newest_whole, rotate
 from prefix_rft.support.errors import UserError
 from tables import rest_slow
-from tiny import make_config
+from tiny import make_config, make_rows, make_tokenizer, shaped_reward
 
 CLOCKS = ("time", "_per_second")
 SAVING: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1, "logging_steps": 1}
@@ -77,7 +78,37 @@ def early(completions: list[str], **kwargs: Any) -> list[float]:
     return [float("=" in c) for c in completions]
 
 
-RUNS = {
+def experts(folder: Path, **overrides: Any) -> Any:
+    """A mixture of experts, which transformers writes under other names than it has in memory."""
+    tokenizer = make_tokenizer()
+    torch.manual_seed(0)
+    config = Qwen3MoeConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        moe_intermediate_size=32,
+        num_experts=4,
+        num_experts_per_tok=2,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        pad_token_id=0,
+        eos_token_id=1,
+    )
+    model: Any = Qwen3MoeForCausalLM(config)
+    settings: dict[str, Any] = {"log_rollouts": True, "num_generations": 4, **SAVING}
+    return PrefixRFTTrainer(
+        model,
+        shaped_reward,
+        make_config(folder, **{**settings, **overrides}),
+        train_dataset=make_rows(8),
+        processing_class=tokenizer,
+    )
+
+
+RUNS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "a mixture of experts": (experts, {"max_steps": 3}),
     "one generation a step": (rl, {"max_steps": 3, "gradient_accumulation_steps": 4}),
     "buffer": (rl, {**BUFFERED, "max_steps": 5}),
     "two iterations": (rl, {**BUFFERED, "num_iterations": 2, "max_steps": 6}),

@@ -326,8 +326,9 @@ def test_what_has_no_reference_of_its_own_is_refused(
     """Another engine cannot sample from it, sharded weights cannot be swapped, a stream cannot be
     gone back to."""
     rows = trl_run.make_rewards(["mixed"] * 4)
-    with pytest.raises(ValueError, match="plain transformers backend with fast_generation"):
-        trl_run.start(PrefixRFTTrainer, tmp_path, "irft", rows, fast_generation=False)
+    continuous = {"use_transformers_continuous_batching": True}
+    with pytest.raises(ValueError, match="plain transformers backend and weights that are not"):
+        trl_run.start(PrefixRFTTrainer, tmp_path, "irft", rows, **continuous)
     stream = rows.to_iterable_dataset()
     for method, options in (("relift", {}), ("grpo", {"all_right": "resample"})):
         with pytest.raises(ValueError, match="goes back to examples of the dataset"):

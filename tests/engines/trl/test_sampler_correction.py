@@ -117,12 +117,17 @@ def test_a_correction_without_effect_is_refused(
 
 
 def test_other_samplers() -> None:
-    args: Any = SimpleNamespace(sampler_correction=2.0, use_vllm=True, savings=["sampler_scores"])
+    args: Any = SimpleNamespace(
+        sampler_correction=2.0,
+        use_vllm=True,
+        use_transformers_continuous_batching=False,
+        savings=["sampler_scores"],
+    )
     with pytest.raises(UserError, match="with use_vllm: set vllm_importance_sampling_correction"):
-        check_sampler(args, load("prefix_rft"), ours=False)
+        check_sampler(args, load("prefix_rft"), ours=False, sharded=False)
     args.use_vllm = False
-    check_sampler(args, load("prefix_rft"), ours=True)
+    check_sampler(args, load("prefix_rft"), ours=True, sharded=False)
     with pytest.raises(UserError, match="with 'irft', which samples from its reference policy"):
-        check_sampler(args, load("irft"), ours=True)
+        check_sampler(args, load("irft"), ours=True, sharded=False)
     with pytest.raises(UserError, match="needs the plain transformers backend"):
-        check_sampler(args, load("irft"), ours=False)
+        check_sampler(args, load("irft"), ours=False, sharded=True)

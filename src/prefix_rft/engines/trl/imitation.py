@@ -11,14 +11,17 @@ from torch import Tensor
 from trl import SFTTrainer
 
 from prefix_rft.core import Batch, Targets, loss, prepare
-from prefix_rft.data.demonstrations import imitation_rows
+from prefix_rft.data.demonstrations import ASKED, imitation_rows
 from prefix_rft.data.render import Renderer, end_of_text_ids
+from prefix_rft.data.rows import PLACE
 from prefix_rft.engines.dropout import turn_off_dropout
 from prefix_rft.engines.positions import refuse_too_long
 from prefix_rft.engines.state import hash_of_rows
 from prefix_rft.engines.trl.clock import stop_clock, template_kwargs
 from prefix_rft.engines.trl.held_out import EvaluatesHeldOut
 from prefix_rft.engines.trl.imitation_config import DemonstrationConfig
+from prefix_rft.engines.trl.picture_collator import PictureCollator
+from prefix_rft.engines.trl.pictures import COUNT, FIELDS, apart, refuse_pictures
 from prefix_rft.engines.trl.plain_rows import plain_rows
 from prefix_rft.engines.trl.policy import generation_config_of, open_adapter, tokenizer_of
 from prefix_rft.engines.trl.safety.checkpointing import ResumesExactly
@@ -74,6 +77,10 @@ class DemonstrationTrainer(PacksRows, Watched, EvaluatesHeldOut, ResumesExactly,
 
         self.renderer, self.args = renderer(), args
         plain, held_out = plain_rows(train_dataset, "train_dataset"), eval_dataset
+        reads = self.renderer.processor is not None
+        refuse_pictures(reads, plain, args, sharded=False)
+        if reads:
+            data_collator = data_collator or PictureCollator(lambda: self.renderer)
 
         def tell() -> None:
             self.renderer = renderer()
@@ -98,15 +105,14 @@ class DemonstrationTrainer(PacksRows, Watched, EvaluatesHeldOut, ResumesExactly,
         if eval_dataset is not None:
             parts += eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]
         for part in parts:
-            lengths = (len(row["input_ids"]) for row in part)
-            refuse_too_long(self.policy, lengths)
+            refuse_too_long(self.policy, (len(row["input_ids"]) for row in part))
         rows, sharded = self.train_dataset, self.is_deepspeed_enabled or self.is_fsdp_enabled
+        refuse_pictures(reads, rows, args, sharded)
         self.own_state = OwnState.of(self.method, args, self.policy, rows, self.renderer, sharded)
         if self.own_state.mask is not None:
             self.add_callback(self.own_state.mask)
-        self.made_of = made_of(
-            self.model, self.renderer.tokenizer, rows, (), args.demonstration_column
-        )
+        tokenizer, column = self.renderer.tokenizer, args.demonstration_column
+        self.made_of = made_of(self.model, tokenizer, rows, (), column)
         if self.reference is not None:  # two forwards are compared: their noise would differ
             self.notes += turn_off_dropout(self.model)
         self.tokens = TokenCounts(self.accelerator.device)
@@ -134,6 +140,12 @@ class DemonstrationTrainer(PacksRows, Watched, EvaluatesHeldOut, ResumesExactly,
         if data is None or isinstance(data, str) or "labels" in (data.column_names or ()):
             return data
         return self._rows(data)[0]
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        columns = getattr(self.train_dataset, "column_names", None) or ()
+        kept = [c for c in columns if c.startswith(ASKED) or c == PLACE]
+        self._signature_columns = list(dict.fromkeys([*(self._signature_columns or ()), *kept]))
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
         """TRL's, on the datasets given to the trainer or on another one of the same kind."""
@@ -204,6 +216,7 @@ class DemonstrationTrainer(PacksRows, Watched, EvaluatesHeldOut, ResumesExactly,
         self._row += len(batch.tokens_BT)
         part = targets.part(slice(first, self._row), batch.tokens_BT.size(1))
         rows = split_at(inputs["input_ids"], inputs["attention_mask"], batch.tokens_BT.size(1))
+        rows |= apart({name: inputs[name] for name in (COUNT, *FIELDS) if name in inputs})
         if self.reference is not None:
             with torch.no_grad(), self.reference.swapped(), self.scorer.ready(self.policy):
                 scored = self.scorer.of(model, rows, batch.response_mask_BT, False)
@@ -228,19 +241,28 @@ class DemonstrationTrainer(PacksRows, Watched, EvaluatesHeldOut, ResumesExactly,
         if self.reference is None:
             return None
         with torch.no_grad(), self.reference.swapped():
-            return model(**inputs, use_cache=False, fused_lm_head=True).log_probs
+            return self._outputs(model, inputs).log_probs
 
     def _outputs(self, model: Any, inputs: dict[str, Any]) -> Any:
         """TRL's outputs of whole rows, of the tokens that have a label."""
         extra = {"output_router_logits": True} if self.aux_loss_enabled else {}
-        return model(**inputs, use_cache=False, fused_lm_head=True, **extra)
+        given = {name: value for name, value in inputs.items() if name != COUNT}
+        return model(**given, use_cache=False, fused_lm_head=True, **extra)
 
     def _whole(
-        self, model: Any, ids: Tensor, mask: Tensor, wanted_BT: Tensor, entropy: bool, aux: bool
+        self,
+        model: Any,
+        ids: Tensor,
+        mask: Tensor,
+        wanted_BT: Tensor,
+        *asked: bool,
+        **pictures: Any,
     ) -> Any:
+        entropy, aux = asked
         labels = torch.full_like(ids, -100)
         labels[:, -wanted_BT.size(1) :] = ids[:, -wanted_BT.size(1) :].where(wanted_BT, -100)
-        out = self._outputs(model, {"input_ids": ids, "attention_mask": mask, "labels": labels})
+        rows = {"input_ids": ids, "attention_mask": mask, "labels": labels, **pictures}
+        out = self._outputs(model, rows)
         return out.log_probs, out.entropy if entropy else None, out.aux_loss if aux else None
 
 

@@ -13,6 +13,8 @@ from prefix_rft.engines.dropout import drops
 from prefix_rft.engines.packed.attention import packed
 from prefix_rft.engines.packed.layout import pack
 from prefix_rft.engines.packed.model import PackedRows, add_packed_forward
+from prefix_rft.engines.pictures import reads_pictures
+from prefix_rft.engines.trl.pictures import forward_inputs
 from prefix_rft.engines.trl.token_counts import TokenCounts
 from prefix_rft.engines.trl.window import Rows
 
@@ -35,6 +37,8 @@ def packing(args: Any, policy: Any, reference: Any, unfit: bool, notes: list[str
         reason = "torch_compile and cast_lm_head_to_fp32 belong to whole rows"
     elif drops(policy):
         reason = "the model drops at random"
+    elif reads_pictures(policy.config):
+        reason = "the model reads pictures, whose tokens are not packed"
     else:
         reason = add_packed_forward(policy)
         if reason is None and reference is not None:
@@ -72,7 +76,7 @@ class Scorer:
 
     Args:
         whole: the same of rows with their padding, from the model, ids, their mask, ``wanted_BT``
-            and what else is wanted.
+            and what else is wanted; it is given pictures by name.
         accelerator: accelerate's, for its autocast.
         temperature: the temperature of the rollouts.
         tokens: counts what goes through a model.
@@ -103,7 +107,7 @@ class Scorer:
 
         Args:
             model: the policy as the trainer calls it, or its reference, inside :meth:`ready`.
-            rows: TRL's tensors.
+            rows: TRL's tensors, taken apart.
             wanted_BT: bool, at least one token of the completions, no wider than they are.
             entropy: whether entropies are wanted.
             aux: whether the balancing loss is wanted, for which rows must be whole.
@@ -116,7 +120,8 @@ class Scorer:
                 for x in ("ids", "mask")
             )
             self.tokens.scored(both.sum())
-            return TokenScores(*self.whole(model, ids, both, wanted_BT, entropy, aux))
+            pictures = forward_inputs(rows, left, T)
+            return TokenScores(*self.whole(model, ids, both, wanted_BT, entropy, aux, **pictures))
         prompts = [
             ids[mask.bool()].tolist()
             for ids, mask in zip(rows["prompt_ids"], rows["prompt_mask"], strict=True)

@@ -14,23 +14,38 @@ import torch
 from torch import Tensor
 
 from prefix_rft.core import Batch
+from prefix_rft.engines.trl.pictures import apart
 
 Rows = dict[str, Any]
 
 
 def join(micro_batches: Sequence[Rows]) -> Rows:
-    """One dict of tensors with all rows; scalars are taken from the first micro-batch."""
-    return {
-        key: torch.cat([m[key] for m in micro_batches])
-        if torch.is_tensor(value) and value.ndim
-        else value
-        for key, value in micro_batches[0].items()
-    }
+    """One dict with all rows, taken apart; scalars are those of the first micro-batch.
+
+    Args:
+        micro_batches: TRL's.
+    """
+    parts = [apart(rows) for rows in micro_batches]
+    joined: Rows = dict(parts[0])
+    for key, value in parts[0].items():
+        if torch.is_tensor(value) and value.ndim:
+            joined[key] = torch.cat([part[key] for part in parts])
+        elif isinstance(value, list):
+            joined[key] = [x for part in parts for x in part[key]]
+    return joined
 
 
 def few(rows: Rows, which: Tensor) -> Rows:
-    """Some of the rows, by their places."""
-    return {k: v[which] if torch.is_tensor(v) and v.ndim else v for k, v in rows.items()}
+    """Some of the rows, which are taken apart, by their places."""
+    places = which.tolist()
+    return {
+        k: v[which]
+        if torch.is_tensor(v) and v.ndim
+        else [v[i] for i in places]
+        if isinstance(v, list)
+        else v
+        for k, v in rows.items()
+    }
 
 
 def split_at(ids: Tensor, mask: Tensor, completion: int) -> Rows:

@@ -21,6 +21,7 @@ from verl.utils.fs import copy_to_local
 
 from prefix_rft.data import DataError, Renderer, load_rows, tokenize_demonstrations
 from prefix_rft.data.moment import pinned
+from prefix_rft.data.pictures import IMAGE, IMAGES
 from prefix_rft.data.render import end_of_text_ids
 from prefix_rft.data.rows import PLACE
 from prefix_rft.engines.models import give_template, load_configs
@@ -62,7 +63,7 @@ class Prompts(Dataset):
         max_samples: int = -1,
     ) -> None:
         if processor is not None and getattr(processor, "image_processor", None) is not None:
-            raise DataError("vision-language models are not supported yet")
+            raise DataError("engine verl takes no model that reads pictures: use engine trl")
         block = MethodConfig.read(OmegaConf.to_container(config[KEY], resolve=True))  # pyright: ignore[reportArgumentType]
         several = [data_files] if isinstance(data_files, str) else list(data_files)
         limit = max_samples if max_samples > 0 else None
@@ -71,6 +72,8 @@ class Prompts(Dataset):
             for one in several
         ]
         rows = concatenate_datasets(tables)
+        if held := [name for name in (IMAGE, IMAGES) if name in rows.column_names]:
+            raise DataError(f"engine verl takes no pictures (column '{held[0]}'): use engine trl")
         if limit is not None:
             rows = rows.select(range(min(limit, len(rows))))
         if give_template(tokenizer, rows[0]["prompt"]):

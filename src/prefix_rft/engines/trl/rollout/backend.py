@@ -14,6 +14,7 @@ import torch
 from accelerate.utils import set_seed
 
 from prefix_rft.engines.plan import RowPlan
+from prefix_rft.engines.trl.pictures import chosen
 from prefix_rft.engines.trl.processes import Processes
 from prefix_rft.engines.trl.rollout.sampler import BackendRequest, one_generation_each
 from prefix_rft.support.errors import UserError
@@ -133,6 +134,8 @@ class Backend:
         prompts: Sequence[list[int]],
         plans: Sequence[RowPlan],
         branches: bool,
+        images: Any,
+        fields: Any,
         *args: Any,
         **kwargs: Any,
     ) -> tuple[list[list[int]], list[list[Any]] | None, list[int]]:
@@ -143,7 +146,9 @@ class Backend:
             prompts: token ids of each row's prompt.
             plans: the plans of the same rows.
             branches: rows of a group may differ, so that each is sent and not one for all.
-            args: what else ``draw`` is given, images first.
+            images: each row's pictures; None where no row has any.
+            fields: what TRL's processor made of the prompts beside ids and mask.
+            args: what else ``draw`` is given, a number of continuations first.
             kwargs: the same by name.
 
         Returns:
@@ -161,8 +166,11 @@ class Backend:
         self.refuse_too_long(max(map(len, request.contexts)), request.budget)
         if request.single:
             args, kwargs = one_generation_each(args, kwargs)
+        pairs = zip(request.rows, request.contexts, strict=True)
+        behind = [len(context) - len(prompts[i]) for i, context in pairs]
+        pictures = chosen(images, fields, request.rows, behind)
         with self._capped(request.budget):
-            ids, logps = draw(request.contexts, *args, **kwargs)
+            ids, logps = draw(request.contexts, *pictures, *args, **kwargs)
         return request.placed(ids), None if logps is None else request.placed(logps), request.rows
 
     @contextmanager

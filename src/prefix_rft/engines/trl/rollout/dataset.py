@@ -12,6 +12,7 @@ from prefix_rft.core import Method
 from prefix_rft.core.hint import Hint
 from prefix_rft.data import DataError, tokenize_demonstrations
 from prefix_rft.data.demonstrations import IDS, DemonstrationReport
+from prefix_rft.data.pictures import IMAGE, IMAGES, asked
 from prefix_rft.data.render import Renderer
 from prefix_rft.engines.hints import longest_prompt
 from prefix_rft.engines.positions import refuse_too_long
@@ -80,9 +81,13 @@ def prompt_lengths(rows: Dataset, renderer: Renderer, hint: Hint | None) -> Iter
         renderer: how prompts become ids.
         hint: how a hint is written; None where the method has none.
     """
-    asked: Any = rows.select_columns(["prompt", IDS])
-    for row in asked:
-        yield len(longest_prompt(row["prompt"], row[IDS], hint, renderer))
+    for row in _asking(rows):
+        yield len(longest_prompt(asked(row), row[IDS], hint, renderer))
+
+
+def _asking(rows: Dataset) -> Any:
+    """The columns that make prompts."""
+    return rows.select_columns([n for n in ("prompt", IDS, IMAGE, IMAGES) if n in rows.features])
 
 
 def longest_context(rows: Dataset, renderer: Renderer, branches: bool) -> int:
@@ -93,12 +98,11 @@ def longest_context(rows: Dataset, renderer: Renderer, branches: bool) -> int:
         renderer: how prompts become ids.
         branches: rows may start from prefixes.
     """
-    asked: Any = rows.select_columns(["prompt", IDS])
     # A prefix is shorter than its demonstration, or nothing would be left to sample.
     return max(
-        len(renderer.prompt(row["prompt"]))
+        len(renderer.prompt(asked(row)))
         + max((len(ids) - 1 for ids in row[IDS] if branches), default=0)
-        for row in asked
+        for row in _asking(rows)
     )
 
 

@@ -11,9 +11,11 @@ from typing import Any
 from torch import Tensor
 
 from prefix_rft.core import Method
+from prefix_rft.data.pictures import names
 from prefix_rft.engines.plan import RowPlan
 from prefix_rft.engines.rollouts import stream_of
 from prefix_rft.engines.trl.processes import Processes
+from prefix_rft.engines.trl.rollout.generation import Generation
 from prefix_rft.engines.trl.rollout.verdicts import Verdicts
 from prefix_rft.engines.trl.window import Rows
 from prefix_rft.runs.rollouts import ROLLOUTS, Rollout, kept_path, write_generation
@@ -40,7 +42,7 @@ class RolloutRecord:
         self.folder, self.method = Path(str(output_dir)) / ROLLOUTS, method
         self.spelled, self.processes = spelled, processes
 
-    def write(self, step: int, rows: Rows, plans: Sequence[RowPlan], verdicts: Verdicts) -> None:
+    def write(self, step: int, rows: Rows, generation: Generation) -> None:
         """Write the rollouts of a generation.
 
         What an earlier run of this step left in ``kept_N.jsonl`` goes.
@@ -48,15 +50,16 @@ class RolloutRecord:
         Args:
             step: optimizer steps before the first one on these rows.
             rows: the rows with their rewards and advantages.
-            plans: the plans of the rows.
-            verdicts: the verdicts on the rows.
+            generation: the examples, plans and verdicts of the rows.
 
         Raises:
             UserError: the file cannot be written.
         """
+        verdicts = generation.sampled.verdicts
+        examples = zip(generation.plans, generation.inputs, strict=True)
         own_lines = [
-            self._line(step, rows, i, plan, verdicts)
-            for i, plan in enumerate(plans)
+            self._line(step, rows, i, plan, verdicts, names(example))
+            for i, (plan, example) in enumerate(examples)
             if not plan.filler
         ]
         lines = self.processes.gather_list(own_lines)
@@ -64,7 +67,15 @@ class RolloutRecord:
             write_generation(self.folder, step, lines)
             kept_path(self.folder, step).unlink(missing_ok=True)
 
-    def _line(self, step: int, rows: Rows, i: int, plan: RowPlan, verdicts: Verdicts) -> dict:
+    def _line(
+        self,
+        step: int,
+        rows: Rows,
+        i: int,
+        plan: RowPlan,
+        verdicts: Verdicts,
+        images: Sequence[str],
+    ) -> dict:
         prompt = rows["prompt_ids"][i][rows["prompt_mask"][i].bool()].tolist()
         completion = rows["completion_ids"][i][rows["completion_mask"][i].bool()].tolist()
         reward = rows["row_reward"][i].item()
@@ -89,6 +100,7 @@ class RolloutRecord:
             verdicts={name: asdict(said[i]) for name, said in verdicts},
             advantage=rows["row_advantages"][i, stream].item() if has_advantage else None,
             truncated=bool(rows["row_truncated"][i]),
+            images=images,
         ).line()
 
     def kept(self, step: int, rows: Rows, keep_BT: Tensor) -> None:

@@ -30,23 +30,25 @@ def serves(model: Any, args: Any) -> bool:
     )
 
 
-def check_sampler(args: Any, method: Method, ours: bool) -> None:
+def check_sampler(args: Any, method: Method, ours: bool, sharded: bool) -> None:
     """See that the sampler can do what method and settings ask of it.
 
     Args:
         args: the trainer's configuration.
         method: the method.
         ours: our sampler draws the rows.
+        sharded: the weights are spread over processes.
 
     Raises:
         UserError: the reference policy is to be sampled by another, or ``sampler_correction`` has
             nothing to correct.
     """
     from_reference = method.reference.sampler == "reference"
-    if from_reference and not ours:
+    other = args.use_vllm or args.use_transformers_continuous_batching
+    if from_reference and (other or sharded):
         raise UserError(
             f"method '{method.name}' samples from the reference policy, which needs the plain "
-            "transformers backend with fast_generation"
+            "transformers backend and weights that are not sharded"
         )
     if not args.sampler_correction:
         return
@@ -222,10 +224,7 @@ def assembled(
 
 
 def one_generation_each(args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    """The arguments of TRL's sampling behind the contexts, with ``num_generations`` set to 1.
-
-    That is the third of them, behind images and fields.
-    """
-    if len(args) > 2:
-        return (*args[:2], 1, *args[3:]), kwargs
+    """The arguments of TRL's sampling behind contexts and pictures, with one continuation each."""
+    if args:
+        return (1, *args[1:]), kwargs
     return args, {**kwargs, "num_generations": 1}

@@ -20,6 +20,7 @@ from prefix_rft.engines.trl.reference import ReferencePolicy
 from prefix_rft.engines.trl.safety.finite import Finite
 from prefix_rft.engines.trl.safety.own_state import OwnState
 from prefix_rft.engines.trl.safety.rates import Rates, inner
+from prefix_rft.engines.trl.safety.renamed_weights import load_renamed, not_loaded
 from prefix_rft.engines.trl.safety.run_state import RunState
 from prefix_rft.engines.trl.safety.whole_record import WholeRecord
 from prefix_rft.engines.trl.update.parameter_mask import ParameterMask
@@ -64,6 +65,7 @@ class ResumesExactly:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._writing: Path | None = None
+        self._renamed = False  # weights have other names in a checkpoint's files
         self._sampler: Any = None
         self._made: Any = None
         self.rates: Rates | None = None
@@ -226,8 +228,22 @@ class ResumesExactly:
         made_here = inner(trainer.optimizer, "optimizer") is self._made
         if made_here and not trainer.is_fsdp_enabled:
             trainer.optimizer = None  # of an earlier call, with the settings of then
+        self._renamed = False
         super()._load_from_checkpoint(resume_from_checkpoint, *args, **kw)  # pyright: ignore[reportAttributeAccessIssue]
+        if self._renamed:
+            load_renamed(trainer.policy, folder)
         self._restore(folder)
+
+    def _load_best_model(self) -> None:
+        self._renamed = False
+        super()._load_best_model()  # pyright: ignore[reportAttributeAccessIssue]
+        if self._renamed:
+            trainer: Any = self
+            load_renamed(trainer.policy, Path(self.state.best_model_checkpoint))
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        # In place of transformers', which goes on without the weights.
+        self._renamed = bool(not_loaded(load_result))
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """transformers', and what it is set to before anything is loaded into it."""

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from prefix_rft.data import DataError, load_rows
 from prefix_rft.data.demonstrations import IDS, tokenize_demonstrations
+from prefix_rft.data.pictures import asked
 from prefix_rft.data.render import Renderer
+from prefix_rft.engines.pictures import inputs_of
 
 
 def retain_gradients(
@@ -44,10 +46,9 @@ def retain_gradients(
     row: Any
     for row in rows:
         for demonstration in row[IDS]:
-            start = renderer.prompt(row["prompt"])
-            ids = torch.tensor([[*start, *demonstration]], device=device)
-            logits = model(input_ids=ids).logits[0, len(start) - 1 : -1].float()
-            loss = torch.nn.functional.cross_entropy(logits, ids[0, len(start) :])
+            inputs, start = inputs_of(renderer, asked(row), demonstration, device)
+            logits = model(**inputs).logits[0, start - 1 : -1].float()
+            loss = torch.nn.functional.cross_entropy(logits, inputs["input_ids"][0, start:])
             gradients = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
             for name, g in zip(named, gradients, strict=True):
                 if g is not None:
