@@ -24,7 +24,7 @@ from prefix_rft.data import find_source
 from prefix_rft.engines.options import SHARED
 from prefix_rft.engines.trl import DemonstrationConfig, PrefixRFTConfig
 from prefix_rft.engines.trl.ranges import check_numbers
-from prefix_rft.engines.trl.update.parameter_mask import MaskOptions
+from prefix_rft.engines.trl.update.mask_options import MaskOptions
 from prefix_rft.recipe.batches import BatchPlan, plan_batches
 from prefix_rft.recipe.recipe import RECOMPUTE, Recipe, recompute_key
 from prefix_rft.runs.folder import free_run_folder

@@ -101,7 +101,9 @@ class DemonstrationTrainer(PacksRows, Watched, EvaluatesHeldOut, ResumesExactly,
             lengths = (len(row["input_ids"]) for row in part)
             refuse_too_long(self.policy, lengths)
         rows, sharded = self.train_dataset, self.is_deepspeed_enabled or self.is_fsdp_enabled
-        self.own_state = OwnState.of(self.method, args, self.policy, rows, self.renderer, sharded)
+        data = lambda: (self.train_dataset, self.renderer)  # noqa: E731
+        parts = self.method, args, self.policy, data, self.processes, sharded
+        self.own_state = OwnState.of(*parts)
         if self.own_state.mask is not None:
             self.add_callback(self.own_state.mask)
         self.made_of = made_of(
