@@ -12,6 +12,7 @@ from torch import Tensor
 
 from prefix_rft.core import Method
 from prefix_rft.data.render import Renderer
+from prefix_rft.engines.adapters import copy_to_reference
 from prefix_rft.engines.state import MethodState, hash_of_rows
 from prefix_rft.engines.trl.policy import refuse_frozen
 from prefix_rft.engines.trl.processes import Processes
@@ -62,6 +63,7 @@ class OwnState:
                 model can be trained.
         """
         refuse_frozen(model)
+        copy_to_reference(model)
         options = None
         if args.parameter_mask:
             options = MaskOptions.read(args.parameter_mask).of(method.samples)
