@@ -177,7 +177,7 @@ def trainer_arguments(
 
 
 def seen_from_here(mask: Any, folder: Path) -> Any:
-    """The options of a parameter mask, with the path of its data no longer the recipe's.
+    """The options of a parameter mask, with the paths of its data no longer the recipe's.
 
     Args:
         mask: options, as the recipe gives them.
@@ -186,10 +186,13 @@ def seen_from_here(mask: Any, folder: Path) -> Any:
     Raises:
         UserError: the options cannot be used, or there is no such data.
     """
-    data = MaskOptions.read(mask).data
-    if data is None:
-        return mask
-    if not (folder / data).exists():
-        find_source(data, folder)
-        return mask
-    return {**mask, "data": str(folder / data)}
+    options, here = MaskOptions.read(mask), {}
+    for key in ("data", "forget"):
+        data = getattr(options, key)
+        if data is None:
+            continue
+        if (folder / data).exists():
+            here[key] = str(folder / data)
+        else:
+            find_source(data, folder)
+    return {**mask, **here}

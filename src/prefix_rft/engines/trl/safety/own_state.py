@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from prefix_rft.core import Method
+from prefix_rft.data import load_rows
+from prefix_rft.data.forgetting import refuse_shared
 from prefix_rft.data.render import Renderer
 from prefix_rft.engines.adapters import copy_to_reference
 from prefix_rft.engines.state import MethodState, hash_of_rows
@@ -139,6 +141,11 @@ def _look_at(
     def look_at(weights: Mapping[str, torch.nn.Parameter], choice: int) -> dict[str, Tensor]:
         rows, renderer = data()
         if options.data is not None:
+            if options.forget is not None:
+                forget, retain = (
+                    load_rows(x, folder=Path()) for x in (options.forget, options.data)
+                )
+                refuse_shared(forget, retain, "parameter_mask: forget and data")
             examples = retained(renderer, options.data, most, budget)
         else:
             examples = drawn(rows, renderer, most, args.seed + choice)

@@ -29,6 +29,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "score": "fisher",
         "scope": "global",
         "data": None,
+        "forget": None,
         "action": "freeze",
         "examples": 64,
     },
@@ -63,6 +64,8 @@ class MaskOptions:
             (``speft``).
         history: weight of the past in the moving average of changes (``mifo``).
         data: the retain set: a file, a folder, or the name of a dataset (``retain``).
+        forget: rows to be forgotten, likewise; they are looked at only to refuse a prompt that is
+            in the retain set, too (``retain``).
         action: ``freeze`` the weights that the retain set needs most, or ``zero`` once those that
             it needs least (``retain``).
         examples: the most demonstrations that are looked at without an update: of the rows to train
@@ -79,6 +82,7 @@ class MaskOptions:
     score_steps: int | None = None
     history: float | None = None
     data: str | None = None
+    forget: str | None = None
     action: str | None = None
     examples: int | None = None
 
