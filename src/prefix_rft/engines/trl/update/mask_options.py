@@ -58,7 +58,8 @@ class MaskOptions:
             where there is a ``count``.
         count: how many of them, in place of ``fraction``.
         score: salience, see ``core.saliency``.
-        scope: of all weights together (``global``) or of each tensor (``local``).
+        scope: the share is that of all these weights together (``global``), or of each tensor
+            (``local``).
         update_every: choose anew after so many steps; 0 is never (``speft``).
         score_steps: optimizer steps whose gradients are looked at; all but the last change nothing
             (``speft``).
