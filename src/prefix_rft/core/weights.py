@@ -126,7 +126,8 @@ DIVERGENCES = ("total_variation", "pearson", "squared_hellinger")
 def f_divergence(divergence: str, beta: float, floor: float = 0.0, cap: float = 16.0) -> Weight:
     """``beta phi'(x)`` with ``x = beta (log pi - log pi_ref)``, held within [floor, cap].
 
-    A derived form, not the paper's (arXiv 2507.00018 gives no formula that could be verified).
+    A derived form without its value term (V = 0), not the paper's (of arXiv 2507.00018 no formula
+    could be verified); with a value that is free for each prompt every divergence is plain SFT.
     ``phi' = 1`` (total variation: plain SFT), ``1 - x/2`` (Pearson; it turns negative for x > 2,
     which the floor prevents), ``1/(1+x)^2`` (squared Hellinger; it has a pole at x = -1, before
     which the cap holds it).

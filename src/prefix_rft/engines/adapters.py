@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from transformers.utils import cached_file
 
@@ -18,6 +20,8 @@ from prefix_rft.support.errors import UserError
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MODEL_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+SPARSE = "SHIRA"
+"""The kind of adapter that is a difference at some places of a matrix."""
 TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json")
 
 
@@ -157,6 +161,40 @@ def adapt(adapter: Adapter, model: Any, trainable: bool) -> Any:
             f"{what}: {len(missing)} of its weights are missing and {len(loaded.unexpected_keys)} "
             f"have no place there, such as '{lost[0]}'"
         )
+    config: Any = adapted.peft_config["default"]
+    if config.peft_type == SPARSE:
+        config.mask_fn = _places_of(adapted)  # for a copy beside it
     # Where it was found, so that the adapter that is saved finds it too.
-    adapted.peft_config["default"].base_model_name_or_path = adapter.base
+    config.base_model_name_or_path = adapter.base
     return adapted
+
+
+def _places_of(model: Any) -> Callable[..., torch.Tensor]:
+    """A mask function of peft's that gives the places of the sparse adapter that is there."""
+    layers = {id(m.base_layer): m for m in model.modules() if hasattr(m, "shira_indices")}
+
+    def mask_fn(layer: Any, r: int, **kwargs: Any) -> torch.Tensor:
+        rows, columns = layers[id(layer)].shira_indices["default"].long()
+        mask = torch.zeros(layer.weight.shape, dtype=torch.bool, device=rows.device)
+        mask[rows, columns] = True
+        return mask
+
+    return mask_fn
+
+
+def copy_to_reference(model: Any) -> None:
+    """Give the copy of an adapter that TRL compares with the weights that TRL does not copy.
+
+    TRL copies weights in whose name the adapter's name stands within, such as
+    ``lora_A.default.weight``; those of kinds that have it at the end, such as
+    ``shira_weight.default``, are left at their initial values.
+
+    Args:
+        model: the policy, perhaps with adapters ``default`` and ``ref``.
+    """
+    if "ref" not in getattr(model, "peft_config", {}):
+        return
+    named = dict(model.named_parameters())
+    for name, p in named.items():
+        if name.endswith(".default"):
+            named[f"{name.removesuffix('default')}ref"].data.copy_(p.data)

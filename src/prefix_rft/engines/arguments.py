@@ -24,7 +24,7 @@ from prefix_rft.data import find_source
 from prefix_rft.engines.options import SHARED
 from prefix_rft.engines.trl import DemonstrationConfig, PrefixRFTConfig
 from prefix_rft.engines.trl.ranges import check_numbers
-from prefix_rft.engines.trl.update.parameter_mask import MaskOptions
+from prefix_rft.engines.trl.update.mask_options import MaskOptions
 from prefix_rft.recipe.batches import BatchPlan, plan_batches
 from prefix_rft.recipe.recipe import RECOMPUTE, Recipe, recompute_key
 from prefix_rft.runs.folder import free_run_folder
@@ -177,7 +177,7 @@ def trainer_arguments(
 
 
 def seen_from_here(mask: Any, folder: Path) -> Any:
-    """The options of a parameter mask, with the path of its data no longer the recipe's.
+    """The options of a parameter mask, with the paths of its data no longer the recipe's.
 
     Args:
         mask: options, as the recipe gives them.
@@ -186,10 +186,13 @@ def seen_from_here(mask: Any, folder: Path) -> Any:
     Raises:
         UserError: the options cannot be used, or there is no such data.
     """
-    data = MaskOptions.read(mask).data
-    if data is None:
-        return mask
-    if not (folder / data).exists():
-        find_source(data, folder)
-        return mask
-    return {**mask, "data": str(folder / data)}
+    options, here = MaskOptions.read(mask), {}
+    for key in ("data", "forget"):
+        data = getattr(options, key)
+        if data is None:
+            continue
+        if (folder / data).exists():
+            here[key] = str(folder / data)
+        else:
+            find_source(data, folder)
+    return {**mask, **here}

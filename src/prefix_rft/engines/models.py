@@ -37,6 +37,8 @@ def quiet() -> None:
     transformers.logging.set_verbosity_error()
     # What peft says at every token that a model with virtual ones samples.
     warnings.filterwarnings("ignore", message="Position ids are not supported for parameter")
+    # What torch says at the first sparse difference that peft's SHiRA makes.
+    warnings.filterwarnings("ignore", message="Sparse invariant checks are implicitly disabled")
     # TRL reads a name that transformers has renamed; a user can do nothing about it.
     warnings.filterwarnings("ignore", message=r"`(is_)?gradient_checkpointing\w*` is deprecated")
 

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from prefix_rft.engines.adapters import Adapter
+from prefix_rft.core.saliency import SCORES
+from prefix_rft.engines.adapters import SPARSE, Adapter
 from prefix_rft.engines.models import UncountedError, without_weights
 from prefix_rft.support.errors import UserError, check_types, choose, nearest, one_line
 
@@ -29,6 +30,8 @@ FIXED = {
     "task_type": "a causal language model is trained",
 }
 """Keys of a configuration that are no choice here, and why."""
+MASK, OWN_MASK = "mask_type", "random"
+"""How the places of a sparse adapter are chosen, and the way that peft has."""
 
 
 def adapter_config(options: Mapping[str, Any]) -> Any:
@@ -39,6 +42,9 @@ def adapter_config(options: Mapping[str, Any]) -> Any:
 
     Raises:
         UserError: peft is missing, or a kind, a field or a value that it does not have.
+
+    ``mask_type`` of the sparse adapter (SHiRA) may also be a salience score; see
+    ``engines.trl.update.sparse_adapter``, which then chooses the places.
     """
     if find_spec("peft") is None:
         raise UserError(f"recipe key '{KEY}' needs peft: pip install prefix-rft[peft]")
@@ -58,10 +64,15 @@ def adapter_config(options: Mapping[str, Any]) -> Any:
             raise UserError(f"unknown option of {KEY} '{key}' ({name}): {nearest(key, annotated)}")
     check_types("recipe key", {f"{KEY}.{k}": v for k, v in own.items()},
                 {f"{KEY}.{k}": kind for k, kind in annotated.items()})  # fmt: skip
+    mask = own.pop(MASK, OWN_MASK) if name == SPARSE else OWN_MASK
+    choose(f"{KEY}.{MASK}", mask, (OWN_MASK, *(score for score in SCORES if score != OWN_MASK)))
     try:
-        return kinds[name](task_type=TaskType.CAUSAL_LM, **own)
+        config: Any = kinds[name](task_type=TaskType.CAUSAL_LM, **own)
     except (TypeError, ValueError, ImportError, AttributeError) as error:
         raise UserError(f"recipe key '{KEY}': {one_line(error)}") from error
+    if mask != OWN_MASK:
+        config.mask_type, config.mask_fn = mask, None
+    return config
 
 
 def to_put_on(model: Any, options: Mapping[str, Any] | None) -> Any:

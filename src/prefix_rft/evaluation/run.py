@@ -14,6 +14,7 @@ import torch
 from datasets import Dataset
 
 from prefix_rft.data import load_rows
+from prefix_rft.data.forgetting import refuse_shared
 from prefix_rft.data.moment import pinned
 from prefix_rft.data.render import Renderer
 from prefix_rft.data.rows import PLACE
@@ -29,7 +30,7 @@ from prefix_rft.evaluation.folder import (
 )
 from prefix_rft.evaluation.samples import Request, sample_and_grade
 from prefix_rft.evaluation.scores import Problem, difference, scores, split_by
-from prefix_rft.evaluation.sets import EvalSet
+from prefix_rft.evaluation.sets import FORGET, RETAIN, EvalSet
 from prefix_rft.rewards import close_all, load_rewards, missing_columns
 from prefix_rft.rewards.checked import name_of
 from prefix_rft.rewards.golds import unreadable_golds
@@ -99,6 +100,7 @@ def run_eval(plan: EvalPlan, folder: Path, progress: Any) -> dict[str, Any]:
     if any(not is_done(folder, *job) for job in plan.jobs()):
         for eval_set in plan.sets:
             check_golds(eval_set)
+        refuse_forgotten(plan.sets)
     date = open_folder(folder, plan.settings())
     for role, source in plan.models.items():
         loaded = None
@@ -136,6 +138,19 @@ def check_golds(eval_set: EvalSet) -> None:
                     f"set '{eval_set.name}': '{name_of(rewards[0])}' can read no gold answer of "
                     f"its {len(rows)} problems: check the column, or use another reward"
                 )
+
+
+def refuse_forgotten(sets: Sequence[EvalSet]) -> None:
+    """Look whether sets named ``forget`` and ``retain`` are distinct, where there are both.
+
+    Raises:
+        DataError: they share a prompt.
+    """
+    named = {s.name: s for s in sets}
+    if FORGET in named and RETAIN in named:
+        both = (named[name] for name in (FORGET, RETAIN))
+        forget, retain = (load_rows(s.data, folder=s.folder, reading=s.reading) for s in both)
+        refuse_shared(forget, retain, f"sets {FORGET} and {RETAIN}")
 
 
 def _load(source: str) -> tuple[Any, Any]:

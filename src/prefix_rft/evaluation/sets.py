@@ -13,6 +13,9 @@ from prefix_rft.data import Reading
 from prefix_rft.recipe.strict_yaml import load
 from prefix_rft.support.errors import UserError, check_types, refuse_unknown
 
+FORGET, RETAIN = "forget", "retain"
+"""Names of sets of which a table has the accuracies of unlearning."""
+
 
 @dataclass(frozen=True)
 class EvalSet:

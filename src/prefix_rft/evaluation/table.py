@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prefix_rft.evaluation.estimates import UNGRADED, Estimate
+from prefix_rft.evaluation.sets import FORGET, RETAIN
 from prefix_rft.support.console import say
 from prefix_rft.support.untrusted import visible
 
@@ -22,13 +23,18 @@ def temperature_name(temperature: float) -> str:
 
 
 def show_eval(console: Console, result: Row) -> None:
-    """One table for each set, one for each column it is split by, one of paired differences."""
+    """One table for each set, one for each column it is split by, one of paired differences.
+
+    Of sets named ``forget`` and ``retain`` one of unlearning, too.
+    """
     sets = dict.fromkeys(r["set"] for r in result["results"])
     for name in sets:
         rows = [r for r in result["results"] if r["set"] == name]
         console.print(_numbers(name, rows))
         for column in rows[0]["by"]:
             console.print(_parts(name, column, rows))
+    if {FORGET, RETAIN} <= sets.keys():
+        console.print(_unlearning(result["results"]))
     if result["differences"]:
         console.print(_differences(result["differences"]))
     if not all(r["maj_at"] for r in result["results"]):
@@ -49,6 +55,40 @@ def _numbers(name: str, rows: Sequence[Row]) -> Table:
         ungraded = f" ({row['ungraded']} ungraded)" if row["ungraded"] else ""
         cells += [f"{100 * row['truncated']:.1f}", f"{100 * row['no_answer']:.1f}{ungraded}"]
         _add_row(table, rows, row, [*cells, f"{row['tokens']:.1f}"])
+    return table
+
+
+def unlearning(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """UA and RA of each model and temperature, in percent, from the results of its sets.
+
+    UA is 100 less the accuracy on the set to forget, RA the accuracy on the set to retain
+    (arXiv 2410.03833); an accuracy is the share of samples that are right (pass@1). None where
+    nothing could be graded.
+    """
+    found: dict[tuple[str, float], dict[str, Any]] = {}
+    for row in rows:
+        if row["set"] not in (FORGET, RETAIN):
+            continue
+        own = found.setdefault((row["model"], row["temperature"]), {})
+        at = {int(k): v for k, v in row["pass_at"].items()}
+        share = 100 * at[1]["mean"] if 1 in at else None
+        if row["set"] == RETAIN:
+            own["RA"] = share
+        else:
+            own["UA"] = None if share is None else 100 - share
+    return [
+        {"model": model, "temperature": temperature, **own}
+        for (model, temperature), own in found.items()
+    ]
+
+
+def _unlearning(rows: Sequence[Row]) -> Table:
+    table = Table(title="unlearning, accuracies in %")
+    found = unlearning(rows)
+    _add_columns(table, found, [f"UA (100 - {FORGET})", f"RA ({RETAIN})"])
+    for row in found:
+        numbers = (row["UA"], row["RA"])
+        _add_row(table, found, row, ["ungraded" if x is None else f"{x:.1f}" for x in numbers])
     return table
 
 

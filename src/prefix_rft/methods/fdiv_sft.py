@@ -21,6 +21,10 @@ def fdiv_sft(
 ) -> Method:
     """SFT with tokens weighted by ``beta phi'(beta log pi/pi_ref)``. Experimental, derived.
 
+    In full the loss is ``-phi(beta log pi/pi_ref + V(x)) + V(x)`` with the prompt's value V. Here V
+    is 0; a V that is free for each prompt makes every divergence plain SFT, so what this method
+    does beyond SFT comes from that choice, which is ours. See docs/methods/fdiv_sft.md.
+
     Args:
         divergence: ``total_variation`` (plain SFT), ``pearson`` or ``squared_hellinger``.
         beta: the scale of the implicit reward.

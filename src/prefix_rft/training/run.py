@@ -24,6 +24,7 @@ from prefix_rft.engines.trl.clock import stop_clock
 from prefix_rft.engines.trl.policy import trained_weights
 from prefix_rft.engines.trl.safety.interrupt import StopOnSignal
 from prefix_rft.engines.trl.safety.watch import ObservesMetrics
+from prefix_rft.engines.trl.update.sparse_adapter import choose_places
 from prefix_rft.recipe.resolved import resolved
 from prefix_rft.recipe.rif_options import Filter
 from prefix_rft.runs.best import BEST
@@ -151,6 +152,7 @@ def make_trainer(setup: Setup, model: Any, tokenizer: Any, rows: Dataset, phases
     }
     shared["peft_config"] = to_put_on(model, setup.recipe.peft)
     try:
+        choose_places(shared["peft_config"], model, tokenizer, rows, setup.args)
         if setup.method.samples:
             return PrefixRFTTrainer(model, setup.rewards, setup.args, **shared)
         return DemonstrationTrainer(model, setup.args, **shared)

@@ -1,19 +1,14 @@
 """Two gloo processes compute what one would, also where only one of them has what matters."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
-from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from family_two_processes import CASES, STEPS
+from two_gloo import Ranks, launch
 
 from second.step import formulas, trl_run
 from second.step.update import Row, Update, relative_error, solve_rate, total
@@ -39,46 +34,10 @@ STAGES = {"irft-split": [0, 1, 2]}
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-Ranks = tuple[Path, list[dict[str, Any]]]
-
-
-def launch(folder: Path, cases: Sequence[str]) -> Ranks:
-    """What each of two processes found, of all these cases in one launch."""
-    paths = [str(HERE), str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join(paths),
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    # As torchrun starts them, without the seconds that it takes for itself.
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(HERE / "family_two_processes.py"), str(folder), *cases],
-            env={**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in ("0", "1")
-    ]
-    try:
-        said = [process.communicate(timeout=800)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    for process, words in zip(processes, said, strict=True):
-        assert process.returncode == 0, words[-4000:]
-    return folder, [torch.load(folder / f"rank{r}.pt", weights_only=True) for r in (0, 1)]
-
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
-    return launch(tmp_path_factory.mktemp("two"), list(CASES))
+    return launch("family_two_processes.py", tmp_path_factory.mktemp("two"), list(CASES))
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -21,7 +21,7 @@ from prefix_rft.data.pictures import asked
 from prefix_rft.data.render import Renderer
 from prefix_rft.engines.pictures import prompt_inputs
 from prefix_rft.engines.sampling import SamplingSettings, generate
-from prefix_rft.engines.trl.update.retain import retain_gradients
+from prefix_rft.engines.trl.update.example_gradients import example_gradients, retained
 from prefix_rft.evaluation.likelihood import likelihood
 from prefix_rft.methods.registry import BUILT_IN, load
 from prefix_rft.runs.rollouts import Rollout
@@ -278,8 +278,9 @@ def test_a_reference_and_a_retain_set_see_pictures(tmp_path: Path) -> None:
         model, processor = make_llava()
         path = tmp_path / f"{len(found)}.jsonl"
         data.to_json(path)
-        sums, _ = retain_gradients(model, Renderer(processor), str(path), 2, 32)
-        found.append(sums["lm_head.weight"])
+        render, weights = Renderer(processor), dict(model.named_parameters())
+        kept = retained(render, str(path), 2, 32)
+        found.append(example_gradients(model, render, kept, weights, "gradient")["lm_head.weight"])
     assert relative_error([found[0]], [found[1]]) > 1e-3
     model, _ = make_llava()
     model.save_pretrained(tmp_path / "model")  # a reference is loaded from where the policy is from
@@ -369,6 +370,16 @@ def test_a_run_goes_on_to_the_bit(tmp_path: Path, kind: Callable) -> None:
     other = kind(tmp_path / "2", others, **saving)
     with pytest.raises(UserError, match="other"):
         other.train(resume_from_checkpoint=str(tmp_path / "2" / "checkpoint-2"))
+
+
+def test_a_mask_of_imitation_looks_at_pictures(tmp_path: Path) -> None:
+    rows, masks = picture_rows(tmp_path, [1, 1, 2]), []
+    swapped = Dataset.from_dict(columns_of(rows) | {"images": rows["images"][::-1]})
+    for data in (rows, swapped):
+        trainer = sft(tmp_path / "run", data, parameter_mask={"kind": "speft", "fraction": 0.3})
+        trainer.train()
+        masks.append(trainer.parameter_mask.masks)
+    assert any(not masks[0][name].equal(masks[1][name]) for name in masks[0])
 
 
 def test_texts_through_a_processor_are_as_through_a_tokenizer(tmp_path: Path) -> None:

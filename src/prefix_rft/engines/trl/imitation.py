@@ -108,16 +108,16 @@ class DemonstrationTrainer(PacksRows, Watched, EvaluatesHeldOut, ResumesExactly,
             refuse_too_long(self.policy, (len(row["input_ids"]) for row in part))
         rows, sharded = self.train_dataset, self.is_deepspeed_enabled or self.is_fsdp_enabled
         refuse_pictures(reads, rows, args, sharded)
-        self.own_state = OwnState.of(self.method, args, self.policy, rows, self.renderer, sharded)
+        parts = self.method, args, self.policy, lambda: (self.train_dataset, self.renderer)
+        self.own_state = OwnState.of(*parts, self.processes, sharded)
         if self.own_state.mask is not None:
             self.add_callback(self.own_state.mask)
-        tokenizer, column = self.renderer.tokenizer, args.demonstration_column
-        self.made_of = made_of(self.model, tokenizer, rows, (), column)
+        rest = self.renderer.tokenizer, rows, (), args.demonstration_column
+        self.made_of = made_of(self.model, *rest)
         if self.reference is not None:  # two forwards are compared: their noise would differ
             self.notes += turn_off_dropout(self.model)
         self.tokens = TokenCounts(self.accelerator.device)
-        unfit = sharded or self.aux_loss_enabled
-        why_whole = packing(args, self.policy, None, unfit, self.notes)
+        why_whole = packing(args, self.policy, None, sharded or self.aux_loss_enabled, self.notes)
         self.scorer = Scorer(self._whole, self.accelerator, 1.0, self.tokens, False, why_whole)
 
     def _rows(self, data: Any) -> Any:

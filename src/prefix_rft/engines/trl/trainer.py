@@ -117,7 +117,8 @@ class PrefixRFTTrainer(PacksRows, Watched, EvaluatesHeldOut, ResumesExactly, Rol
         sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
         self.tokens = TokenCounts(self.accelerator.device)
         self.gradient_shares = GradientShares.of(args, method, policy, sharded)
-        self.own_state = OwnState.of(method, args, policy, rows, renderer, sharded)
+        data = lambda: (self.train_dataset, self.renderer)  # noqa: E731
+        self.own_state = OwnState.of(method, args, policy, data, processes, sharded)
         if self.own_state.mask is not None:
             self.add_callback(self.own_state.mask)
         column, other = args.demonstration_column, None if sharded else self.ref_model

@@ -57,7 +57,8 @@ def write(
     """Write ``train.jsonl``, ``valid.jsonl``, ``test.jsonl``, ``base/``, ``recipe.yaml``,
     ``forgetting.yaml``, ``recipes/`` (one for each method) and ``compare/`` into ``folder``.
 
-    Validation rows are of the training split; no puzzle is in both files.
+    Validation rows are of the training split; no puzzle is in both files. The easiest quarter of
+    the training rows is in ``forget.jsonl``, the rest in ``retain.jsonl``.
 
     Args:
         folder: the folder to write into.
@@ -86,6 +87,12 @@ def write(
     valid = generate("train", n_valid, seed + VALIDATION, rules, avoid=train)
     write_rows(folder / "train.jsonl", train, rules.limit, seed, solver_accuracy)
     write_rows(folder / "valid.jsonl", valid, rules.limit, seed)
+    easy = {
+        p.prompt for p in sorted(train, key=lambda p: difficulty(p, rules.limit))[: n_train // 4]
+    }
+    for name, wanted in (("forget", True), ("retain", False)):
+        own = [p for p in train if (p.prompt in easy) == wanted]
+        write_rows(folder / f"{name}.jsonl", own, rules.limit, seed)
     write_rows(folder / "test.jsonl", generate("test", n_test, seed, rules), rules.limit, seed)
     with as_file(files(PACKAGE)) as package:
         shutil.copytree(package / base, folder / "base", dirs_exist_ok=True)

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from prefix_rft.core import Method
+from prefix_rft.data import load_rows
+from prefix_rft.data.forgetting import refuse_shared
 from prefix_rft.data.render import Renderer
+from prefix_rft.engines.adapters import copy_to_reference
 from prefix_rft.engines.state import MethodState, hash_of_rows
 from prefix_rft.engines.trl.policy import refuse_frozen
+from prefix_rft.engines.trl.processes import Processes
 from prefix_rft.engines.trl.reference import ReferencePolicy
-from prefix_rft.engines.trl.update.parameter_mask import MaskOptions, ParameterMask
-from prefix_rft.engines.trl.update.retain import retain_gradients
+from prefix_rft.engines.trl.update.example_gradients import drawn, example_gradients, retained
+from prefix_rft.engines.trl.update.mask_options import MaskOptions
+from prefix_rft.engines.trl.update.parameter_mask import LookAt, ParameterMask
 from prefix_rft.support.errors import UserError
 
 
@@ -38,8 +45,8 @@ class OwnState:
         method: Method,
         args: Any,
         model: torch.nn.Module,
-        dataset: Any,
-        renderer: Renderer,
+        data: Callable[[], tuple[Any, Renderer]],
+        processes: Processes,
         sharded: bool,
     ) -> OwnState:
         """The state that a run begins with.
@@ -48,8 +55,9 @@ class OwnState:
             method: the method that is trained.
             args: the trainer's configuration.
             model: the policy, neither sharded nor wrapped.
-            dataset: the rows as token ids.
-            renderer: how the retain set of a mask becomes ids.
+            data: gives the rows as token ids, and how texts become ids; both may be others once a
+                run goes on.
+            processes: the processes that share the run.
             sharded: the weights are spread over processes.
 
         Raises:
@@ -57,8 +65,11 @@ class OwnState:
                 model can be trained.
         """
         refuse_frozen(model)
-        options = MaskOptions.read(args.parameter_mask) if args.parameter_mask else None
-        rows = hash_of_rows(dataset)
+        copy_to_reference(model)
+        options = None
+        if args.parameter_mask:
+            options = MaskOptions.read(args.parameter_mask).of(method.samples)
+        rows = hash_of_rows(data()[0])
         state = MethodState(method.name, asdict(options) if options else None, rows)
         if method.needs_own_reference and sharded:
             raise UserError(
@@ -75,12 +86,8 @@ class OwnState:
                 "parameter_mask kind mifo masks steps of imitation, which method "
                 f"'{method.name}' does not have: use mifo or relift"
             )
-        data, examples, budget = str(options.data), options.examples, args.max_completion_length
-
-        def of_retain_set() -> Any:
-            return retain_gradients(model, renderer, data, examples, budget)
-
-        return cls(state, reference, ParameterMask(options, model, args.seed, of_retain_set))
+        look_at = _look_at(options, args, model, data, processes)
+        return cls(state, reference, ParameterMask(options, model, args.seed, look_at))
 
     def enter_stage(self, method: Method, step: int, total_steps: int) -> None:
         """Make the policy of now the reference where a new stage of the method begins.
@@ -119,3 +126,31 @@ class OwnState:
     def _parts(self) -> list[MethodState | ReferencePolicy | ParameterMask]:
         parts = (self.method, self.reference, self.mask)
         return [p for p in parts if p is not None]
+
+
+def _look_at(
+    options: MaskOptions,
+    args: Any,
+    model: torch.nn.Module,
+    data: Callable[[], tuple[Any, Renderer]],
+    processes: Processes,
+) -> LookAt:
+    """How a mask looks at demonstrations; each process looks at its share of them."""
+    most, budget = options.examples or 0, args.max_completion_length
+
+    def look_at(weights: Mapping[str, torch.nn.Parameter], choice: int) -> dict[str, Tensor]:
+        rows, renderer = data()
+        if options.data is not None:
+            if options.forget is not None:
+                forget, retain = (
+                    load_rows(x, folder=Path()) for x in (options.forget, options.data)
+                )
+                refuse_shared(forget, retain, "parameter_mask: forget and data")
+            examples = retained(renderer, options.data, most, budget)
+        else:
+            examples = drawn(rows, most, args.seed + choice)
+        share = examples[processes.index :: processes.count]
+        score = options.score or ""
+        return example_gradients(model, renderer, share, weights, score, processes.sum)
+
+    return look_at

@@ -8,7 +8,6 @@ weight decay nor the optimizer's memory moves them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,82 +15,23 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-from prefix_rft.core.saliency import SCOPES, SCORES, keep_most_salient, salience
+from prefix_rft.core.saliency import (
+    WITHOUT_GRADIENTS,
+    keep_most_salient,
+    kept_of_each,
+    salience,
+    term,
+)
 from prefix_rft.engines.trl.tensors import read_tensors, write_tensors
-from prefix_rft.support.errors import UserError, check_types, choose, refuse_unknown
+from prefix_rft.engines.trl.update.mask_options import MaskOptions
+from prefix_rft.engines.trl.update.mask_targets import targets
+from prefix_rft.support.errors import RunError, UserError
 
 FILE = "parameter_mask.safetensors"
-KINDS = ("speft", "mifo", "retain")
-ACTIONS = ("freeze", "zero")
 
-
-@dataclass(frozen=True)
-class MaskOptions:
-    """A recipe's ``parameter_mask``.
-
-    Attributes:
-        kind: ``speft`` trains the most salient weights (arXiv 2412.13488); ``mifo`` freezes, in
-            steps of imitation, the weights that the other steps have changed most (arXiv
-            2510.04454; the rule is ours); ``retain`` looks at what a retain set needs (after arXiv
-            2410.03833; the rule is ours).
-        fraction: the share of the weights that is: trained (``speft``), frozen in imitation
-            (``mifo``), frozen as the most needed or zeroed as the least needed (``retain``).
-        score: salience, see ``core.saliency``.
-        scope: the fraction is of all weights together (``global``) or of each tensor (``local``).
-        update_every: choose anew after so many steps; 0 is never (``speft``).
-        score_steps: optimizer steps whose gradients are looked at; all but the last change nothing.
-        history: weight of the past in the moving average of changes (``mifo``).
-        data: the retain set: a file, a folder, or the name of a dataset.
-        action: ``freeze`` the weights that the retain set needs most, or ``zero`` once those that
-            it needs least (``retain``).
-        examples: demonstrations of the retain set that are looked at.
-    """
-
-    kind: str
-    fraction: float = 0.05
-    score: str = "gradient"
-    scope: str = "global"
-    update_every: int = 0
-    score_steps: int = 1
-    history: float = 0.9
-    data: str | None = None
-    action: str = "freeze"
-    examples: int = 64
-
-    @classmethod
-    def read(cls, settings: Mapping[str, Any]) -> MaskOptions:
-        """Check the options of a recipe.
-
-        Raises:
-            UserError: one is unknown or cannot be used.
-        """
-        if not isinstance(settings, Mapping):
-            raise UserError(f"parameter_mask must be a mapping with a kind, got {settings!r}")
-        names = {f.name: str(f.type) for f in fields(cls)}
-        refuse_unknown("option of parameter_mask", settings, names)
-        check_types("option of parameter_mask", settings, names)
-        if "kind" not in settings:
-            raise UserError(f"parameter_mask needs a kind: {', '.join(KINDS)}")
-        options = cls(**settings)
-        choose("kind of parameter_mask", options.kind, KINDS)
-        choose("salience score", options.score, SCORES)
-        choose("scope of the mask", options.scope, SCOPES)
-        choose("action of parameter_mask", options.action, ACTIONS)
-        if not 0.0 < options.fraction < 1.0:
-            raise UserError(f"parameter_mask: fraction must be in (0, 1), got {options.fraction}")
-        if options.update_every < 0 or options.score_steps < 1 or options.examples < 1:
-            raise UserError(
-                "parameter_mask: update_every must be at least 0, score_steps and examples 1"
-            )
-        if not 0.0 <= options.history < 1.0:
-            raise UserError(f"parameter_mask: history must be in [0, 1), got {options.history}")
-        if (options.data is None) == (options.kind == "retain"):
-            raise UserError("parameter_mask: kind retain needs data, and no other kind has any")
-        return options
-
-
-RetainGradients = Callable[[], tuple[dict[str, Tensor], dict[str, Tensor]]]
-"""Sums of the gradients of a retain set and of their squares, by the names of weights."""
+LookAt = Callable[[Mapping[str, torch.nn.Parameter], int], dict[str, Tensor]]
+"""Sums of what the score adds up over demonstrations, of these weights and by their names; the
+number says which choice of a mask it is for, from 0."""
 
 
 class ParameterMask(TrainerCallback):
@@ -101,29 +41,47 @@ class ParameterMask(TrainerCallback):
         options: which weights are trained.
         model: the policy, neither sharded nor wrapped.
         seed: the seed of the score ``random``.
-        retain_gradients: gives those of the retain set, when training begins (``retain``).
+        look_at: gradients of the demonstrations that are looked at: those of the retain set
+            (``retain``), or of the rows to train on (``speft``).
+
+    Raises:
+        UserError: the model has no such weights, or fewer than the options' count.
     """
 
     def __init__(
-        self,
-        options: MaskOptions,
-        model: torch.nn.Module,
-        seed: int,
-        retain_gradients: RetainGradients,
+        self, options: MaskOptions, model: torch.nn.Module, seed: int, look_at: LookAt
     ) -> None:
         self.options, self.model = options, model
-        self.seed, self.retain_gradients = seed, retain_gradients
+        self.seed, self.look_at = seed, look_at
+        self.targets = targets(model, options.modules or "")
+        self._refuse_count()
         self.step = 0
         self.masks: dict[str, Tensor] | None = None
         self.imitation = False
         self.sums: dict[str, Tensor] = {}
-        self.squares: dict[str, Tensor] = {}
         self.changes: dict[str, Tensor] = {}
         self.before: dict[str, Tensor] = {}
         self.memory_before: dict[Any, dict[str, Any]] = {}
         self.scored = 0
+        self.looking = False
         for name, p in self._parameters():
             p.register_hook(lambda gradient, name=name: self._filter(name, gradient))
+
+    def _refuse_count(self) -> None:
+        options = self.options
+        sizes = [p.numel() for p in self.targets.values()]
+        sizes = sizes if options.scope == "local" else [sum(sizes)]
+        try:
+            kept = kept_of_each(sizes, options.fraction, options.count)
+        except UserError as error:
+            raise UserError(
+                f"parameter_mask: {error} (modules: {options.modules}, scope: {options.scope})"
+            ) from error
+        if options.count is not None and options.kind != "speft" and kept == sizes:
+            raise UserError(
+                f"parameter_mask: count={options.count} is all of the weights that kind "
+                f"{options.kind} chooses from: lower it"
+            )
 
     def _parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         return ((n, p) for n, p in self.model.named_parameters() if p.requires_grad)
@@ -135,15 +93,14 @@ class ParameterMask(TrainerCallback):
         """
         self.imitation = imitation
         if self.options.kind == "mifo" and imitation and self.changes:
-            most = keep_most_salient(self.changes, self.options.fraction, self.options.scope)
-            self.masks = {name: ~m for name, m in most.items()}
+            self.masks = self._all_but(self._most(self.changes))
 
     @property
     def _active(self) -> bool:
         return self.masks is not None and (self.options.kind != "mifo" or self.imitation)
 
     def _filter(self, name: str, gradient: Tensor) -> Tensor:
-        if not self._active or self._choosing:
+        if not self._active or self._choosing or self.looking:
             return gradient
         assert self.masks is not None  # noqa: S101
         return gradient * self.masks[name]
@@ -151,48 +108,64 @@ class ParameterMask(TrainerCallback):
     @property
     def _choosing(self) -> bool:
         """Whether the gradients of this step are looked at to choose a mask."""
-        if self.options.kind != "speft":
+        if self.options.score_steps is None:
             return False
-        every, step = self.options.update_every, self.step
-        due = self.masks is None or (every > 0 and step > 0 and step % every == 0)
-        return due or self.scored > 0
+        return self.masks is None or self._due or self.scored > 0
+
+    @property
+    def _due(self) -> bool:
+        """Whether a mask is to be chosen anew at this step."""
+        every = self.options.update_every or 0
+        return every > 0 and self.step > 0 and self.step % every == 0
 
     # ---- what the trainer's loop calls ---------------------------------------------------------
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Look at the retain set, before the first step."""
-        if self.options.kind == "speft" and self.options.score_steps > state.max_steps:
+        """Choose what can be chosen before the first step.
+
+        Raises:
+            UserError: the run ends before anything would be trained, or there is nothing to look
+                at.
+        """
+        steps = self.options.score_steps
+        if steps is not None and steps > state.max_steps:
             raise UserError(
-                f"parameter_mask: score_steps={self.options.score_steps} looks longer than the run "
-                f"of {state.max_steps} steps, so nothing would be trained"
+                f"parameter_mask: score_steps={steps} looks longer than the run of "
+                f"{state.max_steps} steps, so nothing would be trained"
             )
-        if self.options.kind != "retain" or self.masks is not None:
+        if self.masks is not None or self.options.kind == "mifo" or steps is not None:
             return
-        sums, squares = self.retain_gradients()
-        scores = self._scores(sums, squares)
-        if self.options.action == "freeze":
-            needed = keep_most_salient(scores, self.options.fraction, self.options.scope)
-            self.masks = {name: ~m for name, m in needed.items()}
+        scores = self._looked_at(0)
+        if self.options.kind == "speft":
+            self.masks = self._none_but(self._most(scores))
+        elif self.options.action == "freeze":
+            self.masks = self._all_but(self._most(scores))
             if not any(bool(m.any()) for m in self.masks.values()):
                 raise UserError(
                     f"parameter_mask: fraction={self.options.fraction} freezes all weights, so "
                     "nothing would be trained: lower it"
                 )
-            return
-        least = {name: -s for name, s in scores.items()}
-        unneeded = keep_most_salient(least, self.options.fraction, self.options.scope)
-        for name, p in self._parameters():
-            p.data.masked_fill_(unneeded[name], 0.0)
-        self.masks = {name: torch.ones_like(m) for name, m in unneeded.items()}
+        else:
+            unneeded = self._most({name: -s for name, s in scores.items()})
+            for name, m in unneeded.items():
+                self.targets[name].data.masked_fill_(m, 0.0)
+            self.masks = self._all_but({n: torch.zeros_like(m) for n, m in unneeded.items()})
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Take note of the optimizer step, before any of its gradients."""
+        """Take note of the optimizer step, before any of its gradients; choose anew if it is due.
+
+        The optimizer forgets what it remembers of the weights of before.
+        """
         self.step = state.global_step
+        if self._due and self.options.score_steps is None:
+            every = self.options.update_every or 1
+            self.masks = self._none_but(self._most(self._looked_at(self.step // every)))
+            self._memory(kwargs["optimizer"]).clear()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Choose a mask if one is due, and remember the weights that must not move."""
         if self._choosing:
-            self._score_gradients()
+            self._score_gradients(kwargs["optimizer"])
         held = self.scored > 0
         if held:
             memory = self._memory(kwargs["optimizer"])
@@ -219,7 +192,7 @@ class ParameterMask(TrainerCallback):
                     mask = self.masks[name]
                     p.copy_(torch.where(mask, p, before))
                     self._mask_memory(memory.get(p, {}), mask)
-                elif self.options.kind == "mifo":
+                elif name in self.targets:
                     self._track(name, (p - before).abs())
         if held:
             memory.clear()  # a step that is only looked at leaves the optimizer as it was
@@ -240,32 +213,65 @@ class ParameterMask(TrainerCallback):
 
     # ---- choosing ------------------------------------------------------------------------------
 
-    def _scores(
-        self, sums: Mapping[str, Tensor], squares: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
+    def _looked_at(self, choice: int) -> dict[str, Tensor]:
+        """The scores by demonstrations that are looked at now, and not trained on."""
+        if self.options.score in WITHOUT_GRADIENTS:
+            return self._scores({}, choice)
+        self.looking = True
+        totals = self.look_at(self.targets, choice)
+        self.looking = False
+        return self._scores(totals, choice)
+
+    def _scores(self, totals: Mapping[str, Tensor], choice: int) -> dict[str, Tensor]:
+        score, seed = self.options.score or "", self.seed + 1_000_003 * choice
+        scores = {
+            name: salience(score, p, totals.get(name), seed + i)
+            for i, (name, p) in enumerate(self.targets.items())
+        }
+        for name, s in scores.items():
+            if not bool(s.isfinite().all()):
+                raise RunError(
+                    f"parameter_mask: the score '{score}' of '{name}' is not finite at step "
+                    f"{self.step}: the model or its gradients are not, either"
+                )
+        return scores
+
+    def _most(self, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        own = self.options
+        return keep_most_salient(scores, own.fraction, own.scope or "", own.count)
+
+    def _none_but(self, chosen: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Masks that train what was chosen, of all weights of the model."""
+        none = ((n, p) for n, p in self._parameters() if n not in chosen)
+        return {**chosen, **{n: torch.zeros_like(p, dtype=torch.bool) for n, p in none}}
+
+    def _all_but(self, chosen: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Masks that freeze what was chosen, of all weights of the model."""
         return {
-            name: salience(self.options.score, p.detach(), sums[name], squares[name], self.seed + i)
-            for i, (name, p) in enumerate(self._parameters())
+            n: ~chosen[n] if n in chosen else torch.ones_like(p, dtype=torch.bool)
+            for n, p in self._parameters()
         }
 
-    def _score_gradients(self) -> None:
+    def _score_gradients(self, optimizer: Any) -> None:
         """Add up this step's gradients; after the last step to look at, choose."""
-        for name, p in self._parameters():
-            g = torch.zeros_like(p) if p.grad is None else p.grad.detach()
-            self.sums[name] = self.sums.get(name, torch.zeros_like(g)) + g
-            self.squares[name] = self.squares.get(name, torch.zeros_like(g)) + g**2
+        score, steps = self.options.score or "", self.options.score_steps or 1
+        for name, p in self.targets.items():
+            g = torch.zeros_like(p) if p.grad is None else p.grad
+            t = term(score, g)
+            self.sums[name] = self.sums[name] + t if self.scored else t
         self.scored += 1
-        if self.scored < self.options.score_steps:
+        if self.scored < steps:
             return
-        scores = self._scores(self.sums, self.squares)
-        self.masks = keep_most_salient(scores, self.options.fraction, self.options.scope)
-        self.sums, self.squares, self.scored = {}, {}, 0
+        if self.masks is not None:
+            self._memory(optimizer).clear()  # it was of other weights
+        self.masks = self._none_but(self._most(self._scores(self.sums, 0)))
+        self.sums, self.scored = {}, 0
         for name, p in self._parameters():
             if p.grad is not None:
                 p.grad.mul_(self.masks[name])
 
     def _track(self, name: str, change: Tensor) -> None:
-        old, alpha = self.changes.get(name), self.options.history
+        old, alpha = self.changes.get(name), self.options.history or 0.0
         self.changes[name] = change if old is None else alpha * old + (1.0 - alpha) * change
 
     # ---- checkpoints ---------------------------------------------------------------------------
@@ -273,7 +279,6 @@ class ParameterMask(TrainerCallback):
     def save(self, folder: Path) -> None:
         """Write masks and history."""
         kinds = {"mask": self.masks or {}, "change": self.changes, "sum": self.sums}
-        kinds["squares"] = self.squares
         data = {f"{kind}/{n}": t.contiguous() for kind, ts in kinds.items() for n, t in ts.items()}
         data["scored"] = torch.tensor([self.scored])
         write_tensors(folder / FILE, data)
@@ -290,14 +295,17 @@ class ParameterMask(TrainerCallback):
         if "scored" not in data:
             raise UserError(f"'{folder / FILE}' is not the file of a mask")
         self.scored = int(data.pop("scored"))
-        of: dict[str, dict[str, Tensor]] = {"mask": {}, "change": {}, "sum": {}, "squares": {}}
+        of: dict[str, dict[str, Tensor]] = {"mask": {}, "change": {}, "sum": {}}
         parameters = dict(self._parameters())
         for key, tensor in data.items():
             kind, _, name = key.partition("/")
             if kind not in of or name not in parameters or parameters[name].shape != tensor.shape:
                 raise UserError(f"'{folder / FILE}' holds the mask of another model")
             of[kind][name] = tensor.to(parameters[name].device)
-        if any(len(tensors) not in (0, len(parameters)) for tensors in of.values()):
-            raise UserError(f"'{folder / FILE}' lacks some of the weights")
-        self.masks = of["mask"] or None
-        self.changes, self.sums, self.squares = of["change"], of["sum"], of["squares"]
+        for kind, tensors in of.items():
+            if (
+                tensors
+                and tensors.keys() != (parameters if kind == "mask" else self.targets).keys()
+            ):
+                raise UserError(f"'{folder / FILE}' lacks some of the weights")
+        self.masks, self.changes, self.sums = of["mask"] or None, of["change"], of["sum"]
