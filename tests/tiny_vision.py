@@ -210,13 +210,14 @@ def picture(number: int) -> Any:
     return Image.fromarray(pixels)
 
 
-def picture_rows(folder: Path, counts: list[int]) -> Dataset:
+def picture_rows(folder: Path, counts: list[int], save: bool = True) -> Dataset:
     """Rows with so many pictures each, as files; their prompts differ by their numbers."""
     names, number = [], 0
     for count in counts:
         names.append([str(folder / f"{number + i}.png") for i in range(count)])
         for i, name in enumerate(names[-1]):
-            picture(number + i).save(name)
+            if save:
+                picture(number + i).save(name)
         number += count
     return Dataset.from_dict(
         {

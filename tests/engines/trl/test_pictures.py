@@ -1,6 +1,5 @@
 """Rows with pictures: every forward sees them, and steps equal plain torch on unpadded rows."""
 
-import copy
 import json
 import shutil
 from collections.abc import Callable
@@ -12,8 +11,10 @@ from zlib import crc32
 import pytest
 import torch
 from datasets import Dataset, Image
+from picture_runs import Steps, columns_of, rl, spread
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration, ProcessorMixin, TrainerCallback
+from two_gloo import launch
 
 from prefix_rft import DemonstrationTrainer, PrefixRFTTrainer
 from prefix_rft.data import DataError
@@ -52,41 +53,6 @@ def without_video(monkeypatch: pytest.MonkeyPatch) -> None:
         return None if argument is None else check(self, name, argument)
 
     monkeypatch.setattr(ProcessorMixin, "check_argument_for_proper_class", lenient)
-
-
-def spread(completions: list[Any], answer: list[str], **kwargs: Any) -> list[float]:
-    """How many characters of a completion are below the letter that the answer picks."""
-    texts = [c[0]["content"] for c in completions]
-    return [sum(ord(x) < 70 + int(a) for x in t) / 10 for t, a in zip(texts, answer, strict=True)]
-
-
-def columns_of(rows: Dataset) -> dict[str, Any]:
-    return {name: list(rows[name]) for name in rows.column_names}
-
-
-def rl(
-    folder: Path,
-    rows: Dataset,
-    make: Callable = make_llava,
-    reward: Callable = spread,
-    **settings: Any,
-) -> Any:
-    """Two prompts of four rows a micro-batch of TRL's."""
-    model, processor = make()
-    sizes = {
-        "per_device_train_batch_size": 8,
-        "num_generations": 4,
-        "max_completion_length": 10,
-        "shuffle_dataset": False,
-        "log_rollouts": True,
-    }
-    return PrefixRFTTrainer(
-        model,
-        reward,
-        make_config(folder, **{**sizes, **settings}),
-        train_dataset=rows,
-        processing_class=processor,
-    )
 
 
 class Seeing:
@@ -131,54 +97,6 @@ def by_hand(processor: Any, rows: Dataset, files: str) -> dict[tuple[int, ...], 
     return found
 
 
-class Steps(TrainerCallback):
-    """Weights before each step, its gradient and its rows."""
-
-    def __init__(self, trainer: Any) -> None:
-        self.trainer, self.losses, self.steps = trainer, [], []
-        original = trainer._compute_loss
-
-        def listen(*args: Any, **kwargs: Any) -> Tensor:
-            loss = original(*args, **kwargs)
-            self.losses.append(loss.item())
-            return loss
-
-        trainer._compute_loss = listen
-        trainer.add_callback(self)
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        model = self.trainer.model
-        gradient = [
-            torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in model.parameters()
-        ]
-        rows = [row for part in self.trainer._buffered_inputs for row in plain(part)]
-        loss, self.losses = sum(self.losses), []
-        self.steps.append((copy.deepcopy(model.state_dict()), gradient, loss, rows))
-
-
-def plain(batch: dict[str, Any]) -> list[Row]:
-    """Rows without padding; the reward is given again, from the ids."""
-    texts, rows = make_byte_tokenizer(), []
-    for i in range(len(batch["completion_ids"])):
-        completion = batch["completion_ids"][i][batch["completion_mask"][i].bool()].tolist()
-        example = int(batch["row_example"][i])
-        text = texts.decode([x for x in completion if x > 1])
-        known = spread([[{"content": text}]], [str(example * 7 % 10)])[0]
-        assert batch["row_reward"][i].item() == pytest.approx(known)
-        rows.append(
-            Row(
-                batch["prompt_ids"][i][batch["prompt_mask"][i].bool()].tolist(),
-                completion,
-                int(batch["prefix_mask"][i].sum()),
-                bool(batch["demo_mask"][i].any()),
-                known,
-                int(batch["row_group"][i]),
-                example,
-            )
-        )
-    return rows
-
-
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("parts", [1, pytest.param(2, marks=pytest.mark.slow), 4])
 def test_loss_and_gradient_equal_plain_torch(tmp_path: Path, name: str, parts: int) -> None:
@@ -203,6 +121,28 @@ def test_loss_and_gradient_equal_plain_torch(tmp_path: Path, name: str, parts: i
         }
         mirrored = Update(Seeing(model, other), step_rows, step_rows, const=10.0)
         assert relative_error(gradient, mirrored.gradient(prefix_rft(mirrored))) > 1e-3
+
+
+def test_two_processes_are_one(tmp_path: Path) -> None:
+    """Each has a group; the pictures of one are none, or more than those of the other."""
+    cases = ["0,2", "2,1"]
+    for folder in (tmp_path, *(tmp_path / case for case in cases)):
+        folder.mkdir(exist_ok=True)
+    picture_rows(tmp_path, [3])  # all files
+    _, ranks = launch("pictures_two_processes.py", tmp_path, cases)
+    for case in cases:
+        rows = picture_rows(tmp_path, [int(n) for n in case.split(",")])
+        pixels = by_hand(make_llava()[1], rows, "llava")
+        for one, other in zip(ranks[0][case], ranks[1][case], strict=True):
+            weights, gradient, loss, _ = one
+            both = [Row(**row) for rank in (one, other) for row in rank[3]]
+            model, _ = make_llava()
+            model.load_state_dict(weights)
+            step = Update(Seeing(model, pixels), both, both, const=10.0)
+            known = prefix_rft(step)
+            assert (loss + other[2]) / 2 == pytest.approx(known.item(), rel=1e-5, abs=1e-7)
+            assert relative_error(gradient, step.gradient(known)) < 1e-5
+            assert relative_error(other[1], gradient) == 0.0
 
 
 @pytest.mark.parametrize("counts", [[1, 0], [0, 1], [0, 0], [2, 2]])

@@ -176,3 +176,26 @@ def refuse_pictures(reads: bool, rows: Any, args: Any, sharded: bool) -> None:
             "use_vllm is not supported for a model that reads pictures: leave it out, and "
             "transformers samples"
         )
+
+
+def logs_pictures(reads: bool, args: Any, several: bool) -> bool:
+    """Whether TRL is to keep pictures for its table of completions.
+
+    It does so by default, also where it makes no such table; and it waits for pictures of every
+    process in each step in which one has some.
+
+    Args:
+        reads: the model reads pictures.
+        args: the trainer's configuration.
+        several: there are several processes.
+
+    Raises:
+        UserError: the table is wanted with pictures, of several processes.
+    """
+    wanted = args.log_multimodal and args.log_completions
+    if reads and wanted and several:
+        raise UserError(
+            "log_completions with pictures would wait for a process whose rows have none: set "
+            "log_multimodal=False"
+        )
+    return wanted

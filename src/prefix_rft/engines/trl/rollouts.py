@@ -216,17 +216,17 @@ class RolloutTrainer(GRPOTrainer):
     def _get_per_token_logps_and_entropies(
         self, model: Any, ids: Tensor, mask: Tensor, width: int, *args: Any, **kwargs: Any
     ) -> Any:
-        training, pictures = self.model.training, kwargs.get(COUNT) is not None
+        training = self.model.training
         plain = not training or self.scorer.why_whole is not None or torch.is_grad_enabled()
-        if plain and not pictures:
+        # Where one process has pictures and another none, all go the same way.
+        if plain and not self._is_vlm:
             if training:
                 self.tokens.scored(mask.sum())
             score = super()._get_per_token_logps_and_entropies
             return score(model, ids, mask, width, *args, **kwargs)
         rows, plain = split_at(ids, mask, width), self.accelerator.unwrap_model(model)
-        if pictures:  # some rows may have none, which TRL's chunks do not allow
-            given = {name: kwargs.get(name) for name in (COUNT, *FIELDS)}
-            rows |= apart({name: x for name, x in given.items() if x is not None})
+        given = {name: kwargs.get(name) for name in (COUNT, *FIELDS)}
+        rows |= apart({name: x for name, x in given.items() if x is not None})
         parts = plain, self.forward.size, self.processes, None
         forward = Forward(self.scorer, lambda: model, *parts)
         entropy = kwargs.get("compute_entropy", False)

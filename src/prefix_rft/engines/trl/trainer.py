@@ -20,7 +20,7 @@ from prefix_rft.engines.trl.clock import stop_clock, template_kwargs
 from prefix_rft.engines.trl.config import PrefixRFTConfig
 from prefix_rft.engines.trl.forward import Forward
 from prefix_rft.engines.trl.held_out import EvaluatesHeldOut
-from prefix_rft.engines.trl.pictures import refuse_pictures
+from prefix_rft.engines.trl.pictures import logs_pictures, refuse_pictures
 from prefix_rft.engines.trl.policy import prepared
 from prefix_rft.engines.trl.rollout.backend import Backend, server_errors
 from prefix_rft.engines.trl.rollout.dataset import tokenized
@@ -90,6 +90,8 @@ class PrefixRFTTrainer(PacksRows, Watched, EvaluatesHeldOut, ResumesExactly, Rol
         check_leaks(args, self.graders)
         sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
         refuse_pictures(self._is_vlm, self.train_dataset, args, sharded)
+        several = self.accelerator.num_processes > 1
+        self.log_multimodal = logs_pictures(self._is_vlm, args, several)
         self.date_given = stop_clock(args, self.processing_class)
         self._set_renderer()
         first, parts = self.accelerator.main_process_first(), (self.policy, self.backend)
