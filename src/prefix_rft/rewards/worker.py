@@ -49,6 +49,7 @@ def main(requests_fd: int, answers_fd: int, parent: int) -> None:
     try:
         function = load_function(setup["function"], Path(setup["folder"]))
         signature = signature_of(function)
+        options = prepared(function, setup)
         limit_memory(setup["memory"])
     except BaseException as error:  # noqa: BLE001  (a stranger's module may do anything)
         known = isinstance(error, UserError)
@@ -61,7 +62,7 @@ def main(requests_fd: int, answers_fd: int, parent: int) -> None:
             # Written beforehand: afterwards there may be no memory to write it with.
             no_memory = _line({"item": number, "memory": True})
             signal.setitimer(signal.ITIMER_PROF, setup["seconds"])
-            verdict = grade(function, item, setup["options"])
+            verdict = grade(function, item, options)
             if os.getpid() != own:
                 os._exit(0)  # the grader forked, and this is its child
             signal.setitimer(signal.ITIMER_PROF, 0)
@@ -85,6 +86,26 @@ def signature_of(function: Callable[..., Any]) -> dict[str, Any]:
         "tests_gold": bool(getattr(function, "tests_gold", False)),
         "source": hash_of_source(function),
     }
+
+
+def prepared(function: Callable[..., Any], setup: dict[str, Any]) -> dict[str, Any]:
+    """The keyword arguments of every call: its options, and the limits that it is to keep itself.
+
+    Raises:
+        UserError: it cannot be used here, or an option stands for a limit.
+    """
+    options = dict(setup["options"])
+    if getattr(function, "prepare", None):
+        function.prepare(options)  # pyright: ignore[reportFunctionMemberAccess]
+    if getattr(function, "own_limits", False):
+        limits = {"timeout": setup["seconds"], "memory": setup["memory"]}
+        if given := sorted(limits.keys() & options):
+            raise UserError(
+                f"reward '{setup['function']}': {' and '.join(given)} are limits, no options: give "
+                "Limits"
+            )
+        options |= limits
+    return options
 
 
 def grade(
