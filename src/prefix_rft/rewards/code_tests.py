@@ -89,7 +89,10 @@ def read_tests(tests: Any) -> list[Pair] | Statements:
     if not isinstance(tests, (list, tuple)) or not tests:
         raise ValueError("there are no tests: give a list of statements, or of input and output")
     if all(isinstance(t, str) for t in tests):
-        return _take_apart(tests)
+        try:
+            return _take_apart(tests)
+        except RecursionError:
+            raise ValueError("the tests are nested too deeply") from None
     return [_pair(t) for t in tests]
 
 
@@ -99,10 +102,8 @@ def _columns(tests: Mapping[str, Any]) -> list[Any]:
         return [tests]
     columns = [tests.get("inputs"), tests.get("outputs")]
     lists = [c for c in columns if isinstance(c, (list, tuple))]
-    if set(tests) != {"inputs", "outputs"} or len({len(c) for c in lists}) != 1 or len(lists) != 2:
-        raise ValueError(
-            "the tests are neither input and output, nor inputs and outputs of a length"
-        )
+    if set(tests) != {"inputs", "outputs"} or len(lists) != 2 or len(lists[0]) != len(lists[1]):
+        raise ValueError("the tests are neither input and output, nor as many inputs as outputs")
     return [{"input": i, "output": o} for i, o in zip(*lists, strict=True)]
 
 
@@ -120,7 +121,7 @@ def _pair(test: Any) -> Pair:
 def _take_apart(texts: Sequence[str]) -> Statements:
     try:
         body = [node for text in texts for node in ast.parse(text).body]
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+    except (SyntaxError, ValueError, MemoryError) as error:
         raise ValueError(f"the tests are no Python: {type(error).__name__}: {error}") from None
     for node in body:
         if not isinstance(node, ast.Assert) and any(

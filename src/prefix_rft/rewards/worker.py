@@ -75,7 +75,7 @@ def main(requests_fd: int, answers_fd: int, parent: int) -> None:
 
 
 def signature_of(function: Callable[..., Any]) -> dict[str, Any]:
-    """Its parameters by name, whether it reads other keywords, judges golds, and its source."""
+    """Its parameters by name, its marks, and its source."""
     parameters = inspect.signature(function).parameters.values()
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     others = any(p.kind is p.VAR_KEYWORD for p in parameters)
@@ -84,6 +84,7 @@ def signature_of(function: Callable[..., Any]) -> dict[str, Any]:
         "required": [p.name for p in parameters if p.kind in named and p.default is p.empty],
         "keywords": others and not getattr(function, "named_only", False),
         "tests_gold": bool(getattr(function, "tests_gold", False)),
+        "own_limits": bool(getattr(function, "own_limits", False)),
         "source": hash_of_source(function),
     }
 

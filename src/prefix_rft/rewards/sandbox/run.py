@@ -34,7 +34,7 @@ OPEN_FILES = 32
 FOLDER_BYTES, FOLDER_FILES = 64 << 20, 256
 """The most that its folder may hold."""
 THREADS = 64
-ANSWER_BYTES = 4 << 20
+ANSWER_BYTES = 1 << 20
 START_SECONDS = 30.0
 LOOK_SECONDS = 0.01
 LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache", "/dev/urandom")
@@ -141,8 +141,9 @@ class _Watched:
         }
         if allowance.isolate:
             limits |= _locks()
-        self.requests, self.answers, self.process = _start(source, output)
         self.request = json.dumps({**asked, **limits}).encode()
+        self.most = len(asked["steps"]) + 1
+        self.requests, self.answers, self.process = _start(source, output)
         self.open, self.unread, self.read = True, b"", 0
 
     def start(self) -> None:
@@ -174,11 +175,11 @@ class _Watched:
         while ended and self.open and self.read <= ANSWER_BYTES:
             if not self._receive(0):
                 break  # held open by a process that it left behind
-        for message in _messages(self.unread):
-            if "raised" in message and "at" not in message:
-                outcome.fault = outcome.fault or f"raised {message['raised']:.200}"
-            elif type(message.get("at")) is int:
+        for message in _messages(self.unread, self.most):
+            if "at" in message:
                 outcome.answers.setdefault(message["at"], message)
+            elif "raised" in message:
+                outcome.fault = outcome.fault or f"raised {message['raised']}"
         if not outcome.fault:
             outcome.fault = _ending(self.end())
         return outcome
@@ -299,12 +300,16 @@ def _files(folder: Path) -> Iterator[os.DirEntry[str]]:
             yield entry
 
 
-def _messages(data: bytes) -> Iterator[dict[str, Any]]:
-    """The lines that are messages; a program may have written anything between them."""
-    for line in data.split(b"\n"):
+def _messages(data: bytes, most: int) -> Iterator[dict[str, Any]]:
+    """The first lines, as many as the child writes, that are messages as the child writes them.
+
+    A program may have written anything between and before them.
+    """
+    for line in data.split(b"\n", most)[:most]:
         with suppress(ValueError, RecursionError):
             message = json.loads(line)
-            if isinstance(message, dict):
+            known = isinstance(message, dict) and isinstance(message.get("raised", ""), str)
+            if known and type(message.get("at", 0)) is int:
                 yield message
 
 
