@@ -7,17 +7,20 @@ its own process, so nothing in it is a secret, and nothing that it says is belie
 
 from __future__ import annotations
 
-import base64
 import ctypes
 import errno
-import json
+import marshal
 import os
 import resource
-import signal
 import sys
-import types
-from typing import Any
+from _json import encode_basestring_ascii as quoted
 
+# This is paid for every program: modules that Python has started with, and small ones, alone.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+SIGKILL = 9
 NO_NEW_PRIVILEGES, PARENT_DEATH, SECCOMP = 38, 1, 22
 FILTER = 2
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
@@ -31,19 +34,19 @@ def main(requests: int, answers: int) -> None:
     """Run one request, and answer with JSON lines."""
 
     def answer(**message: Any) -> None:
-        line = memoryview(json.dumps(message).encode() + b"\n")
+        line = memoryview(f"{as_json(message)}\n".encode())
         while line:
             line = line[os.write(answers, line) :]
 
     with os.fdopen(requests, "rb") as file:
-        asked = json.loads(file.read())
+        asked = marshal.loads(file.read())  # noqa: S302  (from our own parent)
     try:
         give_up(asked)
     except OSError as error:
         answer(refused=f"{error}")
         return
     answer(ready=True)
-    module = types.ModuleType(asked["name"])
+    module = type(sys)(asked["name"])
     module.__dict__.update(asked.get("given", {}))
     if "values" in asked:
         module.__dict__["value_of"] = lambda place: decode(asked["values"][place])
@@ -87,7 +90,7 @@ def give_up(asked: dict[str, Any]) -> None:
     linux = sys.platform == "linux"
     library = ctypes.CDLL(None, use_errno=True)
     if linux:
-        called(library.prctl(PARENT_DEATH, signal.SIGKILL, 0, 0, 0), "prctl")
+        called(library.prctl(PARENT_DEATH, SIGKILL, 0, 0, 0), "prctl")
     if os.getppid() != asked["parent"]:
         raise OSError("the grader's process is gone")
     limits = {
@@ -107,7 +110,7 @@ def give_up(asked: dict[str, Any]) -> None:
     if asked["isolate"]:
         called(library.prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0), "no new privileges")
         restrict_files(library, asked["readable"], asked["folder"])
-        restrict_calls(library, base64.b64decode(asked["filter"]))
+        restrict_calls(library, asked["filter"])
         try_to_leave(library, asked["folder"])
 
 
@@ -227,6 +230,19 @@ def encode(value: Any, depth: int = 0) -> Any:
     if hasattr(type(value), "__next__"):
         return ["iterator", *(encode(v, depth + 1) for v in value)]
     raise TypeError(f"it returned a {type(value).__name__}, which is no plain value")
+
+
+def as_json(value: Any) -> str:
+    """JSON of mappings, lists, texts, whole numbers, truth values and None."""
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{quoted(k)}:{as_json(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(as_json, value)) + "]"
+    if isinstance(value, str):
+        return quoted(value)
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value)
 
 
 def decode(told: Any) -> Any:

@@ -1,0 +1,82 @@
+"""The tokenizer and the tiny base model of the programs task, made from a seed.
+
+The base has read programs behind examples of other functions: it knows how a program is written,
+and nothing of what examples have to do with it.
+
+``python -m prefix_rft.tasks.programs.base_model OUT [--steps N] [--seed S]`` makes it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
+
+from prefix_rft.tasks.pretraining import pretrain, tiny_model, word_tokenizer
+from prefix_rft.tasks.programs.problem import (
+    CONSTANTS,
+    LONGEST,
+    STEPS,
+    VALUES,
+    draw_examples,
+    functions,
+    program_of,
+    prompt_of,
+)
+
+STEPS_OF_TRAINING = 1000
+BATCH = 64
+LEARNING_RATE = 3e-3
+WORDS = (*("def", "f", "(", "x", ")", ":", "=", ";", "return"), *CONSTANTS)
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer with one token for each word of a program and each value."""
+    return word_tokenizer((*WORDS, *map(str, VALUES)), 64)
+
+
+def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalLM:
+    """An untrained Qwen3 of about 0.2 million parameters, in float32."""
+    return tiny_model(tokenizer, seed, hidden=80, layers=2, kv_heads=2)
+
+
+def aimless_text(length: int, rng: random.Random) -> tuple[str, str]:
+    """Examples of a function, and a program of random steps."""
+    values = rng.choice(list(functions()))
+    program = program_of(tuple(rng.choice(STEPS) for _ in range(length)))
+    return prompt_of(draw_examples(values, rng)), program
+
+
+def make_base(
+    folder: Path, steps: int = STEPS_OF_TRAINING, seed: int = 0
+) -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast]:
+    """Make the base model from its seed and save it with its tokenizer in Hugging Face layout."""
+    tokenizer = make_tokenizer()
+    model = make_model(tokenizer, seed)
+    rng = random.Random(f"pretrain:{seed}")
+
+    def draw(step: int) -> list[tuple[str, str]]:
+        # One length a step: no padding.
+        length = rng.randint(1, LONGEST)
+        return [aimless_text(length, rng) for _ in range(BATCH)]
+
+    pretrain(model, tokenizer, draw, steps, LEARNING_RATE)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model, tokenizer
+
+
+def main() -> None:
+    """Entry point of ``python -m prefix_rft.tasks.programs.base_model``."""
+    parser = argparse.ArgumentParser(description="Make the base model of the programs task.")
+    parser.add_argument("out", type=Path, help="folder to write")
+    parser.add_argument("--steps", type=int, default=STEPS_OF_TRAINING)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    make_base(args.out, args.steps, args.seed)
+
+
+if __name__ == "__main__":
+    main()
