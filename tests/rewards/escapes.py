@@ -15,11 +15,13 @@ def known(text):
 """
 FORGED = """
 import json, os
-def forge():
+SET = ["set", *(["int", format(n * (2**61 - 1), "x")] for n in range(30000))]
+def forge(*lines):
     for fd in range(1, 64):
-        for line in (dict(at=0, value=True), dict(at=0, value=["int", "1"]), dict(ready=True)):
+        for line in lines or (dict(at=0, value=True), dict(at=0, value=["int", "1"])):
             try:
-                os.write(fd, b"\\n" + json.dumps(line).encode() + b"\\n")
+                line = line if isinstance(line, bytes) else json.dumps(line).encode()
+                os.write(fd, line + b"\\n")
             except OSError:
                 pass
 """
@@ -49,17 +51,15 @@ def f(x): return Anything()""",
     "writes answers": FORGED + "forge()\ndef f(x): return 1",
     "writes answers and leaves": FORGED + "forge()\nos._exit(0)",
     "writes answers at its end": FORGED + "import atexit; atexit.register(forge)",
-    "writes no answers": FORGED.replace(
-        "dict(ready=True)", "dict(raised=[]), dict(at=[], raised={})"
-    )
-    + "forge()",
-    "writes many lines": FORGED.replace('b"\\n" + json', 'b"{}\\n" * 10**5 + json') + "forge()",
-    "a deep answer": FORGED.replace("json.dumps(line).encode()", 'b"[" * 10**5') + "forge()",
-    "a set that takes long": FORGED.replace(
-        '["int", "1"]',
-        '["set", *(["int", format(n * (2**61 - 1), "x")] for n in range(30000))]',
-    )
-    + "forge()\ndef f(x): return 1",
+    "writes that it is refused": FORGED + "forge(dict(refused='no'))\nos._exit(0)",
+    "writes an answer to no step": FORGED + "forge(dict(at=[], value=True))",
+    "writes of an error of no kind": FORGED + "forge(dict(raised=[]))\ndef f(x): return 1",
+    "writes what is no value": FORGED + "forge(dict(at=0, value=[[], {}]))",
+    "writes many lines": FORGED + "forge(b'{}\\n' * 10**5)",
+    "writes a deep answer": FORGED + "forge(b'[' * 10**5 + b'\\n')",
+    "writes a deep value": FORGED
+    + "forge(b'{\"at\":0,\"value\":' + b'[\"list\",' * 900 + b'1' + b']' * 900 + b'}\\n')",
+    "writes a set that takes long": FORGED + "forge(dict(at=0, value=SET))",
     "a value that takes long": """
 class Slow(int):
     def __index__(self):

@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import os
 import platform
 import socket
 import subprocess
@@ -20,6 +21,7 @@ from prefix_rft.rewards import Verdict, load_rewards
 from prefix_rft.rewards.graded import Graded
 from prefix_rft.rewards.sandbox import Allowance, refuse_where_impossible, run
 from prefix_rft.rewards.sandbox.child import decode
+from prefix_rft.rewards.sandbox.run import locks
 from prefix_rft.support.errors import UserError
 from tables import rest_slow
 
@@ -229,6 +231,23 @@ def start():
                 break
             assert time.monotonic() < until
             time.sleep(0.05)
+
+
+def test_no_package_that_is_installed_can_be_read() -> None:
+    if WHY_NOT:
+        return  # nothing is given to be read
+    readable = [Path(p).resolve() for p in locks()["readable"]]
+    standard = Path(os.__file__).parent.resolve()
+    places = [
+        Path(prefix_rft.__file__).resolve(),
+        standard / "site-packages",
+        standard,
+        Path.home(),
+    ]
+    places += [Path(p).resolve() for p in sys.path if p.endswith("-packages")]
+    for place in places:
+        assert not any(place.is_relative_to(p) for p in readable), place
+    assert any((standard / "json").is_relative_to(p) for p in readable)
 
 
 def test_what_a_program_may_do(locked: Judge | None) -> None:

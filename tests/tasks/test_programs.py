@@ -16,16 +16,16 @@ from prefix_rft.cli import main
 from prefix_rft.rewards import load_rewards
 from prefix_rft.rewards.sandbox import refuse_where_impossible
 from prefix_rft.support.errors import UserError
-from prefix_rft.tasks.programs import functions, solve, write
+from prefix_rft.tasks.programs import write
 from prefix_rft.tasks.programs.base_model import aimless_text, make_base, make_tokenizer
 from prefix_rft.tasks.programs.problem import (
     DOMAIN,
-    STEPS,
-    Step,
-    decide,
+    Operation,
+    draw_chain,
     generate,
     program_of,
     prompt_of,
+    row,
     split_of,
     values_of,
 )
@@ -58,63 +58,51 @@ def python_of(program: str) -> Any:
 
 
 def test_a_program_does_what_its_chain_does() -> None:
-    chain = (Step("*", 3), Step("-", 2))
+    chain = (Operation("multiply", 3), Operation("subtract", 2))
+    assert prompt_of(chain) == "multiply 3 then subtract 2 :"
     assert program_of(chain) == "def f ( x ) : x = x * 3 ; x = x - 2 ; return x"
     assert values_of(chain) == (-2, 1, 4, 7, 10, 13, 16, 19, 22, 25, 28, 31, 34)
     rng = random.Random(0)
-    for _ in range(200):
-        chain = tuple(rng.choices(STEPS, k=rng.randint(1, 2)))
+    for _ in range(300):
+        chain = draw_chain(rng.randint(1, 3), rng)
         f = python_of(program_of(chain))
         assert tuple(map(f, DOMAIN)) == values_of(chain)
 
 
-def test_functions() -> None:
-    assert len(functions()) == 600
-    assert [len(c) for c in functions().values()].count(1) == len(STEPS) == 34
-    assert all(values_of(chain) == values for values, chain in functions().items())
-    assert sum(split_of(values) == "test" for values in functions()) == 106
-    # x + 3 + 4 is x + 7, and the shorter chain stands for both.
-    assert functions()[values_of((Step("+", 3), Step("+", 4)))] == (Step("+", 7),)
-
-
-def test_the_solver() -> None:
-    assert solve({0: 1, 3: 7, 5: 11, 12: 25}) == (Step("*", 2), Step("+", 1))
-    assert solve({0: 1, 1: 0, 2: 5, 3: 40}) is None
-    assert decide({0: 1, 3: 7, 5: 11, 12: 25})
-    assert not decide({0: 0})
-
-
 def test_rows() -> None:
-    seen: set[str] = set()
-    rows = generate("train", 40, random.Random(3), seen)
-    assert len(seen) == 40
-    steps = [row["demonstration"].count(";") for row in rows]
-    assert steps.count(1) == steps.count(2) == 20
-    for row in rows:
-        f = python_of(row["demonstration"])
-        told = row["prompt"].removesuffix(" :").split(" ; ")
-        assert len(told) == 4
-        assert all(f(int(words[2])) == int(words[5]) for words in map(str.split, told))
-        for test in row["tests"]:
+    seen: set[Any] = set()
+    chains = generate("train", 60, random.Random(3), seen)
+    assert len(seen) == len(set(chains)) == 60
+    assert {len(chain) for chain in chains} == {1, 2, 3}
+    for chain in chains:
+        line = row(chain)
+        f = python_of(line["demonstration"])
+        for test in line["tests"]:
             exec(test, {"f": f})  # noqa: S102  (our own)
-        assert len(row["tests"]) == 13
-    few = FewChoices([v for v in functions() if split_of(v) == "test"][:1])
-    with pytest.raises(ValueError, match=r"found only [01] of 9 different test problems"):
-        generate("test", 9, few, set())
+        assert len(line["tests"]) == 13
+        assert split_of(values_of(chain)) == "train"
+        assert len(set(values_of(chain))) > 1
+    assert not set(chains) & set(generate("train", 60, random.Random(3), seen))
+    with pytest.raises(ValueError, match="found only 2 of 9 different test problems"):
+        generate("test", 9, Repeats(2), set())
 
 
-class FewChoices(random.Random):
-    """Draws one function and its first examples."""
+class Repeats(random.Random):
+    """Draws ``add 2``, ``add 3`` and so on, and goes round and round."""
 
-    def __init__(self, few: list[Any]) -> None:
+    def __init__(self, few: int) -> None:
         super().__init__(0)
-        self.few = few
+        test = (c for c in range(2, 999) if split_of(values_of((Operation("add", c),))) == "test")
+        self.few, self.at = [next(test) for _ in range(few)], 0
+
+    def randint(self, a: int, b: int) -> int:
+        return 1
 
     def choice(self, seq: Any) -> Any:
-        return self.few[0]
-
-    def sample(self, population: Any, k: int) -> list[Any]:  # pyright: ignore
-        return list(population)[:k]
+        if seq[0] == "add":
+            return "add"
+        self.at += 1
+        return self.few[self.at % len(self.few)]
 
 
 def test_files(tmp_path: Path) -> None:
@@ -127,32 +115,28 @@ def test_files(tmp_path: Path) -> None:
         assert a != c
         rows = rows_of(tmp_path / f"a/{name}.jsonl")
         assert len(rows) == count
-        prompts |= {row["prompt"] for row in rows}
-        for row in rows:
-            values = tuple(int(test.split()[-1]) for test in row["tests"])
+        prompts |= {line["prompt"] for line in rows}
+        for line in rows:
+            values = tuple(int(test.split()[-1]) for test in line["tests"])
+            assert len(values) == 13
             assert split_of(values) == ("test" if name == "test" else "train")
     assert len(prompts) == 60
 
 
 def test_the_reward_finds_demonstrations_right_and_other_programs_wrong() -> None:
-    rows = generate("train", 12, random.Random(1), set())
+    chains = generate("train", 12, random.Random(1), set())
+    assert all(values_of(a) != values_of(b) for a, b in pairwise([*chains, chains[0]]))
+    rows = [row(chain) for chain in chains]
     unsandboxed = {} if isolated() else {"unsandboxed": True}
     (reward,), _ = load_rewards({"name": "code", "workers": 2, **unsandboxed})
     demonstrations = [row["demonstration"] for row in rows]
     tests = [row["tests"] for row in rows]
     assert reward(completions=demonstrations, tests=tests) == [1.0] * 12
     others = [*demonstrations[1:], demonstrations[0]]
-    same = [values_of(solve_row(a)) == values_of(solve_row(b)) for a, b in pairwise(rows)]
-    assert not any(same)
     assert reward(completions=others, tests=tests) == [0.0] * 12
     cut = [text.removesuffix(" return x") for text in demonstrations]
     assert reward(completions=cut, tests=tests) == [0.0] * 12
     reward.close()
-
-
-def solve_row(row: dict[str, Any]) -> Any:
-    pairs = (test.removeprefix("assert f(").split(") == ") for test in row["tests"])
-    return solve({int(x): int(y) for x, y in pairs})
 
 
 def test_the_command_and_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -192,30 +176,31 @@ def test_the_shipped_base_knows_how_programs_are_written_and_has_no_goal() -> No
     assert tokenizer.get_vocab() == make_tokenizer().get_vocab()
     assert sum(f.stat().st_size for f in folder.iterdir()) < 1e6
     rng = random.Random(0)
-    chosen = [rng.choice(list(functions())) for _ in range(300)]
-    prompts = [prompt_of({x: values[x] for x in (0, 3, 5, 9)}) for values in chosen]
+    chosen = [draw_chain(2, rng) for _ in range(300)]
+    prompts = [prompt_of(chain) for chain in chosen]
     torch.manual_seed(0)
     ids = tokenizer(prompts, return_tensors="pt")["input_ids"]
-    out = model.generate(input_ids=ids, do_sample=True, top_k=0, max_new_tokens=21)
+    out = model.generate(input_ids=ids, do_sample=True, top_k=0, max_new_tokens=27)
     texts = tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
     formed = solved = 0
-    for text, values in zip(texts, chosen, strict=True):
+    for text, chain in zip(texts, chosen, strict=True):
         try:
             found = tuple(map(python_of(text), DOMAIN))
         except (SyntaxError, KeyError, ZeroDivisionError, NameError):
             continue
         formed += 1
-        solved += found == values
+        solved += found == values_of(chain)
     assert formed >= 285
-    assert solved <= 6
+    assert solved <= 9
 
 
 def test_what_the_base_reads() -> None:
     rng = random.Random(0)
     tokenizer = make_tokenizer()
-    for length in (1, 2):
-        prompt, program = aimless_text(length, rng)
-        ids = tokenizer(f"{prompt} {program}")["input_ids"]
-        assert len(ids) == 28 + 8 + 6 * length
-        assert tokenizer.unk_token_id not in ids
-        assert python_of(program)(5) is not None
+    for told in (1, 2, 3):
+        for written in (1, 2, 3):
+            prompt, program = aimless_text(told, written, rng)
+            ids = tokenizer(f"{prompt} {program}")["input_ids"]
+            assert len(ids) == 3 * told + 8 + 6 * written
+            assert tokenizer.unk_token_id not in ids
+            assert isinstance(python_of(program)(5), int)

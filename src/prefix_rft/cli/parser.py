@@ -276,7 +276,7 @@ def parser() -> argparse.ArgumentParser:
         choices=["countdown", "chain", "programs", "arithmetic"],
         help="countdown: a tiny model that knows arithmetic and has no goal; chain: a tiny model "
         "and a hidden rule of many steps, with few demonstrations; programs: a tiny model that "
-        "writes functions from examples, with tests as reward; arithmetic: "
+        "writes functions that are described in words, with tests as reward; arithmetic: "
         "SmolLM2-135M-Instruct on sums of three terms",
     )
     task.add_argument("folder", metavar="FOLDER")

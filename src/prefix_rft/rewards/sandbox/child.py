@@ -109,7 +109,7 @@ def give_up(asked: dict[str, Any]) -> None:
         resource.setrlimit(getattr(resource, name), (value, value))
     if asked["isolate"]:
         called(library.prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0), "no new privileges")
-        restrict_files(library, asked["readable"], asked["folder"])
+        restrict_files(library, asked["readable"], asked["listed"], asked["folder"])
         restrict_calls(library, asked["filter"])
         try_to_leave(library, asked["folder"])
 
@@ -122,8 +122,15 @@ def called(result: int, what: str) -> int:
     return result
 
 
-def restrict_files(library: Any, readable: list[str], folder: str) -> None:
-    """Allow reading below ``readable``, and plain files in ``folder`` (Landlock, Linux 5.13)."""
+def restrict_files(library: Any, readable: list[str], listed: str, folder: str) -> None:
+    """Allow only reading below some paths, and plain files in ``folder`` (Landlock, Linux 5.13).
+
+    Args:
+        library: the C library.
+        readable: files, and folders of which all can be read.
+        listed: a folder in which names can be read.
+        folder: the program's own.
+    """
     version = called(library.syscall(CREATE_RULESET, None, 0, 1), "Landlock")
     handled = (1 << 13) - 1 | REFER * (version >= 2) | TRUNCATE * (version >= 3)
     handled |= IOCTL * (version >= 5)
@@ -135,6 +142,7 @@ def restrict_files(library: Any, readable: list[str], folder: str) -> None:
     write = WRITE_FILE | READ_FILE | TRUNCATE & handled
     rights = dict.fromkeys(readable, READ_FILE | READ_DIR)
     rights |= {os.devnull: write, folder: write | READ_DIR | REMOVE_FILE | MAKE_REG}
+    rights[listed] = READ_DIR
     for path, right in rights.items():
         place = os.open(path, os.O_PATH | os.O_CLOEXEC)
         if not os.path.isdir(path):

@@ -47,7 +47,7 @@ class Allowance:
     """What the programs of one completion may still use.
 
     Attributes:
-        seconds: that are left to run or sleep.
+        seconds: what is left to run or sleep.
         memory: megabytes beyond those of Python itself; None: any.
         isolate: lock them in.
     """
@@ -64,7 +64,7 @@ class Outcome:
     Attributes:
         fault: why it was ended, or how it ended badly; empty if it ended well.
         output: what it printed.
-        answers: of each step that was answered, the message of the child.
+        answers: the child's message by step, where there is one.
     """
 
     fault: str = ""
@@ -113,7 +113,7 @@ def run(
         asked = {"program": program, "name": name, "steps": list(steps), "folder": folder}
         if values is not None:
             asked["values"] = values
-        watched = _Watched(asked, allowance, source, output)
+        watched = _Guarded(asked, allowance, source, output)
         try:
             watched.start()
             outcome = watched.watch(Path(folder))
@@ -124,7 +124,7 @@ def run(
     return outcome
 
 
-class _Watched:
+class _Guarded:
     """A child process and the pipe that its answers come through."""
 
     def __init__(
@@ -140,7 +140,7 @@ class _Watched:
             "isolate": allowance.isolate,
         }
         if allowance.isolate:
-            limits |= _locks()
+            limits |= locks()
         self.request = marshal.dumps({**asked, **limits})
         self.most = len(asked["steps"]) + 1
         self.requests, self.answers, self.process = _start(source, output)
@@ -272,7 +272,7 @@ def _start(source: IO[bytes], output: IO[bytes]) -> tuple[int, int, subprocess.P
 
 
 @functools.cache
-def _locks() -> Mapping[str, Any]:
+def locks() -> Mapping[str, Any]:
     """What a child needs to lock itself in: the filter of calls, and what may be read.
 
     Of Python, that is the standard library, and no package that is installed beside it.
@@ -283,11 +283,17 @@ def _locks() -> Mapping[str, Any]:
         raise UserError(f"programs cannot be isolated on this machine: {error}; {FIX}") from error
     base = Path(sys.base_prefix, "lib")
     standard = Path(os.__file__).parent
-    readable = [*LIBRARIES, *(p for p in standard.iterdir() if p.name not in PACKAGES)]
+    readable = [p for p in standard.iterdir() if p.name not in PACKAGES]
+    for path in map(Path, LIBRARIES):
+        if standard.resolve().is_relative_to(path.resolve()):  # the system's own Python
+            readable += [p for p in path.iterdir() if not p.name.startswith("python")]
+        else:
+            readable.append(path)
     readable += [p for p in base.glob("lib*.so*") if p.is_file()]
     return {
         "filter": steps,
         "readable": [str(p) for p in readable if os.path.exists(p)],
+        "listed": str(standard),  # where Python looks for the names of modules
     }
 
 

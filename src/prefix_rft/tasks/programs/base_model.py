@@ -1,7 +1,7 @@
 """The tokenizer and the tiny base model of the programs task, made from a seed.
 
-The base has read programs behind examples of other functions: it knows how a program is written,
-and nothing of what examples have to do with it.
+The base has read programs behind descriptions of others: it knows how a program is written, and
+nothing of what a description has to do with it.
 
 ``python -m prefix_rft.tasks.programs.base_model OUT [--steps N] [--seed S]`` makes it.
 """
@@ -18,39 +18,35 @@ from prefix_rft.tasks.pretraining import pretrain, tiny_model, word_tokenizer
 from prefix_rft.tasks.programs.problem import (
     CONSTANTS,
     LONGEST,
-    STEPS,
-    VALUES,
-    draw_examples,
-    functions,
+    WORDS,
+    draw_chain,
     program_of,
     prompt_of,
 )
 
-STEPS_OF_TRAINING = 1000
+STEPS = 600
 BATCH = 64
 LEARNING_RATE = 3e-3
-WORDS = (*("def", "f", "(", "x", ")", ":", "=", ";", "return"), *CONSTANTS)
+SIGNS = ("def", "f", "(", "x", ")", ":", "=", ";", "return", "then")
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer with one token for each word of a program and each value."""
-    return word_tokenizer((*WORDS, *map(str, VALUES)), 64)
+    """A tokenizer with one token for each word of a description and of a program."""
+    return word_tokenizer((*SIGNS, *WORDS, *WORDS.values(), *map(str, CONSTANTS)), 64)
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalLM:
-    """An untrained Qwen3 of about 0.2 million parameters, in float32."""
-    return tiny_model(tokenizer, seed, hidden=80, layers=2, kv_heads=2)
+    """An untrained Qwen3 of about 0.1 million parameters, in float32."""
+    return tiny_model(tokenizer, seed, hidden=64, layers=2, kv_heads=2)
 
 
-def aimless_text(length: int, rng: random.Random) -> tuple[str, str]:
-    """Examples of a function, and a program of random steps."""
-    values = rng.choice(list(functions()))
-    program = program_of(tuple(rng.choice(STEPS) for _ in range(length)))
-    return prompt_of(draw_examples(values, rng)), program
+def aimless_text(told: int, written: int, rng: random.Random) -> tuple[str, str]:
+    """A description, and a program that has nothing to do with it, with so many operations."""
+    return prompt_of(draw_chain(told, rng)), program_of(draw_chain(written, rng))
 
 
 def make_base(
-    folder: Path, steps: int = STEPS_OF_TRAINING, seed: int = 0
+    folder: Path, steps: int = STEPS, seed: int = 0
 ) -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast]:
     """Make the base model from its seed and save it with its tokenizer in Hugging Face layout."""
     tokenizer = make_tokenizer()
@@ -59,8 +55,8 @@ def make_base(
 
     def draw(step: int) -> list[tuple[str, str]]:
         # One length a step: no padding.
-        length = rng.randint(1, LONGEST)
-        return [aimless_text(length, rng) for _ in range(BATCH)]
+        told, written = rng.randint(1, LONGEST), rng.randint(1, LONGEST)
+        return [aimless_text(told, written, rng) for _ in range(BATCH)]
 
     pretrain(model, tokenizer, draw, steps, LEARNING_RATE)
     model.save_pretrained(folder)
@@ -72,7 +68,7 @@ def main() -> None:
     """Entry point of ``python -m prefix_rft.tasks.programs.base_model``."""
     parser = argparse.ArgumentParser(description="Make the base model of the programs task.")
     parser.add_argument("out", type=Path, help="folder to write")
-    parser.add_argument("--steps", type=int, default=STEPS_OF_TRAINING)
+    parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     make_base(args.out, args.steps, args.seed)

@@ -8,7 +8,7 @@ import shutil
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from prefix_rft.tasks.programs.problem import generate
+from prefix_rft.tasks.programs.problem import Chain, generate, row
 
 PACKAGE = "prefix_rft.tasks.programs"
 
@@ -19,8 +19,8 @@ def write(
     """Write ``train.jsonl``, ``valid.jsonl``, ``test.jsonl``, ``base/`` and ``recipe.yaml`` into
     ``folder``.
 
-    The functions of ``test.jsonl`` are in neither of the other files; those of ``valid.jsonl`` may
-    be trained on, behind other examples.
+    The functions of ``test.jsonl`` are in neither of the other files, under no description; those
+    of ``valid.jsonl`` may be trained on under another one.
 
     Args:
         folder: the folder to write into.
@@ -32,12 +32,12 @@ def write(
     Raises:
         ValueError: there are fewer different problems than asked for.
     """
-    seen: set[str] = set()
+    seen: set[Chain] = set()
     texts = {}
     for name, count in {"test": n_test, "valid": n_valid, "train": n_train}.items():
         rng = random.Random(f"programs:{name}:{seed}")
-        rows = generate("test" if name == "test" else "train", count, rng, seen)
-        texts[name] = "".join(json.dumps(row) + "\n" for row in rows)
+        chains = generate("test" if name == "test" else "train", count, rng, seen)
+        texts[name] = "".join(json.dumps(row(chain)) + "\n" for chain in chains)
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
