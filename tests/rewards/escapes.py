@@ -15,7 +15,6 @@ def known(text):
 """
 FORGED = """
 import json, os
-SET = ["set", *(["int", format(n * (2**61 - 1), "x")] for n in range(30000))]
 def forge(*lines):
     for fd in range(1, 64):
         for line in lines or (dict(at=0, value=True), dict(at=0, value=["int", "1"])):
@@ -54,12 +53,16 @@ def f(x): return Anything()""",
     "writes that it is refused": FORGED + "forge(dict(refused='no'))\nos._exit(0)",
     "writes an answer to no step": FORGED + "forge(dict(at=[], value=True))",
     "writes of an error of no kind": FORGED + "forge(dict(raised=[]))\ndef f(x): return 1",
+    "writes what is no message": FORGED + "forge([])\ndef f(x): return 1",
     "writes what is no value": FORGED + "forge(dict(at=0, value=[[], {}]))",
     "writes many lines": FORGED + "forge(b'{}\\n' * 10**5)",
     "writes a deep answer": FORGED + "forge(b'[' * 10**5 + b'\\n')",
     "writes a deep value": FORGED
     + "forge(b'{\"at\":0,\"value\":' + b'[\"list\",' * 900 + b'1' + b']' * 900 + b'}\\n')",
-    "writes a set that takes long": FORGED + "forge(dict(at=0, value=SET))",
+    "writes a set that takes long": FORGED
+    + """
+slow = ["set", *(["int", format(n * (2**61 - 1), "x")] for n in range(20000))]
+forge(json.dumps(dict(at=0, value=slow)).encode())""",
     "a value that takes long": """
 class Slow(int):
     def __index__(self):

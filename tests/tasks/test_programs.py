@@ -191,16 +191,22 @@ def test_the_shipped_base_knows_how_programs_are_written_and_has_no_goal() -> No
         formed += 1
         solved += found == values_of(chain)
     assert formed >= 285
-    assert solved <= 9
+    assert 1 <= solved <= 45  # one in 25 by chance
 
 
 def test_what_the_base_reads() -> None:
     rng = random.Random(0)
     tokenizer = make_tokenizer()
-    for told in (1, 2, 3):
-        for written in (1, 2, 3):
-            prompt, program = aimless_text(told, written, rng)
-            ids = tokenizer(f"{prompt} {program}")["input_ids"]
-            assert len(ids) == 3 * told + 8 + 6 * written
-            assert tokenizer.unk_token_id not in ids
-            assert isinstance(python_of(program)(5), int)
+    right = 0
+    for length in (1, 2, 3) * 100:
+        prompt, program = aimless_text(length, rng)
+        ids = tokenizer(f"{prompt} {program}")["input_ids"]
+        assert len(ids) == 3 * length + 8 + 6 * length
+        assert tokenizer.unk_token_id not in ids
+        assert isinstance(python_of(program)(5), int)
+        told = prompt.removesuffix(" :").split(" then ")
+        chain = tuple(Operation(w, int(c)) for w, c in map(str.split, told))
+        assert [str(step.constant) for step in chain] == program.split()[10:-2:6]
+        right += program == program_of(chain)
+    # A fifth of the short ones, a 25th, a 125th: 25 of 300, and four deviations.
+    assert 10 <= right <= 44

@@ -113,12 +113,12 @@ def run(
         asked = {"program": program, "name": name, "steps": list(steps), "folder": folder}
         if values is not None:
             asked["values"] = values
-        watched = _Guarded(asked, allowance, source, output)
+        guarded = _Guarded(asked, allowance, source, output)
         try:
-            watched.start()
-            outcome = watched.watch(Path(folder))
+            guarded.start()
+            outcome = guarded.watch(Path(folder))
         finally:
-            watched.end()
+            guarded.end()
         output.seek(0)
         outcome.output = output.read(FILE_BYTES)
     return outcome
@@ -314,8 +314,7 @@ def _messages(data: bytes, most: int) -> Iterator[dict[str, Any]]:
     for line in data.split(b"\n", most)[:most]:
         with suppress(ValueError, RecursionError):
             message = json.loads(line)
-            known = isinstance(message, dict) and isinstance(message.get("raised", ""), str)
-            if known and type(message.get("at", 0)) is int:
+            if isinstance(message, dict) and type(message.get("at", 0)) is int:
                 yield message
 
 

@@ -1,7 +1,7 @@
 """The tokenizer and the tiny base model of the programs task, made from a seed.
 
-The base has read programs behind descriptions of others: it knows how a program is written, and
-nothing of what a description has to do with it.
+The base has read programs behind descriptions whose constants they have, in order, and whose words
+they do not: it knows how a program is written and where to look, and not what the words mean.
 
 ``python -m prefix_rft.tasks.programs.base_model OUT [--steps N] [--seed S]`` makes it.
 """
@@ -19,12 +19,13 @@ from prefix_rft.tasks.programs.problem import (
     CONSTANTS,
     LONGEST,
     WORDS,
+    Operation,
     draw_chain,
     program_of,
     prompt_of,
 )
 
-STEPS = 600
+STEPS = 1500
 BATCH = 64
 LEARNING_RATE = 3e-3
 SIGNS = ("def", "f", "(", "x", ")", ":", "=", ";", "return", "then")
@@ -40,9 +41,12 @@ def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalL
     return tiny_model(tokenizer, seed, hidden=64, layers=2, kv_heads=2)
 
 
-def aimless_text(told: int, written: int, rng: random.Random) -> tuple[str, str]:
-    """A description, and a program that has nothing to do with it, with so many operations."""
-    return prompt_of(draw_chain(told, rng)), program_of(draw_chain(written, rng))
+def aimless_text(length: int, rng: random.Random) -> tuple[str, str]:
+    """A description, and a program with its constants behind operators drawn at random."""
+    told = draw_chain(length, rng)
+    others = draw_chain(length, rng)
+    written = [Operation(b.word, a.constant) for a, b in zip(told, others, strict=True)]
+    return prompt_of(told), program_of(tuple(written))
 
 
 def make_base(
@@ -55,8 +59,8 @@ def make_base(
 
     def draw(step: int) -> list[tuple[str, str]]:
         # One length a step: no padding.
-        told, written = rng.randint(1, LONGEST), rng.randint(1, LONGEST)
-        return [aimless_text(told, written, rng) for _ in range(BATCH)]
+        length = rng.randint(1, LONGEST)
+        return [aimless_text(length, rng) for _ in range(BATCH)]
 
     pretrain(model, tokenizer, draw, steps, LEARNING_RATE)
     model.save_pretrained(folder)
