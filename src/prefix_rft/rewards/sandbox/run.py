@@ -96,7 +96,7 @@ def run(
         steps: ``exec`` and a statement, or ``eval`` and an expression whose value is asked for.
         allowance: what it may use.
         stdin: what it can read.
-        name: of its module: with ``__main__`` it is a script.
+        name: the name of its module; with ``__main__`` it is a script.
         values: what the function ``value_of`` gives it, by place, as ``child.encode`` has them.
 
     Raises:
