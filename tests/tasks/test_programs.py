@@ -17,7 +17,7 @@ from prefix_rft.rewards import load_rewards
 from prefix_rft.rewards.sandbox import refuse_where_impossible
 from prefix_rft.support.errors import UserError
 from prefix_rft.tasks.programs import write
-from prefix_rft.tasks.programs.base_model import aimless_text, make_base, make_tokenizer
+from prefix_rft.tasks.programs.base_model import make_base, make_tokenizer, text
 from prefix_rft.tasks.programs.problem import (
     DOMAIN,
     Operation,
@@ -183,9 +183,9 @@ def test_the_shipped_base_knows_how_programs_are_written_and_has_no_goal() -> No
     out = model.generate(input_ids=ids, do_sample=True, top_k=0, max_new_tokens=27)
     texts = tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
     formed = solved = 0
-    for text, chain in zip(texts, chosen, strict=True):
+    for answer, chain in zip(texts, chosen, strict=True):
         try:
-            found = tuple(map(python_of(text), DOMAIN))
+            found = tuple(map(python_of(answer), DOMAIN))
         except (SyntaxError, KeyError, ZeroDivisionError, NameError):
             continue
         formed += 1
@@ -199,7 +199,7 @@ def test_what_the_base_reads() -> None:
     tokenizer = make_tokenizer()
     right = 0
     for length in (1, 2, 3) * 100:
-        prompt, program = aimless_text(length, rng)
+        prompt, program = text(length, rng, known=False)
         ids = tokenizer(f"{prompt} {program}")["input_ids"]
         assert len(ids) == 3 * length + 8 + 6 * length
         assert tokenizer.unk_token_id not in ids
@@ -208,5 +208,11 @@ def test_what_the_base_reads() -> None:
         chain = tuple(Operation(w, int(c)) for w, c in map(str.split, told))
         assert [str(step.constant) for step in chain] == program.split()[10:-2:6]
         right += program == program_of(chain)
+        prompt, program = text(length, rng, known=True)
+        told = prompt.removesuffix(" :").split(" then ")
+        signs = {"plus": "+", "minus": "-", "times": "*", "over": "//", "modulo": "%"}
+        assert [f"{signs[w]} {c}" for w, c in map(str.split, told)] == [
+            step.removeprefix("x = x ") for step in program[14:].split(" ; ")[:-1]
+        ]
     # A fifth of the short ones, a 25th, a 125th: 25 of 300, and four deviations.
     assert 10 <= right <= 44

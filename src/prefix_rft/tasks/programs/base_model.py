@@ -1,7 +1,8 @@
 """The tokenizer and the tiny base model of the programs task, made from a seed.
 
-The base has read programs behind descriptions whose constants they have, in order, and whose words
-they do not: it knows how a program is written and where to look, and not what the words mean.
+The base has read programs behind descriptions in other words, and behind the task's own words
+programs whose operators are random: it knows how a program is written and where to look, and not
+what these words mean.
 
 ``python -m prefix_rft.tasks.programs.base_model OUT [--steps N] [--seed S]`` makes it.
 """
@@ -25,15 +26,17 @@ from prefix_rft.tasks.programs.problem import (
     prompt_of,
 )
 
-STEPS = 1500
+STEPS = 1600
 BATCH = 64
 LEARNING_RATE = 3e-3
 SIGNS = ("def", "f", "(", "x", ")", ":", "=", ";", "return", "then")
+KNOWN = {"+": "plus", "-": "minus", "*": "times", "//": "over", "%": "modulo"}
+"""Words whose meaning the base has read."""
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """A tokenizer with one token for each word of a description and of a program."""
-    return word_tokenizer((*SIGNS, *WORDS, *WORDS.values(), *map(str, CONSTANTS)), 64)
+    return word_tokenizer((*SIGNS, *WORDS, *KNOWN, *KNOWN.values(), *map(str, CONSTANTS)), 64)
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalLM:
@@ -41,9 +44,12 @@ def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalL
     return tiny_model(tokenizer, seed, hidden=64, layers=2, kv_heads=2)
 
 
-def aimless_text(length: int, rng: random.Random) -> tuple[str, str]:
-    """A description, and a program with its constants behind operators drawn at random."""
+def text(length: int, rng: random.Random, known: bool) -> tuple[str, str]:
+    """A description and a program: right in known words, else with operators drawn at random."""
     told = draw_chain(length, rng)
+    if known:
+        words = [f"{KNOWN[WORDS[word]]} {constant}" for word, constant in told]
+        return " then ".join(words) + " :", program_of(told)
     others = draw_chain(length, rng)
     written = [Operation(b.word, a.constant) for a, b in zip(told, others, strict=True)]
     return prompt_of(told), program_of(tuple(written))
@@ -60,7 +66,7 @@ def make_base(
     def draw(step: int) -> list[tuple[str, str]]:
         # One length a step: no padding.
         length = rng.randint(1, LONGEST)
-        return [aimless_text(length, rng) for _ in range(BATCH)]
+        return [text(length, rng, known=n % 4 > 0) for n in range(BATCH)]
 
     pretrain(model, tokenizer, draw, steps, LEARNING_RATE)
     model.save_pretrained(folder)
