@@ -195,7 +195,8 @@ def task(args: argparse.Namespace) -> None:
     """``prefix-rft task``."""
     folder, write = Path(args.folder), WRITERS[args.name]
     if args.train_rows is None:
-        args.train_rows = {"chain": 1024 if args.rule == "parity" else 75}.get(args.name, 3000)
+        own = {"chain": 1024 if args.rule == "parity" else 75, "programs": 1500}
+        args.train_rows = own.get(args.name, 3000)
     if args.train_rows < 1 or args.test_rows < 1 or args.valid_rows < 1:
         raise UserError("--train-rows, --valid-rows and --test-rows must be at least 1")
     for option, owner in OWN_OPTIONS.items():
@@ -256,7 +257,23 @@ def _chain(args: argparse.Namespace, folder: Path) -> None:
     )
 
 
-WRITERS = {"countdown": _countdown, "arithmetic": _arithmetic, "chain": _chain}
+def _programs(args: argparse.Namespace, folder: Path) -> None:
+    from prefix_rft.tasks.programs import write
+
+    write(folder, args.train_rows, args.test_rows, args.seed, args.valid_rows)
+    say(
+        Console(),
+        f"wrote rows, base/ and recipe.yaml to {folder}\n"
+        f"next: prefix-rft train {folder / 'recipe.yaml'}",
+    )
+
+
+WRITERS = {
+    "countdown": _countdown,
+    "arithmetic": _arithmetic,
+    "chain": _chain,
+    "programs": _programs,
+}
 OWN_OPTIONS = {
     "operands": "countdown",
     "solver_accuracy": "countdown",

@@ -267,19 +267,24 @@ def parser() -> argparse.ArgumentParser:
         help="write a bundled task: rows, base model and recipe",
         epilog="examples:\n  prefix-rft task countdown data/countdown\n"
         "  prefix-rft task chain data/chain --steps 12\n"
+        "  prefix-rft task programs data/programs\n"
         "  prefix-rft task arithmetic data/arithmetic   (needs the extra lab)",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     task.add_argument(
         "name",
-        choices=["countdown", "chain", "arithmetic"],
+        choices=["countdown", "chain", "programs", "arithmetic"],
         help="countdown: a tiny model that knows arithmetic and has no goal; chain: a tiny model "
-        "and a hidden rule of many steps, with few demonstrations; arithmetic: "
+        "and a hidden rule of many steps, with few demonstrations; programs: a tiny model that "
+        "writes functions that are described in words, with tests as reward; arithmetic: "
         "SmolLM2-135M-Instruct on sums of three terms",
     )
     task.add_argument("folder", metavar="FOLDER")
     task.add_argument(
-        "--train-rows", type=int, metavar="N", help="default: 3000; chain: 75, parities 1024"
+        "--train-rows",
+        type=int,
+        metavar="N",
+        help="default: 3000; chain: 75, parities 1024; programs: 1500",
     )
     task.add_argument("--valid-rows", type=int, default=200, help="to choose settings on")
     task.add_argument("--test-rows", type=int, default=400)

@@ -27,6 +27,8 @@ from prefix_rft.support.errors import UserError
 START_SECONDS = 120.0
 SLEEP_FACTOR = 2
 """Time that an item may sleep, in units of its processor time: for graders that wait."""
+OWN_FACTOR = 20
+"""The same of a grader that keeps limits itself: it sleeps while its programs wait their turn."""
 CHUNK = 16
 START_ATTEMPTS = 3
 LONGEST_WAIT = 5.0
@@ -256,7 +258,8 @@ class GraderPool:
                 )
             if not worker.given or now - worker.since < self.limits.seconds:
                 continue
-            if worker.overslept(SLEEP_FACTOR * self.limits.seconds):
+            factor = OWN_FACTOR if self.signature["own_limits"] else SLEEP_FACTOR
+            if worker.overslept(factor * self.limits.seconds):
                 self._end(worker)
                 call.verdicts[worker.given.popleft()] = self._too_slow("and slept")
                 call.take_back(worker)

@@ -128,7 +128,7 @@ class Worker:
         time counts as sleep). The watch begins at the first call for an item.
         """
         now = time.monotonic()
-        run, waited = _scheduled(self.process.pid)
+        run, waited = scheduled(self.process.pid)
         if self._watch is None:
             self._watch = now, run, waited
             return False
@@ -176,7 +176,7 @@ def _message(line: bytes) -> dict[str, Any]:
     return message
 
 
-def _scheduled(pid: int) -> tuple[float, float]:
+def scheduled(pid: int) -> tuple[float, float]:
     """Seconds that the process's main thread has run, and waited for a processor."""
     try:
         run, waited, _ = Path(f"/proc/{pid}/schedstat").read_text().split()

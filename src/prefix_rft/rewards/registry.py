@@ -20,6 +20,7 @@ BUILT_IN = {
     "math": "prefix_rft.rewards.math:math",
     "exact": "prefix_rft.rewards.text:exact",
     "format": "prefix_rft.rewards.text:format",
+    "code": "prefix_rft.rewards.code:code",
     "countdown": "prefix_rft.tasks.countdown:reward",
     "reasoning_gym": "prefix_rft.rewards.gym:reasoning_gym",
 }

@@ -165,16 +165,24 @@ def completion_text(completion: Any) -> str:
     return completion if isinstance(completion, str) else completion[-1]["content"]
 
 
-def grader(tests_gold: bool = False) -> Callable[[Function], Function]:
+def grader(
+    tests_gold: bool = False,
+    own_limits: bool = False,
+    prepare: Callable[[Mapping[str, Any]], None] | None = None,
+) -> Callable[[Function], Function]:
     """Mark a reward function as one that reads no column but those that it names.
 
     Args:
         tests_gold: it says ``gold unparseable`` whatever the completion, so that golds can be
             judged alone before training.
+        own_limits: it starts processes of its own, and takes ``timeout`` and ``memory`` to hold
+            them to the limits of one completion.
+        prepare: called with its options before it is used; raises UserError where it cannot be.
     """
 
     def mark(function: Function) -> Function:
-        vars(function).update(named_only=True, tests_gold=tests_gold)
+        marks = {"named_only": True, "tests_gold": tests_gold, "own_limits": own_limits}
+        vars(function).update(marks, prepare=prepare)
         return function
 
     return mark

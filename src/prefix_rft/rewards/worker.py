@@ -49,6 +49,7 @@ def main(requests_fd: int, answers_fd: int, parent: int) -> None:
     try:
         function = load_function(setup["function"], Path(setup["folder"]))
         signature = signature_of(function)
+        options = prepared(function, setup)
         limit_memory(setup["memory"])
     except BaseException as error:  # noqa: BLE001  (a stranger's module may do anything)
         known = isinstance(error, UserError)
@@ -61,7 +62,7 @@ def main(requests_fd: int, answers_fd: int, parent: int) -> None:
             # Written beforehand: afterwards there may be no memory to write it with.
             no_memory = _line({"item": number, "memory": True})
             signal.setitimer(signal.ITIMER_PROF, setup["seconds"])
-            verdict = grade(function, item, setup["options"])
+            verdict = grade(function, item, options)
             if os.getpid() != own:
                 os._exit(0)  # the grader forked, and this is its child
             signal.setitimer(signal.ITIMER_PROF, 0)
@@ -74,7 +75,7 @@ def main(requests_fd: int, answers_fd: int, parent: int) -> None:
 
 
 def signature_of(function: Callable[..., Any]) -> dict[str, Any]:
-    """Its parameters by name, whether it reads other keywords, judges golds, and its source."""
+    """Its parameters by name, its marks, and its source."""
     parameters = inspect.signature(function).parameters.values()
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     others = any(p.kind is p.VAR_KEYWORD for p in parameters)
@@ -83,8 +84,29 @@ def signature_of(function: Callable[..., Any]) -> dict[str, Any]:
         "required": [p.name for p in parameters if p.kind in named and p.default is p.empty],
         "keywords": others and not getattr(function, "named_only", False),
         "tests_gold": bool(getattr(function, "tests_gold", False)),
+        "own_limits": bool(getattr(function, "own_limits", False)),
         "source": hash_of_source(function),
     }
+
+
+def prepared(function: Callable[..., Any], setup: dict[str, Any]) -> dict[str, Any]:
+    """The keyword arguments of every call: its options, and the limits that it is to keep itself.
+
+    Raises:
+        UserError: it cannot be used here, or an option stands for a limit.
+    """
+    options = dict(setup["options"])
+    if getattr(function, "prepare", None):
+        function.prepare(options)  # pyright: ignore[reportFunctionMemberAccess]
+    if getattr(function, "own_limits", False):
+        limits = {"timeout": setup["seconds"], "memory": setup["memory"]}
+        if given := sorted(limits.keys() & options):
+            raise UserError(
+                f"reward '{setup['function']}': {' and '.join(given)} are limits, no options: give "
+                "Limits"
+            )
+        options |= limits
+    return options
 
 
 def grade(
