@@ -171,11 +171,12 @@ def test_errors_are_means_over_all_but_rows() -> None:
 
 
 def test_half_precision_is_widened_before_it_is_subtracted() -> None:
-    target = torch.full((1, 4), 1.0)
+    """Neither number is one of bfloat16's: 253/256 is the nearest to 0.99, and 1 to 1.001."""
+    target = torch.full((1, 4), 1.001)
     noised = Noised(target, torch.zeros(1), None, target)
     error_B = squared_error(lambda x, t, c: torch.full((1, 4), 0.99).bfloat16(), noised)
     assert error_B.dtype == torch.float32
-    assert error_B.item() == pytest.approx((1 - 0.98828125) ** 2)  # 253/256, the nearest
+    assert error_B.item() == pytest.approx((1.001 - 0.98828125) ** 2, rel=1e-5)
 
 
 def test_another_shape_is_refused() -> None:

@@ -138,7 +138,10 @@ class Hostile:
         ("x.safetensors", lambda p: save_file({}, p), "has 0 tensors: save one alone"),
     ],
 )
-def test_files_that_cannot_be_used(tmp_path: Path, name: str, make: Any, message: str) -> None:
+def test_files_that_cannot_be_used(
+    tmp_path: Path, name: str, make: Any, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where code in a file would leave its mark
     make(tmp_path / name)
     rows = read_rows(write_rows(tmp_path, [{"image": name}]), losers=False)
     with pytest.raises(UserError, match=rf"row 1, image '{name}' .*{message}"):

@@ -566,7 +566,8 @@ def test_the_command_and_its_report(
     assert "report: runs/diffusion/report.html" in said
     page = (tmp_path / "runs/diffusion/report.html").read_text()
     assert page.count('<img src="data:image/png;base64,') == 4  # data, 0, 2, 3
-    assert "Its samples are the pictures above." in page
+    assert 'id="samples"' not in page
+    assert 'id="evaluation"' not in page
     assert "Gain on winners" in page
     assert "http" not in page.replace('http-equiv="Content', "")
     environment = json.loads((tmp_path / "runs/diffusion/environment.json").read_text())

@@ -48,6 +48,7 @@ def context(paths: Sequence[str]) -> dict[str, Any]:
         "evaluations": _evaluations(evaluations),
         **curves(all_plots, runs),
         "samples": samples,
+        "language": any(writes(run) for run in runs),
         "pictures": [(run.label, shown(run.folder.path)) for run in runs],
         "recipe": side_by_side([run.recipe for run in runs]),
         "environment": side_by_side([run.environment for run in runs]),
@@ -72,7 +73,9 @@ def summary(run: Read, colour: int) -> dict[str, Any]:
         "training data": run.recipe.get("train_data"),
         "seed": seed,
         "steps": number(max(steps)) if steps else "none yet",
-        "rollouts": number(run.rollouts.rows) if run.rollouts.rows else "none",
+        "rollouts": (number(run.rollouts.rows) if run.rollouts.rows else "none")
+        if writes(run)
+        else None,
         "device": run.environment.get("device"),
         "date": run.environment.get("date"),
         "commit": commit,
@@ -81,14 +84,19 @@ def summary(run: Read, colour: int) -> dict[str, Any]:
     return {"label": run.label, "colour": colour, "facts": facts}
 
 
+def writes(run: Read) -> bool:
+    """Whether a run's model writes text; that of ``prefix-rft diffusion`` draws."""
+    return run.recipe.get("command") != "diffusion"
+
+
 def notes(run: Read, tokenizer: object) -> list[str]:
     """What is not there, and why."""
     sentences = []
     hybrid = "prefix" in run.rollouts.lengths
     if not run.series[1]:
         sentences.append("No metrics yet: the run has not logged a step.")
-    if run.recipe.get("command") == "diffusion":
-        sentences.append("Its samples are the pictures above.")
+    if not writes(run):
+        sentences.append("Its samples are pictures.")
     elif not run.rollouts.rows:
         sentences.append(
             "No rollouts: the method samples none (SFT and its kin), the run has not got there, "
