@@ -282,6 +282,25 @@ def test_samples_come_from_the_reference_and_have_no_gradient(made: Path) -> Non
     assert (other.sample - drawn.sample).abs().max() > 0.01
 
 
+def test_noise_is_of_its_step_and_reaches_all_levels(made: Path) -> None:
+    recipe = read(made / "recipe.yaml", ["method=sft", "~beta", "~pool"])
+    rows, model = read_rows(made / "rows.jsonl", losers=False), load(made / "base")
+    called = predict_of(model.network, None, made, labels=True)
+
+    def at(step: int, own: DiffusionRecipe = recipe) -> Drawn:
+        return draw(own, model.process, rows, called, step, CPU)
+
+    many = [at(step) for step in range(60)]
+    levels = torch.cat([d.level_B for d in many]).double()
+    # 240 uniform draws of 1,000 levels: the mean's standard deviation is 18.6.
+    assert abs(levels.mean().item() - 499.5) < 75
+    assert levels.min() < 50
+    assert levels.max() > 949
+    assert len({float(d.noise.sum()) for d in many}) == 60
+    assert torch.equal(at(7).noise, many[7].noise)
+    assert not torch.equal(at(7, read(made / "recipe.yaml", ["seed=1"])).noise, many[7].noise)
+
+
 def test_a_loss_that_is_not_finite_moves_nothing(made: Path) -> None:
     recipe, model, reference, drawn = pieces_of(made)
     drawn.winner[0, 0, 0, 0] = math.inf
@@ -563,6 +582,7 @@ def test_the_command_and_its_report(
     assert main(["diffusion", recipe, "--resume", "max_steps=3", "save_every=2"]) == 0
     said = capsys.readouterr().out
     assert "no run of the name 'diffusion' to go on with: a new one begins" in said
+    assert "sspo: 6 rows, 40,553 weights on cpu, update 1 to 3: runs/diffusion" in said
     assert "report: runs/diffusion/report.html" in said
     page = (tmp_path / "runs/diffusion/report.html").read_text()
     assert page.count('<img src="data:image/png;base64,') == 4  # data, 0, 2, 3

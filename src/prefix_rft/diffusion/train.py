@@ -142,6 +142,12 @@ def train(path: str, overrides: Sequence[str], console: Console, resume: bool = 
             if found is None and taken(folder):
                 raise UserError(f"another run has taken the folder '{folder}': start again")
             run = begin(recipe, rows, folder, model, lambda words: say(console, words), found)
+            weights = sum(p.numel() for p in model.network.parameters())
+            say(
+                console,
+                f"{recipe.method}: {len(rows.image):,} rows, {weights:,} weights on {run.device}, "
+                f"update {run.step + 1} to {recipe.max_steps:,}: {folder}",
+            )
             try:
                 work(run, display.phases)
             except KeyboardInterrupt:
