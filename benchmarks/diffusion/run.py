@@ -12,6 +12,7 @@ import argparse
 import json
 import time
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from prefix_rft.diffusion.models import load, predict_of
 from prefix_rft.diffusion.recipe import read
 from prefix_rft.diffusion.train import train
 from prefix_rft.runs.machine import describe_machine, git_state
+from prefix_rft.runs.reader import RunFolder
 from prefix_rft.support.writing import write_json
 
 HERE = Path(__file__).parent
@@ -81,6 +83,12 @@ def samples(folder: Path, seed: int) -> torch.Tensor:
     return model.process.sample(predict, noise, None, SAMPLE_STEPS)
 
 
+def last_error(folder: Path) -> float:
+    """The error on winners, a mean over the last stage."""
+    lines = RunFolder(folder).metrics()[-30:]
+    return mean(line["diffusion/winner_error"] for line in lines)
+
+
 def record(work: Path, arm: str, seed: int, overrides: list[str]) -> dict[str, Any]:
     """Train an arm with a seed and measure it."""
     path = recipe(work, "arms.yaml")
@@ -93,6 +101,7 @@ def record(work: Path, arm: str, seed: int, overrides: list[str]) -> dict[str, A
     for key in ("runs", "name"):
         del told[key]
     found = measured(samples(folder / "model", seed))
+    found["winner_error"] = last_error(folder)
     return {"arm": arm, "seed": seed, **found, "seconds": round(seconds, 1), "recipe": told}
 
 

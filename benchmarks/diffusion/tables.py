@@ -9,8 +9,8 @@ from typing import Any
 
 HERE = Path(__file__).parent
 HEAD = (
-    "| arm | vertical, % | less SFT, paired | less SSPO, paired | neither, % | places | seeds |\n"
-    "|---|---|---|---|---|---|---|\n"
+    "| arm | vertical, % | less SFT, paired | less SSPO, paired | neither, % | places "
+    "| error on winners |\n|---|---|---|---|---|---|---|\n"
 )
 
 
@@ -46,7 +46,7 @@ def table(results: dict[str, Any]) -> str:
             *less,
             interval([100 * r["neither"] for r in by_seed.values()]),
             f"{mean(r['places'] for r in by_seed.values()):.1f}",
-            str(len(by_seed)),
+            ", ".join(f"{r['winner_error']:.2f}" for r in by_seed.values()),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return HEAD + "\n".join(lines) + "\n"

@@ -62,7 +62,14 @@ def test_noisy_pictures_are_of_their_mode() -> None:
 def test_the_table_by_hand() -> None:
     base = {"vertical": 0.5, "neither": 0.02, "places": 7.0}
     records = [
-        {"arm": arm, "seed": s, "vertical": v, "neither": 0.0, "places": 2.0}
+        {
+            "arm": arm,
+            "seed": s,
+            "vertical": v,
+            "neither": 0.0,
+            "places": 2.0,
+            "winner_error": s + 0.05,
+        }
         for arm, values in (("sft", (0.6, 0.7)), ("sspo", (0.8, 1.0)))
         for s, v in enumerate(values)
     ]
@@ -70,7 +77,8 @@ def test_the_table_by_hand() -> None:
     assert lines[2] == "| base | 50.0 |  |  | 2.0 | 7.0 |  |"
     # 12.706 standard errors: differences 20 and 30, 25 with an error of 5.
     assert (
-        "| sspo | 90.0 [-37.1, 217.1] | 25.0 [-38.5, 88.5] |  | 0.0 [0.0, 0.0] | 2.0 | 2 |" in lines
+        "| sspo | 90.0 [-37.1, 217.1] | 25.0 [-38.5, 88.5] |  | 0.0 [0.0, 0.0] | 2.0 | 0.05, 1.05 |"
+        in lines
     )
 
 

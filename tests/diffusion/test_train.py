@@ -654,22 +654,22 @@ def test_without_the_extra_one_sentence_names_it(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("keys", "at_least"), [(["method=sft"], 0.6), (["beta=20"], 0.6)])
+@pytest.mark.parametrize(("keys", "at_least"), [(["method=sft"], 0.8), (["beta=20"], 0.6)])
 def test_winners_of_one_mode_raise_its_share(
     tmp_path: Path, keys: list[str], at_least: float
 ) -> None:
-    """Bars of two directions, winners of one: 16 seconds of base, then 90 updates."""
+    """Bars of two directions, winners of one: a minute of base, then 90 updates."""
     from test_bars import bars
 
     save(small_unet(labels=False), "epsilon", tmp_path / "new")
     bars.write_rows(tmp_path / "both", {"image": bars.drawn(256, [0, 1], seed=1)})
     bars.write_rows(tmp_path / "one", {"image": bars.drawn(64, [0], seed=2)})
-    plain = {"learning_rate": 2e-3, "batch_size": 32, "sample_steps": 10, "pictures": 0}
+    plain = {"learning_rate": 2e-3, "batch_size": 64, "sample_steps": 10, "pictures": 0}
     (tmp_path / "recipe.yaml").write_text(json.dumps({"model": "", "train_data": "", **plain}))
     shared = [f"runs={tmp_path}", f"model={tmp_path / 'new'}", "train_data=both/rows.jsonl"]
-    start = train(str(tmp_path / "recipe.yaml"), [*shared, "method=sft", "max_steps=700"], QUIET)
+    start = train(str(tmp_path / "recipe.yaml"), [*shared, "method=sft", "max_steps=1200"], QUIET)
     shared[1:] = [f"model={(start / 'model').resolve()}", "train_data=one/rows.jsonl"]
-    more = ["learning_rate=5e-4", "max_steps=90", "name=arm"]
+    more = ["learning_rate=5e-4", "batch_size=32", "max_steps=90", "name=arm"]
     end = train(str(tmp_path / "recipe.yaml"), [*shared, *more, *keys], QUIET)
     shares = []
     for folder in (start, end):
@@ -678,6 +678,6 @@ def test_winners_of_one_mode_raise_its_share(
         predict = predict_of(model.network, None, folder, labels=False)
         shares.append(bars.measured(model.process.sample(predict, noise, None, 20)))
     before, after = shares
-    assert before["neither"] < 0.2
-    assert 0.3 < before["vertical"] < 0.7
-    assert after["vertical"] > max(at_least, before["vertical"] + 0.08)
+    assert before["neither"] < 0.2, shares
+    assert 0.3 < before["vertical"] < 0.7, shares
+    assert after["vertical"] > max(at_least, before["vertical"] + 0.08), shares
