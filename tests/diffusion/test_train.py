@@ -654,6 +654,7 @@ def test_without_the_extra_one_sentence_names_it(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(("keys", "at_least"), [(["method=sft"], 0.8), (["beta=20"], 0.6)])
 def test_winners_of_one_mode_raise_its_share(
     tmp_path: Path, keys: list[str], at_least: float
