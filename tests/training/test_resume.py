@@ -16,9 +16,10 @@ from rich.console import Console
 from prefix_rft.cli import main
 from prefix_rft.recipe.resolved import resolved_value
 from prefix_rft.runs.checkpoints import checkpoints
+from prefix_rft.runs.reader import newest_run
 from prefix_rft.support.errors import UserError
 from prefix_rft.training.agreement import agree_to_start
-from prefix_rft.training.resume import ResumePoint, changes, find, go_on_with, newest_run
+from prefix_rft.training.resume import ResumePoint, changes, find, go_on_with
 from prefix_rft.training.train import train
 from tables import rest_slow
 

@@ -28,6 +28,17 @@ def train(args: argparse.Namespace) -> None:
         say(console, f"report: {write_report([str(folder)])}")
 
 
+def diffusion(args: argparse.Namespace) -> None:
+    """``prefix-rft diffusion``."""
+    from prefix_rft.diffusion.train import train as run
+    from prefix_rft.report import write_report
+    from prefix_rft.support.display import Steadfast
+
+    console = Steadfast()
+    folder = run(args.recipe, args.overrides, console, args.resume)
+    say(console, f"report: {write_report([str(folder)])}")
+
+
 def merge(args: argparse.Namespace) -> None:
     """``prefix-rft merge``."""
     from prefix_rft.engines.merge import merge as to_one_model

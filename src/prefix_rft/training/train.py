@@ -17,7 +17,7 @@ from prefix_rft.engines.setup import engine_of, set_up
 from prefix_rft.recipe.recipe import ENGINES, RecipeFile
 from prefix_rft.recipe.resolved import resolved
 from prefix_rft.runs.folder import alone, taken, write_start
-from prefix_rft.runs.reader import RunFolder
+from prefix_rft.runs.reader import RunFolder, newest_run
 from prefix_rft.support.console import say
 from prefix_rft.support.display import Display
 from prefix_rft.support.errors import UserError
@@ -28,7 +28,6 @@ from prefix_rft.training.resume import (
     find,
     from_checkpoint,
     model_of,
-    newest_run,
 )
 from prefix_rft.training.run import Command, run
 

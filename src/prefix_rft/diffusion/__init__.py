@@ -1,0 +1,1 @@
+"""SSPO for diffusion models, beside Diffusion-DPO and SFT: pictures and video, no tokens."""
