@@ -137,6 +137,13 @@ def collect(args: argparse.Namespace) -> None:
     )
 
 
+def influence(args: argparse.Namespace) -> None:
+    """``prefix-rft influence``."""
+    from prefix_rft.cli.influence import run
+
+    run(args, Console())
+
+
 def advise(args: argparse.Namespace) -> None:
     """``prefix-rft advise``."""
     from prefix_rft.cli.advise import run
