@@ -73,7 +73,7 @@ def pairs_of(rows: Sequence[Any], render: Renderer, what: str) -> list[Pair]:
     """The first demonstration of each row that has one, behind its prompt.
 
     Args:
-        rows: with ``prompt`` and a list of texts as ``demonstration``.
+        rows: the rows, with ``prompt`` and a list of texts as ``demonstration``.
         render: how texts become ids.
         what: the rows are, for a message.
 
