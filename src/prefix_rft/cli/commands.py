@@ -137,6 +137,13 @@ def collect(args: argparse.Namespace) -> None:
     )
 
 
+def rollouts(args: argparse.Namespace) -> None:
+    """``prefix-rft rollouts``."""
+    from prefix_rft.cli.rollouts import run
+
+    run(args, Console(), _new_rows(args.solved))
+
+
 def influence(args: argparse.Namespace) -> None:
     """``prefix-rft influence``."""
     from prefix_rft.cli.influence import run

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from prefix_rft import __version__
-from prefix_rft.cli import influence
+from prefix_rft.cli import influence, rollouts
 from prefix_rft.rewards.registry import BUILT_IN
 
 EXAMPLES = """examples:
@@ -324,6 +324,7 @@ def parser() -> argparse.ArgumentParser:
         "--rule", choices=["new", "parity"], help="chain: a random table (default), or parities"
     )
     influence.add(commands)
+    rollouts.add(commands)
     return p
 
 

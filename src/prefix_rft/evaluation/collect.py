@@ -80,7 +80,7 @@ def collect(
     problems = sample_train_rows(setup, model, rows_of, request, folder, progress)
     rows = load_rows(own.train_data, folder=own.folder, reading=rows_of.reading, limit=limit)
     lines, answers = [], 0
-    for row, problem in zip(_plain(rows), problems, strict=True):
+    for row, problem in zip(plain_rows(rows), problems, strict=True):
         if found := right_ones(problem.samples, keep):
             answers += len(found)
             lines.append(json.dumps({**row, "demonstration": found}, ensure_ascii=False) + "\n")
@@ -104,7 +104,7 @@ def _prompts(model: str, rows: Any, template: Any, moment: Any) -> list[list[int
     return [render.prompt(asked(row)) for row in rows]
 
 
-def _plain(rows: Any) -> Iterator[dict[str, Any]]:
+def plain_rows(rows: Any) -> Iterator[dict[str, Any]]:
     """The rows without columns of ours."""
     names = visible(rows.column_names)
     for row in rows.select_columns(names):
