@@ -136,6 +136,9 @@ def draw_map(ends: Sequence[Any]) -> str:
         for k, line in enumerate(words):
             how = 'text-anchor="middle"' + (' font-size="11"' if k else "")
             parts.append(text(x + COLUMN / 2, y + 36 + 19 * k, line, how))
-    foot = "after SFT: RL's best arm and AdaBack; blue where prefixes are ahead, red where RL is"
+    foot = (
+        "after SFT: the best arm of RL and of prefixes, on validation rows; blue: prefixes are "
+        "ahead, red: RL is"
+    )
     parts.append(text(12, height - 12, foot, 'font-size="11"'))
     return "\n".join([*parts, "</svg>"]) + "\n"

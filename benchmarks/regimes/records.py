@@ -183,11 +183,14 @@ def lifted(run: Run, arm: str) -> bool:
 
 
 def means(runs: Sequence[Run]) -> tuple[float, float] | None:
-    """Mean of the best RL arms after SFT, and of AdaBack after SFT."""
+    """Means of the best RL arms after SFT, and of the best arms with prefixes after SFT.
+
+    Of each run, on validation rows, as the plan says of both.
+    """
     if not runs:
         return None
     rl, context = (
-        float(np.mean([np.nanmean(run.rewards(pick(run))) for run in runs]))
-        for pick in (of_rl, lambda run: CONTEXT[0])
+        float(np.mean([np.nanmean(run.rewards(best([run], arms))) for run in runs]))
+        for arms in (RL, CONTEXT)
     )
     return round(rl, 4), round(context, 4)

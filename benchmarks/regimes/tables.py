@@ -189,7 +189,7 @@ class End(NamedTuple):
         cell: which.
         solved: lambda of each of its runs.
         rl: the mean of RL's best arms in %.
-        context: that of AdaBack.
+        context: that of the best arms with prefixes as context.
     """
 
     cell: Cell
