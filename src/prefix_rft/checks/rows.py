@@ -226,7 +226,7 @@ class RowChecker:
         """A prompt as text, or with its pictures in it as ids."""
         if cells(values) and self.render.processor is None:
             raise DataError("the row has pictures, but the model reads none: use one that does")
-        if cells(values):
+        if self.render.processor is not None and conversation:
             return self.render.prompt(asked(values))
         return self.render.text(values["prompt"]) if conversation else values["prompt"]
 

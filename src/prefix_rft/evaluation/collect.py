@@ -8,7 +8,7 @@ interrupted collection goes on.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,7 @@ def collect(
     for row, problem in zip(plain_rows(rows), problems, strict=True):
         if found := right_ones(problem.samples, keep):
             answers += len(found)
-            lines.append(json.dumps({**row, "demonstration": found}, ensure_ascii=False) + "\n")
+            lines.append(line_of({**row, "demonstration": found}))
     if not lines:
         raise UserError(
             f"none of {len(problems)} rows was solved in {request.samples} samples: sample more, "
@@ -109,6 +109,21 @@ def plain_rows(rows: Any) -> Iterator[dict[str, Any]]:
     names = visible(rows.column_names)
     for row in rows.select_columns(names):
         yield {k: v for k, v in row.items() if k != "demonstration" and v is not None}
+
+
+def line_of(row: Mapping[str, Any]) -> str:
+    """A row as a line of a file.
+
+    Raises:
+        UserError: it holds what JSON does not.
+    """
+    try:
+        return json.dumps(row, ensure_ascii=False) + "\n"
+    except TypeError as error:
+        raise UserError(
+            f"a row cannot be written as JSON ({error}): give pictures as paths of files, not as "
+            "bytes"
+        ) from error
 
 
 def right_ones(samples: Sequence[Sample], keep: int) -> list[str]:

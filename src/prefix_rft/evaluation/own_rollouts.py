@@ -6,7 +6,6 @@ we know second-hand). Nothing that began with a demonstration is own: no hybrid 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from prefix_rft.data.pictures import asked
 from prefix_rft.data.render import end_of_text_ids
 from prefix_rft.engines.models import give_template, hub, load_configs, load_tokenizer
 from prefix_rft.engines.setup import configure
-from prefix_rft.evaluation.collect import plain_rows
+from prefix_rft.evaluation.collect import line_of, plain_rows
 from prefix_rft.rewards.verdict import CORRECT
 from prefix_rft.runs.reader import RunFolder
 from prefix_rft.runs.rollouts import POLICY, Rollout
@@ -93,10 +92,10 @@ def write_solved(run: Path, recipe: str, output: Path, keep: int, from_step: int
         )
     listed = list(plain_rows(rows))
     lines = [
-        json.dumps({**listed[place], "demonstration": list(found[place])}, ensure_ascii=False)
-        for place in sorted(found)
+        line_of({**listed[place], "demonstration": list(texts)})
+        for place, texts in sorted(found.items())
     ]
-    write_text(output, "".join(f"{line}\n" for line in lines))
+    write_text(output, "".join(lines))
     return Solved(looked_at, right, len(found), sum(map(len, found.values())))
 
 

@@ -16,6 +16,7 @@ from datasets import Dataset
 from prefix_rft.data import load_rows
 from prefix_rft.data.forgetting import refuse_shared
 from prefix_rft.data.moment import pinned
+from prefix_rft.data.pictures import asked
 from prefix_rft.data.render import Renderer
 from prefix_rft.data.rows import PLACE
 from prefix_rft.engines.fingerprint import fingerprint
@@ -178,7 +179,7 @@ def _sample_set(
         choose(f"column of set '{eval_set.name}' to split by", column, rows.column_names)
     give_template(tokenizer, rows[0]["prompt"])
     kwargs = pinned(tokenizer, plan.request.template_kwargs, date)
-    _write_rendering(folder, role, eval_set, rows[0]["prompt"], tokenizer, kwargs)
+    _write_rendering(folder, role, eval_set, asked(rows[0]), tokenizer, kwargs)
     rewards, _ = load_rewards(eval_set.reward, eval_set.folder)
     if not rewards:
         raise UserError(f"set '{eval_set.name}' has no reward to grade with")

@@ -322,6 +322,20 @@ def test_a_mask_of_imitation_looks_at_pictures(tmp_path: Path) -> None:
     assert any(not masks[0][name].equal(masks[1][name]) for name in masks[0])
 
 
+def test_another_template_of_a_processor_is_noticed(tmp_path: Path) -> None:
+    rows, hashes = picture_rows(tmp_path, [1, 1]), []
+    for more in ("", "!"):
+        made = partial(with_template, more)
+        hashes.append(rl(tmp_path, rows, made).made_of)
+    assert [k for k in hashes[0] if hashes[0][k] != hashes[1][k]] == ["another chat template"]
+
+
+def with_template(more: str) -> tuple[Any, Any]:
+    model, processor = make_llava()
+    processor.chat_template += more
+    return model, processor
+
+
 def test_texts_through_a_processor_are_as_through_a_tokenizer(tmp_path: Path) -> None:
     rows = picture_rows(tmp_path, [0, 0, 0, 0]).remove_columns(["images"])
     weights = []

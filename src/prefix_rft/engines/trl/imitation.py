@@ -112,7 +112,7 @@ class DemonstrationTrainer(PacksRows, Watched, EvaluatesHeldOut, ResumesExactly,
         self.own_state = OwnState.of(*parts, self.processes, sharded)
         if self.own_state.mask is not None:
             self.add_callback(self.own_state.mask)
-        rest = self.renderer.tokenizer, rows, (), args.demonstration_column
+        rest = processing_class, rows, (), args.demonstration_column
         self.made_of = made_of(self.model, *rest)
         if self.reference is not None:  # two forwards are compared: their noise would differ
             self.notes += turn_off_dropout(self.model)

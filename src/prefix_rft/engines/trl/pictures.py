@@ -45,9 +45,10 @@ def opened_in(inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     if not any(IMAGE in row or IMAGES in row for row in inputs):
         return [dict(row) for row in inputs]
     rows = []
+    files: dict[str, Any] = {}  # rows of a group have the same
     for row in inputs:
         try:
-            pictures = [opened(cell, name) for name, cell in cells(row)]
+            pictures = [_opened(cell, name, files) for name, cell in cells(row)]
             if pictures:
                 filled(row["prompt"], pictures)
         except DataError as error:
@@ -56,6 +57,14 @@ def opened_in(inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         rest = {name: value for name, value in row.items() if name != IMAGE}
         rows.append({**rest, IMAGES: pictures, CELLS: kept})
     return rows
+
+
+def _opened(cell: Any, name: str, files: dict[str, Any]) -> Any:
+    if not isinstance(cell, str):
+        return opened(cell, name)
+    if cell not in files:
+        files[cell] = opened(cell, name)
+    return files[cell]
 
 
 def place_of(row: Mapping[str, Any]) -> str:

@@ -124,7 +124,8 @@ class PrefixRFTTrainer(PacksRows, Watched, EvaluatesHeldOut, ResumesExactly, Rol
         if self.own_state.mask is not None:
             self.add_callback(self.own_state.mask)
         column, other = args.demonstration_column, None if sharded else self.ref_model
-        self.made_of = made_of(self.model, self._tokenizer, rows, self.reward_funcs, column, other)
+        processing = self.processing_class
+        self.made_of = made_of(self.model, processing, rows, self.reward_funcs, column, other)
         self.leaks = Leaks(args, self.graders, renderer, processes, self.phases)
         parts = method, self.method_state, rows, processes, renderer.end, self.leaks.limits
         self.rounds = Rounds(*parts)

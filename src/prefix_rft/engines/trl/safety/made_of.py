@@ -13,6 +13,7 @@ import torch
 from datasets import Dataset
 
 from prefix_rft.data.moment import template_of
+from prefix_rft.data.render import tokenizer_in
 from prefix_rft.engines.state import hash_of_columns
 from prefix_rft.rewards.checked import name_of
 from prefix_rft.rewards.completions import visible
@@ -39,7 +40,7 @@ def made_of(
 
     Args:
         model: the model that is trained.
-        tokenizer: the tokenizer that prompts are rendered with.
+        tokenizer: the tokenizer, or the processor, that prompts are rendered with.
         rows: the dataset as ids.
         rewards: the reward functions.
         demonstration_column: the column in which the demonstrations are in the rows.
@@ -47,7 +48,7 @@ def made_of(
             sharded.
     """
     rewards = list(rewards)
-    hashes = {"another vocabulary": _hash(sorted(tokenizer.get_vocab().items()))}
+    hashes = {"another vocabulary": _hash(sorted(tokenizer_in(tokenizer).get_vocab().items()))}
     first: Any = next(iter(rows.select(range(1))), {}) if isinstance(rows, Dataset) else {}
     if not isinstance(first.get("prompt"), str):
         hashes["another chat template"] = _hash(template_of(tokenizer))

@@ -57,7 +57,13 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
         row = {"prompt": asks, "images": files, "demonstration": f"it is {i % 4}"}
         lines.append(json.dumps({**row, "answer": str(i % 4)}) + "\n")
     (folder / "train.jsonl").write_text("".join(lines[:8]))
-    (folder / "test.jsonl").write_text("".join(lines[8:]))
+    first = json.loads(lines[10])  # with two pictures, in places of its own
+    places = [{"type": "image"}, {"type": "text", "text": "and"}, {"type": "image"}]
+    first["prompt"][0]["content"] = [*places, {"type": "text", "text": "what is 10?"}]
+    assert len(first["images"]) == 1
+    first["images"] *= 2
+    held_out = [json.dumps(first) + "\n", *lines[8:10], lines[11]]
+    (folder / "test.jsonl").write_text("".join(held_out))
     (folder / "grade.py").write_text(GRADE)
     return folder
 
