@@ -52,5 +52,10 @@ def table(results: dict[str, Any]) -> str:
     return HEAD + "\n".join(lines) + "\n"
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Print the table."""
     print(table(json.loads((HERE / "results.json").read_text())), end="")
+
+
+if __name__ == "__main__":
+    main()

@@ -597,7 +597,7 @@ COLUMNS = {
     ),
     "content with an image": error(
         row_3(prompt=[user([{"type": "image", "url": "a"}])]),
-        "content is a text",
+        "a picture stands in the column",
         row=3,
         column="prompt",
     ),
@@ -669,7 +669,7 @@ COLUMNS = {
     ),
     "column that methods have": works(jsonl(every(prompt_rows(), self="a"))),
     "column of pictures": error(
-        jsonl(every(prompt_rows(), images=["a.png"])), "rename it", row=1, column="images"
+        jsonl(every(prompt_rows(), images=["a.png"])), "a.png', does not exist", row=1
     ),
     "column that steers a terminal": error(
         jsonl([{"pro\x1b[31mmpt": "a"}]), "it has pro⟨ESC⟩[31mmpt", row=1

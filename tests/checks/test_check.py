@@ -247,7 +247,7 @@ def test_inspect_with_a_model_marks_the_selection(folder: Path, capfd: Capture) 
     setup = configure("recipe.yaml", [])
     model, _ = load_model("base")
     prompt, prefix = [5, 8, 9], list(range(7, 17))
-    found = chosen(setup, model, prompt, prefix)
+    found = chosen(setup, model, (prompt, {}), prefix)
     setup.close()
     entropies = []
     for i in range(len(prefix)):  # one forward for each position

@@ -57,6 +57,7 @@ def row(group: int = 0, number: int = 0, **changes: Any) -> dict[str, Any]:
         "advantage": 0.0,
         "truncated": False,
         "hint_length": 0,
+        "images": [],
     }
     return {**given, **changes}
 

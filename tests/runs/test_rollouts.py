@@ -35,6 +35,8 @@ LINE = {
 DAMAGED: list[tuple[str, Any]] = [
     ("example", "\x1b[2J"),
     ("group", None),
+    ("images", "a"),
+    ("images", [1]),
     ("group", []),
     ("row", "1"),
     ("row", -1),

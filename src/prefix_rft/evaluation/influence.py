@@ -129,7 +129,7 @@ def influence(
 
 
 @dataclass(frozen=True)
-class _Row:
+class _Gradient:
     gradient: list[Tensor]
     norm: float
     logp: float
@@ -138,7 +138,7 @@ class _Row:
 
 def _gradients(
     model: Any, render: Renderer, pairs: Sequence[Pair], weights: Sequence[Tensor]
-) -> Iterator[_Row]:
+) -> Iterator[_Gradient]:
     """The gradient of each demonstration's mean log-prob."""
     was_training = model.training
     model.eval()
@@ -155,7 +155,7 @@ def _gradients(
             ]
             wide = torch.promote_types(gradient[0].dtype, torch.float32)
             gradient = [g.to(wide) for g in gradient]
-            yield _Row(gradient, _dot(gradient, gradient) ** 0.5, logp.item(), len(logits))
+            yield _Gradient(gradient, _dot(gradient, gradient) ** 0.5, logp.item(), len(logits))
     finally:
         model.train(was_training)
 

@@ -181,7 +181,7 @@ def test_evaluation_and_inspect(kind: str, temperature: float) -> None:
         texts: list[Any] = [s.text for part in parts for problem in part for s in problem]
         setup: Any = SimpleNamespace(args=args)
         render = Renderer(TOKENIZER, (1,))
-        return [*texts, continuation(setup, model, render, PROMPTS[0], PROMPTS[1])]
+        return [*texts, continuation(setup, model, render, (PROMPTS[0], {}), PROMPTS[1])]
 
     assert drawn(poisoned(kind, ALL)) == drawn(tiny(kind))
 
@@ -232,7 +232,8 @@ def test_inspect_follows_what_training_is_asked_for(kind: str) -> None:
         law = {"temperature": 0.7, "top_k": 0, "top_p": 1.0, "min_p": None, "seed": 3}
         law |= {"max_completion_length": 12, "repetition_penalty": 1.0, "generation_kwargs": None}
         setup: Any = SimpleNamespace(args=SimpleNamespace(**{**law, **settings}))
-        return continuation(setup, model, Renderer(TOKENIZER, (1,)), PROMPTS[0], PROMPTS[1])
+        asked = (PROMPTS[0], {})
+        return continuation(setup, model, Renderer(TOKENIZER, (1,)), asked, PROMPTS[1])
 
     context = [*PROMPTS[0], *PROMPTS[1]]
     apart = [*context, *drawn(generation_kwargs={"no_repeat_ngram_size": 1})]
