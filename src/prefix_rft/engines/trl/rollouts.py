@@ -210,16 +210,16 @@ class RolloutTrainer(GRPOTrainer):
         self, model: Any, ids: Tensor, mask: Tensor, wanted_BT: Tensor, *more: bool, **pictures: Any
     ) -> Any:
         asked = dict(zip(("compute_entropy", "compute_aux_loss"), more, strict=True))
-        whole = super()._get_per_token_logps_and_entropies
-        return whole(model, ids, mask, wanted_BT.size(1), **asked, **pictures)
+        score = super()._get_per_token_logps_and_entropies
+        return score(model, ids, mask, wanted_BT.size(1), **asked, **pictures)
 
     def _get_per_token_logps_and_entropies(
         self, model: Any, ids: Tensor, mask: Tensor, width: int, *args: Any, **kwargs: Any
     ) -> Any:
         training = self.model.training
-        plain = not training or self.scorer.why_whole is not None or torch.is_grad_enabled()
+        as_is = not training or self.scorer.why_whole is not None or torch.is_grad_enabled()
         # Where one process has pictures and another none, all go the same way.
-        if plain and not self._is_vlm:
+        if as_is and not self._is_vlm:
             if training:
                 self.tokens.scored(mask.sum())
             score = super()._get_per_token_logps_and_entropies
