@@ -282,6 +282,13 @@ def test_a_key_is_taken_away(tmp_path: Path) -> None:
     }  # fmt: skip
     # Given again after that, it counts; training does not read what is for a comparison.
     assert read_recipe(path, ["~beta", "beta=0.2"])["beta"] == 0.2
+    path.write_text("peft: {r: 4, target: {x: 1}}\na.b: 2\nstages: [{beta: 1, seed: 2}]\nname: x\n")
+    away = ["~peft.r", "~peft.target.x", "~a.b", "~stages.1.seed", "~none.at.all"]
+    assert read_recipe(path, away) == {
+        "peft": {"target": {}}, "stages": [{"beta": 1}], "name": "x"
+    }  # fmt: skip
+    with pytest.raises(UserError, match=r"'~name\.x': 'name' is not a mapping"):
+        read_recipe(path, ["~name.x"])
     path.write_text("model: base\ntrain_data: x.jsonl\ncompare: {seeds: 2}\n")
     assert "compare" not in RecipeFile.read(path).recipe().trainer
 

@@ -20,7 +20,7 @@ HAVE_NO = (
 def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The mapping in a recipe file with ``key=value`` overrides (dots reach into mappings).
 
-    An override ``~key`` takes a key away, so that its default holds.
+    An override ``~key`` takes a key away, if it is there, so that its default holds.
 
     Raises:
         UserError: no such file, not YAML, not a mapping, or an override that is not ``key=value``.
@@ -37,7 +37,7 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
         raise UserError(f"recipe '{path}' must be a mapping of keys to values")
     for override in overrides:
         if override.startswith("~"):
-            data.pop(override[1:], None)
+            _take_away(data, override[1:].split("."), override)
             continue
         key, equals, _ = override.partition("=")
         if not equals or not key:
@@ -81,6 +81,21 @@ def _assign(data: Any, keys: list[str], value: Any, override: str) -> None:
             raise UserError(f"'{override}': '{key}' is not a mapping")
         data = inner
     data[keys[-1]] = value
+
+
+def _take_away(data: Any, keys: list[str], override: str) -> None:
+    if keys[0] == STAGES and len(keys) > 2 and isinstance(data.get(STAGES), list):
+        data, keys = _stage(data[STAGES], keys[1], override), keys[2:]
+    for number, key in enumerate(keys[:-1]):
+        if (whole := ".".join(keys[number:])) in data:
+            del data[whole]
+            return
+        if data.get(key) is None:
+            return
+        data = data[key]
+        if not isinstance(data, dict):
+            raise UserError(f"'{override}': '{key}' is not a mapping")
+    data.pop(keys[-1], None)
 
 
 def _stage(stages: list[Any], number: str, override: str) -> Any:
