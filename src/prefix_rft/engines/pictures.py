@@ -21,15 +21,18 @@ def reads_pictures(config: Any) -> bool:
     return hasattr(config, "vision_config") and type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 
-def together(rows: Sequence[Mapping[str, Tensor]], behind: Sequence[int]) -> dict[str, Tensor]:
+def together(
+    rows: Sequence[Mapping[str, Tensor]], behind: Sequence[int], left: bool = True
+) -> dict[str, Tensor]:
     """The pictures of several rows, as one forward of all of them is given them.
 
     Args:
         rows: for each row what its processor made beside ids and mask, see :func:`prompt_inputs`.
         behind: tokens of each row behind its prompt, none of which is a picture's.
+        left: rows are padded on the left, else on the right.
 
     Returns:
-        Tensors by name; per token ones have as many columns as the longest row, padded on the left.
+        Tensors by name; per token ones have as many columns as the longest row.
     """
     names = dict.fromkeys(name for row in rows for name in row)
     out = {}
@@ -39,7 +42,9 @@ def together(rows: Sequence[Mapping[str, Tensor]], behind: Sequence[int]) -> dic
             continue
         kinds = [pad(row[name][0], (0, n)) for row, n in zip(rows, behind, strict=True)]
         width = max(map(len, kinds))
-        out[name] = torch.stack([pad(kind, (width - len(kind), 0)) for kind in kinds])
+        lack = [width - len(kind) for kind in kinds]
+        sides = [(n, 0) if left else (0, n) for n in lack]
+        out[name] = torch.stack([pad(k, side) for k, side in zip(kinds, sides, strict=True)])
     return out
 
 

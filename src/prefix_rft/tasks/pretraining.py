@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -96,3 +98,19 @@ def pretrain(
         if step % report_every == 0 or step == steps:
             print(f"step {step}/{steps}  loss {loss.item():.4f}", flush=True)
     model.eval()
+
+
+def from_command_line(task: str, make_base: Callable[[Path, int, int], Any], steps: int) -> None:
+    """Make a task's base model as the command line says: the folder, the steps and the seed.
+
+    Args:
+        task: the name of the task.
+        make_base: called with these three.
+        steps: its optimizer steps, unless others are given.
+    """
+    parser = argparse.ArgumentParser(description=f"Make the base model of the {task} task.")
+    parser.add_argument("out", type=Path, help="folder to write")
+    parser.add_argument("--steps", type=int, default=steps)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    make_base(args.out, args.steps, args.seed)

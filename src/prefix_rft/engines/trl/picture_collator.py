@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 
 from prefix_rft.data.demonstrations import ASKED, asked_again
 from prefix_rft.data.render import Renderer
-from prefix_rft.engines.pictures import PER_TOKEN, prompt_inputs
+from prefix_rft.engines.pictures import prompt_inputs, together
 from prefix_rft.engines.trl.pictures import COUNT
 
 
@@ -54,12 +54,8 @@ class PictureCollator:
                 ("labels", labels, -100),
             )
         }
-        for name in dict.fromkeys(name for shown in pictures for name in shown):
-            if name in PER_TOKEN:
-                kinds = [shown[name][0] for shown in pictures]
-                batch[name] = torch.stack([pad(k, (0, width - len(k))) for k in kinds])
-            else:
-                batch[name] = torch.cat([shown[name] for shown in pictures if name in shown])
+        behind = [len(row["input_ids"]) for row in rows]
+        batch |= together(pictures, behind, left=False)
         return batch | ({COUNT: counts} if sum(counts) else {})
 
 

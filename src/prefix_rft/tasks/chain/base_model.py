@@ -8,7 +8,6 @@ random: it knows the form, where to look, and what a rule is, but not the task's
 
 from __future__ import annotations
 
-import argparse
 import random
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from prefix_rft.tasks.chain.rule import (
     table_of,
     write_chain,
 )
-from prefix_rft.tasks.pretraining import pretrain, tiny_model, word_tokenizer
+from prefix_rft.tasks.pretraining import from_command_line, pretrain, tiny_model, word_tokenizer
 
 STEPS = 4000
 BATCH = 64
@@ -79,12 +78,7 @@ def make_base(
 
 def main() -> None:
     """Entry point of ``python -m prefix_rft.tasks.chain.base_model``."""
-    parser = argparse.ArgumentParser(description="Make the base model of the chain task.")
-    parser.add_argument("out", type=Path, help="folder to write")
-    parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    make_base(args.out, args.steps, args.seed)
+    from_command_line("chain", make_base, STEPS)
 
 
 if __name__ == "__main__":

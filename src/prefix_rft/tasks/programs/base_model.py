@@ -9,13 +9,12 @@ what these words mean.
 
 from __future__ import annotations
 
-import argparse
 import random
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
-from prefix_rft.tasks.pretraining import pretrain, tiny_model, word_tokenizer
+from prefix_rft.tasks.pretraining import from_command_line, pretrain, tiny_model, word_tokenizer
 from prefix_rft.tasks.programs.problem import (
     CONSTANTS,
     LONGEST,
@@ -76,12 +75,7 @@ def make_base(
 
 def main() -> None:
     """Entry point of ``python -m prefix_rft.tasks.programs.base_model``."""
-    parser = argparse.ArgumentParser(description="Make the base model of the programs task.")
-    parser.add_argument("out", type=Path, help="folder to write")
-    parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    make_base(args.out, args.steps, args.seed)
+    from_command_line("programs", make_base, STEPS)
 
 
 if __name__ == "__main__":
