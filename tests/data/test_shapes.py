@@ -13,7 +13,7 @@ import pytest
 from prefix_rft import PrefixRFTTrainer
 from prefix_rft.data import DataError, Reading, Renderer, load_rows
 from prefix_rft.data.demonstrations import IDS
-from prefix_rft.data.rows import PLACE
+from prefix_rft.data.files import PLACE
 from prefix_rft.rewards import load_rewards
 from tiny import CHAT_CHARACTERS, make_chat_tokenizer, make_config, make_model
 

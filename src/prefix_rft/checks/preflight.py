@@ -12,8 +12,8 @@ from rich.console import Console
 
 from prefix_rft.checks.rows import Scope, check_data
 from prefix_rft.data import DataError, Renderer
+from prefix_rft.data.files import PLACE
 from prefix_rft.data.render import end_of_text_ids
-from prefix_rft.data.rows import PLACE
 from prefix_rft.engines.models import give_template
 from prefix_rft.engines.setup import Setup
 from prefix_rft.engines.trl.clock import template_kwargs

@@ -14,10 +14,9 @@ from datasets import Dataset, IterableDataset, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from prefix_rft.data.cells import demonstration_texts, wanted
-from prefix_rft.data.files import DataError, Row
+from prefix_rft.data.files import PLACE, DataError, Row
 from prefix_rft.data.pictures import IMAGE, IMAGES, asked
 from prefix_rft.data.render import Renderer
-from prefix_rft.data.rows import PLACE
 
 IDS = "prefix_rft_demonstration_ids"
 EXAMPLE = "prefix_rft_example"
@@ -221,8 +220,5 @@ def asked_again(row: Mapping[str, Any]) -> Any:
     Raises:
         DataError: a picture cannot be opened.
     """
-    own = {k.removeprefix(ASKED): v for k, v in row.items() if k.startswith(ASKED)}
-    try:
-        return asked(own)
-    except DataError as error:
-        raise DataError(f"{row.get(PLACE) or 'a row'}: {error}") from error
+    own = {k.removeprefix(ASKED): v for k, v in row.items() if k.startswith(ASKED) or k == PLACE}
+    return asked(own)

@@ -28,6 +28,8 @@ PARQUET_ROWS = 256
 BOM = b"\xef\xbb\xbf"
 DEEPEST = 32
 SURROGATE = re.compile("[\ud800-\udfff]")
+PLACE = "prefix_rft_place"
+"""Column with the file and number of each row; reward functions do not see it."""
 DATASET_KEYS = ("path", "name", "split", "revision", "data_dir")
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from prefix_rft.data.files import DataError, Row
+from prefix_rft.data.files import PLACE, DataError, Row
 from prefix_rft.support.imports import need
 
 IMAGE, IMAGES = "image", "images"
@@ -81,12 +81,18 @@ def asked(row: Mapping[str, Any]) -> Any:
     """A row's prompt, with its pictures opened in it where it has some.
 
     Raises:
-        DataError: a picture cannot be opened, or there are more or fewer than places for them.
+        DataError: a picture cannot be opened, or there are more or fewer than places for them; says
+            of which row, if the row says where it stands.
     """
-    found = cells(row)
-    if not found:
-        return row["prompt"]
-    return filled(row["prompt"], [opened(cell, name) for name, cell in found])
+    try:
+        found = cells(row)
+        if not found:
+            return row["prompt"]
+        return filled(row["prompt"], [opened(cell, name) for name, cell in found])
+    except DataError as error:
+        if PLACE not in row:
+            raise
+        raise DataError(f"{row[PLACE]}: {error}") from error
 
 
 def in_blocks(messages: Sequence[Mapping[str, Any]], pictures: int = 0) -> list[dict[str, Any]]:

@@ -18,14 +18,12 @@ from datasets import Dataset
 from datasets.config import HF_DATASETS_CACHE
 
 from prefix_rft.data.cells import kind
-from prefix_rft.data.files import DataError, Row, Source, find_source
+from prefix_rft.data.files import PLACE, DataError, Row, Source, find_source
 from prefix_rft.data.pictures import with_places
 from prefix_rft.data.shapes import RowShape, canonical, detect, rename
 from prefix_rft.support.errors import UserError
 
 BATCH = 256
-PLACE = "prefix_rft_place"
-"""Column with the file and number of each row; reward functions do not see it."""
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ import torch
 from datasets import Dataset
 
 from prefix_rft.data import load_rows
+from prefix_rft.data.files import PLACE
 from prefix_rft.data.forgetting import refuse_shared
 from prefix_rft.data.moment import pinned
 from prefix_rft.data.pictures import asked
 from prefix_rft.data.render import Renderer
-from prefix_rft.data.rows import PLACE
 from prefix_rft.engines.fingerprint import fingerprint
 from prefix_rft.engines.models import give_template, load_model
 from prefix_rft.evaluation.folder import (

@@ -11,10 +11,9 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from prefix_rft.data import DataError
+from prefix_rft.data.files import PLACE
 from prefix_rft.data.pictures import IMAGE, IMAGES, asked
 from prefix_rft.data.render import Renderer, end_of_text_ids
-from prefix_rft.data.rows import PLACE
 from prefix_rft.engines.pictures import prompt_inputs
 from prefix_rft.engines.positions import refuse_too_long
 from prefix_rft.engines.sampling import (
@@ -175,10 +174,7 @@ def _prompts(rows: Dataset) -> Iterator[Any]:
     names = [n for n in ("prompt", IMAGE, IMAGES, PLACE) if n in rows.column_names]
     row: Any
     for row in rows.select_columns(names):
-        try:
-            yield asked(row)
-        except DataError as error:
-            raise DataError(f"{row.get(PLACE, 'a row')}: {error}") from error
+        yield asked(row)
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from typing import Any
 from accelerate.utils import gather_object
 from datasets import Dataset
 
-from prefix_rft.data.rows import PLACE
+from prefix_rft.data.files import PLACE
 from prefix_rft.support.errors import RunError, UserError, one_line
 from prefix_rft.training.resume import ResumePoint
 

@@ -12,8 +12,8 @@ from trl import SFTTrainer
 
 from prefix_rft.core import Batch, Targets, loss, prepare
 from prefix_rft.data.demonstrations import ASKED, imitation_rows
+from prefix_rft.data.files import PLACE
 from prefix_rft.data.render import Renderer, end_of_text_ids
-from prefix_rft.data.rows import PLACE
 from prefix_rft.engines.dropout import turn_off_dropout
 from prefix_rft.engines.positions import refuse_too_long
 from prefix_rft.engines.state import hash_of_rows

@@ -17,8 +17,8 @@ from trl.trainer.utils import split_pixel_values_by_grid, unsplit_pixel_values_b
 
 from prefix_rft.data import DataError
 from prefix_rft.data.demonstrations import EXAMPLE
+from prefix_rft.data.files import PLACE
 from prefix_rft.data.pictures import IMAGE, IMAGES, cells, filled, opened
-from prefix_rft.data.rows import PLACE
 from prefix_rft.engines.pictures import PER_TOKEN
 from prefix_rft.support.errors import UserError
 

@@ -20,10 +20,10 @@ from torch.utils.data import Dataset
 from verl.utils.fs import copy_to_local
 
 from prefix_rft.data import DataError, Renderer, load_rows, tokenize_demonstrations
+from prefix_rft.data.files import PLACE
 from prefix_rft.data.moment import pinned
 from prefix_rft.data.pictures import IMAGE, IMAGES
 from prefix_rft.data.render import end_of_text_ids
-from prefix_rft.data.rows import PLACE
 from prefix_rft.engines.models import give_template, load_configs
 from prefix_rft.engines.verl.method_config import KEY, MethodConfig
 from prefix_rft.engines.verl.settings import MODEL
