@@ -34,6 +34,7 @@ from prefix_rft.engines.models import (
 )
 from prefix_rft.engines.setup import Setup, set_up
 from prefix_rft.recipe.recipe import RECOMPUTE, RecipeFile, recompute_key
+from prefix_rft.recipe.reward_options import RewardLearning
 from prefix_rft.rewards.verdict import STATUSES
 from prefix_rft.support.console import say
 from prefix_rft.support.display import Display
@@ -57,6 +58,8 @@ def run_check(
     file, count = RecipeFile.read(path, overrides), 0
     names = file.stages
     for stage, name in enumerate(names):
+        if file.recipe(stage).turn:
+            continue  # the same as the first stage of reward learning, on rows checked already
         if len(names) > 1:
             say(console, f"stage {stage + 1} of {len(names)}: {name}")
         with (
@@ -120,6 +123,7 @@ def check_setup(
     if setup.recipe.eval_every is not None and len(parts) > 1:
         show_evaluations(console, setup, steps_of(setup, train), train.findings, parts[1].rows)
     show_start(console, setup)
+    show_reward_learning(console, setup, train)
     show_schedule(console, setup, train)
     show_memory(console, setup, train, config, weights)
     advise_precision(setup, weights, train.findings)
@@ -129,6 +133,22 @@ def check_setup(
     for checked in parts:
         show_findings(console, f"problems in {checked.name}", checked.findings.problems, "red")
     return sum(len(checked.findings.problems) for checked in parts)
+
+
+def show_reward_learning(console: Console, setup: Setup, train: Checked) -> None:
+    """What the learnt reward of a stage is made of, which no other line counts."""
+    if setup.recipe.reward_learning is None:
+        return
+    options = RewardLearning.read(setup.recipe.reward_learning)
+    if not train.reasons[USABLE]:
+        train.findings.add("reward_learning learns from demonstrations, and no row has one")
+    rows = min(train.with_demonstration, options.prompts_per_stage or train.with_demonstration)
+    say(
+        console,
+        f"reward_learning: {options.stages} stages, each of which samples at most {rows} prompts "
+        f"{options.samples} times and trains a reward model on these pairs before its "
+        "steps; that model's memory and time are not in the figures below",
+    )
 
 
 def show_data(console: Console, checked: Checked) -> None:

@@ -180,6 +180,11 @@ def refuse_along(recipe: Recipe) -> None:
         UserError: the recipe asks for some; arms are compared by their last weights, after steps
             that are counted, on rows by which none of them was chosen.
     """
+    if recipe.reward_learning is not None:
+        raise UserError(
+            "a comparison counts the operations of its arms, and those of learning a reward are "
+            "not counted: leave out reward_learning"
+        )
     asked = [key for key in ALONG if getattr(recipe, key) is not None]
     if asked:
         raise UserError(

@@ -155,7 +155,9 @@ def set_up(file: RecipeFile, stage: int = 0, folder: Path | None = None, **setti
     check_packages(args, recipe.model_options)
     if args.max_steps > 0:
         refuse_unreached(recipe.eval_every, args.max_steps)
-    if method.samples and args.reward_weights is None:
+    if method.samples and recipe.reward_learning is not None:
+        refuse_weights(args.reward_weights, weights)
+    elif method.samples and args.reward_weights is None:
         args.reward_weights = weights
     return Setup(recipe, args.resolve_method(), rewards, args, plan, engine)
 
@@ -166,8 +168,14 @@ def reward_functions(recipe: Recipe, method: Method) -> tuple[list[Any], list[fl
     Raises:
         UserError: one cannot be used, or a method that samples has none.
     """
+    learns = recipe.reward_learning is not None
+    if learns and not method.samples:
+        raise UserError(
+            f"method '{method.name}' imitates and has no use for a reward: reward_learning needs "
+            "a method that samples, such as dr_grpo"
+        )
     rewards, weights = load_rewards(recipe.reward, recipe.folder)
-    if method.samples and not rewards:
+    if method.samples and not rewards and not learns:
         raise UserError(
             f"method '{method.name}' needs a reward: add reward: {', '.join(BUILT_IN)}, or "
             "package.module:function"
@@ -175,3 +183,16 @@ def reward_functions(recipe: Recipe, method: Method) -> tuple[list[Any], list[fl
     if any(w != 1.0 for w in weights) and "reward_weights" in recipe.trainer:
         raise UserError("give weights with the rewards or as reward_weights, not both")
     return rewards, weights
+
+
+def refuse_weights(given: Any, weights: Sequence[float]) -> None:
+    """Refuse weights of rewards where one that is learnt stands in their place.
+
+    Raises:
+        UserError: there are some.
+    """
+    if given is not None or any(w != 1.0 for w in weights):
+        raise UserError(
+            "with reward_learning the policy is trained on the learnt reward alone, and 'reward' "
+            "grades held-out rows: leave out its weights"
+        )

@@ -109,14 +109,51 @@ def sample_and_grade(
     Raises:
         UserError: there is no row, or one that is too long for the model.
     """
+    reward, k = checked(reward), request.samples
+    render = renderer_of(model, tokenizer, request)
+    for part, sampled in drawn(model, render, rows, request, numbers, tick):
+        graded = _grade(render, part, reward, sampled, k)
+        yield [graded[i : i + k] for i in range(0, len(graded), k)]
+
+
+def renderer_of(model: Any, tokenizer: Any, request: Request) -> Renderer:
+    """How prompts and completions of a model become ids and texts.
+
+    Args:
+        model: causal language model.
+        tokenizer: its tokenizer.
+        request: how it is sampled.
+    """
+    ends = end_of_text_ids(tokenizer, model.generation_config)
+    return Renderer(tokenizer, ends, request.template_kwargs or {})
+
+
+def drawn(
+    model: Any,
+    render: Renderer,
+    rows: Dataset,
+    request: Request,
+    numbers: Sequence[int] | None = None,
+    tick: Callable[[int], None] = lambda done: None,
+) -> Iterator[tuple[Dataset, list[list[int]]]]:
+    """Sampled completions of the rows' prompts, some rows at a time, in their order; no grades.
+
+    Args:
+        model: causal language model; its mode and the global random state are left as they were.
+        render: how its prompts become ids.
+        rows: dataset with ``prompt``.
+        request: how to sample.
+        numbers: the numbers of the rows, which decide their samples; by default 0, 1, 2, ...
+        tick: called now and then with how many rows are sampled, in samples of their number.
+
+    Yields:
+        the next rows, and the ids of k completions of each, those of a row beside one another.
+
+    Raises:
+        UserError: there is no row, or one that is too long for the model.
+    """
     if not len(rows):
         raise UserError("there is no problem to evaluate on")
-    reward = checked(reward)
-    render = Renderer(
-        tokenizer,
-        end_of_text_ids(tokenizer, model.generation_config),
-        request.template_kwargs or {},
-    )
     lengths = (len(render.prompt(prompt)) for prompt in _prompts(rows))
     refuse_too_long(model, lengths, request.max_completion_length)
     k = request.samples
@@ -136,8 +173,7 @@ def sample_and_grade(
                 lambda ended, before=start * k + batch.start: tick((before + ended) // k),
             )
         tick(start + len(part))
-        graded = _grade(render, part, reward, sampled, k)
-        yield [graded[i : i + k] for i in range(0, len(graded), k)]
+        yield part, sampled
 
 
 def _parts(rows: int, request: Request) -> Iterator[range]:

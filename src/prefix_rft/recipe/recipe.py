@@ -79,6 +79,8 @@ class Recipe:
         peft: options of an adapter (PEFT) that is put on the model and trained in its place: LoRA,
             or the kind that ``peft_type`` names.
         rif: options of rollout-based instance filtering before training; ``{}`` is its defaults.
+        reward_learning: options of a reward that is learnt from demonstrations and trained on in
+            place of ``reward``, stage by stage; see ``recipe.reward_options``.
         name: the run folder's name.
         runs: the folder in which run folders go (relative to the working directory).
         prompts_per_step: prompts in one optimizer step, over all processes.
@@ -97,6 +99,7 @@ class Recipe:
             engine under its name.
         trainer: TRL's own keys.
         folder: the recipe's folder.
+        turn: which stage of reward learning it is, from 0.
     """
 
     model: str
@@ -111,6 +114,7 @@ class Recipe:
     method: str | Mapping[str, Any] = DEFAULT_METHOD
     peft: Mapping[str, Any] | None = None
     rif: Mapping[str, Any] | None = None
+    reward_learning: Mapping[str, Any] | None = None
     name: str = "run"
     runs: str = "runs"
     prompts_per_step: int = 16
@@ -127,6 +131,7 @@ class Recipe:
     engine_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     trainer: Mapping[str, Any] = field(default_factory=dict)
     folder: Path = Path()
+    turn: int = 0
 
     @property
     def method_name(self) -> str:
@@ -219,13 +224,13 @@ class RecipeFile:
         Raises:
             UserError: a missing key, or a value of wrong type.
         """
-        own_keys = stages_of(self.data)[stage]
+        own_keys, number, turn = stages_of(self.data)[stage]
         for override in self.overrides:
             key = override.removeprefix("~").partition("=")[0].partition(".")[0]
             if key in own_keys:
                 raise UserError(
-                    f"'{override}' has no effect: stage {stage + 1} sets '{key}'; give "
-                    f"stages.{stage + 1}.{override}"
+                    f"'{override}' has no effect: stage {number} sets '{key}'; give "
+                    f"stages.{number}.{override}"
                 )
         shared = {k: v for k, v in self.data.items() if k not in (STAGES, COMPARE)}
         data = {**shared, **own_keys, "name": self.stages[stage], **settings}
@@ -246,12 +251,16 @@ class RecipeFile:
         )
         check_values(mine, engine_settings)
         return Recipe(
-            **mine, engine_settings=engine_settings, trainer=rest, folder=self.path.parent
+            **mine,
+            engine_settings=engine_settings,
+            trainer=rest,
+            folder=self.path.parent,
+            turn=turn,
         )
 
 
 OWN = tuple(
-    f.name for f in fields(Recipe) if f.name not in ("engine_settings", "trainer", "folder")
+    f.name for f in fields(Recipe) if f.name not in ("engine_settings", "trainer", "folder", "turn")
 )
 """Keys that are a recipe's own; the others are an engine's or the trainer's."""
 

@@ -12,7 +12,7 @@ from prefix_rft.recipe.recipe import Recipe
 
 def resolved(recipe: Recipe, method: Method, args: Any) -> dict[str, Any]:
     """Everything that decided the run, as plain data."""
-    apart = ("engine_settings", "trainer", "folder", "method")
+    apart = ("engine_settings", "trainer", "folder", "method", "turn")
     ours = {k: v for k, v in asdict(recipe).items() if k not in apart} | dict(
         recipe.engine_settings
     )

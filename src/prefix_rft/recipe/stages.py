@@ -3,16 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
+from prefix_rft.recipe.reward_options import KEY, RewardLearning
 from prefix_rft.support.errors import UserError
 
 STAGES = "stages"
 DEFAULT_METHOD = "prefix_rft"
 
 
-def stages_of(data: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The stages of a recipe's mapping; one without any key of its own where it names none.
+class Stage(NamedTuple):
+    """One of the runs of a recipe.
+
+    Attributes:
+        keys: the recipe's keys that are others in it.
+        number: which of the recipe's ``stages`` it is, from 1.
+        turn: how many stages of reward learning are before it.
+    """
+
+    keys: dict[str, Any]
+    number: int
+    turn: int
+
+
+def stages_of(data: Mapping[str, Any]) -> list[Stage]:
+    """The runs that a recipe's mapping asks for, in their order.
+
+    One where it names no stages; one that learns a reward is as many as it has stages of that.
+
+    Raises:
+        UserError: see :func:`own_keys`, or options of reward learning that cannot be used.
+    """
+    runs = []
+    for number, keys in enumerate(own_keys(data), 1):
+        learns = keys.get(KEY, data.get(KEY))
+        turns = 1 if learns is None else RewardLearning.read(learns).stages
+        runs += [Stage(keys, number, turn) for turn in range(turns)]
+    return runs
+
+
+def own_keys(data: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The keys of each of a recipe's stages; one without any where it names none.
 
     Raises:
         UserError: they are not a list of mappings, or name a key that they may not.
@@ -45,7 +76,7 @@ def stage_names(data: Mapping[str, Any]) -> list[str]:
         UserError: see :func:`stages_of`.
     """
     name, stages = data.get("name", "run"), stages_of(data)
-    if STAGES not in data:
+    if STAGES not in data and len(stages) == 1:
         return [name]
 
     def method(stage: Mapping[str, Any]) -> str:
@@ -53,4 +84,4 @@ def stage_names(data: Mapping[str, Any]) -> list[str]:
         named = given.get("name", DEFAULT_METHOD) if isinstance(given, dict) else given
         return str(named).replace(":", ".").rpartition(".")[2]
 
-    return [f"{name}-{i}-{s.get('name', method(s))}" for i, s in enumerate(stages, 1)]
+    return [f"{name}-{i}-{s.get('name', method(s))}" for i, (s, _, _) in enumerate(stages, 1)]

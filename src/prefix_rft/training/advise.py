@@ -96,7 +96,7 @@ def advise(
         trained = asked.folder / name / "model"
         if not trained.is_dir():
             imitating = [i for i, s in enumerate(setups) if not s.method.samples]
-            own = stages_of(file.data)[imitating[0]] if imitating else None
+            own = stages_of(file.data)[imitating[0]].keys if imitating else None
             keys = sft_keys(file.data, own, asked.sft_steps, name, asked.folder)
             train(path, [*overrides, *keys], console, resume=True)
         found[SFT] = measured(str(trained), f"behind-{name}")

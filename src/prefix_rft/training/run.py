@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from prefix_rft.engines.setup import Setup
 from prefix_rft.engines.trl import DemonstrationTrainer, PrefixRFTTrainer
 from prefix_rft.engines.trl.clock import stop_clock
 from prefix_rft.engines.trl.policy import trained_weights
+from prefix_rft.engines.trl.reward_model import LearntReward
 from prefix_rft.engines.trl.safety.interrupt import StopOnSignal
 from prefix_rft.engines.trl.safety.watch import ObservesMetrics
 from prefix_rft.engines.trl.update.sparse_adapter import choose_places
@@ -47,6 +48,12 @@ from prefix_rft.training.resume import (
     go_on_with,
     refuse_another_choice,
     refuse_another_model,
+)
+from prefix_rft.training.reward_learning import (
+    LearningStage,
+    compare_with_base,
+    learn_reward,
+    rows_of_stage,
 )
 from prefix_rft.training.rif import choose_rows, filter_rows, recorded
 
@@ -88,14 +95,18 @@ def run(setup: Setup, display: Display, start: ResumePoint, command: Command) ->
         args.chat_template_date = start.date()
     stop_clock(args, tokenizer)
     rows, held_out = preflight(setup, model, tokenizer, rows, held_out, console, phases)
-    filtered = None
+    filtered, stage, rewards = None, LearningStage.of(setup), setup.rewards
     if recipe.rif is not None:
         rows, filtered = filter_prompts(setup, model, tokenizer, rows, display)
+    if stage is not None:
+        rewards = [LearntReward(recipe.reward_learning or {})]
+        rows = rows_of_stage(rows, stage.options, recipe.turn, args.seed)
     agree(rows)
     # Looked at before the trainer is made, which writes what TRL and trackers want there.
     others = start.folder is None and taken(folder)
     phases.begin("making the trainer")
-    trainer = make_trainer(setup, model, tokenizer, rows, phases)
+    with stage.compares(model) if stage is not None else nullcontext():
+        trainer = make_trainer(setup, model, tokenizer, rows, rewards, phases)
     main = trainer.accelerator.is_main_process
     with ExitStack() as stack:
         refused = claim(setup, start, stack, others) if main else None
@@ -108,6 +119,9 @@ def run(setup: Setup, display: Display, start: ResumePoint, command: Command) ->
             write_json(folder / "rif.json", filtered)
         trainer.add_callback(Loaded(lambda: begin(setup, start, console), start))
         with hears_others(trainer, lambda: command.to_go_on(start, folder)):
+            if stage is not None:
+                compare_with_base(trainer.policy, recipe.turn)
+                learn_reward(setup, stage, trainer, rewards[0], display)
             return work(setup, display, trainer, held_out, lambda: command.to_go_on(start, folder))
 
 
@@ -137,7 +151,9 @@ def filter_prompts(
     return filter_rows(rule, model, tokenizer, rows, setup.rewards[0], args, console, tick)
 
 
-def make_trainer(setup: Setup, model: Any, tokenizer: Any, rows: Dataset, phases: Phases) -> Any:
+def make_trainer(
+    setup: Setup, model: Any, tokenizer: Any, rows: Dataset, rewards: list[Any], phases: Phases
+) -> Any:
     """The trainer of the recipe's method; folders that it made for nothing are taken back.
 
     Raises:
@@ -154,7 +170,7 @@ def make_trainer(setup: Setup, model: Any, tokenizer: Any, rows: Dataset, phases
     try:
         choose_places(shared["peft_config"], model, tokenizer, rows, setup.args)
         if setup.method.samples:
-            return PrefixRFTTrainer(model, setup.rewards, setup.args, **shared)
+            return PrefixRFTTrainer(model, rewards, setup.args, **shared)
         return DemonstrationTrainer(model, setup.args, **shared)
     except DataError as error:
         remove_empty(new)

@@ -22,7 +22,7 @@ LAYERS = [{"__init__"}, *(set(line.split(", ")) for line in TOP_DOWN[1].splitlin
 """From the ground. A file imports from layers below its own, or from its own folder."""
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 
-TRAINERS = {"trainer.py", "rollouts.py", "imitation.py"}
+TRAINERS = {"trainer.py", "rollouts.py", "imitation.py", "pair_trainer.py"}
 """What knows TRL from within."""
 EXCEPT = {"safety/checkpointing.py", "safety/run_state.py"}
 """A mixin of the trainers, and what saves the part of their memory that TRL keeps to itself."""

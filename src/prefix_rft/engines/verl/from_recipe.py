@@ -93,6 +93,11 @@ def refuse(recipe: Recipe, method: Method) -> None:
             raise UserError(
                 f"recipe key '{name}' is not there with engine: verl: prepare the rows beforehand"
             )
+    if recipe.reward_learning is not None:
+        raise UserError(
+            "recipe key 'reward_learning' is not there with engine: verl, whose rewards are "
+            "functions without a model: use engine: trl"
+        )
     if recipe.eval_every_samples is not None:
         raise UserError(
             "recipe key 'eval_every_samples' is not there with engine: verl, which takes "
