@@ -9,6 +9,7 @@ from prefix_rft.compare.continual.measures import (
     best,
     final,
     forgetting,
+    learnt,
     matrix,
 )
 from prefix_rft.evaluation.estimates import over_parts, over_seeds
@@ -42,6 +43,7 @@ def test_by_hand() -> None:
     assert mean(forgetting(stages)) == pytest.approx(-0.10)  # (.7 - .9, .8 - .8)
     assert mean(forgetting(stages, base_in_max=True)) == pytest.approx(-0.10)
     assert mean(after_own_stage(stages)) == pytest.approx(-0.2)  # .7 - .9, of the first task alone
+    assert mean(learnt(stages)) == pytest.approx(0.4)  # (.9 - .5, .8 - .4)
 
 
 def test_the_base_is_in_the_maximum_only_where_it_is_asked_for() -> None:
@@ -75,13 +77,15 @@ def test_against_another_computation(seed: int, base_in_max: bool) -> None:
     S, T = rng.randint(1, 4), rng.randint(2, 6)
     P_STJ = rng.rand(S, T + 1, T)
     stages = stages_of(P_STJ, tuple(rng.randint(2, 9, T)), 0.2)
-    fm, cgl, avg = [], [], []
+    fm, cgl, avg, new = [], [], [], []
     for own in P_STJ:
         rounds = own if base_in_max else own[1:]
         avg.append(sum(own[T, j] for j in range(T)) / T)
         fm.append(sum(own[T, j] - max(row[j] for row in rounds) for j in range(T)) / T)
         cgl.append(sum(own[T, k] - own[k + 1, k] for k in range(T - 1)) / (T - 1))
+        new.append(sum(own[k + 1, k] - own[k, k] for k in range(T)) / T)
     assert mean(final(stages)) == pytest.approx(np.mean(avg))
+    assert mean(learnt(stages)) == pytest.approx(np.mean(new))
     assert mean(forgetting(stages, base_in_max)) == pytest.approx(np.mean(fm))
     assert mean(after_own_stage(stages)) == pytest.approx(np.mean(cgl))
     most = mean(best(stages, base_in_max))
@@ -118,7 +122,7 @@ def test_parts_count_alike_whatever_their_size() -> None:
 
 
 def test_the_interval_covers_the_truth() -> None:
-    """Three tasks far apart and of unlike sizes, seeds that move all tasks, problems of their own."""
+    """Three tasks far apart and of unlike sizes, seeds that move all, problems of their own."""
     rng = np.random.RandomState(1)
     centres, sizes, covered, widths = (0.1, 0.5, 0.9), (10, 20, 40), 0, []
     for _ in range(600):

@@ -16,7 +16,10 @@ BAD: dict[str, tuple[list[str], str]] = {
     "no block": (["~continual"], "needs the key 'continual': a mapping with tasks and arms"),
     "no tasks": (["~continual.tasks"], "at least two names, in order, to the keys of each task"),
     "one task": (["~continual.tasks.three"], "keys of each task; there is 1"),
-    "no mapping": (["continual.tasks=[two, three]"], "key of 'continual' 'tasks' must be a mapping"),
+    "no mapping": (
+        ["continual.tasks=[two, three]"],
+        "'tasks' must be a mapping",
+    ),
     "task": (["continual.tasks.two=3"], "task 'two' must be a mapping of recipe keys"),
     "name": (["continual.tasks={a/b: {}, c: {}}"], "'a/b' cannot name a task"),
     "model": (["continual.tasks.two.model=base"], "task 'two' cannot have a 'model' of its own"),
@@ -34,7 +37,10 @@ BAD: dict[str, tuple[list[str], str]] = {
     "no arms": (["~continual.arms"], "'continual' needs 'arms'"),
     "stages": (["stages=[{method: sft}]"], "makes its own stages: leave out 'stages'"),
     "start": (["continual.arms.rl.start=sft"], "arm 'rl' cannot have 'start' in a sequence"),
-    "sweep": (["continual.arms.rl.sweep={beta: [0]}"], "arm 'rl' cannot have 'sweep' in a sequence"),
+    "sweep": (
+        ["continual.arms.rl.sweep={beta: [0]}"],
+        "arm 'rl' cannot have 'sweep' in a",
+    ),
     "data of an arm": (
         ["continual.arms.rl.train_data=two/train.jsonl"],
         "arm 'rl' cannot have 'train_data' of its own: all arms start from one base",

@@ -66,3 +66,10 @@ def forgetting(stages: Stages, base_in_max: bool = False) -> list[Values]:
 def after_own_stage(stages: Stages) -> list[Values]:
     """``P[T, k] - P[k, k]`` for k < T: forgetting as CGL counts it, above 0 where more is known."""
     return [last - stages[k][k - 1] for k, last in enumerate(final(stages)[:-1], 1)]
+
+
+def learnt(stages: Stages) -> list[Values]:
+    """``P[k, k] - P[k - 1, k]``: what each stage adds on its own task, without which little can be
+    forgotten either."""
+    pairs = zip(stages[1:], stages, strict=False)
+    return [after[k] - before[k] for k, (after, before) in enumerate(pairs)]

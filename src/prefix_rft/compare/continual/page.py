@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prefix_rft.compare.continual import tables
-from prefix_rft.compare.continual.results import AVG, CGL, Way, fm_name
+from prefix_rft.compare.continual.results import AVG, CGL, LEARNT, Way, fm_name
 from prefix_rft.compare.continual.settings import Continual
 from prefix_rft.compare.continual.tables import Ways
 from prefix_rft.compare.job import BASE
@@ -34,7 +34,7 @@ def write_page(board: Board, continual: Continual, ways: Ways) -> Path:
 def context(board: Board, continual: Continual, ways: Ways) -> dict[str, Any]:
     """What the template is given."""
     first = next(iter(ways.values()))
-    names = (AVG, fm_name(continual.base_in_max), CGL)
+    names = (AVG, fm_name(continual.base_in_max), CGL, LEARNT)
     seeds = board.comparison.seeds
     return {
         "title": Path(board.recipe).stem + ": " + ", ".join(arm.name for arm in continual.arms[:6]),

@@ -22,6 +22,7 @@ from prefix_rft.evaluation.estimates import Estimate, over_parts
 AVG, BEST = "AvgAcc", "mean of best"
 FM, FM_WITH_BASE = "FM (max over stages 1..T)", "FM (max over base and stages 1..T)"
 CGL = "FM (CGL: after its own stage, k < T)"
+LEARNT = "learnt in its own stage"
 
 
 def fm_name(base_in_max: bool) -> str:
@@ -123,6 +124,7 @@ def parts_of(stages: Stages, base_in_max: bool) -> dict[str, list[Values]]:
         BEST: measures.best(stages, base_in_max),
         fm_name(base_in_max): measures.forgetting(stages, base_in_max),
         CGL: measures.after_own_stage(stages),
+        LEARNT: measures.learnt(stages),
     }
 
 

@@ -10,7 +10,15 @@ from typing import Any
 import numpy as np
 
 from prefix_rft.compare.continual.measures import Values
-from prefix_rft.compare.continual.results import AVG, BEST, CGL, Way, fm_name, others_of
+from prefix_rft.compare.continual.results import (
+    AVG,
+    BEST,
+    CGL,
+    LEARNT,
+    Way,
+    fm_name,
+    others_of,
+)
 from prefix_rft.compare.continual.settings import Continual
 from prefix_rft.compare.job import BASE
 from prefix_rft.compare.jobs import Board
@@ -58,23 +66,25 @@ def accuracy(board: Board, continual: Continual, ways: Ways, between: str = " ")
 
 
 def forgotten(board: Board, continual: Continual, ways: Ways, between: str = " ") -> list[Section]:
-    """FM in both definitions, at each temperature, and what it differs by."""
-    names, less = [fm_name(continual.base_in_max), CGL], f"less {continual.reference}"
-    head = ["arm", *(word for name in names for word in (name, less))]
-    blocks = []
-    for t, own in ways.items():
-        rows = []
-        for way in own:
-            if way.at_once or way.name == BASE:
-                continue
-            cells = [
-                points(estimates.get(name), between)
-                for name in names
-                for estimates in (way.measures, way.differences)
-            ]
-            rows.append([_label(board, way), *cells])
-        blocks.append(Section(f"Forgetting, {at(t)}, in points", head, rows))
-    return blocks
+    """FM in both definitions, and what was learnt, at each temperature."""
+    head = ["arm", "in points", f"less {continual.reference}"]
+    return [
+        Section(
+            f"{name}, {at(t)}",
+            head,
+            [
+                [
+                    _label(board, way),
+                    points(way.measures.get(name), between),
+                    points(way.differences.get(name), between),
+                ]
+                for way in own
+                if name in way.measures
+            ],
+        )
+        for t, own in ways.items()
+        for name in (fm_name(continual.base_in_max), CGL, LEARNT)
+    ]
 
 
 def matrices(board: Board, ways: Sequence[Way]) -> list[Section]:
