@@ -53,14 +53,20 @@ def rows_of(split: str, pool: int) -> dict[str, list[dict[str, object]]]:
     return rows
 
 
-def main() -> None:
-    """Write everything into the folder that is named."""
-    folder = Path(sys.argv[1])
-    write(folder, 1, 400, SEED, 1)  # the base, its suite, and rows of two and three numbers for it
+def write_tasks(folder: Path) -> None:
+    """Write rows, base and suite."""
+    write(
+        folder, 1, 400, SEED, 1
+    )  # for the base and its suite, of puzzles of two and three numbers
     for split, count in COUNTS.items():
         for name, rows in rows_of(split, POOL[split]).items():
             lines = "".join(json.dumps(row) + "\n" for row in rows[:count])
             (folder / f"{name}-{split}.jsonl").write_text(lines, encoding="utf-8")
+
+
+def main() -> None:
+    """Write everything into the folder that is named."""
+    write_tasks(Path(sys.argv[1]))
 
 
 if __name__ == "__main__":

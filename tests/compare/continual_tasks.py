@@ -18,6 +18,7 @@ num_generations: 4
 prompts_per_step: 2
 max_completion_length: 12
 max_steps: 4
+save_steps: 2
 learning_rate: 1e-3
 continual:
   tasks:

@@ -107,11 +107,10 @@ def test_a_column_of_that_name_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_order_of_tasks_matters(recipe: Path, tmp_path: Path) -> None:
-    board, _ = make_board(recipe, output=str(tmp_path / "out"))
+    board, continual = make_board(recipe, output=str(tmp_path / "out"))
     finish(board, "base", 0, **BASE)
     board.check()
-    two, three = ({"train_data": f"{n}/train.jsonl", "eval_data": f"{n}/test.jsonl"}
-                  for n in ("two", "three"))  # fmt: skip
+    two, three = (dict(continual.tasks[name]) for name in ("two", "three"))
     tasks = json.dumps({"three": three, "two": two})
     turned, _ = make_board(recipe, f"continual.tasks={tasks}", output=str(tmp_path / "out"))
     assert [arm.name for arm in turned.comparison.arms][:2] == ["sft/1-three", "sft/2-two"]
