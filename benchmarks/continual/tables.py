@@ -13,6 +13,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from three_tasks import write_tasks  # beside this file
+
 from prefix_rft.compare.continual import tables
 from prefix_rft.compare.continual.command import read_board
 from prefix_rft.compare.continual.results import all_ways
@@ -20,7 +22,6 @@ from prefix_rft.compare.continual.settings import Continual
 from prefix_rft.compare.continual.tables import Ways
 from prefix_rft.compare.jobs import Board
 from prefix_rft.compare.view import markdown
-from tasks import write_tasks  # beside this file
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"

@@ -27,7 +27,7 @@ class Continual:
     """What is trained in which order, and how it is measured.
 
     Attributes:
-        tasks: by name and in order, the recipe keys of each task.
+        tasks: the recipe keys of each task, by name and in order.
         arms: the ways to train that are compared, each of which goes through all tasks.
         comparison: the rest of what a comparison says.
         multi_task: each arm trains once more, on the rows of all tasks at once.

@@ -1,6 +1,6 @@
 """Three tasks of the tiny Countdown base, told apart by the operations that a puzzle needs.
 
-    python benchmarks/continual/tasks.py data/continual     # seconds; rows, base, suite
+    python benchmarks/continual/three_tasks.py data/continual     # seconds; rows, base, suite
 
 All have three numbers and one grader. ``sums`` can be solved with + and - alone, and is
 demonstrated so; ``products`` cannot, but with * as well; ``quotients`` needs /.
