@@ -97,3 +97,19 @@ def test_options_that_differ_stay_apart(tmp_path: Path) -> None:
         assert rewards[0](completions=["four", "four"], task=["a", "b"]) == [1.0, 0.0]
     finally:
         close_all(rewards)
+
+
+def test_another_source_of_a_tasks_reward_is_known(tmp_path: Path) -> None:
+    specs = {"a": "mine:always", "b": "exact"}
+
+    def decided_by(number: str) -> object:
+        (tmp_path / "mine.py").write_text(
+            f"def always(completions, **kwargs):\n    return [{number}] * len(completions)\n"
+        )
+        rewards, _ = load_rewards(united(specs), tmp_path)
+        close_all(rewards)
+        return rewards[0].decided_by  # pyright: ignore[reportFunctionMemberAccess]
+
+    first = decided_by("0.0")
+    assert decided_by("0.0") == first
+    assert decided_by("0.25") != first

@@ -86,7 +86,17 @@ def prepare(options: Mapping[str, Any]) -> None:
             own(entry.options)
 
 
-by_task.prepare = prepare  # pyright: ignore[reportFunctionMemberAccess]
+def graders(options: Mapping[str, Any]) -> list[Callable[..., Any]]:
+    """The functions of all tasks.
+
+    Args:
+        options: the options of :func:`by_task`.
+    """
+    specs = options["rewards"]
+    return [load_function(_entry(name, spec).path) for name, spec in specs.items()]
+
+
+vars(by_task).update(prepare=prepare, graders=graders)
 
 
 def united(specs: Mapping[str, Any]) -> dict[str, Any]:
