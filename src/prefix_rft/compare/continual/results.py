@@ -145,15 +145,15 @@ def all_ways(board: Board, continual: Continual, temperature: float) -> list[Way
     """
     if board.record(board.base) is None:
         return []
-    view = View(board, continual, temperature)
-    found = [view.base()]
+    at = AtTemperature(board, continual, temperature)
+    found = [at.base()]
     for arm in continual.arms:
-        found += view.ways(arm.name)
+        found += at.ways(arm.name)
     return found
 
 
 @dataclass(frozen=True)
-class View:
+class AtTemperature:
     """A board at one temperature.
 
     Attributes:
