@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from prefix_rft.compare.command import _shared
+from prefix_rft.compare.command import shared_keys
 from prefix_rft.engines.verl.from_recipe import dotted
 from prefix_rft.evaluation.sets import read_suite
 from prefix_rft.recipe.mapping import read_recipe
@@ -162,9 +162,9 @@ def test_a_suite_and_the_overrides_of_a_comparison_are_read_so_too(tmp_path: Pat
     path.write_text("sets:\n- {name: a, data: x, reward: math, limit: 010}\n")
     with pytest.raises(UserError, match="line 2: YAML reads 010 as 8"):
         read_suite(str(path))
-    assert _shared(["save_strategy=no", "a.b=1e-6"]) == {"save_strategy": "no", "a.b": 1e-6}
+    assert shared_keys(["save_strategy=no", "a.b=1e-6"]) == {"save_strategy": "no", "a.b": 1e-6}
     with pytest.raises(UserError, match="reads 1:30 as 90"):
-        _shared(["max_steps=1:30"])
+        shared_keys(["max_steps=1:30"])
 
 
 def test_two_spellings_of_one_verl_setting_are_refused(tmp_path: Path) -> None:

@@ -181,6 +181,13 @@ def compare(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
+def continual(args: argparse.Namespace) -> int:
+    """``prefix-rft continual``."""
+    from prefix_rft.cli.continual import run
+
+    return run(args, Console())
+
+
 def report(args: argparse.Namespace) -> None:
     """``prefix-rft report``."""
     from prefix_rft.report import write_report

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from prefix_rft import __version__
-from prefix_rft.cli import influence, rollouts
+from prefix_rft.cli import continual, influence, rollouts
 from prefix_rft.rewards.registry import BUILT_IN
 
 EXAMPLES = """examples:
@@ -323,6 +323,7 @@ def parser() -> argparse.ArgumentParser:
     task.add_argument(
         "--rule", choices=["new", "parity"], help="chain: a random table (default), or parities"
     )
+    continual.add(commands)
     influence.add(commands)
     rollouts.add(commands)
     return p

@@ -22,6 +22,7 @@ class Arm:
         sweep: one key and the values to choose from, on validation rows, at the first seed.
         collect: own right answers of the model that it starts from, sampled at each seed before it
             trains, which are then its demonstrations; None trains on the rows as they are.
+        rows: a file in the comparison's folder that it trains on in place of its ``train_data``.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Arm:
     match: str | None = None
     sweep: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     collect: Collection | None = None
+    rows: str | None = None
 
     @property
     def group(self) -> str:

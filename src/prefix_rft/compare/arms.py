@@ -15,6 +15,7 @@ from prefix_rft.compare.prices import at_one_price, refuse_unlike_steps, refuse_
 from prefix_rft.engines.arguments import of_rollouts
 from prefix_rft.evaluation.run import TEMPERATURES
 from prefix_rft.methods import load
+from prefix_rft.recipe.recipe import COMPARE
 from prefix_rft.support.errors import UserError, check_types, choose, refuse_unknown
 
 METHODS = ("sft", "sft+dr_grpo", "dr_grpo", "prefix_rft", "sft+prefix_rft")
@@ -22,7 +23,6 @@ METHODS = ("sft", "sft+dr_grpo", "dr_grpo", "prefix_rft", "sft+prefix_rft")
 SWEEP = (5.0, 10.0, 50.0)
 """Learning rates of imitation, as multiples of the recipe's: 5e-6, 1e-5 and 5e-5 for RL's usual
 1e-6, the sweep of arXiv 2604.23747."""
-KEY = "compare"
 SPECIAL = ("start", "match", "sweep", "collect")
 """Keys of an arm that are not a recipe's."""
 
@@ -65,24 +65,26 @@ def read_comparison(
     methods: Sequence[str] | None = None,
     seeds: int | None = None,
     learning_rates: Sequence[float] | None = None,
+    block: str = COMPARE,
 ) -> Comparison:
     """The comparison that a recipe's mapping describes.
 
     Args:
-        data: the recipe, with ``compare`` where it has arms of its own.
+        data: the recipe, with its block where it has arms of its own.
         methods: names of arms, or of methods; ``A+B`` is B from the model that A has left.
         seeds: the number of seeds in place of the recipe's.
         learning_rates: the learning rates that imitation methods choose from.
+        block: the recipe key of these settings.
 
     Raises:
         UserError: anything that cannot be compared.
     """
-    settings = data.get(KEY) or {}
+    settings = data.get(block) or {}
     if not isinstance(settings, dict):
-        raise UserError(f"recipe key '{KEY}' must be a mapping")
+        raise UserError(f"recipe key '{block}' must be a mapping")
     kinds = {f.name: str(f.type) for f in fields(Comparison)}
-    refuse_unknown(f"key of '{KEY}'", settings, kinds)
-    arms = _own_arms(settings.get("arms") or {})
+    refuse_unknown(f"key of '{block}'", settings, kinds)
+    arms = _own_arms(settings.get("arms") or {}, block)
     if methods is None and not arms:
         methods = METHODS
     if methods is not None:
@@ -90,18 +92,18 @@ def read_comparison(
     arms = at_one_price(arms, data)
     names = [a.name for a in arms]
     reference = settings.get("reference", "prefix_rft" if "prefix_rft" in names else names[0])
-    choose(f"arm as 'reference' of '{KEY}'", reference, names)
+    choose(f"arm as 'reference' of '{block}'", reference, names)
     rest = {k: v for k, v in settings.items() if k not in ("arms", "reference", "seeds")}
     number = settings.get("seeds", 3) if seeds is None else seeds
     comparison = Comparison(arms, number, reference, **rest)
-    checked = _checked(comparison, kinds)
+    checked = _checked(comparison, kinds, block)
     refuse_unpriced(checked.arms, data)
     return checked
 
 
-def _checked(comparison: Comparison, kinds: Mapping[str, str]) -> Comparison:
+def _checked(comparison: Comparison, kinds: Mapping[str, str], block: str) -> Comparison:
     simple = ("seeds", "samples", "trajectory", "further")
-    check_types(f"key of '{KEY}'", {k: getattr(comparison, k) for k in simple}, kinds)
+    check_types(f"key of '{block}'", {k: getattr(comparison, k) for k in simple}, kinds)
     for name in ("seeds", "samples"):
         if getattr(comparison, name) < 1:
             raise UserError(f"a comparison needs at least one of '{name}'")
@@ -110,7 +112,7 @@ def _checked(comparison: Comparison, kinds: Mapping[str, str]) -> Comparison:
         isinstance(t, (int, float)) and 0 <= t < math.inf for t in temperatures
     )
     if not numbers or not temperatures:
-        raise UserError(f"'temperatures' of '{KEY}' must be a list of numbers, at least 0")
+        raise UserError(f"'temperatures' of '{block}' must be a list of numbers, at least 0")
     for arm in comparison.arms:
         for role in ("start", "match"):
             other = getattr(arm, role)
@@ -136,9 +138,9 @@ def _follow(comparison: Comparison, arm: Arm) -> None:
             todo += [comparison.arm(name).start, comparison.arm(name).match]
 
 
-def _own_arms(mapping: Any) -> list[Arm]:
+def _own_arms(mapping: Any, block: str) -> list[Arm]:
     if not isinstance(mapping, dict):
-        raise UserError(f"'arms' of '{KEY}' must be a mapping of names to keys")
+        raise UserError(f"'arms' of '{block}' must be a mapping of names to keys")
     arms = []
     for name, keys in mapping.items():
         if not re.fullmatch(r"[\w.+-]+(/[\w.+-]+)?", str(name)) or str(name).startswith("."):

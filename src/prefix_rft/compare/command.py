@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from prefix_rft.compare.arms import KEY, overrides_of, read_comparison
+from prefix_rft.compare.arms import overrides_of, read_comparison
 from prefix_rft.compare.jobs import Board
 from prefix_rft.compare.page import write_page
 from prefix_rft.compare.results import arm_results
@@ -21,7 +21,7 @@ from prefix_rft.engines.setup import configure
 from prefix_rft.evaluation.start import train_rows
 from prefix_rft.recipe.along import ALONG
 from prefix_rft.recipe.mapping import read_recipe, value_of
-from prefix_rft.recipe.recipe import Recipe
+from prefix_rft.recipe.recipe import BLOCKS, Recipe
 from prefix_rft.recipe.stages import STAGES
 from prefix_rft.support.console import say
 from prefix_rft.support.display import Display
@@ -62,27 +62,8 @@ def run_compare(
     quiet()
     check_at_once(jobs)
     board = board_of(recipe, overrides, methods, seeds, learning_rates, output)
-    board.check()
-    total, done = board.total(), sum(board.record(j) is not None for j in board.jobs())
-    say(
-        console,
-        f"{len(board.comparison.arms)} arms, {board.comparison.seeds} seeds: {total} runs, {done} "
-        f"done; in {board.folder}",
-    )
-    failed: list[str] = []
-    if not only_table:
-        try:
-            with Display(console) as display:
-                display.soon()
-                failed = run_all(
-                    board,
-                    jobs,
-                    lambda text: say(console, text),
-                    display.phases.begin,
-                )
-        except KeyboardInterrupt:
-            say(console, "interrupted: the same command goes on from here")
-            raise
+    what = f"{len(board.comparison.arms)} arms, {board.comparison.seeds} seeds"
+    failed = run_missing(console, board, what, 0 if only_table else jobs)
     arms = arm_results(board)
     if not arms:
         raise UserError(f"no run of '{board.folder}' is done: {'; '.join(failed) or 'run it'}")
@@ -92,6 +73,35 @@ def run_compare(
     page = write_page(board, arms)
     say(console, f"page: {page}; table: comparison.csv")
     return failed
+
+
+def run_missing(console: Console, board: Board, what: str, jobs: int) -> list[str]:
+    """Look at the records that are there, and run what is missing.
+
+    Args:
+        console: the console for progress.
+        board: the runs.
+        what: what they are, in words.
+        jobs: runs at once; 0 runs nothing.
+
+    Returns:
+        a sentence for each run that failed.
+
+    Raises:
+        UserError: a record is damaged, or of other settings.
+    """
+    board.check()
+    total, done = board.total(), sum(board.record(j) is not None for j in board.jobs())
+    say(console, f"{what}: {total} runs, {done} done; in {board.folder}")
+    if not jobs:
+        return []
+    try:
+        with Display(console) as display:
+            display.soon()
+            return run_all(board, jobs, lambda text: say(console, text), display.phases.begin)
+    except KeyboardInterrupt:
+        say(console, "interrupted: the same command goes on from here")
+        raise
 
 
 def board_of(
@@ -138,7 +148,7 @@ def read_board(
     if STAGES in data:
         raise UserError("a comparison has arms, not stages: give 'start' to an arm")
     comparison = read_comparison(data, methods, seeds, learning_rates)
-    shared = _shared(overrides)
+    shared = shared_keys(overrides)
     setup = configure(recipe, overrides)
     setup.close()
     refuse_along(setup.recipe)
@@ -146,10 +156,7 @@ def read_board(
         raise UserError("a comparison needs eval_data and a reward in the recipe")
     if setup.recipe.trainer.get("max_steps", -1) < 1:
         raise UserError("a comparison needs max_steps in the recipe: the same budget for all")
-    folder = Path(output) if output else Path("comparisons") / setup.recipe.name
-    if folder.is_file() or (output and not folder.absolute().parent.is_dir()):
-        raise UserError(f"--output '{folder}' is a file, or the folder it is in does not exist")
-    check_folder(folder, "the folder of the comparison")
+    folder = folder_of(output, Path("comparisons") / setup.recipe.name)
     # What only a comparison reads is not part of what its runs share.
     resolved = replace(setup.recipe, name="")
 
@@ -173,6 +180,19 @@ def read_board(
     )
 
 
+def folder_of(output: str | None, otherwise: Path) -> Path:
+    """The folder of all runs; it is not made.
+
+    Raises:
+        UserError: it is a file, cannot be written, or the folder that it is in does not exist.
+    """
+    folder = Path(output) if output else otherwise
+    if folder.is_file() or (output and not folder.absolute().parent.is_dir()):
+        raise UserError(f"--output '{folder}' is a file, or the folder it is in does not exist")
+    check_folder(folder, "the folder of the comparison")
+    return folder
+
+
 def refuse_along(recipe: Recipe) -> None:
     """Refuse evaluations along the way, and what acts on them.
 
@@ -194,11 +214,11 @@ def refuse_along(recipe: Recipe) -> None:
         )
 
 
-def _shared(overrides: Sequence[str]) -> dict[str, Any]:
+def shared_keys(overrides: Sequence[str]) -> dict[str, Any]:
     """The overrides as keys and values, those of the comparison itself aside."""
     values: dict[str, Any] = {}
     for text in overrides:
         key, equals, _ = text.partition("=")
-        if not key.startswith(KEY + ".") and key not in (KEY, "name", "runs", "seed"):
+        if key.partition(".")[0] not in BLOCKS and key not in ("name", "runs", "seed"):
             values[key] = value_of(text) if equals else None
     return values

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
 from typing import Any
 
@@ -63,6 +63,14 @@ def deciding(recipe: Recipe) -> dict[str, Any]:
         if k not in NOT_HASHED and (k in HASHED or v != defaults.get(k, MISSING))
     }
     return json.loads(json.dumps(shown, sort_keys=True, default=str))
+
+
+def recipes_hash(recipes: Sequence[Recipe]) -> str:
+    """Of one recipe as :func:`recipe_hash`; of several, of all in their order."""
+    hashes = [recipe_hash(recipe) for recipe in recipes]
+    if len(hashes) == 1:
+        return hashes[0]
+    return hashlib.sha256(",".join(hashes).encode()).hexdigest()[:16]
 
 
 def recipe_hash(recipe: Recipe) -> str:

@@ -14,9 +14,10 @@ from prefix_rft.compare.arms import Comparison
 from prefix_rft.compare.collection import ROWS, decides
 from prefix_rft.compare.costs import Costs
 from prefix_rft.compare.further import one_further
-from prefix_rft.compare.inputs import defaults_of, recipe_hash, same_inputs
+from prefix_rft.compare.inputs import defaults_of, recipes_hash, same_inputs
 from prefix_rft.compare.job import BASE, Job, written
 from prefix_rft.compare.prices import steps_within
+from prefix_rft.compare.task import ContinualTask
 from prefix_rft.compare.work import DONE, HELD_OUT, VALIDATION, expand, sets_of
 from prefix_rft.evaluation.sets import EvalSet
 from prefix_rft.recipe.recipe import Recipe
@@ -35,6 +36,7 @@ class Board:
         folder: the comparison's folder.
         batch_size: rows sampled at once in evaluations.
         usable: whether an arm can be run with a value that its sweep does not have.
+        tasks: what its runs train on one after the other; none where all have the recipe's rows.
         records: ``done.json`` by folder, as far as it was read.
     """
 
@@ -45,6 +47,7 @@ class Board:
     folder: Path
     batch_size: int = 256
     usable: Callable[[Arm, Any], bool] = lambda arm, value: True
+    tasks: Sequence[ContinualTask] = ()
     records: dict[Path, dict[str, Any]] = field(default_factory=dict)
     _data: str | None = None
 
@@ -165,9 +168,7 @@ class Board:
         Raises:
             UserError: one is not.
         """
-        comparison = self.comparison
-        sets = sets_of(self.resolved, comparison.validation_data, comparison.forgetting)
-        inputs = json.loads(json.dumps({eval_set.name: eval_set.settings() for eval_set in sets}))
+        inputs = json.loads(json.dumps({one.name: one.settings() for one in self.sets()}))
         defaults = json.loads(json.dumps(defaults_of(EvalSet), default=str))
         for job in self.jobs():
             record = self.record(job)
@@ -265,6 +266,19 @@ class Board:
 
     # ---- settings ------------------------------------------------------------------------------
 
+    def sets(self) -> list[EvalSet]:
+        """The sets of problems that every model is evaluated on.
+
+        Raises:
+            UserError: a suite that cannot be used.
+        """
+        comparison, tasks = self.comparison, [task.problems for task in self.tasks]
+        return sets_of(self.resolved, comparison.validation_data, comparison.forgetting, tasks)
+
+    def whole(self) -> dict[str, Any]:
+        """Keys with which the recipe is whole: of several tasks, those of the first one too."""
+        return {**self.shared, **(self.tasks[0].keys if self.tasks else {})}
+
     def keys(self, job: Job) -> dict[str, Any]:
         """Recipe keys of a run that waits for nothing, those of the rows that it collects aside.
 
@@ -323,7 +337,7 @@ class Board:
 
     def _recipe_hash(self) -> str:
         if self._data is None:
-            self._data = recipe_hash(self.resolved)
+            self._data = recipes_hash([t.recipe for t in self.tasks] or [self.resolved])
         return self._data
 
 

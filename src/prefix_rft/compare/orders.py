@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from prefix_rft.compare.collection import ROWS, trained_on
@@ -27,9 +28,11 @@ def order_of(board: Board, job: Job) -> dict[str, Any]:
         return {**shared, "keys": keys, **asked}
     if job.arm is not None and job.arm.collect is not None:
         keys = trained_on(keys, board.collection(job.arm, job.seed).folder / ROWS)
+    elif job.arm is not None and job.arm.rows is not None:
+        keys = trained_on(keys, board.folder / job.arm.rows)
     return {
         **shared,
-        "shared": dict(board.shared),
+        "shared": board.whole(),
         "train": job.arm is not None,
         "model": board.resolved.model_source(),
         "keys": keys,
@@ -37,8 +40,7 @@ def order_of(board: Board, job: Job) -> dict[str, Any]:
         "temperatures": list(comparison.temperatures),
         "eval_seed": 0,
         "eval_batch_size": board.batch_size,
-        "validation_data": comparison.validation_data,
-        "forgetting": comparison.forgetting,
+        "sets": [{**asdict(s), "folder": str(s.folder.resolve())} for s in board.sets()],
         "trajectory": comparison.trajectory,
         "by": list(comparison.by),
     }

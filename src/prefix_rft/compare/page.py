@@ -62,7 +62,7 @@ def context(board: Board, arms: Sequence[ArmResult]) -> dict[str, Any]:
         "charts": [(c, draw(c, i, CHECKPOINTS, 1)) for i, c in enumerate(charts)],
         "legend": [(name, i, _dash(board, name)) for name, i in colours.items()],
         "left_out": [line.name for line in arms[MOST_RUNS:]],
-        "machine": _machine(board),
+        "machine": machine_of(board),
     }
 
 
@@ -92,21 +92,30 @@ def _differences(board: Board, arms: Sequence[ArmResult]) -> list[dict[str, Any]
         pairs = [(line.name, line.cells[HELD_OUT][temperature].difference) for line in arms]
         return [(name, d) for name, d in pairs if d is not None and name != BASE]
 
-    blocks = []
-    every = [d for t in board.comparison.temperatures for _, d in cells(t)]
+    return forest([(at(t), cells(t)) for t in board.comparison.temperatures])
+
+
+def forest(blocks: Sequence[tuple[str, Sequence[tuple[str, Estimate]]]]) -> list[dict[str, Any]]:
+    """Differences, drawn on one scale.
+
+    Args:
+        blocks: titles, and below each what differs, and by how much.
+    """
+    every = [d for _, cells in blocks for _, d in cells]
     ends = [x for d in every for x in (d.low, d.high, d.mean) if math.isfinite(x)]
     if not ends:
         return []
     scale = (min(0.0, *ends), max(0.0, *ends))
     if scale[0] == scale[1]:
         scale = (-0.01, 0.01)
-    for temperature in board.comparison.temperatures:
+    drawn = []
+    for title, cells in blocks:
         rows = [
             {"arm": name, "word": verdict(d), "words": signed(d), "picture": _picture(d, scale)}
-            for name, d in cells(temperature)
+            for name, d in cells
         ]
-        blocks.append({"title": at(temperature), "rows": rows})
-    return blocks
+        drawn.append({"title": title, "rows": rows})
+    return drawn
 
 
 def _picture(difference: Estimate, scale: tuple[float, float]) -> Markup | str:
@@ -182,7 +191,7 @@ def _along_training(
     ]
 
 
-def _machine(board: Board) -> list[tuple[str, str]]:
+def machine_of(board: Board) -> list[tuple[str, str]]:
     """Where the runs were made; a value for each that occurred."""
     records = [r for j in board.jobs() if (r := board.record(j)) is not None]
     machines = [r.get("machine") or {} for r in records]

@@ -24,23 +24,27 @@ from prefix_rft.support.console import say
 def show(console: Console, board: Board, arms: Sequence[ArmResult]) -> None:
     """Two tables, results and costs, and what was chosen where something was swept."""
     for block in (tables.results(board, arms, "\n"), tables.costs(board, arms)):
-        console.print(_rich(block, arms))
+        console.print(rich_table(block, [line.group for line in arms]))
     for line in arms:
         for words in filter(None, (line.swept, line.collected)):
             say(console, f"{line.name}: {words}")
 
 
-def _rich(block: Section, arms: Sequence[ArmResult]) -> Table:
+def rich_table(block: Section, groups: Sequence[str] = ()) -> Table:
+    """A table for the terminal.
+
+    Args:
+        block: the table.
+        groups: the group of each row, where there are several, which stand apart.
+    """
     table = Table(title=block.title, box=box.SIMPLE_HEAD, padding=0, show_edge=False)
     for name in block.head:
-        is_name = name == "arm"
+        is_name = name == block.head[0]
         justify = "left" if is_name else "right"
         table.add_column(Text(name), justify=justify, no_wrap=is_name)
-    group = arms[0].group
-    for line, cells in zip(arms, block.rows, strict=True):
-        if line.group != group:
+    for number, cells in enumerate(block.rows):
+        if number and groups and groups[number] != groups[number - 1]:
             table.add_section()
-            group = line.group
         table.add_row(*map(Text, cells))
     return table
 
@@ -96,7 +100,7 @@ def _plain(cell: Cell) -> dict[str, Any]:
 
 def as_markdown(board: Board, arms: Sequence[ArmResult]) -> str:
     """All tables of the page."""
-    blocks = [_markdown(tables.results(board, arms)), _markdown(tables.costs(board, arms))]
+    blocks = [markdown(tables.results(board, arms)), markdown(tables.costs(board, arms))]
     notes = [f"- {line.name}: {line.swept}" for line in arms if line.swept]
     if notes:
         chosen = "validation" if board.comparison.validation_data else "held-out"
@@ -105,11 +109,12 @@ def as_markdown(board: Board, arms: Sequence[ArmResult]) -> str:
     if own:
         blocks.append("Collected, means over seeds:\n\n" + "\n".join(own))
     for make in (tables.parts, tables.other_sets, tables.pass_at, tables.along_training):
-        blocks += map(_markdown, make(board, arms))
+        blocks += map(markdown, make(board, arms))
     return "\n\n".join(blocks) + "\n"
 
 
-def _markdown(block: Section) -> str:
+def markdown(block: Section) -> str:
+    """A table for a page of Markdown, with its title above it."""
     lines = [block.head, ["---", *["---:"] * (len(block.head) - 1)], *block.rows]
     # Names of parts are data: a bar would be read as the end of a cell.
     table = "\n".join("| " + " | ".join(c.replace("|", "\\|") for c in x) + " |" for x in lines)

@@ -150,7 +150,7 @@ def plan_of(job: Mapping[str, Any], models: Mapping[str, str]) -> EvalPlan:
     setup = configure(job["recipe"], overrides_of(job["shared"]))
     setup.close()
     args = setup.args
-    sets = sets_of(setup.recipe, job["validation_data"], job["forgetting"])
+    sets = [EvalSet(**{**one, "folder": Path(one["folder"])}) for one in job["sets"]]
     request = Request(
         samples=job["samples"],
         max_completion_length=args.max_completion_length,
@@ -161,8 +161,16 @@ def plan_of(job: Mapping[str, Any], models: Mapping[str, str]) -> EvalPlan:
     return EvalPlan(models, sets, job["temperatures"], request)
 
 
-def sets_of(recipe: Recipe, validation_data: Any, forgetting: str | None) -> list[EvalSet]:
+def sets_of(
+    recipe: Recipe, validation_data: Any, forgetting: str | None, tasks: Sequence[EvalSet] = ()
+) -> list[EvalSet]:
     """The sets of problems that every model of a comparison is evaluated on.
+
+    Args:
+        recipe: the recipe that all runs share.
+        validation_data: rows to choose swept values on, if there are others than the held-out ones.
+        forgetting: a suite of other tasks.
+        tasks: the held-out rows of several tasks, in place of those of the recipe.
 
     Raises:
         UserError: a suite that cannot be used.
@@ -173,7 +181,8 @@ def sets_of(recipe: Recipe, validation_data: Any, forgetting: str | None) -> lis
         "folder": recipe.folder,
     }
     rows: Any = recipe.eval_data  # a comparison without it is refused before
-    sets = [EvalSet(HELD_OUT, rows, recipe.reward, limit=recipe.eval_problems, **rest)]
+    held_out = EvalSet(HELD_OUT, rows, recipe.reward, limit=recipe.eval_problems, **rest)
+    sets = list(tasks) or [held_out]
     if validation_data is not None:
         sets.append(EvalSet(VALIDATION, validation_data, recipe.reward, **rest))
     if forgetting:

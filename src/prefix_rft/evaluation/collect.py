@@ -104,11 +104,18 @@ def _prompts(model: str, rows: Any, template: Any, moment: Any) -> list[list[int
     return [render.prompt(asked(row)) for row in rows]
 
 
-def plain_rows(rows: Any) -> Iterator[dict[str, Any]]:
-    """The rows without columns of ours."""
+def plain_rows(rows: Any, shown: bool = False) -> Iterator[dict[str, Any]]:
+    """The rows without columns of ours.
+
+    Args:
+        rows: a dataset.
+        shown: those that have demonstrations keep them.
+    """
     names = visible(rows.column_names)
     for row in rows.select_columns(names):
-        yield {k: v for k, v in row.items() if k != "demonstration" and v is not None}
+        kept = {k: v for k, v in row.items() if k != "demonstration" and v is not None}
+        shows = shown and row["demonstration"]
+        yield {**kept, "demonstration": row["demonstration"]} if shows else kept
 
 
 def line_of(row: Mapping[str, Any]) -> str:

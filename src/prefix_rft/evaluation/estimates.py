@@ -178,6 +178,32 @@ def over_graded(values_SP: ArrayLike) -> Estimate:
     return UNGRADED if np.isnan(x).any(0).all() else over_seeds(x)
 
 
+def over_parts(parts_SP: Sequence[ArrayLike]) -> Estimate:
+    """The mean of the means of several sets of problems, seed by seed, with its interval.
+
+    Seeds are the same for all sets, problems are each set's own: how far the sets lie apart is no
+    chance. So every set is moved to the common mean and weighted by its size, whose
+    :func:`over_seeds` is taken; of one set it is that set's.
+
+    Args:
+        parts_SP: for each set a value for each seed and problem; problems with a NaN are left out.
+
+    Returns:
+        :data:`UNGRADED` where a set has no problem that was graded for every seed.
+    """
+    parts = [np.atleast_2d(np.asarray(part, dtype=np.float64)) for part in parts_SP]
+    parts = [part[:, ~np.isnan(part).any(0)] for part in parts]
+    if not parts or not all(part.shape[1] for part in parts):
+        return UNGRADED
+    means = [float(part.mean()) for part in parts]
+    mean, problems = sum(means) / len(means), sum(part.shape[1] for part in parts)
+    moved = [
+        mean + (part - own) * problems / (len(parts) * part.shape[1])
+        for part, own in zip(parts, means, strict=True)
+    ]
+    return over_seeds(np.concatenate(moved, axis=1))
+
+
 def student_t(df: float) -> float:
     """Student's t that a two-sided interval needs."""
     return float(stdtrit(df, 0.5 + LEVEL / 2))

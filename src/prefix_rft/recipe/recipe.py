@@ -51,8 +51,9 @@ def recompute_key(keys: Container[str]) -> str:
     return next(key for key in RECOMPUTE if key in keys)
 
 
-COMPARE = "compare"
-"""Key of a comparison's own settings, which training does not read."""
+COMPARE, CONTINUAL = "compare", "continual"
+BLOCKS = (COMPARE, CONTINUAL)
+"""Keys of the settings of several runs, which training does not read."""
 
 
 @dataclass(frozen=True)
@@ -232,7 +233,7 @@ class RecipeFile:
                     f"'{override}' has no effect: stage {number} sets '{key}'; give "
                     f"stages.{number}.{override}"
                 )
-        shared = {k: v for k, v in self.data.items() if k not in (STAGES, COMPARE)}
+        shared = {k: v for k, v in self.data.items() if k not in (STAGES, *BLOCKS)}
         data = {**shared, **own_keys, "name": self.stages[stage], **settings}
         for key, instead in DERIVED.items():
             if key in data:

@@ -21,6 +21,7 @@ BUILT_IN = {
     "exact": "prefix_rft.rewards.text:exact",
     "format": "prefix_rft.rewards.text:format",
     "code": "prefix_rft.rewards.code:code",
+    "by_task": "prefix_rft.rewards.by_task:by_task",
     "countdown": "prefix_rft.tasks.countdown:reward",
     "reasoning_gym": "prefix_rft.rewards.gym:reasoning_gym",
 }

@@ -20,7 +20,7 @@ from prefix_rft.engines.setup import Setup, set_up
 from prefix_rft.evaluation.samples import Request
 from prefix_rft.evaluation.start import MeasuredStart, measure_start
 from prefix_rft.recipe.along import ALONG
-from prefix_rft.recipe.recipe import COMPARE, RecipeFile
+from prefix_rft.recipe.recipe import BLOCKS, RecipeFile
 from prefix_rft.recipe.stages import STAGES, stages_of
 from prefix_rft.support.errors import UserError
 from prefix_rft.training.train import train
@@ -124,7 +124,7 @@ def sft_keys(
         name: the run's name.
         folder: where the run's folder is put.
     """
-    drop = [STAGES, COMPARE, *ALONG]
+    drop = [STAGES, *BLOCKS, *ALONG]
     keys: dict[str, Any] = dict(stage or {"method": SFT})
     if stage is None:
         drop += of_rollouts(recipe)
