@@ -178,7 +178,9 @@ class ChunkedDivergence(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *upstreams: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *upstreams: Tensor
+    ) -> tuple[Tensor | None, ...]:
         """Gradients to the student's hidden states, weight and bias, where they are asked for."""
         hidden_NH, weight_VH, bias_V, teacher_hidden_NG, *teachers = ctx.saved_tensors
         student = Head(weight_VH, bias_V, *ctx.settings[0])
@@ -223,7 +225,7 @@ def gradient(student_NV: Tensor, teacher_NV: Tensor, spec: Divergence) -> Tensor
     """``dD/dz`` of a chunk's tokens, shape (N, V), a new tensor; overwrites the logits."""
     ids_NK = support_ids(student_NV, teacher_NV, spec)
     log_p_NE, log_q_NE = (restricted(x, ids_NK, spec) for x in (student_NV, teacher_NV))
-    kept = None if spec.cap is None else below_cap(log_p_NE, log_q_NE, spec)
+    kept = below_cap(log_p_NE, log_q_NE, spec)
     slope_NE = slopes(log_p_NE, log_q_NE, spec.alpha)
     if kept is not None:
         slope_NE.mul_(kept)
@@ -236,8 +238,10 @@ def gradient(student_NV: Tensor, teacher_NV: Tensor, spec: Divergence) -> Tensor
     return tail_NV.mul_(slope_NE[:, -1:]).scatter_(1, ids_NK, slope_NE[:, :-1])
 
 
-def below_cap(log_p_NE: Tensor, log_q_NE: Tensor, spec: Divergence) -> Tensor:
-    """What the cap leaves as it is: entries, shape (N, E), or tokens, shape (N, 1)."""
+def below_cap(log_p_NE: Tensor, log_q_NE: Tensor, spec: Divergence) -> Tensor | None:
+    """What a cap leaves as it is: entries, shape (N, E), or tokens, shape (N, 1)."""
+    if spec.cap is None:
+        return None
     each_NE = entries(log_p_NE, log_q_NE, spec.alpha)
     return (each_NE if spec.cap_level == "entry" else each_NE.sum(1, keepdim=True)) <= spec.cap
 
