@@ -364,14 +364,14 @@ def test_tokens_that_neither_model_can_have_add_nothing() -> None:
 
 
 def test_a_small_tail_keeps_its_digits() -> None:
-    """Mass e^-40 outside the support, half of what float64 can tell from 1 in 1 - mass."""
+    """A mass of e^-40 outside the support: in float64, 1 less the mass inside is 0."""
     student = torch.tensor([[0.0, -40.0, -50.0]], dtype=torch.float64)
     teacher = torch.tensor([[0.0, -30.0, -50.0]], dtype=torch.float64)
     spec = Divergence(support="student", top=1)
     value, slope = by_autograd(student, teacher, spec)
     q = math.exp(-30.0)
-    assert value.item() == pytest.approx(q * 10 - q, rel=1e-3)
-    assert slope[0, 1].item() == pytest.approx(-q, rel=1e-3)
+    assert value.item() == pytest.approx(q * 10 - q, rel=1e-2, abs=0)
+    assert slope[0, 1].item() == pytest.approx(-q, rel=1e-2, abs=0)
 
 
 # ---- precision -----------------------------------------------------------------------------------

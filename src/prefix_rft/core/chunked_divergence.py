@@ -105,8 +105,9 @@ class ChunkedDivergence(torch.autograd.Function):
 
     The gradient goes to the student's hidden states, weight and bias, and never to the teacher's,
     also where both have the same weight (tied, or the student is its own teacher). Sums are in
-    float32, or in float64 for such inputs; autocast does not act inside. The teacher's tensors are
-    read again by the backward pass: until then they must hold the teacher's values.
+    float32, or in float64 for such inputs. Autocast does not act inside: no product of matrices
+    here makes its own result. The teacher's tensors are read again by the backward pass: until then
+    they must hold the teacher's values.
     """
 
     @staticmethod
@@ -166,14 +167,13 @@ class ChunkedDivergence(torch.autograd.Function):
         student = Head(weight_VH, bias_V, *ctx.settings[0])
         teacher = Head(teacher_weight_VG, teacher_bias_V, *ctx.settings[1])
         found_N = hidden_NH.new_empty(len(hidden_NH), dtype=ctx.dtype)
-        with torch.autocast(hidden_NH.device.type, enabled=False):
-            for start in range(0, len(hidden_NH), chunk):
-                rows = slice(start, start + chunk)
-                found_N[rows] = values(
-                    student.tempered(student.logits(hidden_NH[rows].to(ctx.dtype))),
-                    teacher.tempered(teacher.logits(teacher_hidden_NG[rows].to(ctx.dtype))),
-                    spec,
-                )
+        for start in range(0, len(hidden_NH), chunk):
+            rows = slice(start, start + chunk)
+            found_N[rows] = values(
+                student.tempered(student.logits(hidden_NH[rows].to(ctx.dtype))),
+                teacher.tempered(teacher.logits(teacher_hidden_NG[rows].to(ctx.dtype))),
+                spec,
+            )
         return found_N
 
     @staticmethod
@@ -191,25 +191,24 @@ class ChunkedDivergence(torch.autograd.Function):
             torch.zeros_like(x, dtype=ctx.dtype) if asked[i] else None for i, x in enumerate(inputs)
         ]
         hidden_sum_NH, weight_sum_VH, bias_sum_V = sums
-        with torch.autocast(hidden_NH.device.type, enabled=False):
-            for start in range(0, len(hidden_NH), ctx.chunk):
-                rows = slice(start, start + ctx.chunk)
-                chunk_NH = hidden_NH[rows].to(ctx.dtype)
-                tile_NV = student.logits(chunk_NH)
-                bend = student.bend(tile_NV)
-                tile_NV = gradient(
-                    student.tempered(tile_NV),
-                    teacher.tempered(teacher.logits(teacher_hidden_NG[rows].to(ctx.dtype))),
-                    ctx.spec,
-                )
-                tile_NV.mul_(upstreams[0][rows, None]).mul_(bend)
-                if hidden_sum_NH is not None:
-                    for columns, block_VH in student.blocks(ctx.dtype):
-                        hidden_sum_NH[rows].addmm_(tile_NV[:, columns], block_VH)
-                if weight_sum_VH is not None:
-                    weight_sum_VH.addmm_(tile_NV.t(), chunk_NH)
-                if bias_sum_V is not None:
-                    bias_sum_V.add_(tile_NV.sum(0))
+        for start in range(0, len(hidden_NH), ctx.chunk):
+            rows = slice(start, start + ctx.chunk)
+            chunk_NH = hidden_NH[rows].to(ctx.dtype)
+            tile_NV = student.logits(chunk_NH)
+            bend = student.bend(tile_NV)
+            tile_NV = gradient(
+                student.tempered(tile_NV),
+                teacher.tempered(teacher.logits(teacher_hidden_NG[rows].to(ctx.dtype))),
+                ctx.spec,
+            )
+            tile_NV.mul_(upstreams[0][rows, None]).mul_(bend)
+            if hidden_sum_NH is not None:
+                for columns, block_VH in student.blocks(ctx.dtype):
+                    hidden_sum_NH[rows].addmm_(tile_NV[:, columns], block_VH)
+            if weight_sum_VH is not None:
+                weight_sum_VH.addmm_(tile_NV.t(), chunk_NH)
+            if bias_sum_V is not None:
+                bias_sum_V.add_(tile_NV.sum(0))
         given = (None if s is None else s.to(x.dtype) for s, x in zip(sums, inputs, strict=True))
         return (*given, *(None,) * 10)
 
