@@ -377,6 +377,18 @@ def test_the_index_says_what_is_in_the_files() -> None:
     for workers in ("1", "2"):
         rates = sorted(r[workers] for r in grading)
         assert f"{to(rates[0])} to {to(rates[-1])}" in said("grading.json")
+    found, words = result("divergence.json"), said("divergence.json")
+    assert f"chunks of {found['tokens_of_a_chunk']} tokens, {found['hidden']} hidden" in words
+    assert f"KL of {found['chunked']['forward']['tokens']:,} tokens" in words
+    sizes = [to(c["extra_bytes"] / 2**30) for c in found["chunked"].values()]
+    assert re.findall(r"(0\.\d+) GiB", words) == sizes  # in the order of the record
+    assert max(sizes) < "1"
+    both = found["beside"]["divergences"].values()
+    dense = sorted(b["extra_bytes"]["dense"] / 2**30 for b in both)
+    whole = f"logits of {found['beside']['tokens']} tokens need {to(dense[0])} to {to(dense[-1])}"
+    assert whole in words
+    times = sorted(b["seconds_chunked_over_dense"]["median"] for b in both)
+    assert f"{to(times[0])} to {to(times[-1])} times the CPU time" in words
     cases = result("memory.json")["cases"].values()
     ratios = sorted(r for c in cases for r in c["ratio"].values())
     assert f"estimate / measured {to(ratios[0])} to {to(ratios[-1])}" in said("memory.json")
