@@ -1,0 +1,78 @@
+"""Write the task to a folder: rows, pictures, base model, recipes; then it is like anyone's data."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+from prefix_rft.support.errors import UserError
+from prefix_rft.support.imports import need
+from prefix_rft.tasks.jigsaw.picture import Grid
+from prefix_rft.tasks.jigsaw.puzzle import jigsaw, other_row, row
+
+PACKAGE = "prefix_rft.tasks.jigsaw"
+LONGEST = "max_completion_length: 13"
+"""In the recipes, for four pieces: tags, each number twice, EOS."""
+
+
+def write(
+    folder: Path,
+    n_train: int = 1000,
+    n_test: int = 400,
+    seed: int = 0,
+    n_valid: int = 200,
+    rows: int = 2,
+    columns: int = 2,
+) -> None:
+    """Write ``train.jsonl``, ``valid.jsonl``, ``test.jsonl``, ``discs.jsonl``, ``pictures/``,
+    ``base/``, ``recipe.yaml``, ``recipes/`` and ``forgetting.yaml`` into ``folder``.
+
+    Every picture is of one row. ``discs.jsonl`` asks something else of the pictures to test on,
+    which the base can answer.
+
+    Args:
+        folder: the folder to write into.
+        n_train: rows to train on.
+        n_test: held-out rows.
+        seed: the seed of the pictures and of how they are shuffled.
+        n_valid: rows for choices such as a learning rate.
+        rows: pieces of a picture from top to bottom.
+        columns: from left to right.
+
+    Raises:
+        ValueError: there are fewer than two pieces, or more than the base has read.
+        UserError: Pillow is not installed, or the folder holds pictures of other puzzles.
+    """
+    grid = Grid(rows, columns)
+    grid.refuse()
+    image = need("PIL.Image", "the jigsaw task needs Pillow: pip install 'prefix-rft[images]'")
+    if (folder / "pictures").exists():
+        raise UserError(f"'{folder / 'pictures'}' exists already: name another folder")
+    (folder / "pictures").mkdir(parents=True)
+    for name, count in (("train", n_train), ("valid", n_valid), ("test", n_test)):
+        rng = random.Random(f"jigsaw:{name}:{seed}")
+        lines: list[dict[str, Any]] = []
+        others: list[dict[str, Any]] = []
+        for number in range(count):
+            puzzle, file = jigsaw(grid, rng), f"pictures/{name}-{number:05}.png"
+            image.fromarray(puzzle.pixels).save(folder / file)
+            lines.append(row(puzzle, file))
+            others.append(other_row(puzzle, file))
+        _write_rows(folder / f"{name}.jsonl", lines)
+    _write_rows(folder / "discs.jsonl", others)
+    with as_file(files(PACKAGE)) as package:
+        shutil.copytree(package / "base", folder / "base", dirs_exist_ok=True)
+        for source in (*package.glob("*.yaml"), *package.glob("recipes/*.yaml")):
+            target = folder / source.relative_to(package)
+            target.parent.mkdir(exist_ok=True)
+            written = source.read_text(encoding="utf-8")
+            length = f"max_completion_length: {5 + 2 * grid.pieces}"
+            target.write_text(written.replace(LONGEST, length), encoding="utf-8")
+
+
+def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
