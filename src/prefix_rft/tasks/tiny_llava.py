@@ -78,9 +78,7 @@ def make_llava(
             patch_size=processor.patch_size,
             **vision,
         ),
-        text_config=LlamaConfig(
-            vocab_size=len(tokenizer), bos_token_id=None, **ends, **text
-        ),
+        text_config=LlamaConfig(vocab_size=len(tokenizer), bos_token_id=None, **ends, **text),
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
         vision_feature_layer=-1,
     )

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from transformers import LlavaForConditionalGeneration
 
 from prefix_rft.tasks.jigsaw.grade import ANSWER, THINK

@@ -1,4 +1,4 @@
-"""Write the task to a folder: rows, pictures, base model, recipes; then it is like anyone's data."""
+"""Write the task to a folder: rows, pictures, base model, recipes; then it is as anyone's data."""
 
 from __future__ import annotations
 

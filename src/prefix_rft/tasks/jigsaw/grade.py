@@ -17,7 +17,6 @@ from prefix_rft.rewards.verdict import (
     grader,
 )
 
-
 THINK = (OPEN, CLOSE)
 ANSWER = ("<answer>", "</answer>")
 LONGEST = 400
