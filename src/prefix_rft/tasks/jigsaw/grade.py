@@ -1,4 +1,9 @@
-"""The reward of a jigsaw (arXiv 2506.23508): places that are right, all of them, and the form."""
+"""The reward of a jigsaw (arXiv 2506.23508) in its three parts: R_acc, R_hit and R_fmt.
+
+Each is a grader of its own, so that a run shows them apart and a recipe weighs them; their sum at
+weights of 1 is the paper's reward. A jigsaw is solved where all places are right, whatever the
+others say: a sum above 1 would not tell.
+"""
 
 from __future__ import annotations
 
@@ -26,49 +31,68 @@ _NUMBER = re.compile(r"[0-9]{1,4}")
 
 
 @grader(tests_gold=True)
-def reward(
-    completions: Sequence[Any],
-    answer: Sequence[Any],
-    *,
-    prompts: Sequence[Any] | None = None,
-    **kwargs: Any,
-) -> list[Verdict]:
-    """R_hit + R_acc + R_fmt in the signature of a TRL reward function.
+def accuracy(completions: Sequence[Any], answer: Sequence[Any], **kwargs: Any) -> list[Verdict]:
+    """R_acc: 1 where the number of every place is right, else 0, as a TRL reward function.
 
-    R_hit is the share of the places whose number is right, 0 where there are more or fewer numbers;
-    R_acc is 1 where all are, and only then the verdict is ``correct``; R_fmt is 1 where the whole
-    text is a thought in its tags and an answer in its own. The answer is what stands in the last
-    answer tags, whatever stands around them.
+    The answer is what stands in the last answer tags, whatever stands around them.
 
     Args:
         completions: texts, or conversations, of which the last message's content is graded.
         answer: the right numbers, as a text with blanks between them.
+        **kwargs: the other columns and arguments that TRL passes; not used.
+    """
+    return [_compare(c, gold, False) for c, gold in zip(completions, answer, strict=True)]
+
+
+@grader(tests_gold=True)
+def hits(completions: Sequence[Any], answer: Sequence[Any], **kwargs: Any) -> list[Verdict]:
+    """R_hit: the share of the places whose number is right, 0 where numbers miss or are too many.
+
+    Args:
+        completions: see :func:`accuracy`.
+        answer: see there.
+        **kwargs: the other columns and arguments that TRL passes; not used.
+    """
+    return [_compare(c, gold, True) for c, gold in zip(completions, answer, strict=True)]
+
+
+@grader()
+def form(
+    completions: Sequence[Any], *, prompts: Sequence[Any] | None = None, **kwargs: Any
+) -> list[Verdict]:
+    """R_fmt: 1 where the whole text is a thought in its tags and an answer in its own, else 0.
+
+    Args:
+        completions: texts, or conversations, of which the last message's content is graded.
         prompts: texts or conversations; where one ends with ``<think>``, its completion begins
             inside the thinking.
         **kwargs: the other columns and arguments that TRL passes; not used.
     """
     opened = [opens_thinking(p) for p in prompts] if prompts else [False] * len(completions)
+    texts = map(completion_text, completions)
     return [
-        _grade(OPEN * inside + completion_text(completion), gold)
-        for completion, gold, inside in zip(completions, answer, opened, strict=True)
+        Verdict(CORRECT if formed(OPEN * inside + text) else WRONG)
+        for text, inside in zip(texts, opened, strict=True)
     ]
 
 
-def _grade(text: str, gold: Any) -> Verdict:
+def _compare(completion: Any, gold: Any, shares: bool) -> Verdict:
+    """What an answer is worth: 1 or 0, or with ``shares`` its share of right places."""
     expected = parse("" if gold is None else str(gold))
     if not expected:
         return Verdict(GOLD_UNPARSEABLE, detail=f"gold {gold!r:.60}")
-    found = extract(text)
+    found = extract(completion_text(completion))
     if found is None:
         return Verdict(NO_ANSWER)
-    form, numbers = formed(text), parse(found)
+    numbers = parse(found)
     if numbers is None or len(numbers) != len(expected):
-        return Verdict(WRONG, float(form), f"not {len(expected)} numbers: {found:.60}")
-    hits = sum(a == b for a, b in zip(numbers, expected, strict=True))
-    right = hits == len(expected)
-    total = hits / len(expected) + right + form
-    told = f"{hits} of {len(expected)} places, {'' if form else 'not '}in form"
-    return Verdict(CORRECT if right else WRONG, total, told, " ".join(map(str, numbers)))
+        return Verdict(WRONG, detail=f"not {len(expected)} numbers: {found:.60}")
+    right = sum(a == b for a, b in zip(numbers, expected, strict=True))
+    whole = right == len(expected)
+    value = right / len(expected) if shares else float(whole)
+    answer = " ".join(map(str, numbers))
+    detail = f"{right} of {len(expected)} places"
+    return Verdict(CORRECT if whole else WRONG, value, detail, answer)
 
 
 def parse(text: str) -> list[int] | None:

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 SIDE = 72
 """Pixels of a picture, a few less where they do not divide by its pieces."""
-MOST = 9
-"""Pieces of a picture; those of the paper have 3 x 3."""
+LONGEST = 3
+"""Pieces in a row, and in a column, at most: the paper's pictures have 3 x 3."""
+MOST = LONGEST**2
 DISCS = ((230, 30, 30), (245, 245, 245), (10, 10, 10), (240, 220, 30))
 NOISE = 8.0
 
@@ -40,10 +41,10 @@ class Grid(NamedTuple):
         Raises:
             ValueError: it has fewer than two pieces, or too many.
         """
-        if min(self) < 1 or not 2 <= self.pieces <= MOST:
+        if not all(1 <= side <= LONGEST for side in self) or self.pieces < 2:
             raise ValueError(
-                f"a picture is cut into 2 to {MOST} pieces, got {self.rows} rows x "
-                f"{self.columns} columns"
+                f"a picture has 2 to {MOST} pieces in at most {LONGEST} rows and {LONGEST} "
+                f"columns, got {self.rows} rows x {self.columns} columns"
             )
 
 
