@@ -22,8 +22,8 @@ from prefix_rft.support.errors import UserError
 from prefix_rft.tasks.jigsaw import accuracy, form, hits, write
 from prefix_rft.tasks.jigsaw.base_model import GRIDS, make_base, make_base_processor, text
 from prefix_rft.tasks.jigsaw.grade import LONGEST, parse
-from prefix_rft.tasks.jigsaw.picture import Grid, cut, draw, laid
-from prefix_rft.tasks.jigsaw.puzzle import inverse, jigsaw
+from prefix_rft.tasks.jigsaw.picture import Cut, cut, draw, laid
+from prefix_rft.tasks.jigsaw.puzzle import inverse, jigsaw, row, shuffled
 from prefix_rft.training.train import train
 from tables import rest_slow
 
@@ -124,7 +124,7 @@ def test_other_columns_of_the_reward() -> None:
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=lambda g: f"{g.rows}x{g.columns}")
-def test_the_answer_restores_the_picture(grid: Grid) -> None:
+def test_the_answer_restores_the_picture(grid: Cut) -> None:
     """Pixel for pixel, with pieces that are cut and put together by other means."""
     rng = random.Random(3)
     for _ in range(5):
@@ -161,7 +161,7 @@ def test_files(tmp_path: Path) -> None:
         for line in rows:
             shown = pixels_of(tmp_path / "a" / line["image"])
             order = [int(number) for number in line["answer"].split()]
-            pictures.append(laid(shown, Grid(1, 3), order).tobytes())
+            pictures.append(laid(shown, Cut(1, 3), order).tobytes())
             prompts |= {line["prompt"][0]["content"]}
             shown_at = " ".join(str(order.index(number) + 1) for number in (1, 2, 3))
             last = f"<answer> {line['answer']} </answer>"
@@ -260,19 +260,20 @@ def test_a_base_is_made_from_its_seed(tmp_path: Path) -> None:
 def test_what_the_base_reads() -> None:
     rng = random.Random(0)
     words = make_base_processor().tokenizer
-    right = 0
-    for _ in range(200):
-        puzzle = jigsaw(Grid(2, 2), rng)
-        _, answer = text(puzzle, rng, known=True)
+    for grid in GRIDS:
+        puzzle, homes = jigsaw(grid, rng), shuffled(grid, rng)
+        question, answer = text(puzzle, True, homes)
         assert answer == f"<think> {puzzle.disc} </think> <answer> {puzzle.disc} </answer>"
-        question, answer = text(puzzle, rng, known=False)
-        assert words.unk_token_id not in words(f"{question} {answer}")["input_ids"]
-        thought, found = (
-            [int(x) for x in part.split() if x.isdigit()] for part in answer.split("</think>")
+        other, reasons = text(puzzle, False, homes)
+        assert (
+            words.unk_token_id not in words(" ".join((question, answer, other, reasons))).input_ids
         )
-        assert [thought[number - 1] for number in found] == [1, 2, 3, 4]
-        right += tuple(found) == puzzle.order
-    assert 2 <= right <= 17  # one in 24 by chance
+        thought, found = (
+            [int(x) for x in part.split() if x.isdigit()] for part in reasons.split("</think>")
+        )
+        assert thought == list(homes)
+        assert [thought[number - 1] for number in found] == sorted(thought)
+        assert text(puzzle, False, puzzle.homes)[1] == row(puzzle, "")["demonstration"]
 
 
 def answers(folder: Path, rows: list[dict[str, Any]], shift: int = 0) -> list[str]:

@@ -65,7 +65,7 @@ def make_llava(
 
     Args:
         processor: its processor.
-        seed: of its weights.
+        seed: the seed of its weights.
         vision: sizes of the part that sees.
         text: sizes of the part that writes.
     """

@@ -11,7 +11,7 @@ from typing import Any
 
 from prefix_rft.support.errors import UserError
 from prefix_rft.support.imports import need
-from prefix_rft.tasks.jigsaw.picture import Grid
+from prefix_rft.tasks.jigsaw.picture import Cut
 from prefix_rft.tasks.jigsaw.puzzle import jigsaw, other_row, row
 
 PACKAGE = "prefix_rft.tasks.jigsaw"
@@ -41,13 +41,13 @@ def write(
         seed: the seed of the pictures and of how they are shuffled.
         n_valid: rows for choices such as a learning rate.
         rows: pieces of a picture from top to bottom.
-        columns: from left to right.
+        columns: pieces from left to right.
 
     Raises:
         ValueError: there are fewer than two pieces, or more than the base has read.
         UserError: Pillow is not installed, or the folder holds pictures of other puzzles.
     """
-    grid = Grid(rows, columns)
+    grid = Cut(rows, columns)
     grid.refuse()
     image = need("PIL.Image", "the jigsaw task needs Pillow: pip install 'prefix-rft[images]'")
     if (folder / "pictures").exists():

@@ -24,7 +24,7 @@ NOISE = 8.0
 Pixels = NDArray[np.uint8]
 
 
-class Grid(NamedTuple):
+class Cut(NamedTuple):
     """How a picture is cut."""
 
     rows: int
@@ -48,7 +48,7 @@ class Grid(NamedTuple):
             )
 
 
-def draw(rng: np.random.Generator, grid: Grid) -> tuple[Pixels, int]:
+def draw(rng: np.random.Generator, grid: Cut) -> tuple[Pixels, int]:
     """A whole picture, and the place of the piece with the disc, from 0 and row by row."""
     tall, wide = SIDE // grid.rows, SIDE // grid.columns
     y = np.linspace(0, 1, tall * grid.rows)[:, None, None] ** rng.uniform(0.8, 1.25)
@@ -68,7 +68,7 @@ def draw(rng: np.random.Generator, grid: Grid) -> tuple[Pixels, int]:
     return pixels.clip(0, 255).astype(np.uint8), disc
 
 
-def cut(pixels: Pixels, grid: Grid) -> list[Pixels]:
+def cut(pixels: Pixels, grid: Cut) -> list[Pixels]:
     """The pieces of a picture, row by row."""
     tall, wide = len(pixels) // grid.rows, pixels.shape[1] // grid.columns
     return [
@@ -78,7 +78,7 @@ def cut(pixels: Pixels, grid: Grid) -> list[Pixels]:
     ]
 
 
-def joined(pieces: Sequence[Pixels], grid: Grid) -> Pixels:
+def joined(pieces: Sequence[Pixels], grid: Cut) -> Pixels:
     """The picture of pieces that lie row by row."""
     return np.concatenate(
         [
@@ -88,7 +88,7 @@ def joined(pieces: Sequence[Pixels], grid: Grid) -> Pixels:
     )
 
 
-def laid(pixels: Pixels, grid: Grid, order: Sequence[int]) -> Pixels:
+def laid(pixels: Pixels, grid: Cut, order: Sequence[int]) -> Pixels:
     """A picture whose pieces lie in another order.
 
     Args:

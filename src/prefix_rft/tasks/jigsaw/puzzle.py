@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from prefix_rft.tasks.jigsaw.grade import ANSWER, THINK
-from prefix_rft.tasks.jigsaw.picture import Grid, Pixels, draw, laid
+from prefix_rft.tasks.jigsaw.picture import Cut, Pixels, draw, laid
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,11 @@ class Jigsaw:
     Attributes:
         grid: how it is cut.
         pixels: the picture as it is shown, its pieces shuffled.
-        homes: of each piece that is shown, the place where it belongs.
+        homes: the place where each piece that is shown belongs.
         disc: the piece with the disc.
     """
 
-    grid: Grid
+    grid: Cut
     pixels: Pixels
     homes: tuple[int, ...]
     disc: int
@@ -44,24 +44,24 @@ def inverse(order: Sequence[int]) -> tuple[int, ...]:
     return tuple(order.index(number) + 1 for number in range(1, len(order) + 1))
 
 
-def shuffled(grid: Grid, rng: random.Random) -> tuple[int, ...]:
+def shuffled(grid: Cut, rng: random.Random) -> tuple[int, ...]:
     """An order of the pieces; any is as likely as any other, the right one included."""
     return tuple(rng.sample(range(1, grid.pieces + 1), grid.pieces))
 
 
-def jigsaw(grid: Grid, rng: random.Random) -> Jigsaw:
+def jigsaw(grid: Cut, rng: random.Random) -> Jigsaw:
     """A picture that is drawn, cut and shuffled."""
     whole, disc = draw(np.random.default_rng(rng.getrandbits(64)), grid)
     homes = shuffled(grid, rng)
     return Jigsaw(grid, laid(whole, grid, homes), homes, homes.index(disc + 1) + 1)
 
 
-def prompt_of(grid: Grid) -> str:
+def prompt_of(grid: Cut) -> str:
     """What is asked beside the picture."""
     return f"restore the picture from {grid.rows} x {grid.columns} pieces"
 
 
-def other_prompt_of(grid: Grid) -> str:
+def other_prompt_of(grid: Cut) -> str:
     """What else the base has learnt to answer of such a picture."""
     return f"find the disc in {grid.rows} x {grid.columns} pieces"
 
