@@ -20,7 +20,7 @@ from prefix_rft.rewards import load_rewards
 from prefix_rft.support import imports
 from prefix_rft.support.errors import UserError
 from prefix_rft.tasks.jigsaw import accuracy, form, hits, write
-from prefix_rft.tasks.jigsaw.base_model import GRIDS, make_base, make_base_processor, text
+from prefix_rft.tasks.jigsaw.base_model import CUTS, make_base, make_base_processor, text
 from prefix_rft.tasks.jigsaw.grade import LONGEST, parse
 from prefix_rft.tasks.jigsaw.picture import Cut, cut, draw, laid
 from prefix_rft.tasks.jigsaw.puzzle import inverse, jigsaw, row, shuffled
@@ -123,7 +123,7 @@ def test_other_columns_of_the_reward() -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("grid", GRIDS, ids=lambda g: f"{g.rows}x{g.columns}")
+@pytest.mark.parametrize("grid", CUTS, ids=lambda g: f"{g.rows}x{g.columns}")
 def test_the_answer_restores_the_picture(grid: Cut) -> None:
     """Pixel for pixel, with pieces that are cut and put together by other means."""
     rng = random.Random(3)
@@ -260,7 +260,7 @@ def test_a_base_is_made_from_its_seed(tmp_path: Path) -> None:
 def test_what_the_base_reads() -> None:
     rng = random.Random(0)
     words = make_base_processor().tokenizer
-    for grid in GRIDS:
+    for grid in CUTS:
         puzzle, homes = jigsaw(grid, rng), shuffled(grid, rng)
         question, answer = text(puzzle, True, homes)
         assert answer == f"<think> {puzzle.disc} </think> <answer> {puzzle.disc} </answer>"

@@ -148,9 +148,19 @@ def from_command_line(task: str, make_base: Callable[[Path, int, int], Any], ste
         make_base: called with these three.
         steps: its optimizer steps, unless others are given.
     """
+    args = command_line(task, steps).parse_args()
+    make_base(args.out, args.steps, args.seed)
+
+
+def command_line(task: str, steps: int) -> argparse.ArgumentParser:
+    """The options that the scripts which make a base model share.
+
+    Args:
+        task: the name of the task.
+        steps: its optimizer steps, unless others are given.
+    """
     parser = argparse.ArgumentParser(description=f"Make the base model of the {task} task.")
     parser.add_argument("out", type=Path, help="folder to write")
     parser.add_argument("--steps", type=int, default=steps)
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    make_base(args.out, args.steps, args.seed)
+    return parser

@@ -1,10 +1,11 @@
 """The processor and the tiny base model of the jigsaw task, made from a seed.
 
-The base has found discs in shuffled pictures, and has read answers to jigsaws whose reasoning is
-random and whose end follows from it; then, for a short while, right ones. It sees pictures, knows
-the form and how an answer follows from where pieces belong, and says only seldom where they do.
+The base has found discs in shuffled pictures, and has read answers to jigsaws: half of them right,
+half with reasoning that is random and an end that follows from it. It sees pictures, knows the form
+and how an answer follows from where pieces belong, and says seldom where they do.
 
-``python -m prefix_rft.tasks.jigsaw.base_model OUT [--steps N] [--seed S]`` makes it.
+``python -m prefix_rft.tasks.jigsaw.base_model OUT [--rows M --columns N] [--steps N] [--seed S]``
+makes it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
 from prefix_rft.tasks.jigsaw.grade import ANSWER, THINK
-from prefix_rft.tasks.jigsaw.picture import LONGEST, MOST, SIDE, Cut
+from prefix_rft.tasks.jigsaw.picture import MOST, SIDE, Cut
 from prefix_rft.tasks.jigsaw.puzzle import (
     Jigsaw,
     inverse,
@@ -29,26 +30,21 @@ from prefix_rft.tasks.jigsaw.puzzle import (
     shuffled,
 )
 from prefix_rft.tasks.pretraining import (
+    command_line,
     descend,
-    from_command_line,
     loss_behind,
     word_tokenizer,
 )
 from prefix_rft.tasks.tiny_llava import IMAGE, MODEL, USER, make_llava, make_processor
 
-STEPS = 1200
+STEPS = 400
 BATCH = 32
 LEARNING_RATE = 3e-3
 SEEN, PATCH = SIDE // 2, 6
 """Pixels of a side of what the base sees, and of a patch: both divide by 2 and by 3."""
-FIRST = Cut(2, 2)
-"""What alone is read in the first part of the steps, and often in the others."""
-PART, OFTEN = 0.4, 0.3
-LAST, LAST_RATE = 0.08, 1e-3
-"""More steps behind all others, as a share of them, in which jigsaws are answered right."""
-SIDES = range(1, LONGEST + 1)
-GRIDS = [Cut(m, n) for m in SIDES for n in SIDES if m * n > 1]
-WORDS = sorted({word for ask in (prompt_of, other_prompt_of) for word in ask(FIRST).split()})
+RIGHT = 0.5
+"""The share of jigsaws whose answer it reads is right; with less it does not learn to see them."""
+WORDS = sorted({word for ask in (prompt_of, other_prompt_of) for word in ask(Cut(1, 1)).split()})
 VISION = {
     "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4
 }  # fmt: skip
@@ -96,33 +92,26 @@ def inputs_of(processor: Any, puzzles: Sequence[Jigsaw], texts: Sequence[tuple[s
 
 
 def make_base(
-    folder: Path, steps: int = STEPS, seed: int = 0
+    folder: Path, steps: int = STEPS, seed: int = 0, cut: Cut | None = None
 ) -> tuple[LlavaForConditionalGeneration, Any]:
     """Make the base model from its seed and save it with its processor in Hugging Face layout."""
+    cut = cut or Cut()
+    cut.refuse()
     processor = make_base_processor()
     model = make_llava(processor, seed, VISION, TEXT)
-    rng, other = (random.Random(f"pretrain:{seed}{part}") for part in ("", ":last"))
+    rng = random.Random(f"pretrain:{seed}")
     begins = processor.tokenizer.convert_tokens_to_ids(MODEL)
 
-    def loss_on(rng: random.Random, grid: Cut, known: bool, right: bool) -> Tensor:
-        # One question and one number of pieces a step: no padding.
-        puzzles = [jigsaw(grid, rng) for _ in range(BATCH)]
-        homes = [puzzle.homes if right else shuffled(grid, rng) for puzzle in puzzles]
+    def loss_of(step: int) -> Tensor:
+        known = step % 2 > 0  # one question a step: no padding
+        puzzles = [jigsaw(cut, rng) for _ in range(BATCH)]
+        homes = [p.homes if rng.random() < RIGHT else shuffled(cut, rng) for p in puzzles]
         texts = [text(puzzle, known, own) for puzzle, own in zip(puzzles, homes, strict=True)]
         inputs = inputs_of(processor, puzzles, texts)
         length = inputs["input_ids"][0].tolist().index(begins) + 1
         return loss_behind(length, model, inputs)
 
-    def first(step: int) -> Tensor:
-        # With all numbers of pieces from the start it had found no disc after 1,200 steps.
-        easy = step <= PART * steps or rng.random() < OFTEN
-        return loss_on(rng, FIRST if easy else rng.choice(GRIDS), step % 3 > 0, right=False)
-
-    def last(step: int) -> Tensor:
-        return loss_on(other, FIRST, step % 2 > 0, right=True)
-
-    descend(model, first, steps, LEARNING_RATE)
-    descend(model, last, max(1, round(LAST * steps)), LAST_RATE)
+    descend(model, loss_of, steps, LEARNING_RATE)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return model, processor
@@ -130,7 +119,11 @@ def make_base(
 
 def main() -> None:
     """Entry point of ``python -m prefix_rft.tasks.jigsaw.base_model``."""
-    from_command_line("jigsaw", make_base, STEPS)
+    parser = command_line("jigsaw", STEPS)
+    parser.add_argument("--rows", type=int, default=Cut().rows)
+    parser.add_argument("--columns", type=int, default=Cut().columns)
+    args = parser.parse_args()
+    make_base(args.out, args.steps, args.seed, Cut(args.rows, args.columns))
 
 
 if __name__ == "__main__":

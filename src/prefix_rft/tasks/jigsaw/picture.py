@@ -27,8 +27,8 @@ Pixels = NDArray[np.uint8]
 class Cut(NamedTuple):
     """How a picture is cut."""
 
-    rows: int
-    columns: int
+    rows: int = 2
+    columns: int = 2
 
     @property
     def pieces(self) -> int:
@@ -36,7 +36,7 @@ class Cut(NamedTuple):
         return self.rows * self.columns
 
     def refuse(self) -> None:
-        """Refuse what is no jigsaw, or more than the base has read.
+        """Refuse what is no jigsaw, or has more pieces than the base has words for.
 
         Raises:
             ValueError: it has fewer than two pieces, or too many.
