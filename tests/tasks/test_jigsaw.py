@@ -20,7 +20,7 @@ from prefix_rft.rewards import load_rewards
 from prefix_rft.support import imports
 from prefix_rft.support.errors import UserError
 from prefix_rft.tasks.jigsaw import accuracy, form, hits, write
-from prefix_rft.tasks.jigsaw.base_model import CUTS, make_base, make_base_processor, text
+from prefix_rft.tasks.jigsaw.base_model import make_base, make_base_processor, text
 from prefix_rft.tasks.jigsaw.grade import LONGEST, parse
 from prefix_rft.tasks.jigsaw.picture import Cut, cut, draw, laid
 from prefix_rft.tasks.jigsaw.puzzle import inverse, jigsaw, row, shuffled
@@ -28,6 +28,7 @@ from prefix_rft.training.train import train
 from tables import rest_slow
 
 PACKAGE = Path(str(files("prefix_rft.tasks.jigsaw")))
+CUTS = [Cut(m, n) for m in (1, 2, 3) for n in (1, 2, 3) if m * n > 1]
 NINE = "3 1 2 6 5 4 9 7 8"
 NAMES = ["recipe.yaml", *sorted(f"recipes/{p.name}" for p in PACKAGE.glob("recipes/*.yaml"))]
 
@@ -246,13 +247,24 @@ def test_the_command_writes_what_check_accepts(
     folder = tmp_path / "jigsaw"
     counts = ["--train-rows", "64", "--test-rows", "4", "--valid-rows", "4"]
     assert main(["task", "jigsaw", str(folder), *counts]) == 0
-    assert "next: prefix-rft train" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "next: prefix-rft train" in told
+    assert "has read" not in told
     assert main(["check", str(folder / "recipe.yaml")]) == 0
-    assert "64 demonstrations in 64 rows" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "64 demonstrations in 64 rows" in told
+    # All ask the same, of pictures of their own.
+    assert "also in train_data" not in told
+    assert main(["check", str(folder / "recipe.yaml"), "eval_data=train.jsonl"]) == 0
+    assert "64 of its prompts are also in train_data" in capsys.readouterr().out
+    wide = [str(tmp_path / "wide"), "--columns", "3", *counts]
+    assert main(["task", "jigsaw", *wide]) == 0
+    assert "--rows 2 --columns 3" in capsys.readouterr().out
 
 
 def test_a_base_is_made_from_its_seed(tmp_path: Path) -> None:
-    one, two = (make_base(tmp_path / name, steps=3, seed=1)[0] for name in ("one", "two"))
+    cut = Cut(1, 3)
+    one, two = (make_base(tmp_path / name, 3, 1, cut)[0] for name in ("one", "two"))
     for a, b in zip(one.parameters(), two.parameters(), strict=True):
         assert torch.equal(a, b)
 
@@ -277,7 +289,7 @@ def test_what_the_base_reads() -> None:
 
 
 def answers(folder: Path, rows: list[dict[str, Any]], shift: int = 0) -> list[str]:
-    """The base's greedy answers to rows, with the pictures of rows further on."""
+    """The base's sampled answers to rows, with the pictures of rows further on."""
     model, processor = load_model(str(folder / "base"))
     shown = [rows[(i + shift) % len(rows)]["image"] for i in range(len(rows))]
     asked = [
@@ -289,7 +301,8 @@ def answers(folder: Path, rows: list[dict[str, Any]], shift: int = 0) -> list[st
     ]
     pictures = [[Image.fromarray(pixels_of(folder / name))] for name in shown]
     inputs = processor(images=pictures, text=asked, return_tensors="pt")
-    out = model.generate(**inputs, do_sample=False, max_new_tokens=13)
+    torch.manual_seed(0)
+    out = model.generate(**inputs, do_sample=True, top_k=0, max_new_tokens=13)
     new = out[:, inputs["input_ids"].shape[1] :]
     return processor.tokenizer.batch_decode(new, skip_special_tokens=True)
 
@@ -307,4 +320,4 @@ def test_the_shipped_base_looks_at_the_picture_and_solves_few_jigsaws(tmp_path: 
     assert solved(discs) >= 0.9
     assert solved(discs, shift=1) <= 0.4  # one in four by chance
     assert mean(v.reward or 0 for v in form(answers(folder, jigsaws))) >= 0.95
-    assert solved(jigsaws) <= 0.4
+    assert 0.02 <= solved(jigsaws) <= 0.2

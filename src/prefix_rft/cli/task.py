@@ -147,6 +147,13 @@ def _jigsaw(args: argparse.Namespace, folder: Path, console: Any) -> None:
         f"wrote rows, pictures/, base/, recipe.yaml, recipes/ and forgetting.yaml to {folder}\n"
         f"next: prefix-rft train {folder / 'recipe.yaml'}",
     )
+    if (rows, columns) != (2, 2):
+        say(
+            console,
+            f"base/ has read jigsaws of 2 x 2 pieces alone; one that has read yours: python -m "
+            f"prefix_rft.tasks.jigsaw.base_model {folder / 'base'} --rows {rows} "
+            f"--columns {columns}",
+        )
 
 
 WRITERS = {

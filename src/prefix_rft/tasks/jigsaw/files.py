@@ -32,7 +32,7 @@ def write(
     ``base/``, ``recipe.yaml``, ``recipes/`` and ``forgetting.yaml`` into ``folder``.
 
     Every picture is of one row. ``discs.jsonl`` asks something else of the pictures to test on,
-    which the base can answer.
+    which the base can answer. Of jigsaws the base has read those of 2 x 2 pieces alone.
 
     Args:
         folder: the folder to write into.
@@ -44,7 +44,7 @@ def write(
         columns: pieces from left to right.
 
     Raises:
-        ValueError: there are fewer than two pieces, or more than the base has read.
+        ValueError: there are fewer than two pieces, or more than the base has words for.
         UserError: Pillow is not installed, or the folder holds pictures of other puzzles.
     """
     grid = Cut(rows, columns)
