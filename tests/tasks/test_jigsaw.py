@@ -167,10 +167,12 @@ def test_files(tmp_path: Path) -> None:
             shown_at = " ".join(str(order.index(number) + 1) for number in (1, 2, 3))
             last = f"<answer> {line['answer']} </answer>"
             assert line["demonstration"] == f"<think> {shown_at} </think> {last}"
-            assert line["answer_alone"] == last
     # No picture is in two rows, however its pieces lie.
     assert len(set(pictures)) == 21
     assert prompts == {"restore the picture from 1 x 3 pieces"}
+    pair = (rows_of(tmp_path / f"a/{x}.jsonl") for x in ("train", "answers"))
+    for line, alone in zip(*pair, strict=True):
+        assert alone == {**line, "demonstration": f"<answer> {line['answer']} </answer>"}
     discs = rows_of(tmp_path / "a/discs.jsonl")
     assert [line["image"] for line in discs] == [line["image"] for line in rows]
     assert {line["answer"] for line in discs} <= {"1", "2", "3"}

@@ -7,16 +7,17 @@ import random
 import shutil
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Any
 
 from prefix_rft.support.errors import UserError
 from prefix_rft.support.imports import need
 from prefix_rft.tasks.jigsaw.picture import Cut
-from prefix_rft.tasks.jigsaw.puzzle import jigsaw, other_row, row
+from prefix_rft.tasks.jigsaw.puzzle import answer_row, jigsaw, other_row, row
 
 PACKAGE = "prefix_rft.tasks.jigsaw"
 LONGEST = "max_completion_length: 13"
 """In the recipes, for four pieces: tags, each number twice, EOS."""
+BESIDE = {"train": {"answers": answer_row}, "test": {"discs": other_row}}
+"""Other rows of the same pictures."""
 
 
 def write(
@@ -28,11 +29,12 @@ def write(
     rows: int = 2,
     columns: int = 2,
 ) -> None:
-    """Write ``train.jsonl``, ``valid.jsonl``, ``test.jsonl``, ``discs.jsonl``, ``pictures/``,
-    ``base/``, ``recipe.yaml``, ``recipes/`` and ``forgetting.yaml`` into ``folder``.
+    """Write ``train.jsonl``, ``valid.jsonl``, ``test.jsonl``, ``answers.jsonl``, ``discs.jsonl``,
+    ``pictures/``, ``base/``, ``recipe.yaml``, ``recipes/`` and ``forgetting.yaml`` into ``folder``.
 
-    Every picture is of one row. ``discs.jsonl`` asks something else of the pictures to test on,
-    which the base can answer. Of jigsaws the base has read those of 2 x 2 pieces alone.
+    Every picture is of one row. ``answers.jsonl`` has the rows to train on with demonstrations that
+    do not reason; ``discs.jsonl`` asks something else of the pictures to test on, which the base
+    can answer. Of jigsaws the base has read those of 2 x 2 pieces alone.
 
     Args:
         folder: the folder to write into.
@@ -47,32 +49,25 @@ def write(
         ValueError: there are fewer than two pieces, or more than the base has words for.
         UserError: Pillow is not installed, or the folder holds pictures of other puzzles.
     """
-    grid = Cut(rows, columns)
-    grid.refuse()
+    cut = Cut(rows, columns)
+    cut.refuse()
     image = need("PIL.Image", "the jigsaw task needs Pillow: pip install 'prefix-rft[images]'")
     if (folder / "pictures").exists():
         raise UserError(f"'{folder / 'pictures'}' exists already: name another folder")
     (folder / "pictures").mkdir(parents=True)
     for name, count in (("train", n_train), ("valid", n_valid), ("test", n_test)):
         rng = random.Random(f"jigsaw:{name}:{seed}")
-        lines: list[dict[str, Any]] = []
-        others: list[dict[str, Any]] = []
-        for number in range(count):
-            puzzle, file = jigsaw(grid, rng), f"pictures/{name}-{number:05}.png"
+        puzzles = {f"pictures/{name}-{i:05}.png": jigsaw(cut, rng) for i in range(count)}
+        for file, puzzle in puzzles.items():
             image.fromarray(puzzle.pixels).save(folder / file)
-            lines.append(row(puzzle, file))
-            others.append(other_row(puzzle, file))
-        _write_rows(folder / f"{name}.jsonl", lines)
-    _write_rows(folder / "discs.jsonl", others)
+        for data, line_of in {name: row, **BESIDE.get(name, {})}.items():
+            lines = [json.dumps(line_of(puzzle, file)) + "\n" for file, puzzle in puzzles.items()]
+            (folder / f"{data}.jsonl").write_text("".join(lines), encoding="utf-8")
     with as_file(files(PACKAGE)) as package:
         shutil.copytree(package / "base", folder / "base", dirs_exist_ok=True)
         for source in (*package.glob("*.yaml"), *package.glob("recipes/*.yaml")):
             target = folder / source.relative_to(package)
             target.parent.mkdir(exist_ok=True)
             written = source.read_text(encoding="utf-8")
-            length = f"max_completion_length: {5 + 2 * grid.pieces}"
+            length = f"max_completion_length: {5 + 2 * cut.pieces}"
             target.write_text(written.replace(LONGEST, length), encoding="utf-8")
-
-
-def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -90,9 +90,13 @@ def row(puzzle: Jigsaw, image: str) -> dict[str, Any]:
         "prompt": [{"role": "user", "content": prompt_of(puzzle.grid)}],
         "image": image,
         "demonstration": reasoned(puzzle.homes, puzzle.order),
-        "answer_alone": alone(puzzle.order),
         "answer": written(puzzle.order),
     }
+
+
+def answer_row(puzzle: Jigsaw, image: str) -> dict[str, Any]:
+    """The same row with a demonstration that does not reason."""
+    return {**row(puzzle, image), "demonstration": alone(puzzle.order)}
 
 
 def other_row(puzzle: Jigsaw, image: str) -> dict[str, Any]:
