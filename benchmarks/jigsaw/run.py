@@ -100,6 +100,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--arms", default=",".join(ARMS))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=HERE / "results.json")
     args = parser.parse_intermixed_args()
     task = (args.work / "jigsaw").absolute()
@@ -114,7 +115,7 @@ def main() -> None:
         there["base"] = measured(task / "base", task)
     print("base", there["base"], flush=True)
     known = {(r["arm"], r["seed"]) for r in there["records"]}
-    for seed in range(args.seeds):
+    for seed in range(args.first_seed, args.first_seed + args.seeds):
         for arm in args.arms.split(","):
             if (arm, seed) not in known:
                 there["records"].append(record(task, arm, seed, args.overrides))
