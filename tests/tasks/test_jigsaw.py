@@ -1,5 +1,6 @@
 """The jigsaw task: reward by hand, pictures restored, recipes that train, a base that sees."""
 
+import importlib.util
 import json
 import random
 from importlib.resources import files
@@ -269,6 +270,19 @@ def test_a_base_is_made_from_its_seed(tmp_path: Path) -> None:
     one, two = (make_base(tmp_path / name, 3, 1, cut)[0] for name in ("one", "two"))
     for a, b in zip(one.parameters(), two.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_the_table_follows_from_the_records() -> None:
+    root = Path(__file__).parents[2]
+    folder = root / "benchmarks/jigsaw"
+    spec = importlib.util.spec_from_file_location("jigsaw_tables", folder / "tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    tables = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tables)
+    results = json.loads((folder / "results.json").read_text())
+    assert {record["arm"] for record in results["records"]} == set(tables.WORDS) - {"base"}
+    assert tables.table(results) in (root / "docs/jigsaw.md").read_text()
 
 
 def test_what_the_base_reads() -> None:
