@@ -9,11 +9,6 @@ from datasets import Dataset
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
-    CLIPVisionConfig,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaProcessor,
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
@@ -22,8 +17,10 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
     Qwen3VLProcessor,
 )
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from prefix_rft.tasks import tiny_llava
+from prefix_rft.tasks.tiny_llava import chat_template, make_processor
 
 SPECIAL = ("<pad>", "<end>", "<image>", "<video>", "<vision>", "</vision>", "<user>", "<model>")
 SIDE = 28
@@ -52,18 +49,6 @@ def make_byte_tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-def template(picture: str) -> str:
-    """A chat template in which a picture is written so."""
-    return (
-        "{% for m in messages %}<{{ 'model' if m['role'] == 'assistant' else m['role'] }}>"
-        "{% if m['content'] is string %}{{ m['content'] }}{% else %}"
-        "{% for b in m['content'] %}"
-        "{% if b['type'] == 'image' %}" + picture + "{% else %}{{ b['text'] }}{% endif %}"
-        "{% endfor %}{% endif %}<end>{% endfor %}"
-        "{% if add_generation_prompt %}<model>{% endif %}"
-    )
-
-
 TEXT: dict[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 64,
@@ -79,34 +64,11 @@ TEXT: dict[str, Any] = {
 
 def make_llava(seed: int = 0) -> tuple[Any, Any]:
     """LLaVA of about 75,000 parameters, and its processor."""
-    tokenizer = make_byte_tokenizer()
-    processor = LlavaProcessor(
-        image_processor=CLIPImageProcessorPil(
-            size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}
-        ),
-        tokenizer=tokenizer,
-        patch_size=14,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        image_token="<image>",
-        chat_template=template("<image>"),
-    )
-    torch.manual_seed(seed)
-    vision = CLIPVisionConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=SIDE,
-        patch_size=14,
-    )
-    config = LlavaConfig(
-        vision_config=vision,
-        text_config=LlamaConfig(vocab_size=len(tokenizer), **TEXT),
-        image_token_index=SPECIAL.index("<image>"),
-        vision_feature_layer=-1,
-    )
-    return finished(LlavaForConditionalGeneration(config)), processor
+    processor = make_processor(make_byte_tokenizer(), SIDE, 14)
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    text = {name: value for name, value in TEXT.items() if not name.endswith("_token_id")}
+    model = tiny_llava.make_llava(processor, seed, {**vision, "num_attention_heads": 2}, text)
+    return finished(model), processor
 
 
 def make_qwen2_5(seed: int = 0) -> tuple[Any, Any]:
@@ -118,7 +80,7 @@ def make_qwen2_5(seed: int = 0) -> tuple[Any, Any]:
         ),
         tokenizer=tokenizer,
         video_processor=None,
-        chat_template=template("<vision><image></vision>"),
+        chat_template=chat_template("<vision><image></vision>", "<end>"),
     )
     torch.manual_seed(seed)
     config = Qwen2_5_VLConfig(
@@ -155,7 +117,7 @@ def make_qwen3(seed: int = 0) -> tuple[Any, Any]:
         ),
         tokenizer=tokenizer,
         video_processor=None,
-        chat_template=template("<vision><image></vision>"),
+        chat_template=chat_template("<vision><image></vision>", "<end>"),
     )
     torch.manual_seed(seed)
     config = Qwen3VLConfig(

@@ -51,7 +51,7 @@ class Checked:
         verdicts: the number of demonstrations by reward and status.
         kept: what a run keeps of all that.
         whole: all rows were looked at.
-        prompts: hashes of the prompts.
+        prompts: hashes of the prompts with the names of their pictures.
         findings: everything that is wrong or worth a note.
     """
 
@@ -207,7 +207,7 @@ class RowChecker:
             except DataError as error:
                 self.findings.add(error.what, row=self.found.label(row))
         for (row, values), prompt_ids in zip(usable, self._ids(ids, conversation), strict=True):
-            self.found.prompts.add(hash(str(values["prompt"])))
+            self.found.prompts.add(hash(str([values["prompt"], *cells(values)])))
             length = self._asked_with(values, len(prompt_ids))
             self.found.prompt_lengths.append(length)
             self._bos(self.found.label(row), prompt_ids)

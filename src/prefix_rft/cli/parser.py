@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from prefix_rft import __version__
-from prefix_rft.cli import continual, influence, rollouts
+from prefix_rft.cli import continual, influence, rollouts, task
 from prefix_rft.rewards.registry import BUILT_IN
 
 EXAMPLES = """examples:
@@ -286,43 +286,7 @@ def parser() -> argparse.ArgumentParser:
     methods = commands.add_parser("methods", help="list the methods, or show one")
     methods.add_argument("name", nargs="?", metavar="NAME")
 
-    task = commands.add_parser(
-        "task",
-        help="write a bundled task: rows, base model and recipe",
-        epilog="examples:\n  prefix-rft task countdown data/countdown\n"
-        "  prefix-rft task chain data/chain --steps 12\n"
-        "  prefix-rft task programs data/programs\n"
-        "  prefix-rft task arithmetic data/arithmetic   (needs the extra lab)",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    task.add_argument(
-        "name",
-        choices=["countdown", "chain", "programs", "arithmetic"],
-        help="countdown: a tiny model that knows arithmetic and has no goal; chain: a tiny model "
-        "and a hidden rule of many steps, with few demonstrations; programs: a tiny model that "
-        "writes functions that are described in words, with tests as reward; arithmetic: "
-        "SmolLM2-135M-Instruct on sums of three terms",
-    )
-    task.add_argument("folder", metavar="FOLDER")
-    task.add_argument(
-        "--train-rows",
-        type=int,
-        metavar="N",
-        help="default: 3000; chain: 75, parities 1024; programs: 1500",
-    )
-    task.add_argument("--valid-rows", type=int, default=200, help="to choose settings on")
-    task.add_argument("--test-rows", type=int, default=400)
-    task.add_argument("--seed", type=int, default=0)
-    task.add_argument(
-        "--operands", type=int, nargs="+", metavar="N", help="countdown: numbers of a puzzle (2 3)"
-    )
-    task.add_argument(
-        "--solver-accuracy", type=float, help="countdown: accuracy of the demonstrations (1)"
-    )
-    task.add_argument("--steps", type=int, metavar="L", help="chain: steps of a chain (24 or 16)")
-    task.add_argument(
-        "--rule", choices=["new", "parity"], help="chain: a random table (default), or parities"
-    )
+    task.add(commands)
     continual.add(commands)
     influence.add(commands)
     rollouts.add(commands)

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 PAD, EOS, UNK = "<pad>", "<eos>", "<unk>"
 
 
-def word_tokenizer(words: Sequence[str], longest: int) -> PreTrainedTokenizerFast:
+def word_tokenizer(
+    words: Sequence[str], longest: int, special: Sequence[str] = ()
+) -> PreTrainedTokenizerFast:
     """A tokenizer with one token for each word between blanks.
 
     Args:
-        words: the words, behind which there are only the special ones.
+        words: the words, before which there are only the special ones.
         longest: the most tokens that a model of it has positions for.
+        special: special ones beside those that every tokenizer has.
     """
-    vocabulary = {word: index for index, word in enumerate((PAD, EOS, UNK, *words))}
+    every = (PAD, EOS, UNK, *special, *words)
+    vocabulary = {word: index for index, word in enumerate(every)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNK))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
@@ -30,6 +35,7 @@ def word_tokenizer(words: Sequence[str], longest: int) -> PreTrainedTokenizerFas
         pad_token=PAD,
         eos_token=EOS,
         unk_token=UNK,
+        additional_special_tokens=list(special),
         padding_side="left",
         model_max_length=longest,
         clean_up_tokenization_spaces=False,
@@ -77,19 +83,53 @@ def pretrain(
         learning_rate: its peak, in one cycle.
         report_every: steps between two lines.
     """
+
+    def loss_of(step: int) -> Tensor:
+        pairs = draw(step)
+        texts = [f"{prompt} {completion} {EOS}" for prompt, completion in pairs]
+        encoded: Any = tokenizer(texts, return_tensors="pt")
+        prompt_length = len(tokenizer(pairs[0][0])["input_ids"])
+        return loss_behind(prompt_length, model, {"input_ids": encoded["input_ids"]})
+
+    descend(model, loss_of, steps, learning_rate, report_every)
+
+
+def loss_behind(prompt_length: int, model: Any, inputs: Mapping[str, Any]) -> Tensor:
+    """The loss per token of completions.
+
+    Args:
+        prompt_length: tokens before the completions.
+        model: the model.
+        inputs: what it is given: ids, all of one length, and what else belongs to them.
+    """
+    ids_BT = inputs["input_ids"]
+    logits_BTV = model(**inputs).logits[:, prompt_length - 1 : -1]
+    return cross_entropy(logits_BTV.flatten(0, 1), ids_BT[:, prompt_length:].flatten())
+
+
+def descend(
+    model: Any,
+    loss_of: Callable[[int], Tensor],
+    steps: int,
+    learning_rate: float,
+    report_every: int = 100,
+) -> None:
+    """Train on the losses of steps from 1, and print them now and then.
+
+    Args:
+        model: the model.
+        loss_of: the loss of a step.
+        steps: optimizer steps.
+        learning_rate: its peak, in one cycle.
+        report_every: steps between two lines.
+    """
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, learning_rate, total_steps=steps, pct_start=0.05
     )
     model.train()
     for step in range(1, steps + 1):
-        pairs = draw(step)
-        texts = [f"{prompt} {completion} {EOS}" for prompt, completion in pairs]
-        encoded: Any = tokenizer(texts, return_tensors="pt")
-        ids_BT = encoded["input_ids"]
-        prompt_length = len(tokenizer(pairs[0][0])["input_ids"])
-        logits_BTV = model(input_ids=ids_BT).logits[:, prompt_length - 1 : -1]
-        loss = cross_entropy(logits_BTV.flatten(0, 1), ids_BT[:, prompt_length:].flatten())
+        loss = loss_of(step)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -108,9 +148,19 @@ def from_command_line(task: str, make_base: Callable[[Path, int, int], Any], ste
         make_base: called with these three.
         steps: its optimizer steps, unless others are given.
     """
+    args = command_line(task, steps).parse_args()
+    make_base(args.out, args.steps, args.seed)
+
+
+def command_line(task: str, steps: int) -> argparse.ArgumentParser:
+    """The options that the scripts which make a base model share.
+
+    Args:
+        task: the name of the task.
+        steps: its optimizer steps, unless others are given.
+    """
     parser = argparse.ArgumentParser(description=f"Make the base model of the {task} task.")
     parser.add_argument("out", type=Path, help="folder to write")
     parser.add_argument("--steps", type=int, default=steps)
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    make_base(args.out, args.steps, args.seed)
+    return parser

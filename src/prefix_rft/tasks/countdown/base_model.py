@@ -9,14 +9,13 @@ makes it.
 
 from __future__ import annotations
 
-import argparse
 import random
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from prefix_rft.tasks.countdown.puzzle import Puzzle, Rules, aimless_chain, write_chain
-from prefix_rft.tasks.pretraining import pretrain, tiny_model, word_tokenizer
+from prefix_rft.tasks.pretraining import command_line, pretrain, tiny_model, word_tokenizer
 
 STEPS = 2500
 BATCH = 256
@@ -67,11 +66,8 @@ def make_base(
 
 def main() -> None:
     """Entry point of ``python -m prefix_rft.tasks.countdown.base_model``."""
-    parser = argparse.ArgumentParser(description="Make the base model of the Countdown task.")
-    parser.add_argument("out", type=Path, help="folder to write")
-    parser.add_argument("--steps", type=int, default=STEPS)
+    parser = command_line("Countdown", STEPS)
     parser.add_argument("--operands", type=int, nargs="+", default=Rules().operands)
-    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     make_base(args.out, args.steps, args.seed, Rules(operands=tuple(args.operands)))
 
