@@ -36,6 +36,8 @@ def batch_of(step: Step, **changes: Any) -> Batch:
         ref_logp_BT=numbers(step.ref),
         weight_BT=numbers(step.weight),
         truncated_B=torch.tensor(step.truncated) if step.truncated else None,
+        teacher_logp_MBT=numbers([step.teacher]) if step.teacher else None,
+        taught_MB=torch.tensor([step.taught]) if step.taught else None,
     )
     return replace(batch, **changes)
 

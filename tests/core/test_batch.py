@@ -53,11 +53,14 @@ def test_part_takes_rows_and_width_of_everything() -> None:
         hinted_B=torch.tensor([False, True, False, False]),
         truncated_B=torch.tensor([True, False, True, False]),
         dropped_B=torch.tensor([False, False, True, True]),
+        teacher_logp_MBT=torch.arange(32.0).view(2, 4, 4),
+        taught_MB=torch.tensor([[True, False, True, False], [False, True, True, True]]),
     )
     part = batch.part(torch.tensor([2, 0]), 3)
     for f in dataclasses.fields(Batch):
         whole, piece = getattr(batch, f.name), getattr(part, f.name)
-        expected = whole[[2, 0], :3] if f.name.endswith("_BT") else whole[[2, 0]]
+        rows = whole.transpose(0, 1)[[2, 0]].transpose(0, 1) if "_M" in f.name else whole[[2, 0]]
+        expected = rows[..., :3] if f.name.endswith("BT") else rows
         assert torch.equal(piece.nan_to_num(7.0), expected.nan_to_num(7.0))
     assert small().part(slice(1, 3)).tokens_BT.tolist() == [[4, 5, 6, 7], [8, 9, 10, 11]]
     assert small(old_logp_BT=None).part(slice(0, 1)).old_logp_BT is None
@@ -65,6 +68,7 @@ def test_part_takes_rows_and_width_of_everything() -> None:
 
 BT = [f.name for f in dataclasses.fields(Batch) if f.name.endswith("_BT")]
 B1 = [f.name for f in dataclasses.fields(Batch) if f.name.endswith("_B")]
+M = [f.name for f in dataclasses.fields(Batch) if "_M" in f.name]
 
 
 @pytest.mark.parametrize("name", [*BT, *B1])

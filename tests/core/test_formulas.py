@@ -34,11 +34,14 @@ def batch_of(step: Step, method: Method) -> Batch:
     """The step as the package's batch, with rubbish wherever nothing may be read."""
     batch, response = batches.batch_of(step), batches.mask(step, *ALL)
     assert batch.ref_logp_BT is not None
+    assert batch.teacher_logp_MBT is not None
+    taught = torch.tensor(step.taught)[:, None]
     old = batch.old_logp_BT
     batch = replace(
         batch,
         old_logp_BT=None if old is None else old.masked_fill(~response, NAN),
         ref_logp_BT=batch.ref_logp_BT.masked_fill(~response, -torch.inf),
+        teacher_logp_MBT=batch.teacher_logp_MBT.masked_fill(~(response & taught), NAN),
     )
     out = dropped(method, batch.reward_B, batch.group_B, batch.demo_B)
     return replace(batch, dropped_B=out)
@@ -189,6 +192,10 @@ OPTIONS: list[tuple[str, dict]] = [
     ("discriminative", {"tau": 0.7, "gamma": 0.4}),
     ("discriminative", {"averaged": True, "tau": 0.7, "gamma": 0.4}),
     ("irft", {"beta_contrast": 1.5}),
+    ("opd", {"rewards": True, "coef": 0.3}),
+    ("rlsd", {"eps_w": 0.4, "credit": 0.8, "at_step": 20}),
+    ("rlsd", {"at_step": 60}),
+    ("sdar", {"coef": 0.7, "gate_beta": 1.0}),
 ]
 
 

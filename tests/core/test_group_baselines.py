@@ -101,7 +101,8 @@ def test_flat_groups_have_no_gradient(name: str, reward: float) -> None:
     assert not targets.acts_SBT[keep].any()
     rest = tuple(s for i, s in enumerate(c.method.streams) if i in keep)
     if rest:
-        method = replace(c.method, streams=rest)
+        heard = tuple(t for t in c.method.teachers if t.name in {s.teacher for s in rest})
+        method = replace(c.method, streams=rest, teachers=heard)
         (g,) = gradients(loss(method, flat, c.logp, c.entropy).loss, c.logp)
         assert not g.any()
 

@@ -26,7 +26,9 @@ def test_methods_that_read_likelihoods_say_so(name: str) -> None:
         assert c.batch.old_logp_BT is not None
         assert c.batch.ref_logp_BT is not None
         old, ref = c.batch.old_logp_BT + shift, c.batch.ref_logp_BT + shift
-        batch = replace(c.batch, old_logp_BT=old, ref_logp_BT=ref)
+        assert c.batch.teacher_logp_MBT is not None
+        told = c.batch.teacher_logp_MBT + shift
+        batch = replace(c.batch, old_logp_BT=old, ref_logp_BT=ref, teacher_logp_MBT=told)
         logp = (c.logp.detach() + shift).requires_grad_()
         value = loss(c.method, batch, logp, c.entropy, targets=c.targets).loss
         moved.append(gradients(value, logp)[0])

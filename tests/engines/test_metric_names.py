@@ -40,6 +40,15 @@ RUNS: dict[str, dict[str, Any]] = {
     "adaback": {},
     "control": {},
     "discriminative": {},
+    "gats": {
+        "method_options": {
+            "teacher": {
+                "weights": "ema",
+                "context": "demonstration",
+                "template": "{context};{prompt}",
+            }
+        }
+    },
 }
 
 

@@ -9,15 +9,36 @@ from rich.console import Console
 from rich.table import Table
 
 from prefix_rft.core import Method, Schedule, Stream
+from prefix_rft.core.schedules import Following
 from prefix_rft.core.stream import ORIGINS
 from prefix_rft.methods import BUILT_IN, load
 from prefix_rft.support.console import say
+
+KINDS = {
+    "live": "the policy as it is",
+    "frozen": "the policy of the start",
+    "ema": "a moving average of the policy",
+    "snapshot": "the policy of some steps ago",
+    "adapter_off": "the model without its adapter",
+    "model": "another model",
+}
+SHOWN = {
+    "demonstration": "which sees a demonstration",
+    "prefix": "which sees the beginning of a demonstration",
+    "peer": "which sees a solved row of the group",
+    "wrong": "which sees an unsolved row of the group",
+    "column": "which sees column",
+    "unrelated": "which sees another example",
+    "none": "which sees what the policy sees",
+}
 
 
 def kind(method: Method) -> str:
     """What the method learns from."""
     if not method.samples or method.contrast is not None:
         return "demonstrations"
+    if method.teachers:
+        return "teacher, rewards" if method.reads_rewards else "teacher"
     if method.trains("prefix") or method.trains("demonstration"):
         return "both"
     if not method.rows.fixed or method.rows.num_hybrid:
@@ -91,6 +112,11 @@ def rows_of(method: Method) -> list[str]:
         )
     if method.contrast is not None:
         lines.append(f"sequence advantages from: {describe(method.contrast)}")
+    lines += [
+        f"teacher {t.name}: {KINDS[t.weights]}, {SHOWN[t.shown]}"
+        + (f" '{t.column}'" if t.shown == "column" else "")
+        for t in method.teachers
+    ]
     if method.selection is not None:
         chosen = method.selection
         lines.append(
@@ -131,6 +157,8 @@ def normaliser(method: Method, stream: Stream) -> str:
 
 def describe(value: Any) -> str:
     """A value as a person would write it."""
+    if isinstance(value, Following):
+        return f"1 -> 0 as {value.metric} reaches {value.reference:g}"
     if isinstance(value, Schedule):
         if value.kind == "constant":
             return f"{value.start:g}"

@@ -1,7 +1,7 @@
 """The batch contract: every token says where it came from, every row which group it belongs to.
 
-Shape letters: B rows, T tokens. Rows are right-padded; ``logp_BT[b, t]`` is the log-probability of
-``tokens_BT[b, t]`` given everything before it in the row (its prompt included).
+Shape letters: B rows, T tokens, M teachers. Rows are right-padded; ``logp_BT[b, t]`` is the
+log-probability of ``tokens_BT[b, t]`` given everything before it in the row (its prompt included).
 """
 
 from __future__ import annotations
@@ -35,6 +35,9 @@ class Batch:
         truncated_B: bool, rows that ran into the length limit.
         dropped_B: bool, rows that take no part in the step: no stream acts on them and no
             normaliser counts them.
+        teacher_logp_MBT: log-probabilities of the tokens under each teacher of the method, anything
+            in rows that it does not teach; None where no teacher is heard in this step.
+        taught_MB: bool, the rows that each teacher teaches.
 
     Raises:
         ValueError: shapes or dtypes disagree, or masks contradict each other.
@@ -52,6 +55,8 @@ class Batch:
     hinted_B: Tensor | None = None
     truncated_B: Tensor | None = None
     dropped_B: Tensor | None = None
+    teacher_logp_MBT: Tensor | None = None
+    taught_MB: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.tokens_BT.ndim != 2:
@@ -59,12 +64,16 @@ class Batch:
         B, T = self.tokens_BT.shape
         for f in fields(self):
             x = getattr(self, f.name)
-            shape = (B, T) if f.name.endswith("_BT") else (B,)
+            letters = f.name.rpartition("_")[2]
+            if x is not None and letters.startswith("M"):
+                shape = (len(x), *{"MBT": (B, T), "MB": (B,)}[letters])
+            else:
+                shape = (B, T) if letters == "BT" else (B,)
             if x is not None and tuple(x.shape) != shape:
                 raise UserError(f"{f.name} must have shape {shape}, got {tuple(x.shape)}")
             if x is not None and "mask" in f.name and x.dtype != torch.bool:
                 raise UserError(f"{f.name} must be bool, got {x.dtype}")
-        for name in ("hinted_B", "truncated_B", "dropped_B"):
+        for name in ("hinted_B", "truncated_B", "dropped_B", "taught_MB"):
             x = getattr(self, name)
             if x is not None and x.dtype != torch.bool:
                 raise UserError(f"{name} must be bool, got {x.dtype}")
@@ -126,6 +135,9 @@ class Batch:
         parts = {}
         for f in fields(self):
             x = getattr(self, f.name)
-            if x is not None:
-                parts[f.name] = x[rows, :width] if f.name.endswith("_BT") else x[rows]
+            if x is None:
+                continue
+            of = (slice(None), rows) if f.name.endswith(("_MB", "_MBT")) else (rows,)
+            wide = f.name.endswith("BT")
+            parts[f.name] = x[(*of, slice(width))] if wide else x[of]
         return replace(self, **parts)

@@ -96,15 +96,28 @@ def with_hint(prompt: Any, text: str, hint: Hint) -> Any:
     Raises:
         UserError: the last message is no text, or the mask gave none.
     """
+    return in_last_text(prompt, lambda asked: hint.write(asked, text))
+
+
+def in_last_text(prompt: Any, write: Callable[[str], str]) -> Any:
+    """A prompt, a text or messages, whose last text is another one.
+
+    Args:
+        prompt: the prompt; it stays as it is.
+        write: makes the other text of the one that is there.
+
+    Raises:
+        UserError: the last message is no text.
+    """
     if isinstance(prompt, str):
-        return hint.write(prompt, text)
+        return write(prompt)
     *before, last = prompt
     content = last["content"]
     if isinstance(content, str):
-        return [*before, {**last, "content": hint.write(content, text)}]
+        return [*before, {**last, "content": write(content)}]
     # Beside places for pictures: the last text is where the question is.
     at = [i for i, block in enumerate(content) if block.get("text") is not None]
     if not at:
         raise UserError("a hint is written into a text, but the prompt's last message has none")
-    written = {**content[at[-1]], "text": hint.write(content[at[-1]]["text"], text)}
+    written = {**content[at[-1]], "text": write(content[at[-1]]["text"])}
     return [*before, {**last, "content": [*content[: at[-1]], written, *content[at[-1] + 1 :]]}]

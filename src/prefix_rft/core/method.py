@@ -11,13 +11,15 @@ nothing else.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from prefix_rft.core.advantage import BASELINES
 from prefix_rft.core.contrast import Contrast
 from prefix_rft.core.parts import About, Clip, Groups, Normaliser, Reference
 from prefix_rft.core.planner import Lengthening, OnPolicy, Planner
+from prefix_rft.core.schedules import Following
 from prefix_rft.core.stream import REGULARISERS, ROLLOUT, Selection, Stream
+from prefix_rft.core.teacher import Teacher
 from prefix_rft.support.errors import UserError, choose
 
 
@@ -36,6 +38,7 @@ class Method:
         groups: what becomes of a group once its rewards are known.
         contrast: gives the ``sequence`` advantage.
         reference: what the reference policy is for beyond a KL term.
+        teachers: who scores the policy's completions for the streams that read a teacher.
         about: what tables and run folders say of the method.
 
     Raises:
@@ -52,6 +55,7 @@ class Method:
     groups: Groups = Groups()
     contrast: Contrast | None = None
     reference: Reference = Reference()
+    teachers: tuple[Teacher, ...] = ()
     about: About = About()
 
     def __post_init__(self) -> None:
@@ -60,6 +64,13 @@ class Method:
             raise UserError(f"method '{self.name}' has no stream, so it would train nothing")
         if self.contrast is None and any(s.advantage == "sequence" for s in self.streams):
             raise UserError(f"method '{self.name}' has a sequence advantage but no contrast")
+        names = [t.name for t in self.teachers]
+        heard = {s.teacher for s in self.streams if s.teacher}
+        if heard != set(names) or len(names) != len(set(names)):
+            raise UserError(
+                f"method '{self.name}' has teachers {names}, and its streams read {sorted(heard)}: "
+                "each is read, and has a name of its own"
+            )
         all_wrong = self.groups.all_wrong
         whole = all_wrong == "demonstration" or self.groups.interleave is not None
         if self.rows.hint is not None and (
@@ -91,10 +102,33 @@ class Method:
         """Whether a stream, KL and entropy aside, acts on tokens of this origin."""
         return any(origin in s.tokens for s in self.streams if s.surrogate not in REGULARISERS)
 
+    def teacher_of(self, stream: Stream) -> int:
+        """Which of the teachers a stream reads."""
+        return [t.name for t in self.teachers].index(stream.teacher)
+
+    @property
+    def reads_rewards(self) -> bool:
+        """Whether rewards decide anything: an advantage, a gate, or what becomes of a group."""
+        own = Groups(attempts=self.groups.attempts, truncated=self.groups.truncated)
+        return (
+            any(
+                (isinstance(s.advantage, str) and s.surrogate not in REGULARISERS)
+                or s.gate is not None
+                or isinstance(s.coefficient, Following)
+                for s in self.streams
+            )
+            or replace(self.groups, solved_above=0.0) != own
+            or self.remembers
+            or any(t.shown in ("peer", "wrong") for t in self.teachers)
+        )
+
     @property
     def reads_entropy(self) -> bool:
         """Whether a term of the loss reads entropies, or may: a weight is any function."""
-        return any(s.surrogate == "entropy" or s.weight is not None for s in self.streams)
+        return any(
+            s.surrogate == "entropy" or (s.weight is not None and not s.weight.teacher)
+            for s in self.streams
+        )
 
     @property
     def samples(self) -> bool:
@@ -104,6 +138,14 @@ class Method:
     @property
     def needs_demonstrations(self) -> bool:
         """Whether the method is meaningless on data without any demonstration."""
+        return self._starts_from_them or any(
+            t.shown in ("demonstration", "prefix", "unrelated") and t.context != "column"
+            for t in self.teachers
+        )
+
+    @property
+    def _starts_from_them(self) -> bool:
+        """Whether rows start from demonstrations, or are some."""
         return bool(
             (not self.rows.fixed and self.rows.needs_demonstrations)
             or self.rows.num_hybrid
@@ -121,7 +163,7 @@ class Method:
     @property
     def branches(self) -> bool:
         """Whether rows of a group can differ in where they start, or in whether they sample."""
-        starts = self.needs_demonstrations or self.planner.store is not None
+        starts = self._starts_from_them or self.planner.store is not None
         return starts or self.groups.sampled_again
 
     @property
@@ -152,7 +194,7 @@ class Method:
     def needs_unit_temperature(self) -> bool:
         """Whether a stream reads likelihoods as such: they are those of temperature 1."""
         return any(
-            s.weight is not None
+            (s.weight is not None and not s.weight.teacher)
             or (
                 s.surrogate in ("logp", "likelihood")
                 and set(s.tokens) & {"prefix", "demonstration"}

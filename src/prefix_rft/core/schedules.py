@@ -8,7 +8,7 @@ run, so the same data serves runs of any length.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -103,3 +103,52 @@ def parse(data: Schedule | float | Mapping[str, Any]) -> Schedule:
         check_types("schedule key", data, {f.name: str(f.type) for f in fields(Schedule)})
         return Schedule(**data)
     return constant(data)
+
+
+@dataclass(frozen=True)
+class Following:
+    """A coefficient that goes to 0 as a metric reaches what it is compared with.
+
+    ``max(1 - mean/reference, 0)`` over the last ``window`` updates, 1 before the first; once the
+    mean has reached the reference it stays 0 (GATS, arXiv 2609.37898).
+
+    Attributes:
+        metric: a metric that every step logs.
+        reference: what is to be reached: the teacher's own score.
+        window: updates whose mean counts.
+        latch: what has once been 0 stays 0.
+    """
+
+    metric: str = "policy/reward"
+    reference: float = 1.0
+    window: int = 5
+    latch: bool = True
+
+    def __post_init__(self) -> None:
+        if self.reference <= 0 or self.window < 1:
+            raise UserError(
+                "a coefficient that follows a metric needs a positive reference and a window of at "
+                f"least 1, got {self.reference} and {self.window}"
+            )
+
+    def value(self, seen: Sequence[float]) -> float:
+        """The coefficient after updates in which the metric had these values, the last one last.
+
+        What has reached the reference is written down as a last value of infinity; see
+        :meth:`after`.
+        """
+        if not seen:
+            return 1.0
+        return max(1.0 - sum(seen) / len(seen) / self.reference, 0.0)
+
+    def after(self, seen: Sequence[float], metric: float) -> tuple[float, ...]:
+        """What to remember once an update has had this value of the metric.
+
+        Args:
+            seen: what was remembered before.
+            metric: the value.
+        """
+        if seen and seen[-1] == math.inf:
+            return tuple(seen)
+        now = (*seen, float(metric))[-self.window :]
+        return (math.inf,) if self.latch and self.value(now) == 0.0 else now

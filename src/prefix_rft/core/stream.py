@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from prefix_rft.core.schedules import Schedule, constant
+from prefix_rft.core.schedules import Following, Schedule, constant
 from prefix_rft.core.select import MODES, SCOPES
 from prefix_rft.core.weights import Shape, Weight
 from prefix_rft.support.errors import UserError, choose
@@ -46,7 +46,7 @@ class Stream:
             0), ``unsolved`` (-1 for one that is not, else 0), ``sequence`` (from the method's
             contrast), or a constant. Unused by ``kl`` and ``entropy``.
         count: origins whose tokens and rows the normaliser counts; ``tokens`` by default.
-        coefficient: ``c``, a schedule over steps.
+        coefficient: ``c``, a schedule over steps, or what follows a metric.
         weight: detached factor on every token or row.
         shape: ``f`` of ``likelihood``; the identity by default.
         gate: ``(low, high)``: the stream acts on groups whose on-policy rows are solved at a rate
@@ -56,6 +56,10 @@ class Stream:
         aggregation: how this stream's terms are averaged; the method's by default.
         counts: the normaliser counts ``all`` tokens and rows of the counted origins, or only those
             that are ``trained``.
+        teacher: the name of the teacher that its weight reads; where its coefficient is 0, nothing
+            is asked of that teacher.
+        taught: it acts only on rows that its teacher teaches.
+        skip: the first tokens of each response neither act nor count.
     """
 
     name: str
@@ -63,13 +67,16 @@ class Stream:
     surrogate: str = "clip"
     advantage: str | float = "group"
     count: tuple[str, ...] = ()
-    coefficient: Schedule = constant(1.0)
+    coefficient: Schedule | Following = constant(1.0)
     weight: Weight | None = None
     shape: Shape | None = None
     gate: tuple[float, float] | None = None
     level: str = "token"
     aggregation: str | None = None
     counts: str = "all"
+    teacher: str = ""
+    taught: bool = False
+    skip: int = 0
 
     def __post_init__(self) -> None:
         choose("surrogate", self.surrogate, SURROGATES)
@@ -85,6 +92,14 @@ class Stream:
             choose("aggregation", self.aggregation, AGGREGATIONS)
         if self.shape is not None and self.surrogate != "likelihood":
             raise UserError(f"stream '{self.name}' has a shape, which only 'likelihood' reads")
+        if self.skip < 0:
+            raise UserError(f"stream '{self.name}' cannot skip {self.skip} tokens")
+        reads = self.weight is not None and self.weight.teacher
+        if (reads or self.taught) != bool(self.teacher):
+            raise UserError(
+                f"stream '{self.name}': the name of a teacher, and a weight that reads one, go "
+                "together"
+            )
         if self.gate is not None and self.gate[0] >= self.gate[1]:
             raise UserError(f"stream '{self.name}' has an empty gate {self.gate}")
 

@@ -27,12 +27,17 @@ class Scores:
         mask_BT: bool, the tokens on which the stream acts.
         entropy_BT: entropies at the same positions, in nats; 0 outside the mask.
         ref_logp_BT: log-probabilities under the reference policy; 0 outside the mask.
+        gap_BT: ``log q - log p``, the teacher's log-probability less the policy's; 0 outside the
+            mask and in rows that it does not teach.
+        advantage_B1: the advantage of each row in the stream.
     """
 
     logp_BT: Tensor
     mask_BT: Tensor
     entropy_BT: Tensor | None = None
     ref_logp_BT: Tensor | None = None
+    gap_BT: Tensor | None = None
+    advantage_B1: Tensor | None = None
 
     def row_mean(self, x_BT: Tensor) -> Tensor:
         """Mean over the masked tokens of each row, shape (B, 1); 0 for a row without any."""
@@ -51,6 +56,17 @@ class Scores:
         return self.entropy_BT
 
     @property
+    def gap(self) -> Tensor:
+        """``log q - log p`` of every token.
+
+        Raises:
+            UserError: there is no teacher.
+        """
+        if self.gap_BT is None:
+            raise UserError("a weight reads a teacher, but got none")
+        return self.gap_BT
+
+    @property
     def log_ratio_to_ref(self) -> Tensor:
         """``log pi - log pi_ref`` of every token.
 
@@ -64,11 +80,22 @@ class Scores:
 
 @dataclass(frozen=True)
 class Weight:
-    """A named weight: ``of`` maps scores to shape (B, T), or (B, 1) for a weight of whole rows."""
+    """A named weight: ``of`` maps scores to shape (B, T), or (B, 1) for a weight of whole rows.
+
+    Attributes:
+        name: what it is called in tables.
+        of: the weight.
+        needs_reference: it reads the reference policy.
+        teacher: it reads the stream's teacher.
+        signed: it may be negative, and multiplies the advantage before the surrogate: PPO's min is
+            then around both. A positive one is the same on either side.
+    """
 
     name: str
     of: Callable[[Scores], Tensor]
     needs_reference: bool = False
+    teacher: bool = False
+    signed: bool = False
 
 
 @dataclass(frozen=True)
@@ -164,3 +191,36 @@ def saturating(gamma: float) -> Shape:
     if gamma <= 0:
         raise UserError(f"gamma must be positive, got {gamma}")
     return Shape(f"x/(x+{gamma:g})", lambda x: x / (x + gamma))
+
+
+def gap(limit: float | None = None) -> Weight:
+    """``D = log q - log p``, the reverse KL of the sampled token as an advantage (distillation).
+
+    Its expected gradient is that of ``KL(policy || teacher)``; backpropagated it would be 0.
+
+    Args:
+        limit: D is held within plus and minus this; None does not hold it.
+    """
+    if limit is not None and limit <= 0:
+        raise UserError(f"the limit of a gap must be positive, got {limit}")
+    held = (lambda d: d) if limit is None else (lambda d: d.clamp(-limit, limit))
+    name = "log q/p" if limit is None else f"log q/p within {limit:g}"
+    return Weight(name, lambda s: held(s.gap), teacher=True, signed=True)
+
+
+def evidence(eps: float) -> Weight:
+    """``clip(exp(sign(A) D), 1 - eps, 1 + eps)``, RLSD's credit (arXiv 2604.03128, algorithm 1)."""
+    if not 0.0 <= eps < 1.0:
+        raise UserError(f"eps_w must be in [0, 1), got {eps}")
+
+    def of(s: Scores) -> Tensor:
+        assert s.advantage_B1 is not None  # noqa: S101  (an engine's)
+        # Within the clip anyway, and an overflow would be infinite.
+        return (s.advantage_B1.sign() * s.gap).clamp(-1.0, 1.0).exp().clamp(1.0 - eps, 1.0 + eps)
+
+    return Weight(f"exp(sign(A) log q/p) within 1 +- {eps:g}", of, teacher=True)
+
+
+def gate(beta: float) -> Weight:
+    """``sigmoid(beta D)``, SDAR's gate (arXiv 2605.15155): always positive, it lowers no token."""
+    return Weight(f"sigmoid({beta:g} log q/p)", lambda s: torch.sigmoid(beta * s.gap), teacher=True)

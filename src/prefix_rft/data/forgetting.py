@@ -8,6 +8,7 @@ from typing import Any
 from datasets import Dataset
 
 from prefix_rft.data.files import DataError
+from prefix_rft.data.pictures import IMAGE, IMAGES, cells
 
 
 def refuse_shared(forget: Dataset, retain: Dataset, where: str) -> None:
@@ -32,5 +33,6 @@ def refuse_shared(forget: Dataset, retain: Dataset, where: str) -> None:
 
 
 def _prompts(rows: Dataset) -> list[str]:
-    cells: Any = rows["prompt"]
-    return [json.dumps(prompt) for prompt in cells]
+    """What each row asks, with its pictures: one question of two pictures is two."""
+    asked: Any = rows.select_columns([n for n in ("prompt", IMAGE, IMAGES) if n in rows.features])
+    return [json.dumps([row["prompt"], *cells(row)], default=repr) for row in asked]

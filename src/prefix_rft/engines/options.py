@@ -12,6 +12,7 @@ from prefix_rft.core import Method
 from prefix_rft.methods import load
 from prefix_rft.methods.common import COMMON
 from prefix_rft.methods.registry import find, own_options
+from prefix_rft.methods.teaching import OPTIONS
 from prefix_rft.support.errors import UserError
 
 SHARED = ("epsilon", "epsilon_high", "delta", "beta", "entropy_coef")
@@ -55,7 +56,7 @@ def resolve(
         UserError: an unknown method or option, a shared key without effect in this method, or one
             that is given twice with two values.
     """
-    option_names = {*own_options(find(name, folder)), *COMMON}
+    option_names = {*own_options(find(name, folder)), *COMMON, *OPTIONS}
     for key, value in shared.items():
         if key not in option_names:
             raise UserError(f"{key}={value} has no effect: '{name}' has no {key}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -17,6 +17,7 @@ from prefix_rft.engines.options import SHARED, resolve
 from prefix_rft.engines.packages import check_packages
 from prefix_rft.recipe.along import refuse_unreached
 from prefix_rft.recipe.batches import BatchPlan
+from prefix_rft.recipe.model_options import find_model
 from prefix_rft.recipe.recipe import ENGINES, Recipe, RecipeFile, refuse_unknown_keys
 from prefix_rft.recipe.rif_options import Filter
 from prefix_rft.rewards import BUILT_IN, close_all, load_rewards
@@ -142,6 +143,7 @@ def set_up(file: RecipeFile, stage: int = 0, folder: Path | None = None, **setti
         "under method",
         recipe.folder,
     )
+    method = beside_the_recipe(method, recipe)
     refuse_unknown_keys(recipe, keys(method))
     engine = engine_of(recipe.engine)
     engine.refuse(recipe, method)
@@ -158,7 +160,7 @@ def set_up(file: RecipeFile, stage: int = 0, folder: Path | None = None, **setti
     if method.samples and recipe.reward_learning is not None:
         refuse_weights(args.reward_weights, weights)
     elif method.samples and args.reward_weights is None:
-        args.reward_weights = weights
+        args.reward_weights = weights or None
     return Setup(recipe, args.resolve_method(), rewards, args, plan, engine)
 
 
@@ -175,7 +177,7 @@ def reward_functions(recipe: Recipe, method: Method) -> tuple[list[Any], list[fl
             "a method that samples, such as dr_grpo"
         )
     rewards, weights = load_rewards(recipe.reward, recipe.folder)
-    if method.samples and not rewards and not learns:
+    if method.samples and method.reads_rewards and not rewards and not learns:
         raise UserError(
             f"method '{method.name}' needs a reward: add reward: {', '.join(BUILT_IN)}, or "
             "package.module:function"
@@ -196,3 +198,17 @@ def refuse_weights(given: Any, weights: Sequence[float]) -> None:
             "with reward_learning the policy is trained on the learnt reward alone, and 'reward' "
             "grades held-out rows: leave out its weights"
         )
+
+
+def beside_the_recipe(method: Method, recipe: Recipe) -> Method:
+    """The method, whose teachers' folders may be named from the recipe's folder.
+
+    Raises:
+        UserError: one can only be a folder, and there is none.
+    """
+    if not any(t.path for t in method.teachers):
+        return method
+    teachers = [
+        replace(t, path=find_model(t.path, recipe.folder)) if t.path else t for t in method.teachers
+    ]
+    return replace(method, teachers=tuple(teachers))

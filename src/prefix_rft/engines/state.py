@@ -13,8 +13,10 @@ from typing import Any
 import pyarrow as pa
 from datasets import Dataset
 
+from prefix_rft.core import Method
 from prefix_rft.core.planner import Group, Planner, Record, Starts
 from prefix_rft.core.prefix import generator
+from prefix_rft.core.schedules import Following
 from prefix_rft.core.store import Own, Store, Trace, bounded, chosen, merged
 from prefix_rft.data.demonstrations import ASKED, IDS
 from prefix_rft.data.pictures import IMAGE, IMAGES
@@ -38,6 +40,8 @@ class MethodState:
         waiting: examples, and which demonstration of each, that wait for a step of imitation.
         stage: the stage of the reference policy.
         traces: own rollouts of each example that are kept to start from.
+        followed: the last values of the metrics that coefficients follow, by the name of the
+            stream.
     """
 
     method: str = ""
@@ -48,6 +52,20 @@ class MethodState:
     waiting: list[tuple[int, int]] = field(default_factory=list)
     stage: int = 0
     traces: dict[int, tuple[Trace, ...]] = field(default_factory=dict)
+    followed: dict[str, tuple[float, ...]] = field(default_factory=dict)
+
+    def follow(self, method: Method, metrics: Mapping[str, float]) -> None:
+        """Take over the metrics of a step that coefficients follow.
+
+        Args:
+            method: the method with its streams.
+            metrics: those of the step, the same on every process.
+        """
+        for stream in method.streams:
+            follows = stream.coefficient
+            if isinstance(follows, Following) and follows.metric in metrics:
+                seen = self.followed.get(stream.name, ())
+                self.followed[stream.name] = follows.after(seen, metrics[follows.metric])
 
     def remember(self, updates: Mapping[int, Record]) -> None:
         """Take over what is now known of some examples."""
@@ -129,6 +147,7 @@ class MethodState:
                 [(int(e), int(d)) for e, d in data["waiting"]],
                 int(data["stage"]),
                 load_traces(folder) if data.get("own_rollouts") else {},
+                {k: tuple(map(float, v)) for k, v in data.get("followed", {}).items()},
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"'{path}' is damaged: {type(error).__name__}: {error}") from error

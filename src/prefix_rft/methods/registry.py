@@ -10,6 +10,7 @@ from typing import Any
 
 from prefix_rft.core.method import Method
 from prefix_rft.methods.common import COMMON, common_options, common_types, with_common
+from prefix_rft.methods.teaching import OPTIONS, teaching_options, with_teachers
 from prefix_rft.support.errors import UserError, check_types, choose, refuse_unknown
 from prefix_rft.support.imports import load_function
 
@@ -20,6 +21,8 @@ BUILT_IN = (
     "bread", "adaback", "pope", "r3", "questa", "control", "adaprefix", "prefixrl", "pass_rate",
     # rewards alone
     "grpo", "dr_grpo", "dapo", "rloo", "cispo", "gspo", "self_sft",
+    # a teacher beside the rewards, or in their place
+    "opd", "rlsd", "gats", "sdar",
     # demonstrations alone
     "sft", "dft", "iw_sft", "fdiv_sft", "discriminative", "irft",
 )  # fmt: skip
@@ -59,7 +62,8 @@ def options_of(name: str) -> dict[str, Any]:
     own = own_options(find(name))
     if any(v is REQUIRED for v in own.values()):
         return own  # what it needs is not known
-    common = common_options(find(name)())
+    method = find(name)()
+    common = common_options(method) | teaching_options(method)
     return {**own, **{k: v for k, v in common.items() if k not in own}}
 
 
@@ -77,8 +81,8 @@ def load(name: str, folder: Path | None = None, /, **overrides: Any) -> Method:
     function = find(name, folder)
     own = own_options(function)
     what = f"option of method {name}"
-    refuse_unknown(what, overrides, [*own, *COMMON])
-    kinds = common_types()
+    refuse_unknown(what, overrides, [*own, *COMMON, *OPTIONS])
+    kinds = common_types() | OPTIONS
     annotations = inspect.get_annotations(function)
     kinds |= {k: v for k, v in annotations.items() if k in own and isinstance(v, str)}
     check_types(what, overrides, kinds)
@@ -90,8 +94,10 @@ def load(name: str, folder: Path | None = None, /, **overrides: Any) -> Method:
         raise UserError(f"method '{name}' failed: {type(error).__name__}: {error}") from error
     if not isinstance(method, Method):
         raise UserError(f"method '{name}' returned {type(method).__name__}, not a Method")
-    changed = with_common(method, {k: v for k, v in overrides.items() if k not in own})
-    common = common_options(changed)
+    rest = {k: v for k, v in overrides.items() if k not in own}
+    changed = with_common(method, {k: v for k, v in rest.items() if k in COMMON})
+    changed = with_teachers(changed, {k: v for k, v in rest.items() if k in OPTIONS})
+    common = common_options(changed) | teaching_options(changed)
     for option in overrides:
         if option not in own and option not in common:
             raise UserError(f"option '{option}' has no effect in method '{name}'")

@@ -5,8 +5,8 @@ The report's headings and titles, the progress line and ``docs/metrics.md`` are 
 
 A word in capital letters in a name stands for several: ``ORIGIN`` for where tokens come from
 (``policy``, ``prefix``, ``continuation``, ``demonstration``), ``STREAM`` for a stream of the
-method, ``SOURCE`` for a stream or an origin, ``GRADER`` for a reward function and ``STATUS`` for a
-verdict.
+method, ``TEACHER`` for a teacher, ``SOURCE`` for a stream or an origin, ``GRADER`` for a reward
+function and ``STATUS`` for a verdict.
 """
 
 from __future__ import annotations
@@ -167,6 +167,22 @@ METRICS = (
            "The tokens that some stream trains among all tokens of the completions."),
     Metric("STREAM/weight", "Weight of a stream's tokens", "", TRAINING,
            "Mean weight of the tokens of a stream that has one."),
+    Metric("STREAM/coefficient", "Coefficient of a teacher's stream", "", TRAINING,
+           "The coefficient of a stream that reads a teacher; at 0 the teacher is not asked.",
+           measured=False),
+    Metric("TEACHER/taught", "Rows that are taught", SHARE, TRAINING,
+           "The rollouts that a teacher teaches: those for which its prompt has a context."),
+    Metric("TEACHER/too_long", "Teacher's prompts too long", SHARE, TRAINING,
+           "The rows that are not taught because the teacher's prompt is too long."),
+    Metric("TEACHER/gap", "Teacher less policy", NATS, TRAINING,
+           "Mean of the teacher's log-probability less the policy's at sampled tokens of rows that "
+           "are taught."),
+    Metric("TEACHER/gap_abs", "Teacher and policy apart", NATS, TRAINING,
+           "Mean distance of these log-probabilities."),
+    Metric("TEACHER/gap_right", "Teacher less policy, solved rows", NATS, TRAINING,
+           "The same difference in solved rows: larger than in the others if the teacher knows."),
+    Metric("TEACHER/gap_wrong", "Teacher less policy, unsolved rows", NATS, TRAINING,
+           "The same difference in graded rows that are not solved."),
     Metric("gradient/SOURCE_norm", "Gradient norm of a source", "", TRAINING,
            "Norm of the gradient of one source alone (gradient_shares_every); hybrid is prefix and "
            "continuation together, without_prefix is all but the prefix."),

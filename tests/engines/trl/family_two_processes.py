@@ -20,6 +20,9 @@ from tiny import make_imitation_config, make_tokenizer
 EVEN = ("wrong", "mixed")
 ODD = (1, 3, 5, 7)
 STEPS = 3
+TEMPLATE = "a:{context};{prompt}"
+EMA = {"weights": "ema", "context": "demonstration", "template": TEMPLATE, "rate": 0.25}
+PEER = {"context": "peer", "column": None, "template": TEMPLATE, "every": 2}
 
 # name -> method, options, rules, examples without demonstration, whether a group is split, settings
 CASES: dict[str, tuple[str, dict[str, Any], tuple[str, ...], tuple[int, ...], bool, dict]] = {
@@ -44,6 +47,8 @@ CASES: dict[str, tuple[str, dict[str, Any], tuple[str, ...], tuple[int, ...], bo
     "guarded": ("control", {"plain": 0.0}, EVEN, (), True, {"guard_prefix_leak": True}),
     "discriminative": ("discriminative", {}, ("mixed",), (2,), True, {}),
     "irft-split": ("irft", {"stages": 3}, ("mixed",), (), True, {}),
+    "opd": ("opd", {"teacher": EMA}, ("mixed",), ODD, False, {}),
+    "rlsd-split": ("rlsd", {"teacher": PEER}, ("mixed",), (), True, {}),
     "self_sft": ("self_sft", {}, ("wrong", "right"), (), False, {}),
     "iw_sft": ("iw_sft", {}, ("mixed",), (), False, {}),
 }

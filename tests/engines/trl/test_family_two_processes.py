@@ -10,7 +10,7 @@ import torch
 from family_two_processes import CASES, STEPS
 from two_gloo import Ranks, launch
 
-from second.step import formulas, trl_run
+from second.step import formulas, teachers, trl_run
 from second.step.update import Row, Update, relative_error, solve_rate, total
 from tiny import make_tokenizer
 
@@ -30,6 +30,13 @@ FORMULAS = {
     "irft-split": formulas.irft,
 }
 STAGES = {"irft-split": [0, 1, 2]}
+TAUGHT = {"opd": ("ema", "demonstration"), "rlsd-split": ("snapshot", "peer")}
+"""Whose weights, and what they are shown."""
+
+
+def shares_of(case: str, step: int) -> dict[str, float]:
+    """The share of the credit that a teacher weighs."""
+    return {"share": 0.5 * (1 - step / 50)} if case.startswith("rlsd") else {}
 
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -58,7 +65,12 @@ def test_two_processes_are_one(ranks: Ranks, case: str) -> None:
         rates = {"dapo": (0.0, 1.0), "luffy-split": (0.0,)}.get(case, ())
         reference = records[STAGES.get(case, [0] * STEPS)[number]].weights
         step = trl_run.update_of(trl_run.without(record, *rates), record.weights, reference)
-        if case == "discriminative":
+        if case in TAUGHT:
+            _, _, rules, missing, *_ = CASES[case]
+            source = trl_run.make_rewards(rules * (8 // len(rules)), missing=missing)
+            told = teachers.told_of(source, records, number, *TAUGHT[case])
+            loss = teachers.FORMULAS[CASES[case][0]](step, told, **shares_of(case, number))
+        elif case == "discriminative":
             loss = formulas.discriminative(step, memory)
         else:
             loss = (FORMULAS.get(case) or getattr(formulas, CASES[case][0]))(step)

@@ -6,7 +6,11 @@ with the options ``step.o``; ``MISTAKES[name]`` are what ``step.wrong`` may be t
 ``LAYOUT[name]`` the rows of ``random_steps`` that the method is for.
 """
 
-from second.objective import rollouts, with_demonstrations  # noqa: F401  they register methods
+from second.objective import (  # noqa: F401  they register methods
+    rollouts,
+    teachers,
+    with_demonstrations,
+)
 from second.objective.parts import FORMULAS, LAYOUT, MISTAKES, Step
 
 __all__ = ["FORMULAS", "LAYOUT", "MISTAKES", "Step"]

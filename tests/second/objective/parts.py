@@ -37,6 +37,8 @@ class Step:
         out: rows that count nowhere.
         uncounted: tokens that a normaliser leaves out, which none should.
         u: the logarithm of the partition of each example, for ``discriminative``.
+        teacher: log-probabilities of the tokens under a teacher.
+        taught: rows that it teaches.
     """
 
     kind: list[list[str]]
@@ -54,6 +56,8 @@ class Step:
     out: frozenset[int] = frozenset()
     uncounted: frozenset[tuple[int, int]] = frozenset()
     u: dict[int, float] = field(default_factory=dict)
+    teacher: list[list[float]] = field(default_factory=list)
+    taught: list[bool] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.lp = [row.unbind() for row in self.logp]

@@ -69,6 +69,7 @@ def make(layout: str, seed: int, old: bool = True, square: bool = False) -> Rand
     table = logits.log_softmax(-1)
     logp = table.gather(-1, tokens[..., None])[..., 0]
     known = logp.detach()
+    told = known + 0.8 * torch.randn(B, T, generator=dice, dtype=torch.float64)
     return RandomStep(
         kind=kinds,
         reward=[reward for _, reward, _ in rows],
@@ -78,6 +79,8 @@ def make(layout: str, seed: int, old: bool = True, square: bool = False) -> Rand
         old=(known + 0.3 * noise[1]).tolist() if old else None,
         ref=(known + 0.5 * noise[0]).tolist(),
         truncated=[rng.random() < 0.3 for _ in rows],
+        teacher=told.tolist(),
+        taught=[rng.random() < 0.7 for _ in rows],
         tokens=tokens,
         logits=logits,
     )

@@ -27,6 +27,7 @@ class Row:
     reward: float = math.nan
     group: int | str = 0
     example: int = 0
+    place: int = 0
 
     @property
     def kind(self) -> str:

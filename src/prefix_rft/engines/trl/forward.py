@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from prefix_rft.engines.trl.processes import Processes
-from prefix_rft.engines.trl.reference import ReferencePolicy
+from prefix_rft.engines.trl.reference import KeptWeights
 from prefix_rft.engines.trl.scorer import Scorer, TokenScores
 from prefix_rft.engines.trl.window import Rows, few
 
@@ -37,7 +37,7 @@ class Forward:
         plain: Any,
         size: int,
         processes: Processes,
-        reference: ReferencePolicy | None,
+        reference: KeptWeights | None,
     ) -> None:
         self.scorer, self.model, self.plain, self.size = scorer, model, plain, size
         self.processes, self.reference = processes, reference

@@ -117,7 +117,7 @@ class DemonstrationTrainer(PacksRows, Watched, EvaluatesHeldOut, ResumesExactly,
         if self.reference is not None:  # two forwards are compared: their noise would differ
             self.notes += turn_off_dropout(self.model)
         self.tokens = TokenCounts(self.accelerator.device)
-        why_whole = packing(args, self.policy, None, sharded or self.aux_loss_enabled, self.notes)
+        why_whole = packing(args, self.policy, (), sharded or self.aux_loss_enabled, self.notes)
         self.scorer = Scorer(self._whole, self.accelerator, 1.0, self.tokens, False, why_whole)
 
     def _rows(self, data: Any) -> Any:

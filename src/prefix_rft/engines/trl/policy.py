@@ -41,6 +41,8 @@ def prepared(arguments: Mapping[str, Any], args: Any) -> dict[str, Any]:
         if kwargs.get(name) is not None:
             raise ValueError(f"{name} is not supported: a prefix belongs to a single turn")
     funcs = kwargs["reward_funcs"]
+    if not funcs and not args.resolve_method().reads_rewards:
+        funcs = no_reward
     if funcs is not None:
         several = funcs if isinstance(funcs, (list, tuple)) else [funcs]
         kwargs["reward_funcs"] = [
@@ -52,6 +54,11 @@ def prepared(arguments: Mapping[str, Any], args: Any) -> dict[str, Any]:
     for name in ("train_dataset", "eval_dataset"):
         kwargs[name] = plain_rows(kwargs.get(name), name)
     return kwargs
+
+
+def no_reward(completions: list[Any], **_: Any) -> list[float]:
+    """0 for every completion: what a method that reads no rewards is given where there are none."""
+    return [0.0] * len(completions)
 
 
 def tokenizer_of(model: Any) -> Any:

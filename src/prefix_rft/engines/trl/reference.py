@@ -1,7 +1,8 @@
-"""The reference policy as a second set of weights that trades places with the model's own.
+"""Weights that are kept beside the model's own, and trade places with them.
 
 No second model: the weights are swapped for the duration of a forward or of sampling. With an
-adapter only its weights are kept twice.
+adapter only its weights are kept twice. A reference policy is such a set, and so is a teacher that
+is the policy of the start, a moving average of it, or a copy of some steps ago.
 """
 
 from __future__ import annotations
@@ -18,19 +19,24 @@ from prefix_rft.engines.trl.tensors import read_tensors, write_tensors
 from prefix_rft.support.errors import UserError
 from prefix_rft.support.writing import write_text
 
-WEIGHTS = "reference.safetensors"
-FINGERPRINT = "reference.sha256"
+REFERENCE = "reference"
+"""The name of the reference policy."""
 
 
-class ReferencePolicy:
-    """The policy as it was when this was made, or last renewed.
+class KeptWeights:
+    """The policy as it was when this was made, or what it became since.
 
     Args:
         model: the policy, whose weights are neither sharded nor wrapped.
+        name: what its files in a checkpoint are called.
+        dtype: the precision that the weights are kept in; None is the model's own. A moving average
+            in bfloat16 stands still: a step is smaller than half of its last bit.
     """
 
-    def __init__(self, model: torch.nn.Module) -> None:
-        self.model = model
+    def __init__(
+        self, model: torch.nn.Module, name: str = REFERENCE, dtype: torch.dtype | None = None
+    ) -> None:
+        self.model, self.name, self.dtype = model, name, dtype
         self.renewed = False
         self.hash: str | None = None
         self.weights: dict[str, Tensor] = {}
@@ -40,20 +46,33 @@ class ReferencePolicy:
         return ((n, p) for n, p in self.model.named_parameters() if p.requires_grad)
 
     def _copy(self) -> None:
-        self.weights = {name: p.detach().clone() for name, p in self._parameters()}
+        self.weights = {
+            name: p.detach().to(self.dtype or p.dtype, copy=True) for name, p in self._parameters()
+        }
         self.hash = None
 
     def renew(self) -> None:
-        """Make the policy of now the reference."""
+        """Keep the policy of now."""
         self._copy()
         self.renewed = True
 
+    def follow(self, rate: float) -> None:
+        """Move towards the policy of now: ``phi <- (1 - rate) phi + rate theta``.
+
+        Args:
+            rate: the share of the policy, in (0, 1].
+        """
+        for name, p in self._parameters():
+            kept = self.weights[name]
+            kept.lerp_(p.detach().to(kept.dtype), rate)
+        self.renewed, self.hash = True, None
+
     @contextmanager
     def swapped(self) -> Iterator[None]:
-        """The model has the reference's weights inside this context."""
+        """The model has these weights inside this context."""
         policy_weights = {name: p.data for name, p in self._parameters()}
         for name, p in self._parameters():
-            p.data = self.weights[name]
+            p.data = self.weights[name].to(p.dtype)
         try:
             yield
         finally:
@@ -73,26 +92,29 @@ class ReferencePolicy:
     def save(self, folder: Path) -> None:
         """Write the weights; of those that a run starts from only a fingerprint."""
         if self.renewed:
-            write_tensors(folder / WEIGHTS, self.weights)
-        write_text(folder / FINGERPRINT, self._fingerprint() + "\n")
+            write_tensors(folder / f"{self.name}.safetensors", self.weights)
+        write_text(folder / f"{self.name}.sha256", self._fingerprint() + "\n")
 
     def load(self, folder: Path) -> None:
-        """Read what :meth:`save` wrote; without weights the reference is the initial model.
+        """Read what :meth:`save` wrote; without weights it is the initial model.
 
         Raises:
             UserError: a file is missing, or the run had started from another model.
         """
-        if not (folder / FINGERPRINT).is_file():
-            raise UserError(f"checkpoint '{folder}' has no {FINGERPRINT}: it had no reference")
-        if (folder / WEIGHTS).is_file():
-            weights = read_tensors(folder / WEIGHTS)
+        weights_file, fingerprint = (folder / f"{self.name}.{x}" for x in ("safetensors", "sha256"))
+        if not fingerprint.is_file():
+            raise UserError(
+                f"checkpoint '{folder}' has no {fingerprint.name}: it had no {self.name}"
+            )
+        if weights_file.is_file():
+            weights = read_tensors(weights_file)
             shapes = {n: w.shape for n, w in weights.items()}
             if shapes != {n: w.shape for n, w in self.weights.items()}:
-                raise UserError(f"'{folder / WEIGHTS}' holds the weights of another model")
+                raise UserError(f"'{weights_file}' holds the weights of another model")
             self.weights = {n: weights[n].to(w) for n, w in self.weights.items()}
             self.renewed, self.hash = True, None
-        if (folder / FINGERPRINT).read_text(encoding="utf-8").strip() != self._fingerprint():
+        if fingerprint.read_text(encoding="utf-8").strip() != self._fingerprint():
             raise UserError(
-                f"checkpoint '{folder}' was made with another reference policy: give the trainer "
+                f"checkpoint '{folder}' was made with another {self.name} policy: give the trainer "
                 "the model that the run started from"
             )

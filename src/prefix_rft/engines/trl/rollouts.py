@@ -48,6 +48,7 @@ from prefix_rft.engines.trl.rollout.sampler import (
     serves,
     settings_of,
 )
+from prefix_rft.engines.trl.rollout.teaching import Teaching
 from prefix_rft.engines.trl.rollout.verdicts import Rewards, rows_unprinted, telling
 from prefix_rft.engines.trl.scorer import Scorer
 from prefix_rft.engines.trl.token_counts import TokenCounts
@@ -81,6 +82,7 @@ class RolloutTrainer(GRPOTrainer):
     policy: Any
     processes: Any
     reference: Any
+    teaching: Teaching | None
     _attempt: Attempt | None
 
     def add_metrics(self, metrics: Mapping[str, float]) -> None:
@@ -116,6 +118,10 @@ class RolloutTrainer(GRPOTrainer):
         self.phases.begin("scoring")
         columns, metrics = credited(method, generation, moment, processes, self.forward, ends)
         self.add_metrics({**metrics, **self.leaks.metrics(generation)})
+        if self.teaching is not None:
+            told, metrics = self.teaching.attach(generation, moment, self.method_state.followed)
+            columns |= told
+            self.add_metrics(metrics)
         rows = {**generation.sampled.rows, **columns}
         if self.args.log_rollouts:
             self.rollouts.write(moment.step, rows, generation)

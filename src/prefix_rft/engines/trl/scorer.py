@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, NamedTuple
 
@@ -19,13 +19,15 @@ from prefix_rft.engines.trl.token_counts import TokenCounts
 from prefix_rft.engines.trl.window import Rows
 
 
-def packing(args: Any, policy: Any, reference: Any, unfit: bool, notes: list[str]) -> str | None:
+def packing(
+    args: Any, policy: Any, others: Sequence[Any], unfit: bool, notes: list[str]
+) -> str | None:
     """Make a trainer's models score packed rows; why they cannot, in words, where they cannot.
 
     Args:
         args: the trainer's configuration.
         policy: the policy, neither sharded nor wrapped.
-        reference: a reference model; None where there is none.
+        others: models beside it: a reference, teachers.
         unfit: the policy's weights are spread over processes, or its experts are balanced.
         notes: gets a sentence for the user where rows were to be packed and are not.
     """
@@ -40,9 +42,8 @@ def packing(args: Any, policy: Any, reference: Any, unfit: bool, notes: list[str
     elif reads_pictures(policy.config):
         reason = "the model reads pictures, whose tokens are not packed"
     else:
-        reason = add_packed_forward(policy)
-        if reason is None and reference is not None:
-            reason = add_packed_forward(reference)
+        reasons = (add_packed_forward(model) for model in (policy, *others))
+        reason = next((r for r in reasons if r is not None), None)
     if reason is not None:
         notes.append(f"rows are not packed, so an update takes longer: {reason}")
     return reason

@@ -20,14 +20,17 @@ from prefix_rft.engines.trl.clock import stop_clock, template_kwargs
 from prefix_rft.engines.trl.config import PrefixRFTConfig
 from prefix_rft.engines.trl.forward import Forward
 from prefix_rft.engines.trl.held_out import EvaluatesHeldOut
+from prefix_rft.engines.trl.other_models import check_columns, room_for, teacher_models
 from prefix_rft.engines.trl.pictures import logs_pictures, refuse_pictures
 from prefix_rft.engines.trl.policy import prepared
 from prefix_rft.engines.trl.rollout.backend import Backend, server_errors
+from prefix_rft.engines.trl.rollout.contexts import Contexts
 from prefix_rft.engines.trl.rollout.dataset import tokenized
 from prefix_rft.engines.trl.rollout.leak import Leaks, check_leaks
 from prefix_rft.engines.trl.rollout.record import RolloutRecord
 from prefix_rft.engines.trl.rollout.rounds import Rounds
 from prefix_rft.engines.trl.rollout.sampler import check_sampler
+from prefix_rft.engines.trl.rollout.teaching import Teaching
 from prefix_rft.engines.trl.rollouts import RolloutTrainer
 from prefix_rft.engines.trl.safety.checkpointing import ResumesExactly
 from prefix_rft.engines.trl.safety.made_of import made_of
@@ -83,6 +86,7 @@ class PrefixRFTTrainer(PacksRows, Watched, EvaluatesHeldOut, ResumesExactly, Rol
         with server_errors(args):
             super().__init__(**prepared(bound.arguments, args), phases=phases)
         engine = self.vllm_generation if self.use_vllm else None
+        self.others = teacher_models(self.method, self.processing_class, self.accelerator.device)
         self.backend = Backend.ready(engine, args, self.processes)
         self.tripwires.expect(float32=self.backend.in_float32(args, self.policy))
         self.notes += turn_off_dropout(self.model, self.ref_model)
@@ -125,18 +129,44 @@ class PrefixRFTTrainer(PacksRows, Watched, EvaluatesHeldOut, ResumesExactly, Rol
             self.add_callback(self.own_state.mask)
         column, other = args.demonstration_column, None if sharded else self.ref_model
         processing = self.processing_class
-        self.made_of = made_of(self.model, processing, rows, self.reward_funcs, column, other)
+        rest = self.reward_funcs, column, other, self.others
+        self.made_of = made_of(self.model, processing, rows, *rest)
         self.leaks = Leaks(args, self.graders, renderer, processes, self.phases)
         parts = method, self.method_state, rows, processes, renderer.end, self.leaks.limits
         self.rounds = Rounds(*parts)
         self.rollouts = RolloutRecord(args.output_dir, method, renderer.spelled, processes)
         unfit = sharded or self.aux_loss_enabled
-        why_whole = packing(args, policy, self.ref_model, unfit, self.notes)
+        beside = [m for m in (self.ref_model, *self.others.values()) if m is not None]
+        why_whole = packing(args, policy, beside, unfit, self.notes)
         rest = self.accelerator, self.temperature, self.tokens, True, why_whole
         self.scorer = Scorer(self._whole, *rest)
         size = args.per_device_train_batch_size
         parts = policy, size, processes, self.reference
         self.forward = Forward(self.scorer, lambda: self.model, *parts)
+        self.teaching = self._teaching(size)
+
+    def _teaching(self, size: int) -> Teaching | None:
+        """What has the method's teachers score rows; ``size`` rows are one forward."""
+        method, others = self.method, self.others
+        if not method.teachers:
+            return None
+        if self._is_vlm:
+            raise ValueError(f"method '{method.name}' has teachers, which read no pictures yet")
+        budget = self.max_completion_length
+        limits = {
+            t.name: room_for(t, others.get(t.name, self.policy), budget) for t in method.teachers
+        }
+        check_columns(method, self.train_dataset)
+        contexts = Contexts(self.renderer, self.train_dataset, limits)
+        forwards = {
+            name: Forward(self.scorer, lambda m=model: m, model, size, self.processes, None)
+            for name, model in others.items()
+        }
+        a_generation: Any = self.args.steps_per_generation
+        steps = a_generation // self.args.gradient_accumulation_steps
+        updates = steps * self.args.num_iterations
+        parts = method, contexts, self.processes, self.forward, self.own_state.teachers
+        return Teaching(*parts, forwards, updates)
 
     # ---- loss ----------------------------------------------------------------------------------
 
@@ -149,7 +179,8 @@ class PrefixRFTTrainer(PacksRows, Watched, EvaluatesHeldOut, ResumesExactly, Rol
         parts = self.forward, self.processes, self.gradient_shares
         fresh = first == 0 and passes % self.num_iterations == 0
         everything = self.aux_loss_enabled or "untrained" not in self.args.savings
-        rest = fresh, everything, self.args.sampler_correction
+        rest = fresh, everything, self.args.sampler_correction, self.teaching
+        self.own_state.move_teachers(method, moment.step)
         update = OptimizerStep.begin(method, generation, window, moment, state, *parts, *rest)
         if self.args.log_rollouts and passes % self.num_iterations == 0:  # the first pass alone
             self.rollouts.kept(moment.step, update.rows, update.targets.keep_BT)
@@ -185,7 +216,9 @@ class PrefixRFTTrainer(PacksRows, Watched, EvaluatesHeldOut, ResumesExactly, Rol
         )
         loss = update.loss(part, logp_BT, entropy_BT)
         if within == steps - 1:
-            self.add_metrics(update.end(self.processes, self.tokens))
+            metrics = update.end(self.processes, self.tokens)
+            self.method_state.follow(self.method, metrics)
+            self.add_metrics(metrics)
         # DDP, FSDP and DeepSpeed average gradients over processes; these are shares of one sum.
         total = loss * self.processes.count
         return total if aux_loss is None else total + self.router_aux_loss_coef * aux_loss / steps

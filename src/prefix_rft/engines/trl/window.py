@@ -58,6 +58,22 @@ def split_at(ids: Tensor, mask: Tensor, completion: int) -> Rows:
     }
 
 
+def teachers_said(rows: Rows) -> tuple[Tensor | None, Tensor | None]:
+    """What teachers said of some rows, shape (M, B, T), and which they teach, shape (M, B).
+
+    None stands for what none was asked.
+    """
+    taught, said = [], []
+    while (m := len(taught)) < len(rows) and f"teacher{m}_taught" in rows:
+        taught.append(rows[f"teacher{m}_taught"])
+        said.append(rows.get(f"teacher{m}_logp"))
+    known = next((x for x in said if x is not None), None)
+    if known is None:
+        return None, torch.stack(taught) if taught else None
+    silent_BT = torch.zeros_like(known)
+    return torch.stack([silent_BT if x is None else x for x in said]), torch.stack(taught)
+
+
 def to_batch(rows: Rows) -> Batch:
     """The core batch of these rows."""
     prefix = rows["prefix_mask"]
@@ -65,6 +81,7 @@ def to_batch(rows: Rows) -> Batch:
     if weight is not None:
         # The sampler never drew a demonstration's tokens: their correction is 1.
         weight = weight.expand(prefix.shape).masked_fill(prefix | rows["demo_mask"], 1.0)
+    told_MBT, taught_MB = teachers_said(rows)
     return Batch(
         tokens_BT=rows["completion_ids"],
         response_mask_BT=rows["completion_mask"].bool(),
@@ -78,4 +95,6 @@ def to_batch(rows: Rows) -> Batch:
         hinted_B=rows["row_hinted"],
         truncated_B=rows["row_truncated"],
         dropped_B=rows["row_dropped"],
+        teacher_logp_MBT=told_MBT,
+        taught_MB=taught_MB,
     )

@@ -126,6 +126,8 @@ def unsupported(method: Method) -> str | None:
         return "its contrast compares rows of a whole step in one process"
     if method.reference.sampler != "policy" or method.needs_own_reference:
         return "it needs a reference policy for more than a KL term"
+    if method.teachers:
+        return "its teachers are not there yet"
     if chosen is not None and chosen.scope == "step" and chosen.source != "rollout":
         return "entropy_scope: step needs entropy_source: rollout here"
     return None

@@ -16,7 +16,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from prefix_rft.engines.state import MethodState
 from prefix_rft.engines.trl.clock import date_in, refuse_date
-from prefix_rft.engines.trl.reference import ReferencePolicy
+from prefix_rft.engines.trl.reference import KeptWeights
 from prefix_rft.engines.trl.safety.finite import Finite
 from prefix_rft.engines.trl.safety.own_state import OwnState
 from prefix_rft.engines.trl.safety.rates import Rates, inner
@@ -81,7 +81,7 @@ class ResumesExactly:
         return self.own_state.method
 
     @property
-    def reference(self) -> ReferencePolicy | None:
+    def reference(self) -> KeptWeights | None:
         """The policy that the method keeps for itself."""
         return self.own_state.reference
 

@@ -35,6 +35,7 @@ def made_of(
     rewards: Iterable[Any],
     demonstration_column: str,
     reference: torch.nn.Module | None = None,
+    teachers: Mapping[str, torch.nn.Module] | None = None,
 ) -> dict[str, str]:
     """A hash for each thing that decides prompts or rewards and is no setting, by what it is.
 
@@ -46,6 +47,7 @@ def made_of(
         demonstration_column: the column in which the demonstrations are in the rows.
         reference: a second model that is compared with; None where there is none, or where it is
             sharded.
+        teachers: models that score the policy's rows, by name.
     """
     rewards = list(rewards)
     hashes = {"another vocabulary": _hash(sorted(tokenizer_in(tokenizer).get_vocab().items()))}
@@ -58,6 +60,8 @@ def made_of(
     hashes["other frozen weights"] = _hash(_glimpse(frozen))
     if reference is not None:
         hashes["another reference model"] = _hash(_glimpse(reference.named_parameters()))
+    for name, teacher in (teachers or {}).items():
+        hashes[f"another model as teacher '{name}'"] = _hash(_glimpse(teacher.named_parameters()))
     adapters: Any = getattr(model, "peft_config", None)
     if adapters is not None:
         hashes["another adapter"] = _hash({k: v.to_dict() for k, v in adapters.items()})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from prefix_rft.core import Method
+from prefix_rft.core.teacher import KEPT
 from prefix_rft.data import load_rows
 from prefix_rft.data.forgetting import refuse_shared
 from prefix_rft.data.render import Renderer
@@ -18,7 +19,7 @@ from prefix_rft.engines.adapters import copy_to_reference
 from prefix_rft.engines.state import MethodState, hash_of_rows
 from prefix_rft.engines.trl.policy import refuse_frozen
 from prefix_rft.engines.trl.processes import Processes
-from prefix_rft.engines.trl.reference import ReferencePolicy
+from prefix_rft.engines.trl.reference import KeptWeights
 from prefix_rft.engines.trl.update.example_gradients import drawn, example_gradients, retained
 from prefix_rft.engines.trl.update.mask_options import MaskOptions
 from prefix_rft.engines.trl.update.parameter_mask import LookAt, ParameterMask
@@ -33,11 +34,13 @@ class OwnState:
         method: what the method remembers from step to step.
         reference: the policy that the method keeps for itself; None where it keeps none.
         mask: which weights are trained; None where all are.
+        teachers: the weights that are kept for teachers, by their names.
     """
 
     method: MethodState
-    reference: ReferencePolicy | None
+    reference: KeptWeights | None
     mask: ParameterMask | None
+    teachers: Mapping[str, KeptWeights] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -76,9 +79,10 @@ class OwnState:
                 f"method '{method.name}' keeps a reference policy, which cannot be done with "
                 "sharded weights (FSDP, DeepSpeed) yet"
             )
-        reference = ReferencePolicy(model) if method.needs_own_reference else None
+        reference = KeptWeights(model) if method.needs_own_reference else None
+        teachers = kept_for(method, model, sharded)
         if options is None:
-            return cls(state, reference, None)
+            return cls(state, reference, None, teachers)
         if sharded:
             raise UserError("parameter_mask cannot be used with sharded weights (FSDP, DeepSpeed)")
         if options.kind == "mifo" and method.groups.interleave is None:
@@ -87,7 +91,7 @@ class OwnState:
                 f"'{method.name}' does not have: use mifo or relift"
             )
         look_at = _look_at(options, args, model, data, processes)
-        return cls(state, reference, ParameterMask(options, model, args.seed, look_at))
+        return cls(state, reference, ParameterMask(options, model, args.seed, look_at), teachers)
 
     def enter_stage(self, method: Method, step: int, total_steps: int) -> None:
         """Make the policy of now the reference where a new stage of the method begins.
@@ -104,6 +108,21 @@ class OwnState:
         if stage != self.method.stage:
             self.method.stage = stage
             self.reference.renew()
+
+    def move_teachers(self, method: Method, step: int) -> None:
+        """Have the teachers that follow the policy do so, before its update that begins now.
+
+        Args:
+            method: the method with its teachers.
+            step: optimizer steps done.
+        """
+        for teacher in method.teachers:
+            if teacher.name not in self.teachers or not step or step % teacher.every:
+                continue
+            if teacher.weights == "ema":
+                self.teachers[teacher.name].follow(teacher.rate)
+            elif teacher.weights == "snapshot":
+                self.teachers[teacher.name].renew()
 
     def save(self, folder: Path) -> None:
         """Write all of it into the folder of a checkpoint.
@@ -123,9 +142,38 @@ class OwnState:
         for part in self._parts():
             part.load(folder)
 
-    def _parts(self) -> list[MethodState | ReferencePolicy | ParameterMask]:
-        parts = (self.method, self.reference, self.mask)
+    def _parts(self) -> list[MethodState | KeptWeights | ParameterMask]:
+        parts = (self.method, self.reference, self.mask, *self.teachers.values())
         return [p for p in parts if p is not None]
+
+
+def kept_for(method: Method, model: torch.nn.Module, sharded: bool) -> Mapping[str, KeptWeights]:
+    """The weights that are kept for a method's teachers, by their names.
+
+    Args:
+        method: the method with its teachers.
+        model: the policy, neither sharded nor wrapped.
+        sharded: the weights are spread over processes.
+
+    Raises:
+        UserError: the weights are sharded, or there is no adapter to do without.
+    """
+    for teacher in method.teachers:
+        if teacher.weights in (*KEPT, "adapter_off") and sharded:
+            raise UserError(
+                f"teacher '{teacher.name}' has weights: {teacher.weights}, which cannot be done "
+                "with sharded weights (FSDP, DeepSpeed) yet: use live, or model"
+            )
+        if teacher.weights == "adapter_off" and not hasattr(model, "disable_adapter"):
+            raise UserError(
+                f"teacher '{teacher.name}' has weights: adapter_off, but the model has no adapter: "
+                "use frozen"
+            )
+    return {
+        t.name: KeptWeights(model, t.name, torch.float32 if t.weights == "ema" else None)
+        for t in method.teachers
+        if t.weights in KEPT
+    }
 
 
 def _look_at(

@@ -13,6 +13,7 @@ from prefix_rft.engines.plan import RunPoint
 from prefix_rft.engines.state import MethodState
 from prefix_rft.engines.trl.forward import Forward
 from prefix_rft.engines.trl.processes import Processes
+from prefix_rft.engines.trl.rollout.teaching import Teaching
 from prefix_rft.engines.trl.token_counts import TokenCounts
 from prefix_rft.engines.trl.update.contrast import contrasted
 from prefix_rft.engines.trl.update.correction import Correction
@@ -69,6 +70,7 @@ class OptimizerStep:
         fresh: bool,
         everything: bool,
         most: float,
+        teaching: Teaching | None,
     ) -> OptimizerStep:
         """Fix targets and normalisers of the step that begins now.
 
@@ -84,8 +86,13 @@ class OptimizerStep:
             fresh: no update has moved the policy since it sampled the rows.
             everything: rows and tokens without gradient go through forward and backward as well.
             most: the largest correction of a token that our sampler drew; 0 for none.
+            teaching: has the method's teachers score the rows; None where it has none.
         """
         rows = join(generation[window])
+        heard: dict[str, float] = {}
+        if teaching is not None:
+            told, heard = teaching.hear(rows, moment, state.followed)
+            rows |= told
         batch = to_batch(rows)
         advantage_SB, metrics = contrasted(method, rows, state, forward, processes)
         targets = prepare(
@@ -96,6 +103,7 @@ class OptimizerStep:
             advantage_SB=advantage_SB,
             keep_BT=selected(method, generation, window, moment, forward, processes),
             all_sum=processes.sum,
+            followed=state.followed,
         )
         acts_BT = acting(targets)
         trained_B = acts_BT.any(1) | everything
@@ -106,6 +114,7 @@ class OptimizerStep:
         known = (rows["policy_logp"], rows["policy_entropy"]) if told else None
         scored_BT = batch.response_mask_BT if everything else acts_BT
         correction = Correction(rows["policy_logp"], most) if most else None
+        metrics |= heard
         step = cls(method, rows, batch, targets, plan, scored_BT, metrics, due, known, correction)
         step._learn(forward, processes)
         return step

@@ -1,0 +1,85 @@
+"""Teachers that are models of their own: how they are loaded, and what they have room for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from datasets import Dataset
+
+from prefix_rft.core import Method
+from prefix_rft.core.teacher import Teacher
+from prefix_rft.data.render import tokenizer_in
+from prefix_rft.engines.dropout import turn_off_dropout
+from prefix_rft.engines.models import load_model
+from prefix_rft.support.errors import UserError
+
+
+def teacher_models(
+    method: Method, processing: Any, device: torch.device
+) -> Mapping[str, torch.nn.Module]:
+    """The models of a method's teachers, by the teachers' names, ready to score.
+
+    Args:
+        method: the method with its teachers.
+        processing: the policy's tokenizer, or its processor.
+        device: where they are to be.
+
+    Raises:
+        UserError: a teacher has no path, there is no model, or it has another vocabulary: its
+            log-probs would be those of other words.
+    """
+    models: dict[str, torch.nn.Module] = {}
+    for teacher in method.teachers:
+        if teacher.weights != "model":
+            continue
+        if teacher.path is None:
+            raise UserError(
+                f"method '{method.name}' is taught by another model: give its folder or Hub name "
+                "as path, an option of the method"
+            )
+        model, tokenizer = load_model(teacher.path)
+        own, theirs = (tokenizer_in(x).get_vocab() for x in (processing, tokenizer))
+        if own != theirs:
+            raise UserError(
+                f"teacher '{teacher.path}' has another vocabulary than the policy, so it cannot "
+                "score the policy's tokens: use a model of the same family"
+            )
+        turn_off_dropout(model)
+        models[teacher.name] = model.to(device).eval().requires_grad_(False)
+    return models
+
+
+def room_for(teacher: Teacher, model: Any, budget: int) -> int | None:
+    """The most tokens of a teacher's prompt; None where any number will do.
+
+    Args:
+        teacher: the teacher.
+        model: the model whose weights it has.
+        budget: the longest completion.
+    """
+    positions = getattr(model.config, "max_position_embeddings", None)
+    room = None if positions is None else positions - budget
+    most = teacher.max_length
+    return room if most is None else most if room is None else min(room, most)
+
+
+def check_columns(method: Method, rows: Any) -> None:
+    """Look whether the rows have the columns that teachers read.
+
+    Raises:
+        UserError: one is missing.
+    """
+    if not isinstance(rows, Dataset):
+        raise UserError(
+            f"method '{method.name}' has teachers, which need a dataset of known length"
+        )
+    for teacher in method.teachers:
+        wanted = [*teacher.only, *([teacher.column] if teacher.column else [])]
+        for column in wanted:
+            if column not in rows.column_names:
+                raise UserError(
+                    f"teacher '{teacher.name}' reads column '{column}', which the rows do not "
+                    f"have: they have {', '.join(rows.column_names)}"
+                )

@@ -1,0 +1,177 @@
+"""What teachers say of the rows of a generation: prompts of their own, the same completions.
+
+Of teacher 0 the rows have the columns ``teacher0_ids`` and ``teacher0_mask`` (its prompt, padded on
+the left), ``teacher0_taught`` and, once it has spoken, ``teacher0_logp``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prefix_rft.core import Method
+from prefix_rft.core.targets import coefficients
+from prefix_rft.core.teacher import Teacher
+from prefix_rft.engines.plan import RunPoint
+from prefix_rft.engines.trl.forward import Forward
+from prefix_rft.engines.trl.processes import Processes
+from prefix_rft.engines.trl.reference import KeptWeights
+from prefix_rft.engines.trl.rollout.contexts import Contexts, Peer
+from prefix_rft.engines.trl.rollout.generation import Generation
+from prefix_rft.engines.trl.window import Rows
+
+
+class Teaching:
+    """Has a method's teachers score rows, as few times as can be.
+
+    Args:
+        method: the method with its teachers.
+        contexts: writes their prompts.
+        processes: the run's processes.
+        forward: the forward of the policy.
+        kept: weights that are kept for a teacher, by its name.
+        models: the forwards of teachers that are other models, by name.
+        updates: optimizer steps that a generation is used for.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        contexts: Contexts,
+        processes: Processes,
+        forward: Forward,
+        kept: Mapping[str, KeptWeights],
+        models: Mapping[str, Forward],
+        updates: int,
+    ) -> None:
+        self.method, self.contexts, self.processes = method, contexts, processes
+        self.forward, self.kept, self.models = forward, kept, models
+        self.updates = updates
+
+    def attach(
+        self, generation: Generation, moment: RunPoint, followed: Mapping[str, Sequence[float]]
+    ) -> tuple[Rows, dict[str, float]]:
+        """The columns of the teachers that are heard in the steps of a generation, and metrics.
+
+        Args:
+            generation: the rows.
+            moment: the point of the run at which they were made.
+            followed: what coefficients remember of the metrics that they follow.
+        """
+        columns: Rows = {}
+        metrics: dict[str, float] = {}
+        heard = self._heard(moment, range(moment.step, moment.step + self.updates), followed)
+        if not heard:
+            return columns, metrics
+        groups = self._peers(generation)
+        for m, teacher in enumerate(self.method.teachers):
+            if teacher.name not in heard:
+                columns |= self._columns(m, [None] * len(generation.plans))
+                continue
+            own = [
+                self.contexts.prompt(teacher, example, plan, moment, groups.get(plan.group, ()))
+                for example, plan in zip(generation.inputs, generation.plans, strict=True)
+            ]
+            columns |= self._columns(m, [ids for ids, _ in own])
+            long = torch.tensor([float(long) for _, long in own], device=self.processes.device)
+            metrics[f"{teacher.name}/too_long"] = self.processes.gather(long).mean().item()
+            if not teacher.moves:
+                rows = {**generation.sampled.rows, **columns}
+                columns[f"teacher{m}_logp"] = self._said(m, teacher, rows)
+        return columns, metrics
+
+    def hear(
+        self, rows: Rows, moment: RunPoint, followed: Mapping[str, Sequence[float]]
+    ) -> tuple[Rows, dict[str, float]]:
+        """What the teachers that move say of the rows of an optimizer step, and coefficients.
+
+        Args:
+            rows: TRL's tensors of this process's rows, with what :meth:`attach` gave them.
+            moment: the point of the run.
+            followed: what coefficients remember of the metrics that they follow.
+        """
+        heard = self._heard(moment, [moment.step], followed)
+        columns: Rows = {}
+        for m, teacher in enumerate(self.method.teachers):
+            if teacher.moves and teacher.name in heard:
+                columns[f"teacher{m}_logp"] = self._said(m, teacher, rows)
+        values = coefficients(self.method, moment.step, moment.total_steps, followed)
+        told = zip(self.method.streams, values, strict=True)
+        return columns, {f"{s.name}/coefficient": c for s, c in told if s.teacher}
+
+    def _heard(
+        self, moment: RunPoint, steps: Sequence[int], followed: Mapping[str, Sequence[float]]
+    ) -> set[str]:
+        """The teachers that some stream reads in one of these steps, with a coefficient."""
+        method, total = self.method, moment.total_steps
+        return {
+            stream.teacher
+            for step in steps
+            for stream, c in zip(
+                method.streams, coefficients(method, step, total, followed), strict=True
+            )
+            if stream.teacher and c != 0.0
+        }
+
+    def _peers(self, generation: Generation) -> dict[int, list[Peer]]:
+        """The rows of each group, of all processes, where a teacher is shown some."""
+        if not any(t.shown in ("peer", "wrong") for t in self.method.teachers):
+            return {}
+        rows, plans = generation.sampled.rows, generation.plans
+        own = self.processes.own(len(plans))
+        found = []
+        for i, (plan, reward) in enumerate(
+            zip(plans, generation.sampled.reward_N[own].tolist(), strict=True)
+        ):
+            if plan.filler or plan.whole:
+                continue
+            ids = rows["completion_ids"][i][rows["completion_mask"][i].bool()].tolist()
+            above = reward > self.method.groups.solved_above
+            solved = None if math.isnan(reward) else above
+            found.append(Peer(plan.group, plan.row, solved, tuple(ids)))
+        groups: dict[int, list[Peer]] = {}
+        for peer in sorted(self.processes.gather_list(found), key=lambda p: p[:2]):
+            groups.setdefault(peer[0], []).append(Peer(*peer))
+        return groups
+
+    def _columns(self, m: int, prompts: Sequence[list[int] | None]) -> Rows:
+        """Prompts as tensors; one token stands where a row is not taught."""
+        filler = [self.contexts.renderer.end]
+        ids = [torch.tensor(filler if p is None else p) for p in prompts]
+        how = {"batch_first": True, "padding_side": "left"}
+        padded, mask = (
+            torch.nn.utils.rnn.pad_sequence(xs, **how)  # pyright: ignore[reportArgumentType]
+            for xs in (ids, [torch.ones_like(x) for x in ids])
+        )
+        device = self.processes.device
+        taught = torch.tensor([p is not None for p in prompts], device=device)
+        return {
+            f"teacher{m}_ids": padded.to(device),
+            f"teacher{m}_mask": mask.to(device),
+            f"teacher{m}_taught": taught,
+        }
+
+    def _said(self, m: int, teacher: Teacher, rows: Rows) -> Tensor:
+        """Log-probs of the completions behind the teacher's prompt, 0 where it does not teach."""
+        forward = self.models.get(teacher.name, self.forward)
+        asked = {
+            **rows,
+            "prompt_ids": rows[f"teacher{m}_ids"],
+            "prompt_mask": rows[f"teacher{m}_mask"],
+        }
+        wanted_BT = rows["completion_mask"].bool() & rows[f"teacher{m}_taught"][:, None]
+        with self._weights(teacher):
+            return forward.of(asked, wanted_BT, False).logp_BT
+
+    def _weights(self, teacher: Teacher) -> AbstractContextManager[Any]:
+        """Inside this context the policy has the teacher's weights."""
+        if teacher.name in self.kept:
+            return self.kept[teacher.name].swapped()
+        if teacher.weights == "adapter_off":
+            return self.forward.plain.disable_adapter()
+        return nullcontext()
