@@ -133,6 +133,7 @@ def check_rows(method: Method, name: str, generations: int) -> None:
         name: the method's name as it was asked for.
         generations: rows of a group.
     """
+    method.planner.turns(generations)
     planned = method.rows.num_hybrid + method.rows.num_demonstrations
     if planned > generations or method.rows.num_demonstrations >= generations:
         raise ValueError(

@@ -35,6 +35,7 @@ class Step:
         o: options of the method, in the package's names.
         wrong: one deliberate mistake, for controls.
         out: rows that count nowhere.
+        context: rows whose prefix is not trained.
         uncounted: tokens that a normaliser leaves out, which none should.
         u: the logarithm of the partition of each example, for ``discriminative``.
     """
@@ -52,6 +53,7 @@ class Step:
     at_step: int = 0
     wrong: str = ""
     out: frozenset[int] = frozenset()
+    context: frozenset[int] = frozenset()
     uncounted: frozenset[tuple[int, int]] = frozenset()
     u: dict[int, float] = field(default_factory=dict)
 

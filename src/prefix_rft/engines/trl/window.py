@@ -58,6 +58,12 @@ def split_at(ids: Tensor, mask: Tensor, completion: int) -> Rows:
     }
 
 
+def open_prefix(rows: Rows) -> Tensor:
+    """Bool, the prefix tokens of these rows that a stream may train, shape (B, T)."""
+    shut_B = rows["row_dropped"] | rows["row_context"]
+    return rows["prefix_mask"] & ~shut_B[:, None]
+
+
 def to_batch(rows: Rows) -> Batch:
     """The core batch of these rows."""
     prefix = rows["prefix_mask"]
@@ -76,6 +82,7 @@ def to_batch(rows: Rows) -> Batch:
         ref_logp_BT=rows.get("ref_per_token_logps"),
         weight_BT=weight,
         hinted_B=rows["row_hinted"],
+        context_B=rows["row_context"],
         truncated_B=rows["row_truncated"],
         dropped_B=rows["row_dropped"],
     )
