@@ -131,6 +131,7 @@ def rows_of(batch: dict[str, Any], source: Any) -> list[Row]:
             reward=math.nan if known is None else known,
             group=int(batch["row_group"][i]),
             example=example,
+            place=int(batch["row_place"][i]),
         )
         # A batch may hold rewards in single precision.
         assert math.isclose(told, row.reward, rel_tol=1e-6) or (told != told and known is None)
