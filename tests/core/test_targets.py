@@ -74,7 +74,9 @@ def test_targets(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(TRAIN_PREFIX))
 def test_hints_are_targets_only_while_there_are_any(name: str) -> None:
     c = case(name, "plain")
-    hint = next(i for i, s in enumerate(c.method.streams) if s.name in ("prefix", "hint", "imitation"))
+    hint = next(
+        i for i, s in enumerate(c.method.streams) if s.name in ("prefix", "hint", "imitation")
+    )
     assert c.targets.scale_S[hint] == 0.0 or name != "uft"  # which counts hints alone
     assert not c.targets.acts_SBT[hint].any()
     assert torch.isfinite(c.run()[1]).all()

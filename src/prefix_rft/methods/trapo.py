@@ -54,6 +54,6 @@ def trapo(
         about=About(
             summary="rows get more of a demonstration, imitated with TrSFT, while others fail",
             source="arXiv 2512.17636 and the authors' compute_token_on_off_policy_loss",
-            unverified="the paper's text and tables were not read, and no baseline was rerun",
+            unverified="the paper was not read, and its numbers are second-hand",
         ),
     )

@@ -44,6 +44,15 @@ CASES: dict[str, tuple[str, dict[str, Any], tuple[str, ...], tuple[int, ...], bo
     "guarded": ("control", {"plain": 0.0}, EVEN, (), True, {"guard_prefix_leak": True}),
     "discriminative": ("discriminative", {}, ("mixed",), (2,), True, {}),
     "irft-split": ("irft", {"stages": 3}, ("mixed",), (), True, {}),
+    "trapo": ("trapo", {}, ("right", "mixed", "wrong", "patchy"), (), True, {}),
+    "trapo-apart": (
+        "trapo",
+        {"sizes": [2, 1, 1], "shares": [0, 0.5, 1], "below": [0, 1, 3]},
+        ("mixed",),
+        ODD,
+        False,
+        {},
+    ),
     "self_sft": ("self_sft", {}, ("wrong", "right"), (), False, {}),
     "iw_sft": ("iw_sft", {}, ("mixed",), (), False, {}),
 }

@@ -229,7 +229,9 @@ MOVED = [
 @pytest.mark.parametrize(
     "case",
     # A weight of one's own, the clip of a token, and that of a sequence.
-    rest_slow(MOVED, lambda case: case.method in ("luffy", "gspo", "trapo") or "epsilon" in case.options),
+    rest_slow(
+        MOVED, lambda case: case.method in ("luffy", "gspo", "trapo") or "epsilon" in case.options
+    ),
     ids=str,
 )
 def test_a_second_update_of_the_same_rollouts(tmp_path: Path, case: Case) -> None:
