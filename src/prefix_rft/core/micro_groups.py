@@ -17,7 +17,7 @@ class MicroGroup:
 
     Attributes:
         rows: how many.
-        share: of a demonstration, from which they start where the rows before them have failed.
+        share: the share of a demonstration from which they start where rows before them failed.
         below: these have where their rewards sum to less.
     """
 

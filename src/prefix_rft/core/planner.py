@@ -67,8 +67,8 @@ class Group:
         in_prompt: what rows start from stands in the prompt, so that it may be all of a source.
         limits: for each of ``sources`` the longest prefix of it that a row may start from; empty
             where nothing is limited. The engine holds every start to it.
-        rewards: of each row, NaN where it could not be graded and None where it waits for others;
-            empty while none has been sampled.
+        rewards: the rewards of the rows, NaN where one could not be graded and None where it waits
+            for others; empty while none has been sampled.
     """
 
     example: int

@@ -29,7 +29,7 @@ def trapo(
     Args:
         at: the probability below which a token of a demonstration weighs less.
         sizes: rows of each micro-group, in the order in which they are sampled.
-        shares: of a demonstration, from which the rows of each start; 1 is all of it, as a row.
+        shares: shares of a demonstration from which the rows of each start; 1 is a row of its own.
         below: they do where the rewards of all rows before them sum to less.
         forward: a prefix ends at the next blank line within this share of the demonstration.
         beta: KL coefficient (authors' script: none).

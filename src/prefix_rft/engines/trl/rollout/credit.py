@@ -92,8 +92,7 @@ def credited(
         if reference is not None:
             columns["ref_per_token_logps"] = reference
     if method.selection is not None and method.selection.source == "rollout":
-        wanted = open_prefix(columns)
-        entropy = known_entropy(rows, wanted, processes)
+        entropy = known_entropy(rows, open_prefix(columns), processes)
         if entropy is None:
             entropy = forward.prefix_entropy({**rows, **columns})
         columns["prefix_entropy"] = entropy
