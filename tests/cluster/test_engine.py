@@ -701,6 +701,17 @@ def test_both_engines_have_one_loss(name: str) -> None:
     assert found[8] is None or not found[8].any()  # a row that fills the batch
 
 
+def test_a_prefix_that_is_context_is_not_kept() -> None:
+    data, tags = rollouts()
+    actor: Any = MethodActor.__new__(MethodActor)
+    actor.method = MethodConfig("trapo", FOUR).resolve_method(4, 16)
+    add_graded(actor.method, data, tags)
+    for context, kept in ((9, 2), (5, 0)):
+        data[columns.CONTEXT] = torch.arange(9) == context
+        keep_BT = actor.keep(data, columns.to_batch(data))
+        assert keep_BT.sum(1).tolist() == [3, 0, 0, 0, 0, kept, 0, 0, 0]
+
+
 @pytest.mark.parametrize("source", ["current", "rollout"])
 @pytest.mark.parametrize("moved", [False, True])
 def test_later_updates_select_by_the_present_entropies(

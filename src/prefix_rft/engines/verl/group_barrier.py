@@ -24,9 +24,7 @@ class GroupBarrier:
     )
     gone: set[str] = field(default_factory=set)
 
-    async def meet(
-        self, prompt: str, what: str, rollout: int, of: int, brings: Any
-    ) -> list[Any]:
+    async def meet(self, prompt: str, what: str, rollout: int, of: int, brings: Any) -> list[Any]:
         """What all rollouts bring, in their order, once all have come.
 
         Args:
