@@ -25,7 +25,7 @@ from prefix_rft.engines.verl.columns import ATTEMPT, CONTEXT, PLAN, PREFIX, REWA
 from prefix_rft.engines.verl.dataset import PROMPT_IDS
 from prefix_rft.engines.verl.group_barrier import GroupBarrier, all_wrong
 from prefix_rft.engines.verl.method_config import KEY, MethodConfig
-from prefix_rft.engines.verl.prompt_plan import Known, PromptPlan
+from prefix_rft.engines.verl.prompt_plan import KnownIds, PromptPlan
 from prefix_rft.engines.verl.rewards import UNGRADED
 
 
@@ -77,7 +77,7 @@ class PrefixAgentLoop(AgentLoopBase):
         """One rollout; where the method asks for it, again while its whole group fails."""
         plan = PromptPlan.read(kwargs[PLAN]) if kwargs.get(PLAN) is not None else None
         if plan is None:
-            return await self.sample(sampling_params, kwargs, Known([]))
+            return await self.sample(sampling_params, kwargs, KnownIds([]))
         rollout = int(kwargs["session_id"])
         try:
             output = await self.first(sampling_params, kwargs, plan, rollout)
@@ -132,7 +132,7 @@ class PrefixAgentLoop(AgentLoopBase):
         return block.resolve_method(int(rollout.n), int(rollout.response_length))
 
     async def sample(
-        self, sampling_params: dict[str, Any], row: dict[str, Any], known: Known
+        self, sampling_params: dict[str, Any], row: dict[str, Any], known: KnownIds
     ) -> PrefixOutput:
         """Continue what is known, within the budget of prefix and continuation together."""
         start_ids = known.ids

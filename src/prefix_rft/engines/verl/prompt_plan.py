@@ -15,7 +15,7 @@ from prefix_rft.data.demonstrations import IDS
 from prefix_rft.engines.plan import RunPoint, starts_again, starts_of
 
 
-class Known(NamedTuple):
+class KnownIds(NamedTuple):
     """What is known of a rollout before it is sampled.
 
     Attributes:
@@ -123,19 +123,19 @@ class PromptPlan:
         """Whether a rollout is another one in this attempt than in the one before."""
         return not attempt or self.attempts[attempt][rollout] != self.attempts[attempt - 1][rollout]
 
-    def known(self, rollout: int, attempt: int = 0) -> Known:
+    def known(self, rollout: int, attempt: int = 0) -> KnownIds:
         """What a rollout starts from."""
         return self.at(self.attempts[attempt][rollout])
 
-    def at(self, start: Start | None) -> Known:
+    def at(self, start: Start | None) -> KnownIds:
         """What a rollout that starts there starts from."""
         if start is None or not start.length:
-            return Known([])
+            return KnownIds([])
         ids = self.demonstrations[start.index]
         whole = start.length == len(ids)
-        return Known(ids[: start.length].tolist(), whole, not (whole or start.trained))
+        return KnownIds(ids[: start.length].tolist(), whole, not (whole or start.trained))
 
-    def in_turn(self, method: Method, rollout: int, rewards: Sequence[float | None]) -> Known:
+    def in_turn(self, method: Method, rollout: int, rewards: Sequence[float | None]) -> KnownIds:
         """What a rollout that has waited starts from, once others have these rewards.
 
         Args:
