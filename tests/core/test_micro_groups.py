@@ -9,6 +9,7 @@ import pytest
 
 from prefix_rft.core.micro_groups import MicroGroup, MicroGroups
 from prefix_rft.core.planner import Group, Lengthening, OnPolicy, Start
+from prefix_rft.engines.options import check_rows
 from prefix_rft.engines.plan import ends
 from prefix_rft.methods import load
 
@@ -186,6 +187,17 @@ def test_a_group_that_they_do_not_fill() -> None:
             call()
     with pytest.raises(ValueError, match="cannot be lengthened"):
         Lengthening(ROWS)
+
+
+@pytest.mark.parametrize("turns", [(0, 1, 2), (0, 0, 2, 2), (1, 1, 1, 1), (0, 0, 0, -1)])
+def test_a_strangers_turns_are_looked_at(turns: tuple[int, ...]) -> None:
+    class Own(OnPolicy):
+        def turns(self, rows: int) -> tuple[int, ...]:
+            return turns
+
+    method = replace(load("grpo"), rows=Own())
+    with pytest.raises(ValueError, match="each row needs one, and they count from 0"):
+        check_rows(method, "own", 4)
 
 
 def test_where_lines_and_blank_lines_end() -> None:
