@@ -112,7 +112,7 @@ METRICS = (
     Metric("prefix/length", "Prefix length", "tokens", SCHEDULE,
            "Mean length of the prefixes of hybrid rows."),
     Metric("prefix/kept", "Prefix tokens kept", SHARE, SCHEDULE,
-           "The prefix tokens that keep their advantage, or are imitated, among all prefix tokens."),
+           "The prefix tokens that keep their advantage or are imitated, among all prefix tokens."),
     Metric("prefix/row_share", "Rows with a prefix", SHARE, SCHEDULE,
            "The hybrid rows among all rows of a generation; those with a hint count."),
     Metric("prefix/token_share", "Prefix tokens among all", SHARE, SCHEDULE,
