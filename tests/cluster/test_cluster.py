@@ -202,15 +202,59 @@ def test_another_hybrid_is_computed_again(task: Path, chord: Path) -> None:
         assert sum(r.whole for r in rows) == 4
 
 
-@pytest.mark.parametrize("method", ["prefix_rft", "chord"])
+WAITS = {"sizes": [1, 2, 1], "shares": [0.0, 0.5, 1.0], "below": [0, 1, 3]}
+"""Of a group of four, two rows at a half if the first fails, and the demonstration."""
+
+
+@pytest.fixture(scope="module")
+def trapo(task: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """TRAPO on two ranks: two steps."""
+    folder = tmp_path_factory.mktemp("trapo")
+    done = cluster.run(
+        task,
+        folder,
+        "prefix_rft.reward=countdown",
+        "prefix_rft.method=trapo",
+        f"prefix_rft.method_options='{json.dumps(WAITS)}'",
+        ranks=2,
+    )
+    ended_well(done)
+    return folder
+
+
+def test_rollouts_that_wait_are_computed_again(task: Path, trapo: Path) -> None:
+    """What a rollout starts from is decided by the rewards of those before it."""
+    again, helped = verl_run.Again(task, trapo, verl_run.TRAPO), set()
+    for step in (1, 2):
+        rows = agree(again, trapo, step, 2, 1)
+        assert len(rows) == 16
+        for group in {r.group for r in rows}:
+            first, second, third, last = sorted(
+                (r for r in rows if r.group == group), key=lambda r: r.place
+            )
+            assert not first.prefix
+            assert second.prefix == third.prefix
+            assert bool(second.prefix) == (first.reward < 1.0)
+            assert last.whole == (first.reward + second.reward + third.reward < 3.0)
+            helped |= {bool(second.prefix), last.whole}
+        asked = cluster.metrics(trapo)[step]
+        assert asked["demonstration/row_share"] == sum(r.whole for r in rows) / 16
+        trained = [r.prefix for r in rows if r.place == 2 and not r.whole]
+        prefixes = [r.prefix for r in rows if not r.whole]
+        assert asked["prefix/kept"] == pytest.approx(sum(trained) / sum(prefixes))
+    assert helped == {True, False}
+
+
+@pytest.mark.parametrize("method", ["prefix_rft", "chord", "trapo"])
 def test_the_trl_engine_takes_the_same_steps(
     task: Path, method: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     """It starts the same rows from the same ids; and given the same samples it has the same loss,
     gradient norm and weights."""
     folder = request.getfixturevalue("first" if method == "prefix_rft" else method)
+    options = WAITS if method == "trapo" else None
     steps = [torch.load(folder / f"look/batch_{n}.pt", weights_only=False) for n in (1, 2)]
-    trainer = trl_beside.Beside(task, method, steps, tmp_path)
+    trainer = trl_beside.Beside(task, method, steps, tmp_path, options)
     trainer.train()
     logged = [x for x in trainer.state.log_history if "grad_norm" in x]
     for n, line in enumerate(logged, 1):

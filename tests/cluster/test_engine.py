@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -65,8 +65,11 @@ from tiny import CHAT_TEMPLATE, make_chat_tokenizer
 METHODS = (
     *("prefix_rft", "dr_grpo", "luffy", "uft", "srft", "hpt", "chord", "grpo", "gspo"),
     *("cispo", "rloo", "superrl", "rl_sft", "adaback", "pope", "r3", "questa", "bread"),
-    *("control", "adaprefix", "prefixrl", "pass_rate"),
+    *("control", "adaprefix", "prefixrl", "pass_rate", "trapo"),
 )
+FOUR = {"sizes": [2, 1, 1], "shares": [0, 0.5, 1], "below": [0, 1, 3]}
+OPTIONS = {"trapo": FOUR}
+"""What a method wants to be told of groups of four rows."""
 
 
 def settings(*more: str) -> Any:
@@ -431,6 +434,74 @@ def test_nobody_waits_for_a_rollout_that_failed() -> None:
     assert "another rollout of prompt b has failed" in str(made[0])
 
 
+class Scripted(PrefixAgentLoop):
+    """Rewards as they stand in a list, by the rollout's place; how often each was asked for."""
+
+    asked: ClassVar[list[int]] = []
+
+    async def grade(self, made: Any, row: Any) -> None:
+        reward = row["rewards"][row["session_id"]]
+        if reward == "broken":
+            raise ValueError("of the grader")
+        Scripted.asked.append(row["session_id"])
+        await asyncio.sleep(0.01 * (row["session_id"] % 3))
+        made.reward_score = reward
+        made.extra_fields["reward_extra_info"] = {UNGRADED: float(math.isnan(reward))}
+
+
+def waiting(rewards: list[Any], uid: str, lengths: int = 100) -> tuple[list[Any], Server]:
+    """Eight rollouts of TRAPO's, with these rewards."""
+    method, server = MethodConfig("trapo").resolve_method(8, 128), Server()
+    rollout = {"response_length": 128, "n": 8, "custom": {KEY: {"method": "trapo"}}}
+    config = OmegaConf.create({"actor_rollout_ref": {"rollout": rollout}})
+    moment = RunPoint(8, seed=3, step=5, total_steps=20, max_completion_length=128)
+    sources = [list(range(lengths))] if lengths else []
+    plan = PromptPlan.of(method, {EXAMPLE: 7, IDS: sources}, moment)
+    given = {PROMPT_IDS: [1], "global_steps": 6, "uid": uid, "rewards": rewards}
+
+    async def all_of_them() -> list[Any]:
+        given[columns.PLAN] = plan.plain()
+        loops = [Scripted(SimpleNamespace(config=config), server) for _ in range(8)]
+        runs = [x.run({}, **given, session_id=i) for i, x in enumerate(loops)]
+        return await asyncio.gather(*runs, return_exceptions=True)
+
+    Scripted.asked.clear()
+    return asyncio.run(all_of_them()), server
+
+
+@pytest.mark.parametrize(
+    ("rewards", "given"),
+    [
+        ([0.0, 0.0, 1.0, 0.0, 1.0, 1.0, 1.0], [25, 25, 50, 100]),
+        ([1.0] * 7, [0, 0, 0, 0]),
+        ([1.0, 1.0, 0.0, 0.0, 1.0, 1.0, 0.0], [0, 0, 0, 100]),
+        ([math.nan, 1.0, 0.0, math.nan, 1.0, 1.0, 1.0], [25, 25, 50, 100]),
+    ],
+)
+def test_rollouts_wait_for_others(rewards: list[float], given: list[int]) -> None:
+    """As on the TRL engine; those that wait bring nothing, and are sampled and graded once."""
+    made, server = waiting([*rewards, 0.0], f"waits {rewards}")
+    assert [m.prefix_length for m in made] == [0, 0, 0, 0, *given]
+    assert [m.whole for m in made] == [False] * 7 + [given[3] == 100]
+    assert [m.context for m in made] == [False] * 4 + [given[0] > 0] + [False] * 3
+    assert [m.attempt for m in made] == [0] * 8
+    assert [bool(m.as_dict()[columns.CONTEXT]) for m in made] == [m.context for m in made]
+    assert len(server.asked) == 8 - (given[3] == 100)
+    # What nobody waits for is graded by verl.
+    assert sorted(Scripted.asked) == list(range(7))
+
+
+def test_without_a_demonstration_rollouts_wait_for_nothing_but_their_turn() -> None:
+    made, server = waiting([0.0] * 8, "none", lengths=0)
+    assert [m.prefix_length for m in made] == [0] * 8
+    assert len(server.asked) == 8
+
+
+def test_nobody_waits_for_the_turn_of_a_rollout_that_failed() -> None:
+    made, _ = waiting([0.0, "broken", *[0.0] * 6], "broken")
+    assert [type(m) for m in made] == [RuntimeError, ValueError, *[RuntimeError] * 6]
+
+
 @pytest.mark.parametrize("all_wrong", ["keep", "lengthen", "demonstration"])
 def test_attempts_are_those_of_the_trl_engine(all_wrong: str) -> None:
     options: dict[str, Any] = {"all_wrong": all_wrong}
@@ -455,12 +526,14 @@ def test_attempts_are_those_of_the_trl_engine(all_wrong: str) -> None:
 
 
 def test_a_plan_survives_the_queue() -> None:
-    asked = Group(3, 2, (4, 5), own={"a": 1.0}, boundaries=((1, 2), (3,)), limits=(2, 4))
-    starts = (Start(0, 2, 0.5), None)
+    asked = Group(
+        3, 2, (4, 5), own={"a": 1.0}, boundaries=((1, 2), (3,)), limits=(2, 4), rewards=(1.0, None)
+    )
+    starts = (Start(0, 2, 0.5, trained=False), None)
     plan = PromptPlan({0: torch.arange(4, dtype=torch.int32).numpy()}, (starts,), 0.5, asked)
     again = PromptPlan.read(plan.plain())
-    assert again.known(0) == ([0, 1], False)
-    assert again.known(1) == ([], False)
+    assert again.known(0) == ([0, 1], False, True)
+    assert again.known(1) == ([], False, False)
     assert (again.attempts, again.solved_above, again.asked) == ((starts,), 0.5, asked)
 
 
@@ -487,7 +560,7 @@ def test_own_rollouts_are_kept_and_start_later_rows() -> None:
     guided = MethodConfig("control", {"own": True, "plain": 0.0}).resolve_method(4, 64)
     again = PromptPlan.read(PromptPlan.of(guided, example, later).plain())
     assert again.attempts == ((Start(1, 2, 0.5),) * 4,)
-    assert again.known(0) == ([5, 6], False)
+    assert again.known(0) == ([5, 6], False, False)
     assert again.asked is not None
     assert again.asked.seen == (Seen(4, True, 5),)
 
@@ -543,6 +616,7 @@ def rollouts(seed: int = 0) -> tuple[Any, list[dict[str, bool]]]:
             "entropy": nested([torch.rand(n, generator=g) for n in lengths]),
             columns.PREFIX: torch.tensor([*PREFIXES, PREFIXES[0]]),
             columns.WHOLE: torch.tensor([*WHOLE, WHOLE[0]]),
+            columns.CONTEXT: torch.zeros(9, dtype=torch.bool),
             columns.REWARD: torch.tensor([*REWARDS, REWARDS[0]], dtype=torch.float64),
             columns.ATTEMPT: torch.tensor([0, 1, 0, 0, 0, 0, 0, 0, 1]),
         },
@@ -564,8 +638,10 @@ def add_graded(method: Any, data: Any, tags: Any) -> CreditedRows:
 @pytest.mark.parametrize("name", METHODS)
 def test_both_engines_have_one_loss(name: str) -> None:
     """Rows as core takes them from the TRL engine, and as it takes them out of verl's columns."""
-    method = MethodConfig(name).resolve_method(4, 16)
+    method = MethodConfig(name, OPTIONS.get(name)).resolve_method(4, 16)
     data, tags = rollouts()
+    if name == "trapo":
+        data[columns.CONTEXT] = torch.arange(9) == 5
     add_graded(method, data, tags)
     T = max(LENGTHS)
     position = torch.arange(T)
@@ -581,6 +657,7 @@ def test_both_engines_have_one_loss(name: str) -> None:
         reward_B=torch.tensor(REWARDS, dtype=torch.float64),
         group_B=torch.tensor([0] * 4 + [1] * 4),
         ref_logp_BT=columns.padded(data["ref_log_prob"])[:8],
+        context_B=data[columns.CONTEXT][:8],
         truncated_B=columns.padded(data["responses"])[torch.arange(8), lengths - 1] != 8,
         dropped_B=data[columns.DROPPED][:8],
     )
@@ -622,6 +699,17 @@ def test_both_engines_have_one_loss(name: str) -> None:
         zero = torch.zeros((), dtype=torch.float64)
         torch.testing.assert_close(zero if a is None else a, zero if b is None else b)
     assert found[8] is None or not found[8].any()  # a row that fills the batch
+
+
+def test_a_prefix_that_is_context_is_not_kept() -> None:
+    data, tags = rollouts()
+    actor: Any = MethodActor.__new__(MethodActor)
+    actor.method = MethodConfig("trapo", FOUR).resolve_method(4, 16)
+    add_graded(actor.method, data, tags)
+    for context, kept in ((9, 2), (5, 0)):
+        data[columns.CONTEXT] = torch.arange(9) == context
+        keep_BT = actor.keep(data, columns.to_batch(data))
+        assert keep_BT.sum(1).tolist() == [3, 0, 0, 0, 0, kept, 0, 0, 0]
 
 
 @pytest.mark.parametrize("source", ["current", "rollout"])

@@ -19,7 +19,14 @@ class Beside(PrefixRFTTrainer):
         weights: after each step.
     """
 
-    def __init__(self, task: Path, method: str, steps: list[dict[str, Any]], folder: Path) -> None:
+    def __init__(
+        self,
+        task: Path,
+        method: str,
+        steps: list[dict[str, Any]],
+        folder: Path,
+        options: dict[str, Any] | None = None,
+    ) -> None:
         model = AutoModelForCausalLM.from_pretrained(task / "base", dtype=torch.float32)
         optimizer = torch.optim.AdamW(
             model.parameters(), lr=1e-3, weight_decay=0.01, eps=cluster.EPS
@@ -33,6 +40,7 @@ class Beside(PrefixRFTTrainer):
         args = PrefixRFTConfig(
             output_dir=str(folder),
             method=method,
+            method_options=options,
             num_generations=4,
             per_device_train_batch_size=16,
             max_completion_length=cluster.BUDGET,
@@ -67,6 +75,9 @@ class Beside(PrefixRFTTrainer):
         }
         found = []
         for prompt, plan in zip(prompts, plans, strict=True):
+            if plan.filler:  # it waits for its turn
+                found.append([])
+                continue
             i = theirs[plan.example, plan.row]
             ids, prefix = batch["responses"][i].tolist(), int(batch["prefix_rft_prefix_length"][i])
             assert prompt == batch["prompts"][i].tolist()

@@ -38,6 +38,7 @@ def batch_of(step: Step, **changes: Any) -> Batch:
         truncated_B=torch.tensor(step.truncated) if step.truncated else None,
         teacher_logp_MBT=numbers([step.teacher]) if step.teacher else None,
         taught_MB=torch.tensor([step.taught]) if step.taught else None,
+        context_B=torch.tensor([i in step.context for i in range(len(step.kind))]),
     )
     return replace(batch, **changes)
 
@@ -66,6 +67,7 @@ def step_of(batch: Batch, logp: Tensor, entropy: Tensor) -> Step:
         ref=plain(batch.ref_logp_BT) or [],
         weight=plain(batch.weight_BT),
         truncated=plain(batch.truncated_B) or [],
+        context=frozenset(i for i, c in enumerate(plain(batch.context_B) or []) if c),
     )
 
 

@@ -46,11 +46,21 @@ def test_a_row_with_a_hint_is_hybrid_and_all_of_it_was_sampled() -> None:
         small(hinted_B=torch.tensor([False, False, True, False]))
 
 
+def test_a_prefix_that_is_context_is_a_prefix_still() -> None:
+    """Its tokens and its row count; they are not open to be trained."""
+    batch = small(context_B=torch.tensor([False, True, False, False]))
+    assert torch.equal(batch.origin(("prefix",)), small().origin(("prefix",)))
+    assert small().open_prefix_BT.nonzero().tolist() == [[1, 0], [1, 1]]
+    assert not batch.open_prefix_BT.any()
+    assert batch.rows_with(("prefix",)).tolist() == [False, True, False, False]
+
+
 def test_part_takes_rows_and_width_of_everything() -> None:
     batch = small(
         ref_logp_BT=torch.ones(4, 4),
         weight_BT=torch.ones(4, 4),
         hinted_B=torch.tensor([False, True, False, False]),
+        context_B=torch.tensor([False, True, False, False]),
         truncated_B=torch.tensor([True, False, True, False]),
         dropped_B=torch.tensor([False, False, True, True]),
         teacher_logp_MBT=torch.arange(32.0).view(2, 4, 4),

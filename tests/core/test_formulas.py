@@ -173,6 +173,8 @@ OPTIONS: list[tuple[str, dict]] = [
     ("hpt", {"gate": 0.5, "sft_coef": 0.3}),
     ("superrl", {"sft_coef": 0.3}),
     ("rl_sft", {"sft_coef": 0.25}),
+    ("trapo", {"at": 0.4}),
+    ("trapo", {"at": 1.0, "beta": 0.3}),
     ("chord", {"mu": 0.4}),
     ("chord", {"phi": False}),
     ("chord", {"phi": False, "at_step": 77}),

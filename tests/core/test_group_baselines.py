@@ -16,7 +16,7 @@ NAN = float("nan")
 t = torch.tensor
 ON_POLICY = [n for n in BUILT_IN if any(s.advantage in GROUPED for s in load(n).streams)]
 # Papers: the demonstration is a member of the group (LUFFY section 3, SRFT Eq. 7) or is not.
-DEMO_IN = {"luffy", "srft"}
+DEMO_IN = {"luffy", "srft", "trapo"}
 
 
 def of_policy(method: Method) -> list[int]:
@@ -122,7 +122,8 @@ def test_luffy_on_a_hard_prompt() -> None:
 
 
 def lengthens(name: str) -> bool:
-    return load(name).trains("continuation") and load(name).contrast is None
+    method = load(name)
+    return method.trains("continuation") and method.contrast is None and not method.planner.waits
 
 
 @pytest.mark.parametrize("name", [n for n in BUILT_IN if lengthens(n)])

@@ -95,8 +95,9 @@ def test_every_demonstration_is_used(name: str) -> None:
     assert {s.index for s in starts if s} == {0, 1, 2}
 
 
-def test_only_a_reverse_curriculum_needs_boundaries() -> None:
-    assert [n for n in BUILT_IN if load(n).planner.needs_boundaries] == ["r3"]
+def test_who_needs_boundaries() -> None:
+    kinds = {n: load(n).planner.needs_boundaries for n in BUILT_IN}
+    assert {n: k for n, k in kinds.items() if k} == {"r3": "line", "trapo": "blank_line"}
 
 
 @pytest.mark.parametrize("name", [n for n in BUILT_IN if n not in LEARN])

@@ -11,7 +11,7 @@ from prefix_rft.core import loss
 from prefix_rft.methods import BUILT_IN, load
 
 t = torch.tensor
-TRAIN_PREFIX = {"uft", "prefix_rft"}
+TRAIN_PREFIX = {"uft", "prefix_rft", "trapo"}
 
 
 # ---- temperature ---------------------------------------------------------------------------------
@@ -33,7 +33,7 @@ def test_methods_that_read_likelihoods_say_so(name: str) -> None:
         value = loss(c.method, batch, logp, c.entropy, targets=c.targets).loss
         moved.append(gradients(value, logp)[0])
     reads = not torch.allclose(*moved, rtol=1e-9, atol=1e-15)
-    assert reads == (name in {"luffy", "srft", "dft", "chord"})
+    assert reads == (name in {"luffy", "srft", "dft", "chord", "trapo"})
     imitates = c.method.trains("demonstration")
     assert c.method.needs_unit_temperature or not (reads or imitates)
 
@@ -53,7 +53,7 @@ def test_methods_of_ratios_have_any_temperature(name: str) -> None:
 
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_targets(name: str) -> None:
-    """Never a prompt; a prefix in two methods; a demonstration up to and with its last token."""
+    """Never a prompt; a prefix in three methods; a demonstration up to and with its last token."""
     prefix = False
     for seed in range(4):
         c = case(name, seed=seed)
@@ -76,7 +76,9 @@ def test_targets(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(TRAIN_PREFIX))
 def test_hints_are_targets_only_while_there_are_any(name: str) -> None:
     c = case(name, "plain")
-    hint = next(i for i, s in enumerate(c.method.streams) if s.tokens == ("prefix",))
-    assert c.targets.scale_S[hint] == 0.0 or name == "prefix_rft"
+    hint = next(
+        i for i, s in enumerate(c.method.streams) if s.name in ("prefix", "hint", "imitation")
+    )
+    assert c.targets.scale_S[hint] == 0.0 or name != "uft"  # which counts hints alone
     assert not c.targets.acts_SBT[hint].any()
     assert torch.isfinite(c.run()[1]).all()

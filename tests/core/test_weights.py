@@ -14,6 +14,7 @@ from prefix_rft.core.weights import (
     saturating,
     sequence_importance,
     top_entropy,
+    truncated,
     uncertainty,
 )
 from prefix_rft.support.errors import UserError
@@ -31,6 +32,16 @@ def scores(**how: Any) -> Scores:
 
 
 # ---- weights -------------------------------------------------------------------------------------
+
+
+def test_an_unlikely_token_weighs_less() -> None:
+    """p / .1 up to 1: p of .5, .1, .05, .01."""
+    logp = t([[0.5, 0.1, 0.05, 0.01]], dtype=torch.float64).log().requires_grad_()
+    known = Scores(logp.detach(), torch.ones(1, 4, dtype=torch.bool))
+    assert truncated(0.1).of(known)[0].tolist() == pytest.approx([1.0, 1.0, 0.5, 0.1])
+    assert truncated(1.0).of(known)[0].tolist() == pytest.approx([0.5, 0.1, 0.05, 0.01])
+    with pytest.raises(UserError, match="must be positive"):
+        truncated(0.0)
 
 
 def test_weights_of_tokens() -> None:

@@ -178,7 +178,7 @@ def first_row(
             step,
             steps,
             setup.args.max_completion_length,
-            render.newline_ids if setup.method.planner.needs_boundaries else frozenset(),
+            render.newlines if setup.method.planner.needs_boundaries else {},
         ),
     )[0]
 

@@ -32,6 +32,7 @@ class Batch:
         ref_logp_BT: log-probabilities under the reference policy, for KL.
         weight_BT: detached factor on terms with an importance ratio: sampler/trainer correction.
         hinted_B: bool, rows whose prompt holds a part of a demonstration; None for none.
+        context_B: bool, rows whose prefix is context in any method; None for none.
         truncated_B: bool, rows that ran into the length limit.
         dropped_B: bool, rows that take no part in the step: no stream acts on them and no
             normaliser counts them.
@@ -53,6 +54,7 @@ class Batch:
     ref_logp_BT: Tensor | None = None
     weight_BT: Tensor | None = None
     hinted_B: Tensor | None = None
+    context_B: Tensor | None = None
     truncated_B: Tensor | None = None
     dropped_B: Tensor | None = None
     teacher_logp_MBT: Tensor | None = None
@@ -73,7 +75,7 @@ class Batch:
                 raise UserError(f"{f.name} must have shape {shape}, got {tuple(x.shape)}")
             if x is not None and "mask" in f.name and x.dtype != torch.bool:
                 raise UserError(f"{f.name} must be bool, got {x.dtype}")
-        for name in ("hinted_B", "truncated_B", "dropped_B", "taught_MB"):
+        for name in ("hinted_B", "context_B", "truncated_B", "dropped_B", "taught_MB"):
             x = getattr(self, name)
             if x is not None and x.dtype != torch.bool:
                 raise UserError(f"{name} must be bool, got {x.dtype}")
@@ -117,6 +119,12 @@ class Batch:
         }
         mask_BT = torch.stack([masks[o] for o in origins]).any(0)
         return mask_BT if self.dropped_B is None else mask_BT & ~self.dropped_B[:, None]
+
+    @property
+    def open_prefix_BT(self) -> Tensor:
+        """Mask (B, T) of the prefix tokens that a stream may train."""
+        prefix_BT = self.origin(("prefix",))
+        return prefix_BT if self.context_B is None else prefix_BT & ~self.context_B[:, None]
 
     def rows_with(self, origins: tuple[str, ...]) -> Tensor:
         """Mask (B,) of the rows that belong to one of these origins, truncated rows included and

@@ -49,12 +49,12 @@ class Law:
     and of all (``group.shared``).
 
     Attributes:
-        needs_boundaries: it reads the group's boundaries.
+        needs_boundaries: which of the group's boundaries it reads, as a planner says it.
         finds_sources: it may start rows where there is no source of help.
         needs_demonstrations: without any it is of no use.
     """
 
-    needs_boundaries = False
+    needs_boundaries = ""
     finds_sources = False
     needs_demonstrations = True
 
@@ -104,7 +104,7 @@ class Control(Planner):
                 check_range(name, getattr(self, name), 0.0, 1.0)
 
     @property
-    def needs_boundaries(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def needs_boundaries(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         """As the law."""
         return self.law.needs_boundaries
 

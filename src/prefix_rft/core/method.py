@@ -72,6 +72,11 @@ class Method:
                 "each is read, and has a name of its own"
             )
         all_wrong = self.groups.all_wrong
+        if self.rows.waits and self.groups.sampled_again:
+            raise UserError(
+                f"rows of method '{self.name}' wait for one another, so a group is not sampled "
+                "again: choose keep or drop for all_wrong and all_right"
+            )
         whole = all_wrong == "demonstration" or self.groups.interleave is not None
         if self.rows.hint is not None and (
             whole or self.trains("prefix") or self.trains("demonstration")

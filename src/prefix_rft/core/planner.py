@@ -24,19 +24,24 @@ class Start:
     ``length`` may be all of it: then the row is a whole demonstration and nothing is sampled. Where
     the planner writes hints the tokens stand in the row's prompt, and it is always sampled.
     Behind the demonstrations of an example its own rollouts are counted, those that a planner's
-    store has kept. ``guarded`` says that it was to be longer, beyond its group's limit.
+    store has kept. ``guarded`` says that it was to be longer, beyond its group's limit. Where
+    ``trained`` is False a prefix is context in this row, also for a method that trains prefixes.
     """
 
     index: int
     length: int
     ratio: float | None = None
     guarded: bool = field(default=False, compare=False)
+    trained: bool = True
 
 
 Starts = tuple[Start | None, ...]
 """One for each row of a group; None is an on-policy row."""
 
 Record = Mapping[str, float]
+
+BOUNDARIES = ("line", "blank_line")
+"""What may end a step of a demonstration."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +60,15 @@ class Group:
         attempts: how many times a group may be sampled again.
         own: what the planner remembers of this example; empty at first.
         shared: what it remembers of all.
-        boundaries: for each demonstration, the lengths at which a step of it ends.
+        boundaries: for each demonstration, the lengths at which a step of it ends, as the planner's
+            ``needs_boundaries`` says.
         solved_above: a row is solved if its reward exceeds this.
         seen: own rollouts of the example that the planner's store has kept, the newest first.
         in_prompt: what rows start from stands in the prompt, so that it may be all of a source.
         limits: for each of ``sources`` the longest prefix of it that a row may start from; empty
             where nothing is limited. The engine holds every start to it.
+        rewards: the rewards of the rows, NaN where one could not be graded and None where it waits
+            for others; empty while none has been sampled.
     """
 
     example: int
@@ -79,6 +87,7 @@ class Group:
     seen: tuple[Seen, ...] = ()
     in_prompt: bool = False
     limits: tuple[int, ...] = ()
+    rewards: tuple[float | None, ...] = ()
 
     @property
     def sources(self) -> tuple[int, ...]:
@@ -110,7 +119,7 @@ class Group:
         limit = self.limits[start.index]
         if start.length <= limit:
             return start
-        return Start(start.index, limit, limit / whole, guarded=True)
+        return replace(start, length=limit, ratio=limit / whole, guarded=True)
 
     def newest(self, solved: bool) -> int | None:
         """The index, among all sources, of the newest own rollout of a kind; None without any."""
@@ -131,7 +140,8 @@ class Planner:
     """Decides where rows start. Derive a frozen dataclass from it and give it ``starts``.
 
     Attributes:
-        needs_boundaries: it reads the group's boundaries.
+        needs_boundaries: which of the group's boundaries it reads, of ``BOUNDARIES``; empty for
+            none.
         fixed: every group has as many hybrid rows and whole demonstrations as the two numbers say.
         num_hybrid: rows of each group that start from a demonstration prefix.
         num_demonstrations: rows of each group that are a whole demonstration.
@@ -145,11 +155,27 @@ class Planner:
     store: Store | None = None
     hint: Hint | None = None
     needs_demonstrations = True
-    needs_boundaries = False
+    needs_boundaries = ""
     fixed = False
     num_hybrid: int = 0
     num_demonstrations: int = 0
     prefix: PrefixSampler | None = None
+
+    def turns(self, rows: int) -> tuple[int, ...]:
+        """In which turn each row of a group of so many is sampled, from 0; all in the first.
+
+        Rows of a later turn wait until those before them have their rewards. ``starts`` is then
+        asked again, with ``group.rewards``: of its answer the rows whose turn it is count.
+
+        Raises:
+            UserError: it cannot plan groups of this size.
+        """
+        return (0,) * rows
+
+    @property
+    def waits(self) -> bool:
+        """Whether rows may wait for others of their group."""
+        return type(self).turns is not Planner.turns
 
     @property
     def remembers(self) -> bool:
@@ -233,8 +259,12 @@ class Lengthening(Planner):
 
     inner: Planner = RandomPrefix()
 
+    def __post_init__(self) -> None:
+        if self.inner.waits:
+            raise UserError("a planner whose rows wait for one another cannot be lengthened")
+
     @property
-    def needs_boundaries(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def needs_boundaries(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         """As the planner within."""
         return self.inner.needs_boundaries
 

@@ -108,7 +108,7 @@ def prepare(
             method, batch.reward_B, batch.group_B, batch.hybrid_B, batch.demo_B
         )
     if keep_BT is None:
-        keep_BT = select_prefix(method, batch.origin(("prefix",)), entropy_BT, step)
+        keep_BT = select_prefix(method, batch.open_prefix_BT, entropy_BT, step)
 
     acts_SBT = torch.stack(
         [

@@ -111,6 +111,13 @@ def probability() -> Weight:
     return Weight("p", lambda s: s.logp_BT.exp())
 
 
+def truncated(at: float) -> Weight:
+    """``min(p / at, 1)``: 1 where the policy finds the token likely (TrSFT, arXiv 2512.17636)."""
+    if at <= 0.0:
+        raise UserError(f"the probability below which a token weighs less must be positive: {at}")
+    return Weight(f"min(p/{at:g}, 1)", lambda s: (s.logp_BT.exp() / at).clamp(max=1.0))
+
+
 def uncertainty() -> Weight:
     """``p (1 - p)``: most at p = 1/2, 0 at both ends (CHORD-phi, arXiv 2508.11408)."""
     return Weight("p(1-p)", lambda s: s.logp_BT.exp() * -torch.expm1(s.logp_BT))

@@ -131,11 +131,11 @@ class Renderer:
         return self.tokenizer if self.processor is None else self.processor
 
     @cached_property
-    def newline_ids(self) -> frozenset[int]:
-        """Tokens that end a line."""
+    def newlines(self) -> dict[int, str]:
+        """The texts of the tokens with a line's end in them."""
         ids = range(len(self.tokenizer))  # pyright: ignore[reportArgumentType]
         texts = self.tokenizer.batch_decode([[i] for i in ids])
-        return frozenset(i for i, text in zip(ids, texts, strict=True) if "\n" in text)
+        return {i: text for i, text in zip(ids, texts, strict=True) if "\n" in text}
 
     def text(self, messages: list[dict[str, Any]], opening: bool = True) -> str:
         """A conversation as the template writes it, up to where the model goes on.

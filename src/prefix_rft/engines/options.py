@@ -127,13 +127,19 @@ def with_const(method: Method, max_completion_length: Any) -> Method:
 
 
 def check_rows(method: Method, name: str, generations: int) -> None:
-    """Raise ValueError where a group is too small for the rows that the method plans.
+    """Raise ValueError where a group is not of the size for the rows that the method plans.
 
     Args:
         method: the method with its options.
         name: the method's name as it was asked for.
         generations: rows of a group.
     """
+    turns = method.planner.turns(generations)
+    if len(turns) != generations or set(turns) != set(range(max(turns) + 1)):
+        raise ValueError(
+            f"the planner of method '{name}' gives the turns {turns} to groups of "
+            f"num_generations={generations}: each row needs one, and they count from 0"
+        )
     planned = method.rows.num_hybrid + method.rows.num_demonstrations
     if planned > generations or method.rows.num_demonstrations >= generations:
         raise ValueError(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from prefix_rft.core import Method
-from prefix_rft.core.planner import Group, Record, Start, Starts
+from prefix_rft.core.planner import BOUNDARIES, Group, Record, Start, Starts
 from prefix_rft.core.store import Seen, Trace
 from prefix_rft.data.demonstrations import EXAMPLE, IDS
-from prefix_rft.support.errors import UserError
+from prefix_rft.support.errors import UserError, choose
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class RowPlan:
         kept_logps: the sampler's log-probs of that completion, if it gave any.
         kept_scores: log-probs and entropies of the policy at its tokens, if they are known.
         attempt: how often its group has been sampled before.
-        filler: the row takes no part in the step.
+        filler: the row takes no part in the step, or waits for its turn.
+        more: rows of its generation are yet to be sampled, in later turns.
         replaced: a demonstration stands in the place of the row that had been sampled.
         planned: the start of that row.
         guarded: it was to start from a longer prefix, beyond its group's limit.
@@ -48,6 +49,7 @@ class RowPlan:
     kept_scores: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     attempt: int = 0
     filler: bool = False
+    more: bool = False
     replaced: bool = False
     planned: Start | None = None
     guarded: bool = False
@@ -67,6 +69,11 @@ class RowPlan:
         """Whether it continues a prefix of at least one token, or has a hint in its prompt."""
         return bool(self.prefix or self.hint) and not self.whole
 
+    @property
+    def context(self) -> bool:
+        """Whether its prefix is context in any method."""
+        return self.hybrid and self.start is not None and not self.start.trained
+
 
 @dataclass(frozen=True)
 class RunPoint:
@@ -78,7 +85,8 @@ class RunPoint:
         step: optimizer step at which the rows are generated.
         total_steps: the optimizer steps of the run.
         max_completion_length: budget in tokens, prefix included.
-        newlines: ids of the tokens that end a line, for planners that ask for boundaries.
+        newlines: texts of the tokens with a line's end in them, for planners that ask for
+            boundaries.
         examples: what the planner remembers of each example.
         shared: and of all of them.
         traces: own rollouts of each example that its store has kept.
@@ -91,7 +99,7 @@ class RunPoint:
     step: int
     total_steps: int
     max_completion_length: int
-    newlines: frozenset[int] = frozenset()
+    newlines: Mapping[int, str] = field(default_factory=dict)
     examples: Mapping[int, Record] | None = None
     shared: Record | None = None
     traces: Mapping[int, Sequence[Trace]] | None = None
@@ -102,15 +110,20 @@ class RunPoint:
         own = (self.traces or {}).get(int(example[EXAMPLE]), ())
         return {**example, IDS: [*example[IDS], *(t.ids for t in own)]} if own else example
 
-    def group(self, method: Method, example: Mapping[str, Any], attempt: int = 0) -> Group:
-        """The group of an example that is about to be sampled."""
+    def group(
+        self,
+        method: Method,
+        example: Mapping[str, Any],
+        attempt: int = 0,
+        rewards: tuple[float | None, ...] = (),
+    ) -> Group:
+        """The group of an example that is about to be sampled, with those of its rows that are."""
         index = int(example[EXAMPLE])
         demonstrations = example[IDS]
         boundaries: tuple[tuple[int, ...], ...] = ()
-        if method.planner.needs_boundaries:
-            boundaries = tuple(
-                tuple(i + 1 for i, t in enumerate(d) if t in self.newlines) for d in demonstrations
-            )
+        if kind := method.planner.needs_boundaries:
+            choose("kind of boundary", kind, BOUNDARIES)
+            boundaries = tuple(ends(d, self.newlines, kind) for d in demonstrations)
         return Group(
             example=index,
             rows=self.num_generations,
@@ -130,7 +143,26 @@ class RunPoint:
             ),
             in_prompt=method.planner.hint is not None,
             limits=() if self.limits is None else self.limits[index],
+            rewards=rewards,
         )
+
+
+def ends(ids: Sequence[int], newlines: Mapping[int, str], kind: str) -> tuple[int, ...]:
+    """The lengths at which a line of these ids has ended, or a blank line.
+
+    Args:
+        ids: token ids.
+        newlines: texts of the tokens with a line's end in them.
+        kind: ``line`` or ``blank_line``.
+    """
+    found, before = [], ""
+    for length, token in enumerate(ids, 1):
+        text = newlines.get(token, "")
+        blank = "\n\n" in text or (before.endswith("\n") and text.startswith("\n"))
+        if blank or (text and kind == "line"):
+            found.append(length)
+        before = text
+    return tuple(found)
 
 
 def plan_rows(
@@ -194,6 +226,31 @@ def starting(
     if in_prompt:
         return replace(plan, start=start, hint=ids)
     return replace(plan, start=start, prefix=ids, whole=start.length == len(demonstration))
+
+
+# ---- rows that wait ------------------------------------------------------------------------------
+
+
+def in_turn(
+    method: Method,
+    plan: RowPlan,
+    example: Mapping[str, Any],
+    moment: RunPoint,
+    rewards: tuple[float | None, ...],
+) -> RowPlan:
+    """The plan of a row that has its turn.
+
+    Args:
+        method: the method whose planner decides.
+        plan: the row while it waited.
+        example: the group's example.
+        moment: the point of the run at which the group was planned first.
+        rewards: those of the group's rows that have been sampled, None for the others.
+    """
+    start = starts_of(method, moment.group(method, example, rewards=rewards))[plan.row]
+    blank = RowPlan(plan.example, plan.group, plan.row)
+    in_prompt = method.planner.hint is not None
+    return starting(blank, moment.with_own(example), start, in_prompt)
 
 
 # ---- sampling again ------------------------------------------------------------------------------

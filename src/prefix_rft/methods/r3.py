@@ -21,7 +21,7 @@ class StepBoundary(Law):
     """
 
     chunks: int
-    needs_boundaries = True
+    needs_boundaries = "line"
 
     def start(self, group: Group, index: int, rng: random.Random) -> Start:
         """At one of the boundaries."""

@@ -17,6 +17,7 @@ from prefix_rft.support.imports import load_function
 BUILT_IN = (
     # demonstrations and rewards in one loss
     "prefix_rft", "luffy", "uft", "srft", "relift", "hpt", "superrl", "chord", "rl_sft", "mifo",
+    "trapo",
     # a demonstration's prefix as context
     "bread", "adaback", "pope", "r3", "questa", "control", "adaprefix", "prefixrl", "pass_rate",
     # rewards alone

@@ -49,6 +49,15 @@ CASES: dict[str, tuple[str, dict[str, Any], tuple[str, ...], tuple[int, ...], bo
     "irft-split": ("irft", {"stages": 3}, ("mixed",), (), True, {}),
     "opd": ("opd", {"teacher": EMA}, ("mixed",), ODD, False, {}),
     "rlsd-split": ("rlsd", {"teacher": PEER}, ("mixed",), (), True, {}),
+    "trapo": ("trapo", {}, ("right", "mixed", "wrong", "patchy"), (), True, {}),
+    "trapo-apart": (
+        "trapo",
+        {"sizes": [2, 1, 1], "shares": [0, 0.5, 1], "below": [0, 1, 3]},
+        ("mixed",),
+        ODD,
+        False,
+        {},
+    ),
     "self_sft": ("self_sft", {}, ("wrong", "right"), (), False, {}),
     "iw_sft": ("iw_sft", {}, ("mixed",), (), False, {}),
 }

@@ -735,6 +735,7 @@ def test_a_generation_without_any_reward_trains_nothing(tmp_path: Path) -> None:
 
 
 AGAIN = {"all_wrong": "resample", "num_demonstrations": 2}
+TURNS = {"sizes": [2, 1, 1], "shares": [0, 0.5, 1], "below": [0, 1, 3]}
 
 
 @pytest.mark.parametrize(
@@ -743,12 +744,15 @@ AGAIN = {"all_wrong": "resample", "num_demonstrations": 2}
         [
             ("generate", "luffy", AGAIN),
             ("generate", "bread", {}),
+            ("generate", "trapo", TURNS),
             ("colocate", "luffy", {}),
             ("colocate", "bread", {}),
+            ("colocate", "trapo", TURNS),
             ("colocate", "dapo", {}),
             ("colocate", "relift", {"sft_prompts": 3}),
             ("server", "luffy", AGAIN),
             ("server", "dapo", {}),
+            ("server", "trapo", TURNS),
             ("server", "grpo", {"all_wrong": "demonstration"}),
         ],
         # Rows that are kept and given; prefixes.

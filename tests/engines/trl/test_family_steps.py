@@ -46,6 +46,7 @@ class Case:
 
 COLD = {"temperature": 0.9}
 SMALL = {"num_generations": 2, "per_device_train_batch_size": 8}
+EIGHT = {"num_generations": 8}
 FAIL = ("mixed", "wrong", "wrong", "wrong")
 HINTS = ("hint:5", "hint:9", "mixed", "right")
 
@@ -58,6 +59,9 @@ def priced_luffy() -> Method:
 ROLLOUTS = [
     Case("test_family_steps:priced_luffy", partial(formulas.luffy, buffer=12), ({"buffer": 0},)),
     Case("luffy", formulas.luffy, ({"gamma": 0.2}, {"base": ROLLOUT}, {"entropy": 0.0})),
+    Case("trapo", formulas.trapo,
+         ({"at": 0.3}, {"context": ()}, {"base": ROLLOUT}, {"entropy": 0.0}, {"detach": False}),
+         settings=EIGHT, needs=("hybrid", "demo")),
     Case("srft", formulas.srft, ({"sign": 1.0}, {"scale": 1.0}, {"detach": False})),
     Case("luffy", partial(formulas.luffy, cut=ROLLOUT), ({"cut": ()},),
          {"truncated": "mask"}),
@@ -164,6 +168,7 @@ def largest_error(
 
 WHOLE = (
     *("test_family_steps:priced_luffy", "luffy", "hpt", "chord", "chord-phi-mu", "uft", "relift"),
+    "trapo",
     *("bread", "prefix_rft", "dapo-attempts", "cispo", "self_sft", "self_sft-rollouts"),
 )
 """One for each kind of rows, planner, stream and clip; test_formulas.py has every method."""
@@ -211,6 +216,7 @@ def test_a_step_is_its_formula(tmp_path: Path, saved: str, case: Case, parts: in
 
 MOVED = [
     Case("luffy", formulas.luffy, ({"gamma": 0.2},)),
+    Case("trapo", formulas.trapo, ({"at": 0.3}, {"context": ()}), settings=EIGHT),
     Case("dapo", formulas.dapo, ({"high": 0.2},), {"attempts": 1}, settings=COLD),
     Case("cispo", formulas.cispo, ({"detach": False}, {"high": 0.2}), settings=COLD),
     Case("cispo", partial(formulas.cispo, low=0.1, high=0.1), ({"low": 1.0}, {"high": 4.0}),
@@ -223,7 +229,9 @@ MOVED = [
 @pytest.mark.parametrize(
     "case",
     # A weight of one's own, the clip of a token, and that of a sequence.
-    rest_slow(MOVED, lambda case: case.method in ("luffy", "gspo") or "epsilon" in case.options),
+    rest_slow(
+        MOVED, lambda case: case.method in ("luffy", "gspo", "trapo") or "epsilon" in case.options
+    ),
     ids=str,
 )
 def test_a_second_update_of_the_same_rollouts(tmp_path: Path, case: Case) -> None:

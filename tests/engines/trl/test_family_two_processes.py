@@ -27,6 +27,7 @@ FORMULAS = {
     "demonstration": grpo_or_demonstration,
     "adaback": formulas.bread,
     "pass_rate": formulas.control,
+    "trapo-apart": partial(formulas.trapo, context=()),
     "irft-split": formulas.irft,
 }
 STAGES = {"irft-split": [0, 1, 2]}
@@ -123,6 +124,25 @@ def test_the_cases_are_what_they_say(ranks: Ranks) -> None:
     kept = ranks[1][0]["pass_rate"]["state"]["traces"]
     assert len(kept) == STEPS
     assert all([solved for _, solved, _ in some] == [True, False] for some in kept.values())
+
+
+def test_rows_wait_for_those_of_another_process(ranks: Ranks) -> None:
+    """Of a group of eight the first process has those that all others wait for."""
+    attempts = [ranks[1][rank]["trapo"]["attempts"] for rank in (0, 1)]
+    found = set()
+    for first, second in zip(*attempts, strict=True):
+        assert str(first["rewards"]) == str(second["rewards"])
+    for step in range(STEPS):
+        turns = attempts[1][4 * step : 4 * step + 4]
+        waits = [[c == [trl_run.EOS] for c in turn["completions"]] for turn in turns]
+        assert [sum(w) for w in waits] == [4, 2, 1, 0]
+        rows = ranks[1][1]["trapo"]["records"][step]["rows"]
+        known = [0.0 if r != r else r for r in turns[-1]["rewards"]]
+        helped = [sum(known[:4]) < 2, sum(known[:4]) < 2, sum(known[:6]) < 4, sum(known[:7]) < 7]
+        given = [bool(r["prefix"] or r["whole"]) for r in sorted(rows, key=lambda r: r["place"])]
+        assert given == helped
+        found |= set(helped)
+    assert found == {True, False}
 
 
 def test_a_group_across_processes_has_one_limit(ranks: Ranks) -> None:

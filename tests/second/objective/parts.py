@@ -35,6 +35,7 @@ class Step:
         o: options of the method, in the package's names.
         wrong: one deliberate mistake, for controls.
         out: rows that count nowhere.
+        context: rows whose prefix is not trained.
         uncounted: tokens that a normaliser leaves out, which none should.
         u: the logarithm of the partition of each example, for ``discriminative``.
         teacher: log-probabilities of the tokens under a teacher.
@@ -54,6 +55,7 @@ class Step:
     at_step: int = 0
     wrong: str = ""
     out: frozenset[int] = frozenset()
+    context: frozenset[int] = frozenset()
     uncounted: frozenset[tuple[int, int]] = frozenset()
     u: dict[int, float] = field(default_factory=dict)
     teacher: list[list[float]] = field(default_factory=list)

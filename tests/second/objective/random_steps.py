@@ -23,13 +23,17 @@ DEMOS = {
     "demo": {0: 1, 1: 1, 2: 1, 3: 2, 5: 1, 7: 1, 8: 1},  # not 4 and 6; 8 has nothing else
     "contrast": {0: 1, 1: 1, 2: 1, 3: 1, 5: 1, 8: 1},
     "everything": {0: 1, 1: 1, 2: 1, 3: 2, 5: 1, 7: 1, 8: 1},
+    "micro": {0: 1, 2: 1, 3: 1, 5: 1, 7: 1, 8: 1},
 }
 WITH_PREFIX = {
     "one": {0: 1, 1: 1, 2: 1, 3: 1, 5: 1},
     "half": {0: 2, 1: 1, 2: 2, 3: 2, 4: 1, 5: 1},
     "hint": {0: 4, 1: 3, 2: 3, 3: 4, 4: 1},
     "everything": {0: 2, 1: 1, 3: 2, 5: 2},
+    "micro": {0: 2, 1: 1, 2: 3, 3: 3, 5: 2},
 }
+CONTEXT = {"micro": (0, 3)}
+"""Groups in which the first row's prefix is not trained."""
 
 
 @dataclass(kw_only=True)
@@ -46,18 +50,19 @@ def make(layout: str, seed: int, old: bool = True, square: bool = False) -> Rand
     ``square`` pads them until there are as many positions as rows.
     """
     rng = random.Random(f"{layout}:{seed}")
-    rows: list[tuple[list[str], float, int]] = []
+    rows: list[tuple[list[str], float, int, bool]] = []
     for g, rewards in enumerate([*REWARDS, []]):
         hybrid = WITH_PREFIX.get(layout, {}).get(g, 0)
         length = rng.randint(1, 4)  # a group shares its hint
         for n, reward in enumerate(rewards):
             prefix = [PREFIX] * length if n < hybrid else []
-            rows.append(([*prefix, *[SAMPLED] * rng.randint(1, 5)], reward, g))
+            shut = n == 0 and g in CONTEXT.get(layout, ())
+            rows.append(([*prefix, *[SAMPLED] * rng.randint(1, 5)], reward, g, shut))
         for _ in range(DEMOS.get(layout, {}).get(g, 0)):
             reward = rng.choice([1.0, 1.0, 0.5, NAN]) if g else 1.0
-            rows.append(([DEMO] * rng.randint(2, 9), reward, g))
+            rows.append(([DEMO] * rng.randint(2, 9), reward, g, False))
     rng.shuffle(rows)
-    kinds = [[PROMPT] * (rng.random() < 0.3) + kind for kind, _, _ in rows]
+    kinds = [[PROMPT] * (rng.random() < 0.3) + kind for kind, *_ in rows]
     T = len(kinds) if square else max(map(len, kinds))
     kinds = [row + [PAD] * (T - len(row)) for row in kinds]
     dice = torch.Generator().manual_seed(seed)
@@ -72,8 +77,9 @@ def make(layout: str, seed: int, old: bool = True, square: bool = False) -> Rand
     told = known + 0.8 * torch.randn(B, T, generator=dice, dtype=torch.float64)
     return RandomStep(
         kind=kinds,
-        reward=[reward for _, reward, _ in rows],
-        group=[3 * g - 2 for _, _, g in rows],
+        reward=[reward for _, reward, _, _ in rows],
+        group=[3 * g - 2 for _, _, g, _ in rows],
+        context=frozenset(i for i, row in enumerate(rows) if row[3]),
         logp=logp,
         entropy=-(table.exp() * table).sum(-1),
         old=(known + 0.3 * noise[1]).tolist() if old else None,

@@ -12,6 +12,7 @@ from second.objective.parts import (
     DEMO,
     OWN,
     POLICY,
+    PREFIX,
     ROLL,
     ROLLOUTS,
     SAMPLED,
@@ -212,6 +213,28 @@ def hpt(s: Step) -> Tensor:
         accuracy, gate = sum(r > 0 for r in R) / len(R), s.o.get("gate", 0.0)
         is_rl[g] = accuracy > gate or (s.wrong == "at the gate" and accuracy == gate)
     return switched(s, rl, sft, is_rl, 0.001)
+
+
+@method("micro", "std", "clip", "attached", "no weight", "demo out of the baseline",
+        "the row's advantage", "every prefix", "rollouts counted alone")  # fmt: skip
+def trapo(s: Step) -> Tensor:
+    """arXiv 2512.17636's code: ``A pi/pi_old`` of what is sampled, ``R - mean`` over all rows;
+    ``sg(min(pi/0.1, 1)) log pi`` of demonstrations and prefixes, where they count; entropy 0.001.
+    """
+    kinds = ROLLOUTS if s.wrong == "demo out of the baseline" else (*ROLLOUTS, WHOLE)
+    gains: Gains = {}
+    for i in s.rows(*ROLLOUTS, WHOLE):
+        A = advantage(s, i, s.mates(i, *kinds))
+        for t in s.sampled(i):
+            gains[i, t] = ppo(s, i, t, A) if s.wrong == "clip" else A * s.rho(i, t)
+        shut = i in s.context and s.wrong != "every prefix"
+        for t in [] if shut else s.at(i, PREFIX, DEMO):
+            p = s.lp[i][t].exp()
+            W = (p / s.o.get("at", 0.1)).clamp(max=1.0)
+            gain = s.lp[i][t] if s.wrong == "no weight" else s.held(W) * s.lp[i][t]
+            gains[i, t] = A * gain if s.wrong == "the row's advantage" else gain
+    counted = ROLL if s.wrong == "rollouts counted alone" else ALL
+    return over(s, gains, counted, CONST) + extras(s, ALL, CONST, coef=0.001)
 
 
 @method("demo", "std", "no clip", "gate swapped", "both", "demo in the baseline", "gate on the sum")

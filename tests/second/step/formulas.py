@@ -48,6 +48,26 @@ def luffy(
     return per(len(u.rows) * u.const, gains)
 
 
+def trapo(
+    u: Update,
+    at: float = 0.1,
+    base: Sequence[str] = ALL,
+    entropy: float = 1e-3,
+    context: Sequence[int] = (4,),
+    detach: bool = True,
+) -> Tensor:
+    """min(p/.1, 1) log pi of what is given of demonstrations, but for the prefixes of rows in these
+    places; A pi/pi_old of the rest, one baseline, no std."""
+    gains = []
+    for i, row in enumerate(u.rows):
+        A = advantage(row, u.mates(i, *base))
+        p = u.lp[i].detach().exp() if detach else u.lp[i].exp()
+        given = (p / at).clamp(max=1.0) * u.lp[i] * (row.whole or row.place not in context)
+        n = len(row.completion) if row.whole else row.prefix
+        gains.append(torch.cat([given[:n], (A * u.ratio(i))[n:]]) + entropy * u.H[i])
+    return per(len(u.rows) * u.const, gains)
+
+
 def srft(u: Update, sign: float = -1.0, scale: float = 0.1, detach: bool = True) -> Tensor:
     """0.5 exp(-H) SFT + A pi of demonstrations; 0.1 exp(H) log pi of right rows, - of wrong."""
     gains = []

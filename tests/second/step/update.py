@@ -18,7 +18,8 @@ LogProbs = Callable[[], list[Tensor]]
 
 @dataclass
 class Row:
-    """A row as plain lists: an own rollout, one behind a prefix, or a whole demonstration."""
+    """A row as plain lists: an own rollout, one behind a prefix, or a whole demonstration; and its
+    place in its group."""
 
     prompt: list[int]
     completion: list[int]

@@ -50,6 +50,7 @@ class Recipe:
 PREFIX_RFT, LUFFY = Recipe(formulas.prefix_rft), Recipe(formulas.luffy)
 WITH_KL = Recipe(partial(formulas.prefix_rft, beta=0.1))
 KEEPS_HALF = Recipe(partial(formulas.prefix_rft, fraction=0.5))
+TRAPO = Recipe(partial(formulas.trapo, context=(1,)))
 CHORD = Recipe(formulas.chord, "std", ROLLOUT)
 
 
@@ -102,6 +103,7 @@ class Again:
                 reward=float(batch["prefix_rft_reward"][i]),
                 group=batch["keys"][i].rsplit("_", 2)[0],
                 weight=torch.ones(len(ids)),
+                place=int(batch["keys"][i].rsplit("_", 2)[1]),
             )
             if batch["padding"][i]:
                 rows.append(row)

@@ -100,7 +100,7 @@ class RolloutTrainer(GRPOTrainer):
             step=self.state.global_step,
             total_steps=self.state.max_steps,
             max_completion_length=self.max_completion_length,
-            newlines=self.renderer.newline_ids if boundaries else frozenset(),
+            newlines=self.renderer.newlines if boundaries else {},
             examples=self.method_state.examples,
             shared=self.method_state.shared,
             traces=self.method_state.traces,
@@ -223,6 +223,8 @@ class RolloutTrainer(GRPOTrainer):
         self, model: Any, ids: Tensor, mask: Tensor, width: int, *args: Any, **kwargs: Any
     ) -> Any:
         training = self.model.training
+        if self._attempt is not None and self._attempt.more:  # it is all done again, with more rows
+            return torch.zeros(ids.size(0), width, device=ids.device), None, None
         as_is = not training or self.scorer.why_whole is not None or torch.is_grad_enabled()
         # Where one process has pictures and another none, all go the same way.
         if as_is and not self._is_vlm:

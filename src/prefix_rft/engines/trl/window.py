@@ -74,6 +74,12 @@ def teachers_said(rows: Rows) -> tuple[Tensor | None, Tensor | None]:
     return torch.stack([silent_BT if x is None else x for x in said]), torch.stack(taught)
 
 
+def open_prefix(rows: Rows) -> Tensor:
+    """Bool, the prefix tokens of these rows that a stream may train, shape (B, T)."""
+    shut_B = rows["row_dropped"] | rows["row_context"]
+    return rows["prefix_mask"] & ~shut_B[:, None]
+
+
 def to_batch(rows: Rows) -> Batch:
     """The core batch of these rows."""
     prefix = rows["prefix_mask"]
@@ -93,6 +99,7 @@ def to_batch(rows: Rows) -> Batch:
         ref_logp_BT=rows.get("ref_per_token_logps"),
         weight_BT=weight,
         hinted_B=rows["row_hinted"],
+        context_B=rows["row_context"],
         truncated_B=rows["row_truncated"],
         dropped_B=rows["row_dropped"],
         teacher_logp_MBT=told_MBT,

@@ -15,14 +15,17 @@ from uuid import uuid4
 import numpy as np
 import ray
 import torch
+from omegaconf import OmegaConf
 from tensordict import TensorDict
 from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopOutput
 from verl.protocol import DataProto
 
-from prefix_rft.engines.verl.columns import ATTEMPT, PLAN, PREFIX, REWARD, WHOLE
+from prefix_rft.core import Method
+from prefix_rft.engines.verl.columns import ATTEMPT, CONTEXT, PLAN, PREFIX, REWARD, WHOLE
 from prefix_rft.engines.verl.dataset import PROMPT_IDS
 from prefix_rft.engines.verl.group_barrier import GroupBarrier, all_wrong
-from prefix_rft.engines.verl.prompt_plan import PromptPlan
+from prefix_rft.engines.verl.method_config import KEY, MethodConfig
+from prefix_rft.engines.verl.prompt_plan import KnownIds, PromptPlan
 from prefix_rft.engines.verl.rewards import UNGRADED
 
 
@@ -35,6 +38,7 @@ class PrefixOutput(AgentLoopOutput):
 
     prefix_length: int = 0
     whole: bool = False
+    context: bool = False
     attempt: int = 0
 
     @property
@@ -47,10 +51,11 @@ class PrefixOutput(AgentLoopOutput):
     def as_dict(self) -> dict[str, Any]:
         """The columns of the rollout."""
         columns = super().as_dict()
-        for name in ("prefix_length", "whole", "attempt"):
+        for name in ("prefix_length", "whole", "context", "attempt"):
             columns.pop(name, None)
         columns[PREFIX] = torch.tensor(self.prefix_length, dtype=torch.int64)
         columns[WHOLE] = torch.tensor(self.whole)
+        columns[CONTEXT] = torch.tensor(self.context)
         columns[ATTEMPT] = torch.tensor(self.attempt, dtype=torch.int64)
         columns[REWARD] = torch.tensor(self.reward, dtype=torch.float64)
         return columns
@@ -72,37 +77,68 @@ class PrefixAgentLoop(AgentLoopBase):
         """One rollout; where the method asks for it, again while its whole group fails."""
         plan = PromptPlan.read(kwargs[PLAN]) if kwargs.get(PLAN) is not None else None
         if plan is None:
-            return await self.sample(sampling_params, kwargs, [], False)
+            return await self.sample(sampling_params, kwargs, KnownIds([]))
         rollout = int(kwargs["session_id"])
-        output = await self.sample(sampling_params, kwargs, *plan.known(rollout))
         try:
+            output = await self.first(sampling_params, kwargs, plan, rollout)
             for attempt in range(1, len(plan.attempts)):
                 if output.reward_score is None:
                     await self.grade(output, kwargs)
                 brings = (output.reward, output.whole)
-                group = (str(kwargs["uid"]), attempt, rollout, plan.rollouts)
+                group = (str(kwargs["uid"]), f"attempt {attempt}", rollout, plan.rollouts)
                 if not all_wrong(await BARRIER.meet(*group, brings), plan.solved_above):
                     break
                 if plan.changes(rollout, attempt):
-                    start_ids, whole = plan.known(rollout, attempt)
-                    output = await self.sample(sampling_params, kwargs, start_ids, whole)
+                    known = plan.known(rollout, attempt)
+                    output = await self.sample(sampling_params, kwargs, known)
                     output.attempt = attempt
         except BaseException:
             BARRIER.leave(str(kwargs["uid"]))
             raise
         return output
 
-    async def sample(
-        self,
-        sampling_params: dict[str, Any],
-        row: dict[str, Any],
-        start_ids: list[int],
-        whole: bool,
+    async def first(
+        self, sampling_params: dict[str, Any], row: dict[str, Any], plan: PromptPlan, rollout: int
     ) -> PrefixOutput:
-        """Continue these ids, within the budget of prefix and continuation together."""
+        """A rollout as it was planned; where rows wait for others, once it has its turn.
+
+        All rollouts of the group meet before each turn: those that are done bring their rewards,
+        the others nothing.
+        """
+        method, output = self.waiting_method(plan), None
+        if method is None:
+            return await self.sample(sampling_params, row, plan.known(rollout))
+        turns = method.planner.turns(plan.rollouts)
+        for turn in range(max(turns) + 1):
+            rewards: list[float | None] = []
+            if turn:
+                if output is not None and output.reward_score is None:
+                    await self.grade(output, row)
+                brings = None if output is None else output.reward
+                group = (str(row["uid"]), f"turn {turn}", rollout, plan.rollouts)
+                rewards = await BARRIER.meet(*group, brings)
+            if turns[rollout] == turn:
+                known = plan.in_turn(method, rollout, rewards)
+                output = await self.sample(sampling_params, row, known)
+        assert output is not None  # noqa: S101  (each has one turn)
+        return output
+
+    def waiting_method(self, plan: PromptPlan) -> Method | None:
+        """The run's method, if rows of its groups wait for others."""
+        if not plan.waits:
+            return None
+        settings: Any = OmegaConf.to_container(self.rollout_config.custom[KEY], resolve=True)
+        block, rollout = MethodConfig.read(settings), self.rollout_config
+        return block.resolve_method(int(rollout.n), int(rollout.response_length))
+
+    async def sample(
+        self, sampling_params: dict[str, Any], row: dict[str, Any], known: KnownIds
+    ) -> PrefixOutput:
+        """Continue what is known, within the budget of prefix and continuation together."""
+        start_ids = known.ids
         prompt_ids = [int(t) for t in row[PROMPT_IDS]]
         budget = self.rollout_config.response_length
-        if whole:
+        if known.whole:
             # Sampled from no policy: as if the present one had.
             version = int(row["global_steps"]) - 1
             fields = {"min_global_steps": version, "max_global_steps": version}
@@ -129,7 +165,8 @@ class PrefixAgentLoop(AgentLoopBase):
             metrics={"num_preempted": -1 if preempted is None else preempted},  # pyright: ignore[reportArgumentType]
             extra_fields={**fields, "turn_scores": [], "tool_rewards": []},
             prefix_length=len(start_ids),
-            whole=whole,
+            whole=known.whole,
+            context=known.context,
         )
 
     async def grade(self, output: PrefixOutput, row: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ PLAN = "prefix_rft_plan"
 # Of a rollout.
 PREFIX = "prefix_rft_prefix_length"
 WHOLE = "prefix_rft_whole"
+CONTEXT = "prefix_rft_context"
 REWARD = "prefix_rft_reward"
 ATTEMPT = "prefix_rft_attempt"
 
@@ -65,6 +66,7 @@ def to_batch(data: Any) -> Batch:
         group_B=data[GROUP],
         ref_logp_BT=None if ref is None else padded(ref),
         weight_BT=weight,
+        context_B=data[CONTEXT].bool(),
         truncated_B=data[TRUNCATED].bool(),
         dropped_B=data[DROPPED].bool(),
     )

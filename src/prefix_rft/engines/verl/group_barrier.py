@@ -12,29 +12,34 @@ from typing import Any
 
 @dataclass
 class GroupBarrier:
-    """GroupBarrier that are open, by prompt and attempt.
+    """The meetings that are open, by prompt and by what they are held for.
 
     Attributes:
         open: what those who have come brought, and what they wait for.
         gone: prompts of which a rollout failed, so that no meeting of theirs takes place.
     """
 
-    open: dict[tuple[str, int], tuple[dict[int, Any], asyncio.Future[list[Any]]]] = field(
+    open: dict[tuple[str, str], tuple[dict[int, Any], asyncio.Future[list[Any]]]] = field(
         default_factory=dict
     )
     gone: set[str] = field(default_factory=set)
 
-    async def meet(
-        self, prompt: str, attempt: int, rollout: int, of: int, brings: Any
-    ) -> list[Any]:
+    async def meet(self, prompt: str, what: str, rollout: int, of: int, brings: Any) -> list[Any]:
         """What all rollouts bring, in their order, once all have come.
+
+        Args:
+            prompt: the id of their prompt.
+            what: what they meet for, once only.
+            rollout: the place of the one that comes.
+            of: how many there are.
+            brings: what it brings.
 
         Raises:
             RuntimeError: one of them has failed.
         """
         if prompt in self.gone:
             raise RuntimeError(f"another rollout of prompt {prompt} has failed")
-        key = (prompt, attempt)
+        key = (prompt, what)
         if key not in self.open:
             self.open[key] = ({}, asyncio.get_running_loop().create_future())
         brought, all_here = self.open[key]

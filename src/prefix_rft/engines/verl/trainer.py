@@ -133,9 +133,7 @@ class MethodTrainer:
             step=self.global_steps - 1,
             total_steps=self.total_training_steps,
             max_completion_length=int(self.config.data.max_response_length),
-            newlines=self.train_dataset.renderer.newline_ids
-            if planner.needs_boundaries
-            else frozenset(),
+            newlines=self.train_dataset.renderer.newlines if planner.needs_boundaries else {},
             examples=self.method_state.examples,
             shared=self.method_state.shared,
             traces=self.method_state.traces,

@@ -83,7 +83,7 @@ class MethodActor(TrainingWorker):
 
     def keep(self, data: Any, batch: Batch) -> Tensor:
         """Prefix tokens of these rows that keep their advantage, shape (B, T)."""
-        chosen, prefix_BT = self.method.selection, batch.origin(("prefix",))
+        chosen, prefix_BT = self.method.selection, batch.open_prefix_BT
         if chosen is None:
             return prefix_BT
         if KEEP in data.keys():  # noqa: SIM118  (a TensorDict iterates over rows)

@@ -15,7 +15,7 @@ from prefix_rft.engines.trl.forward import Forward
 from prefix_rft.engines.trl.processes import Processes
 from prefix_rft.engines.trl.rollout.generation import Generation
 from prefix_rft.engines.trl.rollout.scores import known_entropy
-from prefix_rft.engines.trl.window import Rows
+from prefix_rft.engines.trl.window import Rows, open_prefix
 
 
 def credited(
@@ -84,6 +84,7 @@ def credited(
         "row_dropped": dropped_N[own_rows],
         "row_imitation": torch.full_like(group, generation.imitation, dtype=torch.bool),
         "row_hinted": own_columns["hint"] > 0,
+        "row_context": column([int(p.context) for p in plans]).bool(),
         "row_truncated": _truncated(rows, eos_ids),
     }
     if "ref_per_token_logps" not in rows:  # as TRL's own reference model gives them
@@ -91,8 +92,7 @@ def credited(
         if reference is not None:
             columns["ref_per_token_logps"] = reference
     if method.selection is not None and method.selection.source == "rollout":
-        wanted = columns["prefix_mask"] & ~columns["row_dropped"][:, None]
-        entropy = known_entropy(rows, wanted, processes)
+        entropy = known_entropy(rows, open_prefix(columns), processes)
         if entropy is None:
             entropy = forward.prefix_entropy({**rows, **columns})
         columns["prefix_entropy"] = entropy

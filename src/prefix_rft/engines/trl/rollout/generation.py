@@ -61,6 +61,11 @@ class Attempt:
     scores_2BT: Tensor | None = None
     rewards: Rewards | None = None
 
+    @property
+    def more(self) -> bool:
+        """Whether rows are yet to be sampled, so that only ids and rewards of this call count."""
+        return any(plan.more for plan in self.plans)
+
     def gave(self, rows: Rows, metrics: Lists) -> Sampled:
         """The rows that TRL has returned, with their rewards.
 

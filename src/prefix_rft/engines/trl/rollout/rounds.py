@@ -24,6 +24,7 @@ from prefix_rft.engines.plan import (
     RowPlan,
     RunPoint,
     another_example,
+    in_turn,
     plan_rows,
     replanned,
     starting,
@@ -112,7 +113,8 @@ class Rounds:
         Args:
             moment: the point of the run before the generation.
             inputs: this process's examples, as many as on every other one.
-            sample: samples and rewards rows as planned; called once for each attempt.
+            sample: samples and rewards rows as planned; called once for each attempt, and each
+                turn.
         """
         method = self.method
         first = self.processes.own(len(inputs)).start
@@ -122,11 +124,12 @@ class Rounds:
             metrics = {**_lists(told), **sampled.metrics}
             return Generation(*waiting, sampled, imitation=True, metrics=metrics)
         moment = self._limited(moment, inputs)
-        plans = plan_rows(method, inputs, moment, first)
+        plans, sampled = self._in_turns(
+            inputs, plan_rows(method, inputs, moment, first), moment, sample
+        )
         limit = method.groups.attempts
         if method.groups.all_wrong == "demonstration" and method.groups.all_right != "resample":
             limit = 1  # a demonstration in the group's place settles it
-        sampled = sample(inputs, plans)
         results = GroupResults.of(method, plans, sampled.reward_N, self.processes)
         for attempt in range(1, limit + 1):
             if not bool(results.again_N.any()):
@@ -142,6 +145,38 @@ class Rounds:
         after |= self._keep(inputs, plans, moment, results, sampled.rows)
         metrics = {**_lists(told), **sampled.metrics, **_lists(after)}
         return Generation(inputs, plans, sampled, imitation=False, metrics=metrics)
+
+    def _in_turns(
+        self, inputs: Inputs, plans: list[RowPlan], moment: RunPoint, sample: Sampler
+    ) -> tuple[list[RowPlan], Sampled]:
+        """Sample the rows, those that wait for others once these have their rewards.
+
+        Until then a row that waits is a token that nobody asks a sampler for. A row that has been
+        sampled is kept.
+        """
+        turns = self.method.planner.turns(moment.num_generations)
+        last = max(turns)
+        plans = [self._waiting(p) if turns[p.row] else replace(p, more=last > 0) for p in plans]
+        sampled = sample(inputs, plans)
+        for turn in range(1, last + 1):
+            known, fresh = sampled.reward_N.tolist(), []
+            for i, (example, plan) in enumerate(zip(inputs, plans, strict=True)):
+                begin = plan.group * len(turns)
+                rewards = [*known[begin : begin + len(turns)]]
+                done = tuple(r if t < turn else None for r, t in zip(rewards, turns, strict=True))
+                if turns[plan.row] == turn:
+                    plan = in_turn(self.method, plan, example, moment, done)
+                elif turns[plan.row] < turn:
+                    plan = reused(plan, sampled.rows, i)
+                fresh.append(replace(plan, more=turn < last))
+            plans = fresh
+            sampled = sample(inputs, plans)
+        return plans, sampled
+
+    def _waiting(self, plan: RowPlan) -> RowPlan:
+        """The row until it has its turn."""
+        blank = RowPlan(plan.example, plan.group, plan.row)
+        return replace(blank, kept=(self.filler,), filler=True, more=True)
 
     def _limited(self, moment: RunPoint, inputs: Inputs) -> RunPoint:
         """The point of the run, with how long prefixes of these examples may be."""

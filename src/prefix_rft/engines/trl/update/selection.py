@@ -19,7 +19,7 @@ from prefix_rft.engines.plan import RunPoint
 from prefix_rft.engines.trl.forward import Forward
 from prefix_rft.engines.trl.processes import Processes
 from prefix_rft.engines.trl.rollout.scores import known_entropy
-from prefix_rft.engines.trl.window import Rows, join
+from prefix_rft.engines.trl.window import Rows, join, open_prefix
 
 
 def selected(
@@ -42,11 +42,11 @@ def selected(
     """
     chosen = method.selection
     rows = join(generation[window])
-    mask = rows["prefix_mask"] & ~rows["row_dropped"][:, None]
+    mask = open_prefix(rows)
     if chosen is None:
         return mask
     pool = join(generation) if chosen.scope == "step" else rows
-    candidates = pool["prefix_mask"] & ~pool["row_dropped"][:, None]
+    candidates = open_prefix(pool)
     seed = selection_seed(moment.seed, moment.step)
     if chosen.source == "rollout":
         entropy = pool["prefix_entropy"]
