@@ -215,8 +215,8 @@ def test_methods_and_options_of_teachers() -> None:
     assert [t.name for t in two.teachers] == [s.teacher for s in two.streams] == ["m", "c"]
     with pytest.raises(UserError, match="has no teacher"):
         load("grpo", control="none")
-    with pytest.raises(UserError, match="unknown option of teacher 'wieghts'"):
-        load("rlsd", teacher={"wieghts": "live"})
+    with pytest.raises(UserError, match="unknown option of teacher 'weightz'"):
+        load("rlsd", teacher={"weightz": "live"})
     with pytest.raises(UserError, match="each is read"):
         replace(load("grpo"), teachers=(Teacher(),))
     assert not load("opd").reads_rewards
