@@ -117,6 +117,20 @@ class Teacher:
         """Whether it scores the rows anew in each optimizer step."""
         return self.weights in MOVING
 
+    @property
+    def model(self) -> str:
+        """The folder or Hub name of its model.
+
+        Raises:
+            UserError: there is none.
+        """
+        if self.path is None:
+            raise UserError(
+                f"teacher '{self.name}' is another model: give its folder or Hub name as path, an "
+                "option of the method"
+            )
+        return self.path
+
     def write(self, prompt: str, context: str) -> str:
         """The text of its prompt's last message.
 

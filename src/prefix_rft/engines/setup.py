@@ -204,11 +204,10 @@ def beside_the_recipe(method: Method, recipe: Recipe) -> Method:
     """The method, whose teachers' folders may be named from the recipe's folder.
 
     Raises:
-        UserError: one can only be a folder, and there is none.
+        UserError: one is not named, or can only be a folder, and there is none.
     """
-    if not any(t.path for t in method.teachers):
-        return method
     teachers = [
-        replace(t, path=find_model(t.path, recipe.folder)) if t.path else t for t in method.teachers
+        replace(t, path=find_model(t.model, recipe.folder)) if t.weights == "model" else t
+        for t in method.teachers
     ]
-    return replace(method, teachers=tuple(teachers))
+    return replace(method, teachers=tuple(teachers)) if teachers else method

@@ -330,7 +330,7 @@ def test_a_chat_is_rendered_as_the_policys_is() -> None:
 @pytest.mark.parametrize(
     ("method", "options", "words"),
     [
-        ("opd", {}, "give its folder or Hub name as path"),
+        ("opd", {}, "another model: give its folder or Hub name as path"),
         ("rlsd", {"column": "answerz"}, "reads column 'answerz', which the rows do not have"),
         ("rlsd", {"teacher": {"weights": "adapter_off"}}, "the model has no adapter: use frozen"),
         ("opd", {"path": "nowhere"}, "nowhere"),

@@ -34,12 +34,7 @@ def teacher_models(
     for teacher in method.teachers:
         if teacher.weights != "model":
             continue
-        if teacher.path is None:
-            raise UserError(
-                f"method '{method.name}' is taught by another model: give its folder or Hub name "
-                "as path, an option of the method"
-            )
-        model, tokenizer = load_model(teacher.path)
+        model, tokenizer = load_model(teacher.model)
         own, theirs = (tokenizer_in(x).get_vocab() for x in (processing, tokenizer))
         if own != theirs:
             raise UserError(
