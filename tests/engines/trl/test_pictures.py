@@ -123,6 +123,7 @@ def test_loss_and_gradient_equal_plain_torch(tmp_path: Path, name: str, parts: i
         assert relative_error(gradient, mirrored.gradient(prefix_rft(mirrored))) > 1e-3
 
 
+@pytest.mark.slow
 def test_two_processes_are_one(tmp_path: Path) -> None:
     """Each has a group; the pictures of one are none, or more than those of the other."""
     cases = ["0,2", "2,1"]
