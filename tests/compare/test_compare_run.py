@@ -64,12 +64,14 @@ def whole(task: Path) -> Path:
     return task / "whole"
 
 
-def compare(task: Path, output: str) -> subprocess.Popen[bytes]:
-    """Start the command as a process of its own."""
+def compare(
+    task: Path, output: str, command: str = "compare", *more: str
+) -> subprocess.Popen[bytes]:
+    """Start the command, or one that runs like it, as a process of its own."""
     return subprocess.Popen(
         [
-            *(sys.executable, "-c", COMMAND, "compare", str(task / "recipe.yaml")),
-            *("--output", str(task / output), "--jobs", "2"),
+            *(sys.executable, "-c", COMMAND, command, str(task / "recipe.yaml")),
+            *("--output", str(task / output), "--jobs", "2", *more),
         ],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,

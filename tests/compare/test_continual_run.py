@@ -1,10 +1,8 @@
 """Tasks one after the other from end to end, and killed on the way: the same matrices."""
 
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ from typing import Any
 import pytest
 from continual_tasks import write_tasks
 from filelock import FileLock
-from test_compare_run import COMMAND, WAIT_SECONDS, records, some
+from test_compare_run import WAIT_SECONDS, compare, records, some
 
 from prefix_rft.runs.reader import RunFolder
 
@@ -33,15 +31,7 @@ def whole(task: Path) -> Path:
 
 def continual(task: Path, output: str) -> subprocess.Popen[bytes]:
     """Start the command as a process of its own."""
-    return subprocess.Popen(
-        [
-            *(sys.executable, "-c", COMMAND, "continual", str(task / "recipe.yaml")),
-            *("--output", str(task / output), "--jobs", "2", "--seeds", "1"),
-        ],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    return compare(task, output, "continual", "--seeds", "1")
 
 
 def matrices(folder: Path) -> dict[str, Any]:

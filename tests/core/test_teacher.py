@@ -92,6 +92,8 @@ def test_weights_by_hand() -> None:
         w = evidence(0.2).of(scores(D, A))[0]
         assert (A * (0.5 + 0.5 * w)).tolist() == pytest.approx(expected)
     assert evidence(0.2).of(scores(t(1e4, -1e4)[None])).tolist()[0] == pytest.approx([1.2, 0.8])
+    wide = evidence(0.9).of(scores(t(-2.0, -9.0, 0.5)[None])).tolist()[0]
+    assert wide == pytest.approx([math.exp(-2.0), 0.1, math.exp(0.5)])
 
 
 def test_a_signed_weight_is_inside_the_min_of_ppo() -> None:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +201,26 @@ def test_what_cannot_be_used(
 def test_rows_without_a_demonstration(recipe: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="learns from demonstrations, but no row has one"):
         train(str(recipe), [*LEARNS, f"runs={tmp_path}", "demonstration_fraction=0"], QUIET)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"turn": 0}'])
+def test_a_damaged_record(tmp_path: Path, text: str) -> None:
+    (tmp_path / "reward_learning.json").write_text(text)
+    with pytest.raises(UserError, match=r"reward_learning\.json' is damaged"):
+        reward_learning.record_in(tmp_path)
+
+
+def test_the_reward_starts_from_the_revision_of_the_policy(recipe: Path) -> None:
+    """But where it starts from a model of its own, or from that of the stage before."""
+    init = "model_init_kwargs={revision: main, dtype: bfloat16}"
+    with closing(set_up(RecipeFile.read(recipe, [*LEARNS, init]))) as setup:
+        own = setup.recipe
+        stage = reward_learning.LearningStage.of(setup)
+    assert stage is not None
+    assert stage.options_of(own)["revision"] == "main"
+    assert stage.options_of(replace(own, turn=1)) == {}
+    other = replace(stage, options=replace(stage.options, model="x"))
+    assert other.options_of(own) == {}
 
 
 def test_a_later_stage_without_the_reward_before_it(recipe: Path, tmp_path: Path) -> None:

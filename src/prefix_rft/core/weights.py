@@ -222,8 +222,8 @@ def evidence(eps: float) -> Weight:
 
     def of(s: Scores) -> Tensor:
         assert s.advantage_B1 is not None  # noqa: S101  (an engine's)
-        # Within the clip anyway, and an overflow would be infinite.
-        return (s.advantage_B1.sign() * s.gap).clamp(-1.0, 1.0).exp().clamp(1.0 - eps, 1.0 + eps)
+        # Beyond the clip anyway, as eps is below 1; an overflow would be infinite.
+        return (s.advantage_B1.sign() * s.gap).clamp(max=1.0).exp().clamp(1.0 - eps, 1.0 + eps)
 
     return Weight(f"exp(sign(A) log q/p) within 1 +- {eps:g}", of, teacher=True)
 

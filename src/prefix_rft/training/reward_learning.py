@@ -11,7 +11,7 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +21,20 @@ from datasets import Dataset
 
 from prefix_rft.data.demonstrations import IDS
 from prefix_rft.engines.adapters import find_adapter
+from prefix_rft.engines.models import hub
 from prefix_rft.engines.setup import Setup
 from prefix_rft.engines.state import hash_of_columns
-from prefix_rft.engines.trl.clock import template_kwargs
 from prefix_rft.engines.trl.pair_trainer import train_reward_model
 from prefix_rft.engines.trl.reward_model import LearntReward, load_reward_model
 from prefix_rft.evaluation.along import same_random_state
-from prefix_rft.evaluation.samples import Request, drawn
+from prefix_rft.evaluation.samples import drawn
+from prefix_rft.recipe.recipe import Recipe
 from prefix_rft.recipe.reward_options import KEY, RewardLearning
 from prefix_rft.support.console import say
 from prefix_rft.support.display import Display
 from prefix_rft.support.errors import UserError
 from prefix_rft.support.writing import write_json
+from prefix_rft.training.held_out import request_of
 
 MODEL, RECORD = "reward_model", "reward_learning.json"
 """What a stage leaves in its run folder: the reward model, and how it was learnt."""
@@ -77,13 +79,18 @@ class LearningStage:
                 f"{KEY}: stage {recipe.turn + 1} goes on with the reward of the stage before, "
                 f"which is not in '{before}': begin again"
             )
-        reference = str(json.loads((before / RECORD).read_text(encoding="utf-8"))["reference"])
+        reference = str(record_in(before)["reference"])
         if setup.args.beta and find_adapter(reference) is not None:
             raise UserError(
                 f"{KEY} with beta compares with the model that it began with, but '{reference}' is "
                 "an adapter: merge it first (prefix-rft merge), or leave out beta"
             )
         return cls(options, str(before / MODEL), reference)
+
+    def options_of(self, recipe: Recipe) -> dict[str, Any]:
+        """The options with which the recipe's model is loaded, where the reward starts from it."""
+        own = recipe.turn == 0 and self.options.model is None
+        return recipe.model_options if own else {}
 
     @contextmanager
     def compares(self, model: Any) -> Iterator[None]:
@@ -153,8 +160,8 @@ def learn_reward(
             display.soon()
             pairs = pairs_of(setup, stage, trainer, rows, display)
             torch.manual_seed(args.seed)
-            beside = setup.recipe.folder
-            model = load_reward_model(stage.reward_from, tokenizer, beside)
+            beside, where = setup.recipe.folder, hub(stage.options_of(setup.recipe))
+            model = load_reward_model(stage.reward_from, tokenizer, beside, **where)
             display.phases.begin("learning the reward")
             lines = train_reward_model(
                 *(model, tokenizer, pairs, stage.options, args),
@@ -206,15 +213,9 @@ def pairs_of(
     Raises:
         UserError: all pairs are the same.
     """
-    args, render = setup.args, trainer.renderer
-    request = Request(
-        samples=stage.options.samples,
-        temperature=args.temperature,
-        max_completion_length=args.max_completion_length,
-        seed=seed_of(args.seed, setup.recipe.turn),
-        batch_size=args.per_device_train_batch_size,
-        template_kwargs=template_kwargs(args, trainer.processing_class),
-    )
+    render, seed = trainer.renderer, seed_of(setup.args.seed, setup.recipe.turn)
+    asked = request_of(setup, trainer.processing_class, stage.options.samples, seed)
+    request = replace(asked, temperature=setup.args.temperature)
     display.phases.begin("sampling what the reward is to tell from demonstrations:", len(rows))
     mine = list(range(trainer.processes.index, len(rows), trainer.processes.count))
     found: list[tuple[int, int, Pair]] = []
@@ -271,12 +272,29 @@ def recorded(folder: Path, decided: dict[str, Any]) -> dict[str, Any] | None:
     """The record of a reward that was learnt in this folder from the same; another one goes."""
     place = folder / RECORD
     if place.is_file() and (folder / MODEL).is_dir():
-        there = json.loads(place.read_text(encoding="utf-8"))
+        there = record_in(folder)
         if there["decided_by"] == json.loads(json.dumps(decided)):
             return there
     place.unlink(missing_ok=True)
     shutil.rmtree(folder / MODEL, ignore_errors=True)
     return None
+
+
+def record_in(folder: Path) -> dict[str, Any]:
+    """What a stage has written down.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    place = folder / RECORD
+    try:
+        there = json.loads(place.read_text(encoding="utf-8"))
+        missing = {"decided_by", "reference", "turn", "pairs", "log"} - there.keys()
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"'{place}' is damaged: {type(error).__name__}: {error}") from error
+    if missing:
+        raise UserError(f"'{place}' is damaged: it lacks {', '.join(sorted(missing))}")
+    return there
 
 
 def lengths_of(pairs: Sequence[Pair]) -> dict[str, float]:

@@ -334,6 +334,12 @@ def test_a_chat_is_rendered_as_the_policys_is() -> None:
         ("rlsd", {"column": "answerz"}, "reads column 'answerz', which the rows do not have"),
         ("rlsd", {"teacher": {"weights": "adapter_off"}}, "the model has no adapter: use frozen"),
         ("opd", {"path": "nowhere"}, "nowhere"),
+        ("rlsd", {"column": "demonstration"}, "whose cells are lists or mappings"),
+        (
+            "opd",
+            {"teacher": {"weights": "live", "context": "demonstration", "max_length": 3}},
+            "would teach none of the first 12 rows: 12 of its prompts are too long",
+        ),
     ],
 )
 def test_what_cannot_be_taught(

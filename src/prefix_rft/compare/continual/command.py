@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -127,7 +127,7 @@ def read_board(
 
 
 def task_of(
-    recipe: str, shared: dict[str, Any], name: str, keys: dict[str, Any] | Any
+    recipe: str, shared: Mapping[str, Any], name: str, keys: Mapping[str, Any]
 ) -> ContinualTask:
     """A task as the recipe and its own keys say.
 

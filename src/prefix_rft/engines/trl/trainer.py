@@ -20,7 +20,6 @@ from prefix_rft.engines.trl.clock import stop_clock, template_kwargs
 from prefix_rft.engines.trl.config import PrefixRFTConfig
 from prefix_rft.engines.trl.forward import Forward
 from prefix_rft.engines.trl.held_out import EvaluatesHeldOut
-from prefix_rft.engines.trl.other_models import check_columns, room_for, teacher_models
 from prefix_rft.engines.trl.pictures import logs_pictures, refuse_pictures
 from prefix_rft.engines.trl.policy import prepared
 from prefix_rft.engines.trl.rollout.backend import Backend, server_errors
@@ -37,6 +36,7 @@ from prefix_rft.engines.trl.safety.made_of import made_of
 from prefix_rft.engines.trl.safety.own_state import OwnState
 from prefix_rft.engines.trl.safety.watch import Watched
 from prefix_rft.engines.trl.scorer import PacksRows, Scorer, packing
+from prefix_rft.engines.trl.teachers import check_columns, room_for, teacher_models
 from prefix_rft.engines.trl.token_counts import TokenCounts
 from prefix_rft.engines.trl.update.gradient_shares import GradientShares
 from prefix_rft.engines.trl.update.step import OptimizerStep
@@ -158,6 +158,7 @@ class PrefixRFTTrainer(PacksRows, Watched, EvaluatesHeldOut, ResumesExactly, Rol
         }
         check_columns(method, self.train_dataset)
         contexts = Contexts(self.renderer, self.train_dataset, limits)
+        contexts.refuse_untaught(method, self._moment())
         forwards = {
             name: Forward(self.scorer, lambda m=model: m, model, size, self.processes, None)
             for name, model in others.items()

@@ -6,15 +6,17 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from prefix_rft.core import Method
 from prefix_rft.core.hint import in_last_text
 from prefix_rft.core.prefix import generator
 from prefix_rft.core.teacher import Teacher, without_thinking
 from prefix_rft.data.demonstrations import EXAMPLE, IDS
 from prefix_rft.data.render import Renderer
 from prefix_rft.engines.plan import RowPlan, RunPoint
+from prefix_rft.support.errors import UserError
 
 LOOKED_AT = 64
-"""Other examples that are looked at for one that has what a control wants."""
+"""Examples that are looked at: for one that has what a control wants, and before the first step."""
 
 
 class Peer(NamedTuple):
@@ -44,6 +46,31 @@ class Contexts:
 
     def __init__(self, renderer: Renderer, dataset: Any, limits: Mapping[str, int | None]) -> None:
         self.renderer, self.dataset, self.limits = renderer, dataset, limits
+
+    def refuse_untaught(self, method: Method, moment: RunPoint) -> None:
+        """Look whether each teacher teaches some row, as far as that is known before sampling.
+
+        Args:
+            method: the method with its teachers.
+            moment: the point of the run.
+
+        Raises:
+            UserError: none of the first rows has a context, or a prompt that is short enough.
+        """
+        rows = [self.dataset[i] for i in range(min(LOOKED_AT, len(self.dataset)))]
+        for teacher in method.teachers:
+            if teacher.shown in ("peer", "wrong") or teacher.only:
+                continue
+            plans = [RowPlan(i, 0, 0) for i in range(len(rows))]
+            both = zip(rows, plans, strict=True)
+            found = [self.prompt(teacher, row, plan, moment, ()) for row, plan in both]
+            if all(ids is None for ids, _ in found):
+                long = sum(long for _, long in found)
+                raise UserError(
+                    f"teacher '{teacher.name}' would teach none of the first {len(rows)} rows: "
+                    f"{long} of its prompts are too long, the others have nothing to show "
+                    f"({teacher.shown})"
+                )
 
     def prompt(
         self,

@@ -1,4 +1,4 @@
-"""Teachers that are models of their own: how they are loaded, and what they have room for."""
+"""What teachers need before the first step: models of their own, room, columns of the rows."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, Value
 
 from prefix_rft.core import Method
 from prefix_rft.core.teacher import Teacher
@@ -61,10 +61,10 @@ def room_for(teacher: Teacher, model: Any, budget: int) -> int | None:
 
 
 def check_columns(method: Method, rows: Any) -> None:
-    """Look whether the rows have the columns that teachers read.
+    """Look whether the rows have the columns that teachers read, and something to write in them.
 
     Raises:
-        UserError: one is missing.
+        UserError: one is missing, or what a prompt is to show is no text and no number.
     """
     if not isinstance(rows, Dataset):
         raise UserError(
@@ -78,3 +78,9 @@ def check_columns(method: Method, rows: Any) -> None:
                     f"teacher '{teacher.name}' reads column '{column}', which the rows do not "
                     f"have: they have {', '.join(rows.column_names)}"
                 )
+        kind = rows.features[teacher.column] if teacher.column else None
+        if kind is not None and not isinstance(kind, Value):
+            raise UserError(
+                f"teacher '{teacher.name}' shows column '{teacher.column}', whose cells are lists "
+                "or mappings: name one of texts or numbers, or use context: demonstration"
+            )
