@@ -170,7 +170,10 @@ VALUES = [
 ]
 
 
-@pytest.mark.parametrize("value", VALUES, ids=lambda v: repr(v)[:20] if v != 10**5000 else "big")
+# A set's own text has another order in each process.
+@pytest.mark.parametrize(
+    "value", VALUES, ids=[f"{type(v).__name__}-{i}" for i, v in enumerate(VALUES)]
+)
 def test_a_value_comes_back(value: Any) -> None:
     told = decode(json.loads(json.dumps(encode(value))))
     assert told == value
