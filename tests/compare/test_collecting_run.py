@@ -97,6 +97,7 @@ def test_costs_are_those_of_the_stored_samples(task: Path, tmp_path: Path) -> No
     assert 2 <= record["found"]["solved"] == len(lines(folder / ROWS)) < TRAIN_ROWS
 
 
+@pytest.mark.slow
 def test_it_goes_on_with_the_samples_that_are_there(task: Path, tmp_path: Path) -> None:
     _, folder = carry_out(task, tmp_path / "out")
     rows, record = (folder / ROWS).read_bytes(), json.loads((folder / DONE).read_text())

@@ -21,7 +21,7 @@ RECIPES = [
     "recipe",
     *(f"recipes/{name}" for name in ("dr_grpo", "lora", "sft", "sft_then_dr_grpo")),
 ]
-QUICK = ("recipe", "recipes/sft_then_dr_grpo")
+QUICK = ("recipe",)
 
 
 def write_tiny(folder: Path) -> None:

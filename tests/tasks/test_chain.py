@@ -151,6 +151,7 @@ def test_shorter_chains_have_a_shorter_budget(tmp_path: Path) -> None:
         write(tmp_path, steps=3)
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["task", "chain", str(tmp_path / "chain"), "--test-rows", "9"]) == 0
     assert len(rows_of(tmp_path / "chain/train.jsonl")) == 75

@@ -26,7 +26,6 @@ from prefix_rft.tasks.jigsaw.grade import LONGEST, parse
 from prefix_rft.tasks.jigsaw.picture import Cut, cut, draw, laid
 from prefix_rft.tasks.jigsaw.puzzle import inverse, jigsaw, row, shuffled
 from prefix_rft.training.train import train
-from tables import rest_slow
 
 PACKAGE = Path(str(files("prefix_rft.tasks.jigsaw")))
 CUTS = [Cut(m, n) for m in (1, 2, 3) for n in (1, 2, 3) if m * n > 1]
@@ -209,7 +208,8 @@ def test_wrong_input(
     assert not (tmp_path / "none").exists()
 
 
-@pytest.mark.parametrize("name", rest_slow(NAMES, lambda name: name == "recipe.yaml"))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_trains(task: Path, tmp_path: Path, name: str) -> None:
     if "rollouts" in name:
         (task / "own.jsonl").write_text((task / "train.jsonl").read_text())
@@ -244,6 +244,7 @@ def test_the_chain_from_rollouts_to_imitation(
     assert main(["train", "recipes/sft_rollouts.yaml", *few]) == 0
 
 
+@pytest.mark.slow
 def test_the_command_writes_what_check_accepts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

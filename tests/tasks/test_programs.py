@@ -139,6 +139,7 @@ def test_the_reward_finds_demonstrations_right_and_other_programs_wrong() -> Non
     reward.close()
 
 
+@pytest.mark.slow
 def test_the_command_and_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Rows, reward, demonstrations and base through check and training as a user's own."""
     folder = tmp_path / "programs"

@@ -62,6 +62,7 @@ def test_what_is_measured(task: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert [p.stat().st_mtime_ns for p in before] == stamps
 
 
+@pytest.mark.slow
 def test_behind_sft_on_a_copy(
     task: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -80,6 +81,7 @@ def test_behind_sft_on_a_copy(
     assert "ask again" not in said
 
 
+@pytest.mark.slow
 def test_a_stage_that_imitates_is_the_sft(task: Path, tmp_path: Path) -> None:
     recipe = task / "staged.yaml"
     recipe.write_text(

@@ -61,7 +61,9 @@ def lines(folder: Path) -> tuple[Lines, Lines]:
     return [x for x in all_lines if x not in along], along
 
 
-@pytest.mark.parametrize("more", [[], SFT], ids=["prefix_rft", "sft"])
+@pytest.mark.parametrize(
+    "more", [pytest.param([], marks=pytest.mark.slow), SFT], ids=["prefix_rft", "sft"]
+)
 def test_a_run_with_evaluations_ends_with_the_bits_of_one_without(
     recipe: Path, tmp_path: Path, more: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,7 +204,8 @@ def test_check_says_what_they_cost(recipe: Path, capsys: pytest.CaptureFixture[s
     assert "eval_every is 5, and the run has 4 steps" in said
 
 
-@pytest.mark.parametrize("step", [pytest.param(2, marks=pytest.mark.slow), 3])
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [2, 3])
 def test_a_run_that_goes_on_has_the_same_evaluations(
     recipe: Path, tmp_path: Path, step: int
 ) -> None:
@@ -241,6 +244,7 @@ def test_what_chooses_is_sampled_by_seeds_of_which_no_run_has_one() -> None:
     assert seeds.isdisjoint(range(100))
 
 
+@pytest.mark.slow
 def test_every_evaluation_of_a_run_is_in_the_precision_of_its_training(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

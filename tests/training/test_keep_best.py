@@ -121,6 +121,7 @@ def test_another_metric_chooses_another_step(
     assert "held-out 0.400  best eval_pass 0.800 at step 1\n" in said
 
 
+@pytest.mark.slow
 def test_the_last_step_may_be_the_best(
     recipe: Path, tmp_path: Path, told: dict[int, float]
 ) -> None:
@@ -133,6 +134,7 @@ def test_the_last_step_may_be_the_best(
     assert "evaluating the best" not in said  # the same weights
 
 
+@pytest.mark.slow
 def test_without_any_value_there_is_no_best(
     recipe: Path, tmp_path: Path, told: dict[int, float]
 ) -> None:

@@ -58,6 +58,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Any]]:
     return found
 
 
+@pytest.mark.slow
 def test_two_stages(recipe: Path, tmp_path: Path, seen: list[Any]) -> None:
     last = train(str(recipe), [*LEARNS, f"runs={tmp_path}"], QUIET)
     first = tmp_path / "run-1-dr_grpo"
@@ -103,6 +104,7 @@ def moved(one: Path, other: Path) -> float:
     return max((a[n] - b[n]).abs().max().item() for n in a)
 
 
+@pytest.mark.slow
 def test_an_adapter_s_later_stages_compare_with_its_base(
     recipe: Path, tmp_path: Path, seen: list[Any]
 ) -> None:

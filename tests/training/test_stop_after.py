@@ -129,7 +129,8 @@ def test_without_any_value_it_ends_too(
     assert not list(folder.glob("best*"))
 
 
-@pytest.mark.parametrize("keep", rest_slow([True, False], lambda keep: keep))
+@pytest.mark.slow
+@pytest.mark.parametrize("keep", [True, False])
 def test_the_next_stage_begins_with_the_best_where_it_is_kept(
     recipe: Path, tmp_path: Path, keep: bool
 ) -> None:
