@@ -22,7 +22,7 @@ esac
 if [ "$task" = countdown ]; then
   recipe=$data/regimes-countdown.yaml
   # SFT's steps: the plan's, and those that were best on validation rows with few demonstrations.
-  sft=${SFT_STEPS:-$([ "$n" -gt 100 ] && echo 1500 || echo 150)}
+  sft=${SFT_STEPS:-$([ "$n" -gt 100 ] && echo 1500 || echo 50)}
   sed "s/max_steps: 1500/max_steps: $sft/" benchmarks/regimes/countdown.yaml >"$recipe"
 else
   [ "$task" = parity ] || [ -e "$data/fresh.jsonl" ] || "$python" benchmarks/regimes/fresh.py "$data"
