@@ -1,19 +1,31 @@
 """A random step of any method, with its targets and with log-probs and entropies as leaves."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from batches import gradients
 from test_formulas import batch_of, targets_of
 from torch import Tensor
 
-from prefix_rft.core import Batch, Method, Targets, loss
+from prefix_rft import core
+from prefix_rft.core import Batch, LossOutput, Method, Targets
 from prefix_rft.methods import BUILT_IN, load
 from second.objective import Step
 from second.objective.random_steps import make
 
 GROUPED = ("group", "sampled_group", "policy_group", "hybrid_group", "batch")
 CONTRASTS = [n for n in BUILT_IN if load(n).contrast is not None]
+
+
+def loss(
+    method: Method, batch: Batch, logp: Tensor, entropy: Tensor | None = None, **more: Any
+) -> LossOutput:
+    """The package's; a divergence, where the method has one, is a line in the log-prob."""
+    if method.divergences:
+        line = 1.0 - 0.5 * logp.to(torch.promote_types(logp.dtype, torch.float32))
+        batch = replace(batch, divergence_SBT=torch.stack([line] * len(method.streams)))
+    return core.loss(method, batch, logp, entropy, **more)
 
 
 @dataclass

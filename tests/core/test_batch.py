@@ -55,6 +55,11 @@ def test_a_prefix_that_is_context_is_a_prefix_still() -> None:
     assert batch.rows_with(("prefix",)).tolist() == [False, True, False, False]
 
 
+def several(name: str) -> bool:
+    """Whether a field has something for each teacher or stream."""
+    return name.rpartition("_")[2][0] in "MS"
+
+
 def test_part_takes_rows_and_width_of_everything() -> None:
     batch = small(
         ref_logp_BT=torch.ones(4, 4),
@@ -65,11 +70,12 @@ def test_part_takes_rows_and_width_of_everything() -> None:
         dropped_B=torch.tensor([False, False, True, True]),
         teacher_logp_MBT=torch.arange(32.0).view(2, 4, 4),
         taught_MB=torch.tensor([[True, False, True, False], [False, True, True, True]]),
+        divergence_SBT=torch.arange(48.0).view(3, 4, 4),
     )
     part = batch.part(torch.tensor([2, 0]), 3)
     for f in dataclasses.fields(Batch):
         whole, piece = getattr(batch, f.name), getattr(part, f.name)
-        rows = whole.transpose(0, 1)[[2, 0]].transpose(0, 1) if "_M" in f.name else whole[[2, 0]]
+        rows = whole.transpose(0, 1)[[2, 0]].transpose(0, 1) if several(f.name) else whole[[2, 0]]
         expected = rows[..., :3] if f.name.endswith("BT") else rows
         assert torch.equal(piece.nan_to_num(7.0), expected.nan_to_num(7.0))
     assert small().part(slice(1, 3)).tokens_BT.tolist() == [[4, 5, 6, 7], [8, 9, 10, 11]]
@@ -78,7 +84,7 @@ def test_part_takes_rows_and_width_of_everything() -> None:
 
 BT = [f.name for f in dataclasses.fields(Batch) if f.name.endswith("_BT")]
 B1 = [f.name for f in dataclasses.fields(Batch) if f.name.endswith("_B")]
-M = [f.name for f in dataclasses.fields(Batch) if "_M" in f.name]
+M = [f.name for f in dataclasses.fields(Batch) if several(f.name)]
 
 
 @pytest.mark.parametrize("name", [*BT, *B1])

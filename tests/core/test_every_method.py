@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 from batches import gradients
-from cases import CONTRASTS, GROUPED, Case, case, same
+from cases import CONTRASTS, GROUPED, Case, case, loss, same
 from torch import Tensor
 
-from prefix_rft.core import Batch, Stream, Targets, advantages, loss, prepare
+from prefix_rft.core import Batch, Stream, Targets, advantages, prepare
 from prefix_rft.core.weights import Scores
 from prefix_rft.methods import BUILT_IN, load
 from second.objective import LAYOUT

@@ -20,6 +20,7 @@ from prefix_rft.core import (
     with_sequence,
 )
 from prefix_rft.core.contrast import Sequences
+from prefix_rft.core.divergence import divergence
 from prefix_rft.methods import BUILT_IN, load, options_of
 from second.objective import FORMULAS, LAYOUT, MISTAKES, Step
 from second.objective.parts import ALL
@@ -44,7 +45,22 @@ def batch_of(step: Step, method: Method) -> Batch:
         teacher_logp_MBT=batch.teacher_logp_MBT.masked_fill(~(response & taught), NAN),
     )
     out = dropped(method, batch.reward_B, batch.group_B, batch.demo_B)
-    return replace(batch, dropped_B=out)
+    return replace(
+        batch, dropped_B=out, divergence_SBT=divergences(method, step, response & taught)
+    )
+
+
+def divergences(method: Method, step: Step, known_BT: Tensor) -> Tensor | None:
+    """What an engine makes of both models' logits; nothing is known elsewhere."""
+    if not method.divergences or not isinstance(step, RandomStep):
+        return None
+    found = torch.full((len(method.streams), *known_BT.shape), NAN, dtype=torch.float64)
+    for s in method.divergences:
+        spec = method.streams[s].divergence
+        assert spec is not None
+        both = step.logits[known_BT], step.taught_logits[known_BT]
+        found[s] = found[s].masked_scatter(known_BT, divergence(*both, spec))
+    return found
 
 
 def sequences(step: Step, batch: Batch) -> Sequences:
@@ -198,6 +214,14 @@ OPTIONS: list[tuple[str, dict]] = [
     ("rlsd", {"eps_w": 0.4, "credit": 0.8, "at_step": 20}),
     ("rlsd", {"at_step": 60}),
     ("sdar", {"coef": 0.7, "gate_beta": 1.0}),
+    ("sdft", {"skip": 0, "ratio_cap": 1.1, "divergence": {"alpha": 1.0}}),
+    ("sdft", {"divergence": {"alpha": 0.5, "support": "teacher", "top": 3, "tail": False}}),
+    ("opsd", {"divergence": {"alpha": 0.25, "cap": 0.3}}),
+    ("opsd", {"divergence": {"cap": 0.05, "cap_level": "entry"}}),
+    ("opsd", {"divergence": {"support": "student", "top": 2}}),
+    ("sdpo", {"policy": 0.4, "divergence": {"top": 3}}),
+    ("sdpo", {"divergence": {"support": "vocabulary", "alpha": 0.0}}),
+    ("gkd", {"num_demonstrations": 1}),
 ]
 
 
@@ -214,10 +238,14 @@ def test_options_of_single_methods(name: str, options: dict) -> None:
         ({"averaged": True}, "u stays"),
         ({"averaged": True}, "sum of negatives"),
         ({"entropy_level": "token"}, "attached"),
-        ({"divergence": "squared_hellinger"}, "attached"),
+        ({"divergence": "squared_hellinger", "floor": 0.0}, "attached"),
         ({"temperature": 2.0}, "attached"),
         ({"gate": 0.25}, "gate swapped"),
         ({"phi": False, "at_step": 77}, "shares swapped"),
+        ({"ratio_cap": 2.0, "skip": 1, "divergence": {"support": "student", "top": 2}}, "no tail"),
+        ({"skip": 0, "divergence": {"cap": 0.1}}, "cap on the other side"),
+        ({"skip": 2, "divergence": {"alpha": 1.0}}, "attached"),
+        ({"skip": 0, "divergence": {"alpha": 0.25}}, "direction"),
     ],
     ids=lambda x: str(x),
 )

@@ -62,7 +62,7 @@ def test_the_law_of_a_method() -> None:
 def test_what_a_method_needs() -> None:
     needs = {n for n in BUILT_IN if load(n).needs_demonstrations}
     alone = {"grpo", "dr_grpo", "dapo", "rloo", "cispo", "gspo", "self_sft", "pass_rate"}
-    alone |= {"opd", "rlsd", "gats", "sdar"}
+    alone |= {"opd", "rlsd", "gats", "sdar", "sdpo", "gkd"}
     assert needs == set(BUILT_IN) - alone
     reference = {n for n in BUILT_IN if load(n).needs_reference}
     assert reference == {"uft", "r3", "iw_sft", "fdiv_sft", "discriminative", "irft"}

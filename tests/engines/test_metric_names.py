@@ -40,6 +40,11 @@ RUNS: dict[str, dict[str, Any]] = {
     "adaback": {},
     "control": {},
     "discriminative": {},
+    "opsd": {
+        "method_options": {
+            "teacher": {"context": "demonstration", "template": "{context};{prompt}"}
+        }
+    },
     "gats": {
         "method_options": {
             "teacher": {

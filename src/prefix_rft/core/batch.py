@@ -1,7 +1,7 @@
 """The batch contract: every token says where it came from, every row which group it belongs to.
 
-Shape letters: B rows, T tokens, M teachers. Rows are right-padded; ``logp_BT[b, t]`` is the
-log-probability of ``tokens_BT[b, t]`` given everything before it in the row (its prompt included).
+Shape letters: B rows, T tokens, M teachers, S streams. Rows are right-padded; ``logp_BT[b, t]`` is
+the log-probability of ``tokens_BT[b, t]`` given everything before it in the row, its prompt too.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ class Batch:
         teacher_logp_MBT: log-probabilities of the tokens under each teacher of the method, anything
             in rows that it does not teach; None where no teacher is heard in this step.
         taught_MB: bool, the rows that each teacher teaches.
+        divergence_SBT: the divergence from its teacher of each stream that has one, in nats and
+            **with its gradient**, anything where the stream does not act; None where none has one.
 
     Raises:
         ValueError: shapes or dtypes disagree, or masks contradict each other.
@@ -59,6 +61,7 @@ class Batch:
     dropped_B: Tensor | None = None
     teacher_logp_MBT: Tensor | None = None
     taught_MB: Tensor | None = None
+    divergence_SBT: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.tokens_BT.ndim != 2:
@@ -67,10 +70,9 @@ class Batch:
         for f in fields(self):
             x = getattr(self, f.name)
             letters = f.name.rpartition("_")[2]
-            if x is not None and letters.startswith("M"):
-                shape = (len(x), *{"MBT": (B, T), "MB": (B,)}[letters])
-            else:
-                shape = (B, T) if letters == "BT" else (B,)
+            shape = (B, T) if letters.endswith("BT") else (B,)
+            if x is not None and letters[0] in "MS":
+                shape = (len(x), *shape)
             if x is not None and tuple(x.shape) != shape:
                 raise UserError(f"{f.name} must have shape {shape}, got {tuple(x.shape)}")
             if x is not None and "mask" in f.name and x.dtype != torch.bool:
@@ -145,7 +147,7 @@ class Batch:
             x = getattr(self, f.name)
             if x is None:
                 continue
-            of = (slice(None), rows) if f.name.endswith(("_MB", "_MBT")) else (rows,)
+            of = (slice(None), rows) if f.name.endswith(("_MB", "_MBT", "_SBT")) else (rows,)
             wide = f.name.endswith("BT")
             parts[f.name] = x[(*of, slice(width))] if wide else x[of]
         return replace(self, **parts)

@@ -112,6 +112,11 @@ class Method:
         return [t.name for t in self.teachers].index(stream.teacher)
 
     @property
+    def divergences(self) -> tuple[int, ...]:
+        """The streams that are a divergence from a teacher, by their places."""
+        return tuple(i for i, s in enumerate(self.streams) if s.divergence is not None)
+
+    @property
     def reads_rewards(self) -> bool:
         """Whether rewards decide anything: an advantage, a gate, or what becomes of a group."""
         own = Groups(attempts=self.groups.attempts, truncated=self.groups.truncated)
@@ -131,7 +136,7 @@ class Method:
     def reads_entropy(self) -> bool:
         """Whether a term of the loss reads entropies, or may: a weight is any function."""
         return any(
-            s.surrogate == "entropy" or (s.weight is not None and not s.weight.teacher)
+            s.surrogate == "entropy" or (s.weight is not None and not s.weight.relative)
             for s in self.streams
         )
 
@@ -199,7 +204,7 @@ class Method:
     def needs_unit_temperature(self) -> bool:
         """Whether a stream reads likelihoods as such: they are those of temperature 1."""
         return any(
-            (s.weight is not None and not s.weight.teacher)
+            (s.weight is not None and not s.weight.relative)
             or (
                 s.surrogate in ("logp", "likelihood")
                 and set(s.tokens) & {"prefix", "demonstration"}

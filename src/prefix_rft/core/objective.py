@@ -20,6 +20,7 @@ from prefix_rft.core.method import Method
 from prefix_rft.core.statistics import statistics
 from prefix_rft.core.surrogate import single, surrogate, unheard, weight
 from prefix_rft.core.targets import Targets, prepare
+from prefix_rft.support.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,11 @@ def _value(
     # Padding and tokens without advantage never reach an exp: they leave before it, not after.
     stream, acts_BT = method.streams[s], targets.acts_SBT[s]
     if unheard(stream, batch):
+        if bool(acts_BT.any()):
+            raise UserError(
+                f"stream '{stream.name}' of '{method.name}' reads its teacher, but the batch has "
+                "nothing of what it said"
+            )
         return torch.zeros_like(logp_BT)
     advantage = targets.advantage_SB[s].to(logp_BT.dtype)[:, None]
     factor: Tensor | float = 1.0
@@ -120,5 +126,5 @@ def _value(
         factor = weight(method, stream, batch, logp_BT, entropy_BT, advantage, acts_BT)
         if stream.weight.signed:  # so that PPO's min is around both
             advantage, factor = advantage * factor, 1.0
-    value_BT = surrogate(method, stream, batch, logp_BT, entropy_BT, advantage, acts_BT)
+    value_BT = surrogate(method, s, batch, logp_BT, entropy_BT, advantage, acts_BT)
     return (value_BT * factor).where(acts_BT, 0.0)

@@ -17,6 +17,9 @@ from prefix_rft.core.stream import ORIGINS
 from prefix_rft.core.surrogate import count_clipped, single, teacher_gap, unheard, weight
 from prefix_rft.core.targets import Targets
 
+FIRST = 8
+"""Tokens of a response whose divergence is shown apart: another opening shows there."""
+
 
 @torch.no_grad()
 def statistics(
@@ -32,6 +35,11 @@ def statistics(
             weight_BT = weight(method, stream, batch, logp_BT, entropy_BT, advantage, acts_BT)
             stats[f"{stream.name}/weight"] = (weight_BT.where(acts_BT, 0.0).sum(), acts_BT.sum())
             advantage = advantage * weight_BT if stream.weight.signed else advantage
+        if stream.divergence is not None and batch.divergence_SBT is not None:
+            first_BT = acts_BT & (batch.response_mask_BT.cumsum(1) <= FIRST)
+            for name, where in (("divergence", acts_BT), ("divergence_first", first_BT)):
+                found = batch.divergence_SBT[s].where(where, 0.0).sum()
+                stats[f"{stream.name}/{name}"] = (found, where.sum())
         if stream.surrogate in ("clip", "cispo"):
             count_clipped(stats, method, stream, batch, logp_BT, advantage, acts_BT)
     return stats
@@ -82,7 +90,8 @@ def _teacher_stats(
     gap_BT = teacher_gap(batch, m, logp_BT, sampled_BT)
     if gap_BT is None or batch.taught_MB is None:
         return
-    told_BT = sampled_BT & batch.taught_MB[m][:, None]
+    # A divergence's teacher scores the tokens on which it acts alone.
+    told_BT = sampled_BT & batch.taught_MB[m][:, None] & ~gap_BT.isnan()
     right_B = solved(batch.reward_B, method.groups.solved_above)
     wrong_B = ~right_B & ~batch.reward_B.isnan()
     add(f"{name}/taught", batch.taught_MB[m].to(logp_BT), batch.rows_with(("policy", "prefix")))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from prefix_rft.core.divergence import Divergence
 from prefix_rft.core.schedules import Following, Schedule, constant
 from prefix_rft.core.select import MODES, SCOPES
 from prefix_rft.core.weights import Shape, Weight
@@ -15,7 +16,7 @@ part of a hybrid row; a row that is a whole demonstration."""
 
 ROLLOUT = ("policy", "prefix", "continuation")
 SAMPLED = ("policy", "continuation")
-SURROGATES = ("clip", "ratio", "cispo", "logp", "likelihood", "kl", "entropy")
+SURROGATES = ("clip", "ratio", "cispo", "logp", "likelihood", "divergence", "kl", "entropy")
 ADVANTAGES = (
     "group", "sampled_group", "policy_group", "hybrid_group", "batch",
     "reward", "solved", "unsolved", "sequence",
@@ -37,8 +38,10 @@ class Stream:
         surrogate: ``clip`` is PPO's ``min(rho A, clip(rho) A)`` (arXiv 1707.06347, eq. 7);
             ``ratio`` is ``rho A``; ``cispo`` is ``A log pi`` with the detached clipped ratio as
             weight (arXiv 2506.13585); ``logp`` is ``A log pi`` (maximum likelihood for A = 1);
-            ``likelihood`` is ``A f(pi)``, ``f`` the shape; ``kl`` is minus the k3 estimator against
-            the reference policy (arXiv 2402.03300, eq. 4); ``entropy`` is the policy's entropy.
+            ``likelihood`` is ``A f(pi)``, ``f`` the shape; ``divergence`` is minus the divergence
+            from the teacher over the vocabulary, on rows whose advantage is not 0; ``kl`` is minus
+            the k3 estimator against the reference policy (arXiv 2402.03300, eq. 4); ``entropy`` is
+            the policy's entropy.
         advantage: ``group`` (against all rows of the group, with the whole demonstrations that the
             method plans), ``sampled_group`` (without them), ``policy_group`` (against its on-policy
             rows only), ``hybrid_group`` (against its hybrid rows only), ``batch`` (against all rows
@@ -56,9 +59,10 @@ class Stream:
         aggregation: how this stream's terms are averaged; the method's by default.
         counts: the normaliser counts ``all`` tokens and rows of the counted origins, or only those
             that are ``trained``.
-        teacher: the name of the teacher that its weight reads; where its coefficient is 0, nothing
-            is asked of that teacher.
-        taught: it acts only on rows that its teacher teaches.
+        teacher: the name of the teacher that its weight or its divergence reads; where its
+            coefficient is 0, nothing is asked of that teacher.
+        taught: it acts only on rows that its teacher teaches; a divergence always does.
+        divergence: which divergence; there is one where that is the surrogate.
         skip: the first tokens of each response neither act nor count.
     """
 
@@ -76,6 +80,7 @@ class Stream:
     counts: str = "all"
     teacher: str = ""
     taught: bool = False
+    divergence: Divergence | None = None
     skip: int = 0
 
     def __post_init__(self) -> None:
@@ -94,11 +99,15 @@ class Stream:
             raise UserError(f"stream '{self.name}' has a shape, which only 'likelihood' reads")
         if self.skip < 0:
             raise UserError(f"stream '{self.name}' cannot skip {self.skip} tokens")
-        reads = self.weight is not None and self.weight.teacher
+        if (self.divergence is None) == (self.surrogate == "divergence"):
+            raise UserError(
+                f"stream '{self.name}': the surrogate 'divergence', and which one, go together"
+            )
+        reads = self.divergence is not None or (self.weight is not None and self.weight.teacher)
         if (reads or self.taught) != bool(self.teacher):
             raise UserError(
-                f"stream '{self.name}': the name of a teacher, and a weight that reads one, go "
-                "together"
+                f"stream '{self.name}': the name of a teacher, and a weight or a divergence that "
+                "reads one, go together"
             )
         if self.gate is not None and self.gate[0] >= self.gate[1]:
             raise UserError(f"stream '{self.name}' has an empty gate {self.gate}")

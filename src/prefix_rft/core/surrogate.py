@@ -30,17 +30,18 @@ def ratio(batch: Batch, logp_BT: Tensor, mask_BT: Tensor, level: str = "token") 
 
 def surrogate(
     method: Method,
-    stream: Stream,
+    s: int,
     batch: Batch,
     logp_BT: Tensor,
     entropy_BT: Tensor | None,
     advantage: Tensor,
     acts_BT: Tensor,
 ) -> Tensor:
-    """``S`` of a stream at each token, shape (B, T), where it acts; see ``stream.Stream``.
+    """``S`` of stream ``s`` at each token, shape (B, T), where it acts; see ``stream.Stream``.
 
     ``advantage`` is one for each row, shape (B, 1), or for each token.
     """
+    stream = method.streams[s]
     if stream.surrogate == "entropy":
         if entropy_BT is None:
             raise UserError(f"stream '{stream.name}' of '{method.name}' needs entropies, got none")
@@ -53,6 +54,10 @@ def surrogate(
         # Beyond the limit the exponential goes on as a line, so that it still pulls back.
         held = log_ratio.clamp(max=LOG_RATIO_LIMIT)
         return -(held.exp() * (1.0 + log_ratio - held) - log_ratio - 1.0)
+    if stream.surrogate == "divergence":
+        assert batch.divergence_SBT is not None  # noqa: S101  (it was heard)
+        value = -single(batch.divergence_SBT[s]).where(acts_BT, 0.0)
+        return value if batch.weight_BT is None else value * batch.weight_BT.where(acts_BT, 0.0)
     if stream.surrogate == "logp":
         return advantage * logp
     if stream.surrogate == "likelihood":
@@ -84,7 +89,7 @@ def weight(
 ) -> Tensor:
     """The stream's weight of every token, shape (B, T), without gradient."""
     assert stream.weight is not None  # noqa: S101
-    ref = batch.ref_logp_BT
+    ref, old = batch.ref_logp_BT, batch.old_logp_BT
     heard = method.teacher_of(stream) if stream.teacher else None
     scores = Scores(
         logp_BT.where(acts_BT, 0.0),
@@ -93,6 +98,7 @@ def weight(
         None if ref is None else ref.where(acts_BT, 0.0),
         None if heard is None else teacher_gap(batch, heard, logp_BT, acts_BT),
         advantage_B1,
+        None if old is None else old.where(acts_BT, 0.0),
     )
     weight = stream.weight.of(scores)
     if weight.shape not in (acts_BT.shape, (len(acts_BT), 1)):
@@ -149,4 +155,5 @@ def single(x_BT: Tensor) -> Tensor:
 
 def unheard(stream: Stream, batch: Batch) -> bool:
     """Whether the stream's teacher was not asked in this step: then it acts on nothing."""
-    return bool(stream.teacher) and batch.teacher_logp_MBT is None
+    said = batch.teacher_logp_MBT if stream.divergence is None else batch.divergence_SBT
+    return bool(stream.teacher) and said is None

@@ -182,7 +182,7 @@ def _trained(
     tokens = batch.origin(stream.tokens) & ~_skipped(stream, batch)
     if stream.teacher and coefficient == 0.0:
         return torch.zeros_like(tokens)  # its teacher was not asked
-    if stream.taught:
+    if stream.taught or stream.divergence is not None:
         if batch.taught_MB is None:
             raise UserError(f"stream '{stream.name}' of '{method.name}' needs taught_MB")
         tokens = tokens & batch.taught_MB[method.teacher_of(stream)][:, None]

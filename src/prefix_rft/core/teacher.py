@@ -38,6 +38,13 @@ DEMONSTRATION = (
 """SDFT's sentence (arXiv 2601.19897 and the authors' code)."""
 ANSWER = "{prompt}\n\nThe answer is known to be: {context}\n"
 """Ours, for a column: RLSD's teacher is told the final answer alone."""
+SOLUTION = (
+    "{prompt}\n\nA correct solution is known:\n{context}\n\n"
+    "Solve the problem in your own words, without repeating it.\n"
+)
+"""Ours, in the sense of OPSD's (arXiv 2601.18734): its later release asks not to copy."""
+SOLVED = "{prompt}\nCorrect solution:\n\n{context}\n\n\nCorrectly solve the original question.\n"
+"""SDPO's, without feedback (arXiv 2601.20802 and the authors' sdpo.yaml)."""
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,8 @@ class Scores:
         gap_BT: ``log q - log p``, the teacher's log-probability less the policy's; 0 outside the
             mask and in rows that it does not teach.
         advantage_B1: the advantage of each row in the stream.
+        old_logp_BT: log-probabilities under the policy that made the rows; 0 outside the mask, and
+            None where the policy has not moved since.
     """
 
     logp_BT: Tensor
@@ -38,6 +40,7 @@ class Scores:
     ref_logp_BT: Tensor | None = None
     gap_BT: Tensor | None = None
     advantage_B1: Tensor | None = None
+    old_logp_BT: Tensor | None = None
 
     def row_mean(self, x_BT: Tensor) -> Tensor:
         """Mean over the masked tokens of each row, shape (B, 1); 0 for a row without any."""
@@ -87,6 +90,7 @@ class Weight:
         of: the weight.
         needs_reference: it reads the reference policy.
         teacher: it reads the stream's teacher.
+        ratio: it reads the importance ratio, which is that of the rollouts' temperature.
         signed: it may be negative, and multiplies the advantage before the surrogate: PPO's min is
             then around both. A positive one is the same on either side.
     """
@@ -95,7 +99,13 @@ class Weight:
     of: Callable[[Scores], Tensor]
     needs_reference: bool = False
     teacher: bool = False
+    ratio: bool = False
     signed: bool = False
+
+    @property
+    def relative(self) -> bool:
+        """Whether it compares log-probs of the rollouts' temperature, and reads nothing else."""
+        return self.teacher or self.ratio
 
 
 @dataclass(frozen=True)
@@ -231,3 +241,19 @@ def evidence(eps: float) -> Weight:
 def gate(beta: float) -> Weight:
     """``sigmoid(beta D)``, SDAR's gate (arXiv 2605.15155): always positive, it lowers no token."""
     return Weight(f"sigmoid({beta:g} log q/p)", lambda s: torch.sigmoid(beta * s.gap), teacher=True)
+
+
+def staleness(cap: float) -> Weight:
+    """``min(pi / pi_old, cap)``: what SDPO (arXiv 2601.20802) weighs its divergence with.
+
+    Args:
+        cap: the most that a token weighs.
+    """
+    if cap <= 0:
+        raise UserError(f"the cap of a ratio must be positive, got {cap}")
+
+    def of(s: Scores) -> Tensor:
+        old = s.logp_BT if s.old_logp_BT is None else s.old_logp_BT
+        return (s.logp_BT - old).exp().clamp(max=cap)  # an overflow is infinite, and then the cap
+
+    return Weight(f"min(pi/pi_old, {cap:g})", of, ratio=True)

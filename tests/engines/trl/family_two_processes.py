@@ -49,6 +49,15 @@ CASES: dict[str, tuple[str, dict[str, Any], tuple[str, ...], tuple[int, ...], bo
     "irft-split": ("irft", {"stages": 3}, ("mixed",), (), True, {}),
     "opd": ("opd", {"teacher": EMA}, ("mixed",), ODD, False, {}),
     "rlsd-split": ("rlsd", {"teacher": PEER}, ("mixed",), (), True, {}),
+    "sdft": ("sdft", {"teacher": EMA}, ("mixed",), ODD, False, {}),
+    "sdpo-split": (
+        "sdpo",
+        {"teacher": {"weights": "snapshot", **PEER}, "divergence": {"top": 5}},
+        ("mixed",),
+        (),
+        True,
+        {},
+    ),
     "trapo": ("trapo", {}, ("right", "mixed", "wrong", "patchy"), (), True, {}),
     "trapo-apart": (
         "trapo",
@@ -80,6 +89,7 @@ def trainer_of(name: str, folder: Path) -> tuple[Any, trl_run.Recorder]:
             method,
             rows,
             options=options,
+            model=trl_run.attentive_model() if method in ("sdft", "sdpo") else None,
             num_generations=8 if split else 4,
             **common,
             **settings,

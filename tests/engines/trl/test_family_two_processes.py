@@ -4,9 +4,11 @@ import json
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from family_two_processes import CASES, STEPS
 from two_gloo import Ranks, launch
 
@@ -31,13 +33,30 @@ FORMULAS = {
     "irft-split": formulas.irft,
 }
 STAGES = {"irft-split": [0, 1, 2]}
-TAUGHT = {"opd": ("ema", "demonstration"), "rlsd-split": ("snapshot", "peer")}
+TAUGHT = {
+    "opd": ("ema", "demonstration"),
+    "rlsd-split": ("snapshot", "peer"),
+    "sdft": ("ema", "demonstration"),
+    "sdpo-split": ("snapshot", "peer"),
+}
 """Whose weights, and what they are shown."""
 
 
 def shares_of(case: str, step: int) -> dict[str, float]:
     """The share of the credit that a teacher weighs."""
     return {"share": 0.5 * (1 - step / 50)} if case.startswith("rlsd") else {}
+
+
+def taught(
+    case: str, step: Update, source: Dataset, records: list[Any], number: int
+) -> torch.Tensor:
+    """The loss of a method with a teacher."""
+    method, asked = CASES[case][0], (source, records, number, *TAUGHT[case])
+    if method in teachers.DIVERGENCES:
+        told = teachers.tables_of(*asked)
+        return teachers.divergence(step, told, **teachers.DIVERGENCES[method])
+    told = teachers.told_of(*asked)
+    return teachers.FORMULAS[method](step, told, **shares_of(case, number))
 
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -69,8 +88,7 @@ def test_two_processes_are_one(ranks: Ranks, case: str) -> None:
         if case in TAUGHT:
             _, _, rules, missing, *_ = CASES[case]
             source = trl_run.make_rewards(rules * (8 // len(rules)), missing=missing)
-            told = teachers.told_of(source, records, number, *TAUGHT[case])
-            loss = teachers.FORMULAS[CASES[case][0]](step, told, **shares_of(case, number))
+            loss = taught(case, step, source, records, number)
         elif case == "discriminative":
             loss = formulas.discriminative(step, memory)
         else:

@@ -40,6 +40,7 @@ class Step:
         u: the logarithm of the partition of each example, for ``discriminative``.
         teacher: log-probabilities of the tokens under a teacher.
         taught: rows that it teaches.
+        q: probabilities of all tokens under the teacher, and ``p`` the policy's, at each place.
     """
 
     kind: list[list[str]]
@@ -60,6 +61,8 @@ class Step:
     u: dict[int, float] = field(default_factory=dict)
     teacher: list[list[float]] = field(default_factory=list)
     taught: list[bool] = field(default_factory=list)
+    p: Tensor | None = None
+    q: Tensor | None = None
 
     def __post_init__(self) -> None:
         self.lp = [row.unbind() for row in self.logp]

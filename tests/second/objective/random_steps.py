@@ -42,6 +42,8 @@ class RandomStep(Step):
 
     tokens: Tensor
     logits: Tensor
+    taught_logits: Tensor
+    """The teacher's: the policy's own and more, so that it has a gradient to leave out."""
 
 
 def make(layout: str, seed: int, old: bool = True, square: bool = False) -> RandomStep:
@@ -74,6 +76,8 @@ def make(layout: str, seed: int, old: bool = True, square: bool = False) -> Rand
     table = logits.log_softmax(-1)
     logp = table.gather(-1, tokens[..., None])[..., 0]
     known = logp.detach()
+    more = torch.randn(B, T, 7, generator=torch.Generator().manual_seed(seed + 99))
+    taught_logits = logits + 1.2 * more.double()
     told = known + 0.8 * torch.randn(B, T, generator=dice, dtype=torch.float64)
     return RandomStep(
         kind=kinds,
@@ -87,6 +91,9 @@ def make(layout: str, seed: int, old: bool = True, square: bool = False) -> Rand
         truncated=[rng.random() < 0.3 for _ in rows],
         teacher=told.tolist(),
         taught=[rng.random() < 0.7 for _ in rows],
+        p=table.exp(),
+        q=taught_logits.softmax(-1),
         tokens=tokens,
         logits=logits,
+        taught_logits=taught_logits,
     )

@@ -1,12 +1,17 @@
-"""Methods with a teacher, whose log-probabilities of the sampled tokens are given."""
+"""Methods with a teacher, whose log-probabilities of the sampled tokens, or of all, are given."""
 
 import math
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from second.objective.parts import (
+    ALL,
+    DEMO,
     ROLL,
     ROLLOUTS,
+    WHOLE,
     Gains,
     Step,
     advantage,
@@ -92,3 +97,112 @@ def sdar(s: Step) -> Tensor:
     total = total + over(s, gains, ROLL, "token_mean")
     s.o = options
     return total
+
+
+# ---- a divergence over the vocabulary ------------------------------------------------------------
+
+
+def kl(a: Tensor, b: Tensor) -> Tensor:
+    """``KL(a || b)`` of two lists of probabilities, before the sum."""
+    return a * (a.log() - b.log())
+
+
+def distance(s: Step, i: int, t: int, own: dict[str, Any]) -> Tensor:
+    """The divergence at a token; ``own`` is the method's, in the package's names."""
+    assert s.p is not None
+    assert s.q is not None
+    o = own | (s.o.get("divergence") or {})
+    p, q = s.p[i, t], s.q[i, t] if s.wrong == "attached" else s.q[i, t].detach()
+    if o.get("support", "vocabulary") != "vocabulary":
+        ranked = (p if o["support"] == "student" else q).detach().argsort(descending=True)
+        inside, outside = ranked[: o.get("top", 100)], ranked[o.get("top", 100) :]
+        p, q = (
+            torch.cat([x[inside], x[outside].sum()[None]])
+            if o.get("tail", True) and s.wrong != "no tail" and len(outside)
+            else x[inside] / x[inside].sum()
+            for x in (p, q)
+        )
+    alpha = o["alpha"]
+    if s.wrong == "direction":
+        alpha, p, q = (1.0 - alpha, p, q) if alpha in (0.0, 1.0) else (alpha, q, p)
+    if alpha == 0.0:
+        parts = kl(q, p)
+    elif alpha == 1.0:
+        parts = kl(p, q)
+    else:
+        m = (1.0 - alpha) * p + alpha * q
+        # The limit of neither end: at 0 and 1 it would be 0.
+        parts = (1.0 - alpha) * kl(p, m) + alpha * kl(q, m)
+    cap = o.get("cap")
+    if cap is None:
+        return parts.sum()
+    entry = (o.get("cap_level", "token") == "entry") != (s.wrong == "cap on the other side")
+    return parts.clamp(max=cap).sum() if entry else parts.sum().clamp(max=cap)
+
+
+def followed(
+    s: Step, own: dict[str, Any], how: str, skip: int = 0, ratio_cap: float | None = None
+) -> Tensor:
+    """Minus the divergence on rows that are taught, whose tokens alone are counted."""
+    kinds = {i: s.at(i, DEMO) for i in s.rows(WHOLE)} if s.o.get("num_demonstrations") else {}
+    kinds |= {i: s.sampled(i) for i in s.rows(*ROLLOUTS)}
+    gains: Gains = {}
+    for i, places in kinds.items():
+        if not s.taught[i] and s.wrong != "untaught rows":
+            continue
+        before = len([t for t in s.at(i, *ALL) if t < (places or [0])[0]])
+        for n, t in enumerate(places, start=before):
+            if n < skip and s.wrong != "nothing skipped":
+                continue
+            D = distance(s, i, t, own)
+            if ratio_cap is not None and s.wrong != "no ratio":
+                D = D * min(s.rho(i, t).item(), ratio_cap)
+            gains[i, t] = -D if s.weight is None else -D * s.weight[i][t]
+    rows = {i for i, _ in gains}
+    how = s.o.get("aggregation", how)
+    if s.wrong == "normaliser":
+        how = "seq_mean_token_mean" if how == "token_mean" else "token_mean"
+    total, const = s.zero, s.o.get("const", 8192.0)
+    for (i, _), gain in gains.items():
+        tokens = sum(j == i for j, _ in gains)
+        Z = {
+            "token_mean": len(gains),
+            "seq_mean_token_mean": len(rows) * tokens,
+            "sum_over_const": len(rows) * const,
+            "sum": const,
+        }[how]
+        if s.wrong == "skipped tokens counted":
+            Z += skip
+        total = total - gain / Z
+    return total
+
+
+BASIC = ("plain", "attached", "untaught rows")
+
+
+@method(*BASIC, "direction", "nothing skipped", "skipped tokens counted", "no ratio")
+def sdft(s: Step) -> Tensor:
+    """arXiv 2601.19897: KL(teacher || policy), the first three tokens out of loss and mean."""
+    return followed(s, {"alpha": 0.0}, SEQUENCE, s.o.get("skip", 3), s.o.get("ratio_cap", 2.0))
+
+
+@method(*BASIC, "direction")
+def opsd(s: Step) -> Tensor:
+    """arXiv 2601.18734, its later release: KL(teacher || policy), a mean over tokens."""
+    return followed(s, {"alpha": 0.0}, "token_mean")
+
+
+@method(*BASIC, "no ratio")
+def sdpo(s: Step) -> Tensor:
+    """arXiv 2601.20802: Jensen and Shannon's, on the policy's top tokens with a tail."""
+    own = {"alpha": 0.5, "support": "student", "top": 100}
+    total = followed(s, own, "token_mean", ratio_cap=s.o.get("ratio_cap", 2.0))
+    if s.o.get("policy"):
+        total = total + s.o["policy"] * over(s, policy_gradient(s, False), ROLL, "token_mean")
+    return total
+
+
+@method(*BASIC)
+def gkd(s: Step) -> Tensor:
+    """arXiv 2306.13649: Jensen and Shannon's, a mean over tokens."""
+    return followed(s, {"alpha": 0.5}, "token_mean")

@@ -106,3 +106,81 @@ def told_of(source: Dataset, records: Sequence[Any], n: int, kind: str, context:
     ]
     said = trl_run.scores(weights_at(records, n, kind), behind)[0]
     return [None if p is None else q for p, q in zip(prompts, said, strict=True)]
+
+
+# ---- divergences over the vocabulary -------------------------------------------------------------
+
+
+def table(model: Any, row: Row) -> Tensor:
+    """Log-probs of all words at each place of the completion."""
+    logits = model(input_ids=torch.tensor([row.prompt + row.completion])).logits[0].float()
+    return logits.log_softmax(-1)[len(row.prompt) - 1 : -1]
+
+
+def tables_of(source: Dataset, records: Sequence[Any], n: int, kind: str, context: str) -> Told:
+    """The same under a teacher, for each row; None where it does not teach it."""
+    model, generation = (
+        trl_run.model_of(weights_at(records, n, kind)),
+        records[n].generation,
+    )
+    found: list[Tensor | None] = []
+    for row in records[n].rows:
+        prompt = asked(row, source, context, generation)
+        with torch.no_grad():
+            found.append(None if prompt is None else table(model, replace(row, prompt=prompt)))
+    return found
+
+
+def between(p: Tensor, q: Tensor, alpha: float) -> Tensor:
+    """The divergence at each place, from two tables of log-probs."""
+    if alpha in (0.0, 1.0):
+        a, b = (q, p) if alpha == 0.0 else (p, q)
+        return (a.exp() * (a - b)).sum(-1)
+    m = ((1 - alpha) * p.exp() + alpha * q.exp()).log()
+    return (1 - alpha) * (p.exp() * (p - m)).sum(-1) + alpha * (q.exp() * (q - m)).sum(-1)
+
+
+def top_with_tail(p: Tensor, q: Tensor, top: int) -> tuple[Tensor, Tensor]:
+    """Both tables on the likeliest words of the first, and the rest as one."""
+    ids = p.detach().topk(top, -1).indices
+    inside = torch.zeros_like(p, dtype=torch.bool).scatter(-1, ids, True)
+    return tuple(  # pyright: ignore[reportReturnType]
+        torch.cat([x.gather(-1, ids), x.exp().where(~inside, 0.0).sum(-1, keepdim=True).log()], -1)
+        for x in (p, q)
+    )
+
+
+def divergence(
+    u: Update,
+    told: Told,
+    how: str,
+    alpha: float,
+    skip: int = 0,
+    top: int | None = None,
+    cap: float | None = None,
+    shift: int = 0,
+) -> Tensor:
+    """Minus nothing: a mean over taught tokens, or over taught rows of their means."""
+    each = []
+    for i, (row, q) in enumerate(zip(u.rows, told, strict=True)):
+        if q is None or len(row.completion) <= skip:
+            continue
+        p, q = table(u.model, row), q.roll(shift, 0)
+        D = between(*(top_with_tail(p, q, top) if top else (p, q)), alpha)
+        if cap is not None:
+            D = D * u.ratio(i).detach().clamp(max=cap)
+        each.append(D[skip:])
+    if not each:
+        return 0.0 * u.lp[0].sum()
+    return (
+        torch.cat(each).mean() if how == "tokens" else torch.stack([x.mean() for x in each]).mean()
+    )
+
+
+DIVERGENCES: dict[str, dict[str, Any]] = {
+    "sdft": {"how": "rows", "alpha": 0.0, "skip": 3, "cap": 2.0},
+    "opsd": {"how": "tokens", "alpha": 0.0},
+    "sdpo": {"how": "tokens", "alpha": 0.5, "top": 5, "cap": 2.0},
+    "gkd": {"how": "tokens", "alpha": 0.5},
+}
+"""What each method is here; of ``sdpo`` the top tokens are five."""

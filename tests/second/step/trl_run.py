@@ -72,6 +72,16 @@ def sharp_model() -> Any:
     return model
 
 
+def attentive_model() -> Any:
+    """One whose distributions a context moves far enough to be told from rounding."""
+    model = sharp_model()
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.v_proj.weight.mul_(5.0)
+            layer.self_attn.o_proj.weight.mul_(5.0)
+    return model
+
+
 def start(
     trainer_class: Any,
     folder: Any,

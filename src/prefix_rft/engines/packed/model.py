@@ -14,6 +14,7 @@ from prefix_rft.engines.cached_model import base_of
 from prefix_rft.engines.packed.attention import NAME, computed_in, packed
 from prefix_rft.engines.packed.head import log_probs
 from prefix_rft.engines.packed.layout import Layout, additive, pack
+from prefix_rft.engines.states import Beside, states_of
 
 ALIKE = {torch.float64: 1e-6, torch.float32: 1e-3}
 """How far packed hidden states may be off those of whole rows, beside their norm, by precision."""
@@ -29,11 +30,13 @@ class PackedRows:
         layout: the rows.
         temperature: the temperature of the log-probs.
         entropy: whether entropies are wanted.
+        beside: what else is to be made of the states of the wanted tokens.
     """
 
     layout: Layout
     temperature: float
     entropy: bool
+    beside: Beside | None = None
 
 
 def why_not(config: Any, model_class: type) -> str | None:
@@ -63,6 +66,8 @@ def why_not(config: Any, model_class: type) -> str | None:
 
 def add_packed_forward(model: Any) -> str | None:
     """Let ``model(packed=PackedRows)`` return log-probs and entropies, if the model can be packed.
+
+    What else is asked for comes third.
 
     The model is asked about two rows, both packed and whole, before it is believed.
 
@@ -101,11 +106,10 @@ def _patch(model: Any) -> None:
         if packed is None:
             return original(*args, **kwargs)
         layout = packed.layout
-        hidden_NH = _hidden(self, layout)
-        head = self.get_output_embeddings().weight
-        return log_probs(
-            hidden_NH[layout.before_M], head, layout.target_M, packed.temperature, packed.entropy
-        )
+        states = states_of(self, _hidden(self, layout)[layout.before_M])
+        rest = layout.target_M, packed.temperature, packed.entropy
+        scores = log_probs(states.hidden_MH, states.weight_VH, *rest)
+        return scores if packed.beside is None else (*scores, packed.beside(states))
 
     model.forward = types.MethodType(forward, model)
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prefix_rft.engines.states import States
 from prefix_rft.engines.trl.processes import Processes
 from prefix_rft.engines.trl.reference import KeptWeights
 from prefix_rft.engines.trl.scorer import Scorer, TokenScores
@@ -71,6 +72,26 @@ class Forward:
                         assert part is not None  # noqa: S101  (asked for)
                         whole_BT[chunk, :width] = part.float().where(wanted, 0.0)
         return TokenScores(out[0], out[1] if entropy else None)
+
+    @torch.no_grad()
+    def states(self, rows: Rows, wanted_BT: Tensor, copy: bool) -> tuple[Tensor, States]:
+        """Log-probs of the wanted tokens, 0 elsewhere, and the states before them, in one forward.
+
+        Args:
+            rows: TRL's tensors, taken apart.
+            wanted_BT: bool, the tokens; where there are none a forward is run all the same.
+            copy: whether the head is about to get other weights.
+        """
+        asked_BT = wanted_BT.clone()
+        asked_BT[0, 0] |= ~wanted_BT.any()
+        live = asked_BT.any(1).nonzero()[:, 0]
+        with self.scorer.ready(self.plain):
+            logp_BT, _, _, states = self.scorer.of(
+                self.model(), few(rows, live), asked_BT[live], False, beside=lambda s: s.kept(copy)
+            )
+        found_BT = torch.zeros(wanted_BT.shape, device=wanted_BT.device)
+        found_BT[live] = logp_BT.float().where(asked_BT[live], 0.0)
+        return found_BT, states.at(wanted_BT[asked_BT])
 
     def log_probs(self, rows: Rows) -> Tensor:
         """Log-probs of the completions under the present weights, shape (B, T), 0 outside."""

@@ -222,9 +222,8 @@ class DemonstrationTrainer(PacksRows, Watched, EvaluatesHeldOut, ResumesExactly,
                 scored = self.scorer.of(model, rows, batch.response_mask_BT, False)
             batch = replace(batch, ref_logp_BT=scored.logp_BT)
         self.ready.enter_context(self.scorer.ready(self.policy))
-        logp_BT, entropy_BT, aux = self.scorer.of(
-            model, rows, batch.response_mask_BT, True, self.aux_loss_enabled
-        )
+        asked = rows, batch.response_mask_BT, True, self.aux_loss_enabled
+        logp_BT, entropy_BT, aux, _ = self.scorer.of(model, *asked)
         out = loss(self.method, batch, logp_BT, entropy_BT, targets=part)
         self.finite.rows(batch, lambda row: f"row {first + row} of the step", {"log-prob": logp_BT})
         self.add_metrics(out.metrics)

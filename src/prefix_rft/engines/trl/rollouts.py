@@ -238,4 +238,4 @@ class RolloutTrainer(GRPOTrainer):
         parts = plain, self.forward.size, self.processes, None
         forward = Forward(self.scorer, lambda: model, *parts)
         entropy = kwargs.get("compute_entropy", False)
-        return forward.of(rows, rows["completion_mask"].bool(), entropy)
+        return forward.of(rows, rows["completion_mask"].bool(), entropy)[:3]

@@ -14,6 +14,7 @@ from prefix_rft.engines.packed.attention import packed
 from prefix_rft.engines.packed.layout import pack
 from prefix_rft.engines.packed.model import PackedRows, add_packed_forward
 from prefix_rft.engines.pictures import reads_pictures
+from prefix_rft.engines.states import Beside
 from prefix_rft.engines.trl.pictures import forward_inputs
 from prefix_rft.engines.trl.token_counts import TokenCounts
 from prefix_rft.engines.trl.window import Rows
@@ -65,11 +66,13 @@ class TokenScores(NamedTuple):
         logp_BT: log-probs of the wanted tokens; elsewhere 0, or whatever the model says there.
         entropy_BT: entropies in nats at the same places; None if they were not asked for.
         aux: the balancing loss of a mixture of experts; None if it was not asked for.
+        beside: what else was asked for.
     """
 
     logp_BT: Tensor
     entropy_BT: Tensor | None
     aux: Tensor | None = None
+    beside: Any = None
 
 
 class Scorer:
@@ -102,7 +105,13 @@ class Scorer:
         return nullcontext() if self.why_whole is not None else packed(policy.config)
 
     def of(
-        self, model: Any, rows: Rows, wanted_BT: Tensor, entropy: bool, aux: bool = False
+        self,
+        model: Any,
+        rows: Rows,
+        wanted_BT: Tensor,
+        entropy: bool,
+        aux: bool = False,
+        beside: Beside | None = None,
     ) -> TokenScores:
         """Score the wanted tokens of some rows, with gradient where gradients are on.
 
@@ -112,6 +121,7 @@ class Scorer:
             wanted_BT: bool, at least one token of the completions, no wider than they are.
             entropy: whether entropies are wanted.
             aux: whether the balancing loss is wanted, for which rows must be whole.
+            beside: what else is to be made of the states of the wanted tokens, see ``add_states``.
         """
         T = wanted_BT.size(1)
         if self.why_whole is not None:
@@ -121,6 +131,8 @@ class Scorer:
                 for x in ("ids", "mask")
             )
             self.tokens.scored(both.sum())
+            if beside is not None:
+                return self._whole_beside(model, ids, both, wanted_BT, aux, beside)
             pictures = forward_inputs(rows, left, T)
             return TokenScores(*self.whole(model, ids, both, wanted_BT, entropy, aux, **pictures))
         prompts = [
@@ -130,10 +142,33 @@ class Scorer:
         layout = pack(prompts, rows["completion_ids"][:, :T], wanted_BT, self.share)
         self.tokens.scored(len(layout.ids_N))
         with self.accelerator.autocast():
-            logp_M, entropy_M = model(packed=PackedRows(layout, self.temperature, entropy))
+            asked = PackedRows(layout, self.temperature, entropy, beside)
+            logp_M, entropy_M, *made = model(packed=asked)
         # Both stay with the graph where nothing is wanted of it.
-        placed = (
+        logp_BT, entropy_BT = (
             None if x is None else x.new_zeros(wanted_BT.shape).masked_scatter(wanted_BT, x)
             for x in (logp_M, entropy_M)
         )
-        return TokenScores(*placed)  # pyright: ignore[reportArgumentType]
+        return TokenScores(logp_BT, entropy_BT, None, *made)  # pyright: ignore[reportArgumentType]
+
+    def _whole_beside(
+        self,
+        model: Any,
+        ids: Tensor,
+        mask: Tensor,
+        wanted_BT: Tensor,
+        aux: bool,
+        beside: Beside,
+    ) -> TokenScores:
+        """Whole rows through TRL's fused head, which has no word for what is made beside it."""
+        T = wanted_BT.size(1)
+        labels = ids.masked_fill(mask == 0, -100)
+        labels[:, :-T] = -100
+        inputs = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+        more = {"output_router_logits": True} if aux else {}
+        with self.accelerator.autocast():
+            out, made = model(
+                **inputs, **more, fused_lm_head=True, beside=beside, wanted_BT=wanted_BT
+            )
+        logp_BT, entropy_BT = (x[:, -T:] for x in (out.log_probs, out.entropy))
+        return TokenScores(logp_BT, entropy_BT, out.aux_loss if aux else None, made)

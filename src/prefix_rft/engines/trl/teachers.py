@@ -7,24 +7,24 @@ from typing import Any
 
 import torch
 from datasets import Dataset, Value
+from trl.trainer.utils import add_fused_lm_head
 
 from prefix_rft.core import Method
 from prefix_rft.core.teacher import Teacher
 from prefix_rft.data.render import tokenizer_in
+from prefix_rft.engines.cached_model import base_of
 from prefix_rft.engines.dropout import turn_off_dropout
 from prefix_rft.engines.models import load_model
 from prefix_rft.support.errors import UserError
 
 
-def teacher_models(
-    method: Method, processing: Any, device: torch.device
-) -> Mapping[str, torch.nn.Module]:
+def teacher_models(method: Method, processing: Any, args: Any) -> Mapping[str, torch.nn.Module]:
     """The models of a method's teachers, by the teachers' names, ready to score.
 
     Args:
         method: the method with its teachers.
         processing: the policy's tokenizer, or its processor.
-        device: where they are to be.
+        args: the trainer's configuration.
 
     Raises:
         UserError: a teacher has no path, there is no model, or it has another vocabulary: its
@@ -42,7 +42,9 @@ def teacher_models(
                 "score the policy's tokens: use a model of the same family"
             )
         turn_off_dropout(model)
-        models[teacher.name] = model.to(device).eval().requires_grad_(False)
+        head = {"temperature": args.temperature, "cast_lm_head_to_fp32": args.cast_lm_head_to_fp32}
+        add_fused_lm_head(base_of(model), outputs=("log_probs", "entropy"), **head)
+        models[teacher.name] = model.to(args.device).eval().requires_grad_(False)
     return models
 
 
@@ -84,3 +86,23 @@ def check_columns(method: Method, rows: Any) -> None:
                 f"teacher '{teacher.name}' shows column '{teacher.column}', whose cells are lists "
                 "or mappings: name one of texts or numbers, or use context: demonstration"
             )
+
+
+def refuse_divergences(method: Method, args: Any, sharded: bool) -> None:
+    """Refuse what a divergence over the vocabulary cannot be made of.
+
+    Args:
+        method: the method with its divergences.
+        args: the trainer's configuration.
+        sharded: the weights are spread over processes.
+
+    Raises:
+        UserError: the weights are sharded, or the forward is compiled.
+    """
+    why = None
+    if sharded:
+        why = "with sharded weights (FSDP, DeepSpeed) yet: use opd, rlsd or sdar, which read tokens"
+    elif args.torch_compile:
+        why = "with torch_compile: leave it out"
+    if why is not None:
+        raise UserError(f"method '{method.name}' needs whole distributions, which cannot be {why}")

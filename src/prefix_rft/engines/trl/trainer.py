@@ -16,6 +16,7 @@ from trl import GRPOTrainer
 from prefix_rft.data.demonstrations import DemonstrationReport
 from prefix_rft.data.render import Renderer
 from prefix_rft.engines.dropout import turn_off_dropout
+from prefix_rft.engines.states import add_states
 from prefix_rft.engines.trl.clock import stop_clock, template_kwargs
 from prefix_rft.engines.trl.config import PrefixRFTConfig
 from prefix_rft.engines.trl.forward import Forward
@@ -36,8 +37,14 @@ from prefix_rft.engines.trl.safety.made_of import made_of
 from prefix_rft.engines.trl.safety.own_state import OwnState
 from prefix_rft.engines.trl.safety.watch import Watched
 from prefix_rft.engines.trl.scorer import PacksRows, Scorer, packing
-from prefix_rft.engines.trl.teachers import check_columns, room_for, teacher_models
+from prefix_rft.engines.trl.teachers import (
+    check_columns,
+    refuse_divergences,
+    room_for,
+    teacher_models,
+)
 from prefix_rft.engines.trl.token_counts import TokenCounts
+from prefix_rft.engines.trl.update.distances import Distances
 from prefix_rft.engines.trl.update.gradient_shares import GradientShares
 from prefix_rft.engines.trl.update.step import OptimizerStep
 from prefix_rft.engines.trl.window import Rows
@@ -86,7 +93,7 @@ class PrefixRFTTrainer(PacksRows, Watched, EvaluatesHeldOut, ResumesExactly, Rol
         with server_errors(args):
             super().__init__(**prepared(bound.arguments, args), phases=phases)
         engine = self.vllm_generation if self.use_vllm else None
-        self.others = teacher_models(self.method, self.processing_class, self.accelerator.device)
+        self.others = teacher_models(self.method, self.processing_class, args)
         self.backend = Backend.ready(engine, args, self.processes)
         self.tripwires.expect(float32=self.backend.in_float32(args, self.policy))
         self.notes += turn_off_dropout(self.model, self.ref_model)
@@ -138,6 +145,10 @@ class PrefixRFTTrainer(PacksRows, Watched, EvaluatesHeldOut, ResumesExactly, Rol
         unfit = sharded or self.aux_loss_enabled
         beside = [m for m in (self.ref_model, *self.others.values()) if m is not None]
         why_whole = packing(args, policy, beside, unfit, self.notes)
+        if method.divergences:
+            refuse_divergences(method, args, sharded)
+            for model in (policy, *self.others.values()):
+                add_states(model)
         rest = self.accelerator, self.temperature, self.tokens, True, why_whole
         self.scorer = Scorer(self._whole, *rest)
         size = args.per_device_train_batch_size
@@ -206,16 +217,17 @@ class PrefixRFTTrainer(PacksRows, Watched, EvaluatesHeldOut, ResumesExactly, Rol
         if part is None:
             return torch.zeros((), device=self.accelerator.device, requires_grad=True)
         self.ready.enter_context(self.scorer.ready(self.policy))
-        aux = self.aux_loss_enabled
-        logp_BT, entropy_BT, aux_loss = self.scorer.of(
-            model, part.rows, part.wanted_BT, part.entropy, aux
-        )
+        asked = self.method, part.targets, part.rows, part.wanted_BT
+        distances = Distances.hear(*asked, self.teaching, self.temperature)
+        beside = None if distances is None else distances.beside
+        how = part.entropy, self.aux_loss_enabled, beside
+        scores = self.scorer.of(model, part.rows, part.wanted_BT, *how)
         self.finite.rows(
             part.batch,
             lambda row: f"a row of example {int(part.rows['row_example'][row])}",
-            {"log-prob": logp_BT, "entropy": entropy_BT},
+            {"log-prob": scores.logp_BT, "entropy": scores.entropy_BT},
         )
-        loss = update.loss(part, logp_BT, entropy_BT)
+        loss, aux_loss = update.loss(part, scores, distances), scores.aux
         if within == steps - 1:
             metrics = update.end(self.processes, self.tokens)
             self.method_state.follow(self.method, metrics)

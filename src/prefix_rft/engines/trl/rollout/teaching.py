@@ -18,6 +18,7 @@ from prefix_rft.core import Method
 from prefix_rft.core.targets import coefficients
 from prefix_rft.core.teacher import Teacher
 from prefix_rft.engines.plan import RunPoint
+from prefix_rft.engines.states import States
 from prefix_rft.engines.trl.forward import Forward
 from prefix_rft.engines.trl.processes import Processes
 from prefix_rft.engines.trl.reference import KeptWeights
@@ -80,7 +81,7 @@ class Teaching:
             columns |= self._columns(m, [ids for ids, _ in own])
             long = torch.tensor([float(long) for _, long in own], device=self.processes.device)
             metrics[f"{teacher.name}/too_long"] = self.processes.gather(long).mean().item()
-            if not teacher.moves:
+            if not teacher.moves and self._weighs(teacher):
                 rows = {**generation.sampled.rows, **columns}
                 columns[f"teacher{m}_logp"] = self._said(m, teacher, rows)
         return columns, metrics
@@ -98,11 +99,34 @@ class Teaching:
         heard = self._heard(moment, [moment.step], followed)
         columns: Rows = {}
         for m, teacher in enumerate(self.method.teachers):
-            if teacher.moves and teacher.name in heard:
+            if teacher.moves and teacher.name in heard and self._weighs(teacher):
                 columns[f"teacher{m}_logp"] = self._said(m, teacher, rows)
         values = coefficients(self.method, moment.step, moment.total_steps, followed)
         told = zip(self.method.streams, values, strict=True)
         return columns, {f"{s.name}/coefficient": c for s, c in told if s.teacher}
+
+    def states(
+        self, m: int, teacher: Teacher, rows: Rows, wanted_BT: Tensor
+    ) -> tuple[Tensor, States]:
+        """Log-probs of some tokens under a teacher, 0 elsewhere, and its states before them.
+
+        Args:
+            m: the teacher's place.
+            teacher: the teacher.
+            rows: TRL's tensors of a micro-batch, with what :meth:`attach` gave them.
+            wanted_BT: bool, the tokens.
+        """
+        # The policy's backward reads the teacher's head when the policy has its own again.
+        copy = teacher.name in self.kept
+        with self._weights(teacher):
+            return self._forward(teacher).states(self._asked(m, rows), wanted_BT, copy)
+
+    def _weighs(self, teacher: Teacher) -> bool:
+        """Whether a weight reads the teacher's log-probs of sampled tokens."""
+        return any(
+            s.teacher == teacher.name and s.weight is not None and s.weight.teacher
+            for s in self.method.streams
+        )
 
     def _heard(
         self, moment: RunPoint, steps: Sequence[int], followed: Mapping[str, Sequence[float]]
@@ -158,15 +182,18 @@ class Teaching:
 
     def _said(self, m: int, teacher: Teacher, rows: Rows) -> Tensor:
         """Log-probs of the completions behind the teacher's prompt, 0 where it does not teach."""
-        forward = self.models.get(teacher.name, self.forward)
-        asked = {
-            **rows,
-            "prompt_ids": rows[f"teacher{m}_ids"],
-            "prompt_mask": rows[f"teacher{m}_mask"],
-        }
         wanted_BT = rows["completion_mask"].bool() & rows[f"teacher{m}_taught"][:, None]
         with self._weights(teacher):
-            return forward.of(asked, wanted_BT, False).logp_BT
+            return self._forward(teacher).of(self._asked(m, rows), wanted_BT, False).logp_BT
+
+    def _forward(self, teacher: Teacher) -> Forward:
+        return self.models.get(teacher.name, self.forward)
+
+    @staticmethod
+    def _asked(m: int, rows: Rows) -> Rows:
+        """The rows behind the prompt of a teacher."""
+        own = {f"prompt_{x}": rows[f"teacher{m}_{x}"] for x in ("ids", "mask")}
+        return {**rows, **own}
 
     def _weights(self, teacher: Teacher) -> AbstractContextManager[Any]:
         """Inside this context the policy has the teacher's weights."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -14,9 +14,11 @@ from prefix_rft.engines.state import MethodState
 from prefix_rft.engines.trl.forward import Forward
 from prefix_rft.engines.trl.processes import Processes
 from prefix_rft.engines.trl.rollout.teaching import Teaching
+from prefix_rft.engines.trl.scorer import TokenScores
 from prefix_rft.engines.trl.token_counts import TokenCounts
 from prefix_rft.engines.trl.update.contrast import contrasted
 from prefix_rft.engines.trl.update.correction import Correction
+from prefix_rft.engines.trl.update.distances import Distances, live_streams
 from prefix_rft.engines.trl.update.gradient_shares import GradientShares
 from prefix_rft.engines.trl.update.micro_batches import acting, planned
 from prefix_rft.engines.trl.update.selection import selected
@@ -117,6 +119,7 @@ class OptimizerStep:
         metrics |= heard
         step = cls(method, rows, batch, targets, plan, scored_BT, metrics, due, known, correction)
         step._learn(forward, processes)
+        step._expect_divergences()
         return step
 
     def __init__(
@@ -154,10 +157,19 @@ class OptimizerStep:
                 unknown_BT[places] = False
         if not int(processes.sum(unknown_BT.any().long())):
             return
-        logp_BT, entropy_BT, _ = forward.of(self.rows, unknown_BT, True)
+        logp_BT, entropy_BT, *_ = forward.of(self.rows, unknown_BT, True)
         assert entropy_BT is not None  # noqa: S101  (asked for)
         self._logp_BT = logp_BT.where(unknown_BT, self._logp_BT)
         self._entropy_BT = entropy_BT.where(unknown_BT, self._entropy_BT)
+
+    def _expect_divergences(self) -> None:
+        """Make room for what teachers of divergences say, on all processes alike."""
+        self._divergence_SBT = self._said_MBT = None
+        if live_streams(self.method, self.targets):
+            shape, device = self.batch.tokens_BT.shape, self.batch.tokens_BT.device
+            streams, teachers = len(self.method.streams), len(self.method.teachers)
+            self._divergence_SBT = torch.zeros(streams, *shape, device=device)
+            self._said_MBT = torch.full((teachers, *shape), torch.nan, device=device)
 
     def micro_batch(self, i: int) -> MicroBatch | None:
         """The rows of one of the step's micro-batches; None where nothing is left to run."""
@@ -173,24 +185,38 @@ class OptimizerStep:
         rows = few(self.rows, places)
         return MicroBatch(places, rows, batch, targets, wanted_BT[:, :width], entropy)
 
-    def loss(self, part: MicroBatch, logp_BT: Tensor, entropy_BT: Tensor | None) -> Tensor:
+    def loss(self, part: MicroBatch, scores: TokenScores, distances: Distances | None) -> Tensor:
         """A micro-batch's share of the step's loss, with gradient; its scores are kept for metrics.
 
         Args:
             part: the micro-batch.
-            logp_BT: log-probs of its wanted tokens under the present policy, with gradient.
-            entropy_BT: entropies in nats at the same positions.
+            scores: what the present policy says of its wanted tokens, with gradient.
+            distances: its divergence streams; ``scores.beside`` is what they made.
         """
+        logp_BT, entropy_BT = scores.logp_BT, scores.entropy_BT
         row, column = part.wanted_BT.nonzero().T
         for kept_BT, now_BT in ((self._logp_BT, logp_BT), (self._entropy_BT, entropy_BT)):
             if now_BT is not None:
                 kept_BT[part.places[row], column] = now_BT.detach().float()[row, column]
         batch = part.batch
+        if distances is not None:
+            batch = self._with_divergences(batch, part, distances, scores.beside)
         if self._correction is not None:
             batch, _ = self._correction.of(batch, logp_BT, part.places)
         if self._shares is not None:
             self._shares.add(batch, part.targets, logp_BT, entropy_BT)
         return share_of_loss(self.method, batch, logp_BT, entropy_BT, part.targets)
+
+    def _with_divergences(
+        self, batch: Batch, part: MicroBatch, distances: Distances, found: Sequence[Tensor]
+    ) -> Batch:
+        """The batch of a micro-batch with its divergences, which are kept for metrics."""
+        divergence_SBT, said_MBT = distances.placed(found), distances.said()
+        width = part.wanted_BT.size(1)
+        for kept, now in ((self._divergence_SBT, divergence_SBT), (self._said_MBT, said_MBT)):
+            assert kept is not None  # noqa: S101  (a stream is live)
+            kept[:, part.places, :width] = now.detach().float()
+        return replace(batch, divergence_SBT=divergence_SBT)
 
     def _corrections(self, processes: Processes) -> dict[str, float]:
         """Mean, least and largest weight of the trained tokens that our sampler drew."""
@@ -229,7 +255,14 @@ class OptimizerStep:
             processes: the processes that share the step.
             tokens: counted since the step before; they begin anew.
         """
-        stats = statistics(self.method, self.batch, self._logp_BT, self._entropy_BT, self.targets)
+        batch = self.batch
+        if self._divergence_SBT is not None:
+            scored_MBT, said_MBT = batch.teacher_logp_MBT, self._said_MBT
+            if scored_MBT is not None and said_MBT is not None:
+                said_MBT = said_MBT.where(~said_MBT.isnan(), scored_MBT)
+            said = {"teacher_logp_MBT": said_MBT, "divergence_SBT": self._divergence_SBT}
+            batch = replace(batch, **said)
+        stats = statistics(self.method, batch, self._logp_BT, self._entropy_BT, self.targets)
         metrics = self._begun | means(stats, processes) | tokens.take(processes)
         metrics |= self._distances(processes) | self._corrections(processes)
         return metrics if self._shares is None else metrics | self._shares.take(processes)

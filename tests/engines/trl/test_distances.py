@@ -1,0 +1,211 @@
+"""Divergences over the vocabulary in real steps: against plain torch, with dense distributions."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_teachers import RULES, TOLERANCE, options_of
+
+from prefix_rft import PrefixRFTTrainer
+from prefix_rft.core.divergence import Divergence
+from prefix_rft.engines.states import States, compared, factor_of
+from prefix_rft.support.errors import UserError
+from second.step import trl_run
+from second.step.teachers import DIVERGENCES, divergence, tables_of
+from second.step.update import relative_error
+from tables import rest_slow
+from tiny import make_tokenizer
+
+CASES = [
+    ("sdft", "ema", "demonstration"),
+    ("sdft", "live", "answer"),
+    ("opsd", "frozen", "demonstration"),
+    ("opsd", "snapshot", "peer"),
+    ("sdpo", "ema", "peer"),
+    ("gkd", "live", "answer"),
+]
+
+
+def options(case: tuple[str, str, str], **more: Any) -> dict[str, Any]:
+    top = {"divergence": {"top": 5}} if case[0] == "sdpo" else {}
+    return {**options_of(*case), **top, **more}
+
+
+def run(
+    folder: Path,
+    method: str,
+    given: dict[str, Any],
+    parts: int = 1,
+    resume: str | None = None,
+    **more: Any,
+) -> Any:
+    size = {"gradient_accumulation_steps": parts, "per_device_train_batch_size": 16 // parts}
+    trainer, recorder = trl_run.start(
+        PrefixRFTTrainer, folder, method, trl_run.make_rewards(RULES), options=given,
+        model=trl_run.attentive_model(),
+        **{"max_steps": 4, **size, **more},
+    )  # fmt: skip
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer, recorder.records
+
+
+@pytest.mark.parametrize(
+    ("case", "parts"),
+    rest_slow(
+        [(c, p) for c in CASES for p in (1, 2, 4, 8)],
+        lambda case, parts: parts == 1 + 3 * (case[0] == "sdft"),
+    ),
+    ids=str,
+)
+def test_a_step_is_its_formula(tmp_path: Path, case: tuple[str, str, str], parts: int) -> None:
+    method, kind, context = case
+    trainer, records = run(tmp_path, method, options(case), parts)
+    for n, record in enumerate(records):
+        told = tables_of(trainer.train_dataset, records, n, kind, context)
+        update = trl_run.update_of(record, step=n, total=4)
+        value = divergence(update, told, **DIVERGENCES[method])
+        assert record.loss == pytest.approx(value.item(), rel=TOLERANCE, abs=1e-6)
+        assert relative_error(record.gradient, update.gradient(value)) < TOLERANCE
+        wrong = divergence(update, told, **{**DIVERGENCES[method], "shift": 1})
+        assert relative_error(record.gradient, update.gradient(wrong)) > 100 * TOLERANCE
+    lines = [x for x in trainer.state.log_history if "teacher/divergence" in x]
+    assert len(lines) == 4
+    ratio = DIVERGENCES[method].get("cap")  # in the first update it is 1
+    if method != "sdft" and ratio is None:
+        assert lines[0]["teacher/divergence"] == pytest.approx(records[0].loss, rel=1e-4)
+    assert lines[0]["teacher/gap_abs"] > 1e-3
+
+
+@pytest.mark.parametrize("savings", [[], ["packing"]], ids=["whole rows", "packed"])
+@pytest.mark.parametrize("method", ["opsd", "sdpo"])
+def test_whole_rows_and_rows_without_a_gradient(
+    tmp_path: Path, method: str, savings: list[str]
+) -> None:
+    case = (method, "ema", "peer")
+    trainer, records = run(tmp_path, method, options(case), 2, savings=savings, max_steps=2)
+    for n, record in enumerate(records):
+        told = tables_of(trainer.train_dataset, records, n, "ema", "peer")
+        update = trl_run.update_of(record, step=n, total=4)
+        value = divergence(update, told, **DIVERGENCES[method])
+        assert relative_error(record.gradient, update.gradient(value)) < TOLERANCE
+    assert any(q is None for q in told)
+
+
+def test_a_second_update_weighs_by_the_ratio(tmp_path: Path) -> None:
+    case = ("sdft", "frozen", "demonstration")
+    more = {"num_iterations": 2, "learning_rate": 1e-2}
+    trainer, records = run(tmp_path, "sdft", options(case, ratio_cap=1.01), **more)
+    how = {**DIVERGENCES["sdft"], "cap": 1.01}
+    for n in (0, 1):
+        told = tables_of(trainer.train_dataset, records, n, "frozen", "demonstration")
+        update = trl_run.update_of(records[n], old=records[0].weights, step=n, total=4)
+        value = divergence(update, told, **how)
+        assert relative_error(records[n].gradient, update.gradient(value)) < TOLERANCE
+    without = divergence(update, told, **{**how, "cap": None})
+    assert relative_error(records[1].gradient, update.gradient(without)) > 100 * TOLERANCE
+
+
+@pytest.mark.parametrize("method", ["opsd", "sdpo"])
+def test_the_same_weights_and_context_leave_nothing(tmp_path: Path, method: str) -> None:
+    case = (method, "live", "none")
+    trainer, records = run(tmp_path, method, options(case))
+    assert max(g.abs().max().item() for r in records for g in r.gradient) < 1e-6
+    found = [
+        x["teacher/divergence"] for x in trainer.state.log_history if "teacher/divergence" in x
+    ]
+    assert max(map(abs, found)) < 1e-6
+
+
+def test_another_model_teaches_rollouts_and_demonstrations(tmp_path: Path) -> None:
+    """``gkd``, packed and whole: a teacher of another size, a row of the group a demonstration."""
+    torch.manual_seed(5)
+    other = trl_run.sharp_model()
+    with torch.no_grad():
+        other.model.norm.weight.mul_(1.5)
+    other.save_pretrained(tmp_path / "other")
+    make_tokenizer().save_pretrained(tmp_path / "other")
+    given = {"path": str(tmp_path / "other"), "num_demonstrations": 1}
+    for savings in ("packed", "whole"):
+        more = {} if savings == "packed" else {"savings": []}
+        _, records = run(tmp_path / savings, "gkd", given, 2, max_steps=2, **more)
+        for record in records:
+            assert any(r.whole for r in record.rows)
+            with torch.no_grad():
+                told = [
+                    None if r.completion == [trl_run.EOS] and r.reward != r.reward else q
+                    for r, q in ((r, table_of(other, r)) for r in record.rows)
+                ]
+            update = trl_run.update_of(record)
+            value = divergence(update, told, "tokens", 0.5)
+            assert relative_error(record.gradient, update.gradient(value)) < TOLERANCE
+
+
+def table_of(model: Any, row: Any) -> torch.Tensor:
+    from second.step.teachers import table
+
+    return table(model, row)
+
+
+@pytest.mark.parametrize("kind", ["ema", "snapshot"])
+def test_killed_and_resumed_to_the_bit(tmp_path: Path, kind: str) -> None:
+    given = options(("sdpo", kind, "demonstration"))
+    settings = {"save_strategy": "steps", "save_steps": 3, "max_steps": 5}
+    trainer, records = run(tmp_path / "whole", "sdpo", given, **settings)
+    behind = str(tmp_path / "whole" / "checkpoint-3")
+    other, again = run(tmp_path / "again", "sdpo", given, resume=behind, **settings)
+    assert [r.loss for r in again] == [r.loss for r in records[3:]]
+    for name, weight in trainer.model.state_dict().items():
+        assert torch.equal(weight, other.model.state_dict()[name]), name
+
+
+def test_gradient_shares_know_a_divergence(tmp_path: Path) -> None:
+    """``sdpo`` beside its policy term: both train tokens of the policy, so their norm is all."""
+    case = ("sdpo", "live", "answer")
+    given = options(case, policy=0.5)
+    trainer, _ = run(tmp_path, "sdpo", given, 2, gradient_shares_every=1, max_steps=1)
+    line = next(x for x in trainer.state.log_history if "gradient/policy_norm" in x)
+    assert line["gradient/policy_norm"] == pytest.approx(line["grad_norm"], rel=1e-5)
+
+
+def test_no_divergence_of_compiled_models(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="whole distributions, which cannot be with torch_compile"):
+        run(tmp_path, "opsd", options(("opsd", "live", "answer")), torch_compile=True)
+
+
+# ---- heads ---------------------------------------------------------------------------------------
+
+
+def states(rows: int, width: int, seed: int) -> States:
+    rng = torch.Generator().manual_seed(seed)
+    hidden, weight = torch.randn(4, width, generator=rng), torch.randn(rows, width, generator=rng)
+    return States(hidden.double(), weight.double(), None, 0.5, 3.0)
+
+
+def test_a_padded_head_is_cut_and_one_of_another_model_refused() -> None:
+    student, teacher = states(40, 3, 0), states(41, 5, 1)
+
+    def logits(s: States) -> torch.Tensor:
+        return 3.0 * torch.tanh(0.5 * s.hidden_MH @ s.weight_VH[:40].T / 3.0)
+
+    p, q = ((logits(s) / 0.7).log_softmax(-1) for s in (student, teacher))
+    found = compared(student, teacher, Divergence(1.0), 0.7)
+    assert torch.allclose(found, (p.exp() * (p - q)).sum(-1), rtol=1e-10)
+    with pytest.raises(UserError, match="heads of 40 and 60 tokens"):
+        compared(student, states(60, 5, 1), Divergence(1.0), 0.7)
+
+
+@pytest.mark.parametrize(
+    ("fields", "factor"),
+    [
+        ({"logit_scale": 0.25}, 0.25),
+        ({"logits_scaling": 8.0}, 0.125),
+        ({"logits_scaling": 8.0, "model_type": "hyperclovax"}, 8.0),
+        ({"logit_scale": None}, 1.0),
+        ({}, 1.0),
+    ],
+)
+def test_the_factor_of_a_models_logits(fields: dict[str, Any], factor: float) -> None:
+    from types import SimpleNamespace
+
+    assert factor_of(SimpleNamespace(**{"model_type": "x", **fields})) == factor
