@@ -11,7 +11,7 @@ from torch import Tensor
 from prefix_rft.core import Batch, loss
 from prefix_rft.methods import load
 from second.objective import FORMULAS, Step
-from second.objective.parts import ALL, DEMO, PAD, PREFIX, SAMPLED
+from second.objective.parts import ALL, DEMO, GUIDED, PAD, PREFIX, SAMPLED
 
 
 def mask(step: Step, *kinds: str) -> Tensor:
@@ -39,6 +39,7 @@ def batch_of(step: Step, **changes: Any) -> Batch:
         teacher_logp_MBT=numbers([step.teacher]) if step.teacher else None,
         taught_MB=torch.tensor([step.taught]) if step.taught else None,
         context_B=torch.tensor([i in step.context for i in range(len(step.kind))]),
+        guided_B=mask(step, GUIDED).any(1),
     )
     return replace(batch, **changes)
 

@@ -67,6 +67,7 @@ def test_part_takes_rows_and_width_of_everything() -> None:
         hinted_B=torch.tensor([False, True, False, False]),
         context_B=torch.tensor([False, True, False, False]),
         truncated_B=torch.tensor([True, False, True, False]),
+        guided_B=torch.tensor([True, False, False, False]),
         dropped_B=torch.tensor([False, False, True, True]),
         teacher_logp_MBT=torch.arange(32.0).view(2, 4, 4),
         taught_MB=torch.tensor([[True, False, True, False], [False, True, True, True]]),

@@ -44,7 +44,7 @@ def batch_of(step: Step, method: Method) -> Batch:
         ref_logp_BT=batch.ref_logp_BT.masked_fill(~response, -torch.inf),
         teacher_logp_MBT=batch.teacher_logp_MBT.masked_fill(~(response & taught), NAN),
     )
-    out = dropped(method, batch.reward_B, batch.group_B, batch.demo_B)
+    out = dropped(method, batch.reward_B, batch.group_B, batch.demo_B, batch.guided_B)
     return replace(
         batch, dropped_B=out, divergence_SBT=divergences(method, step, response & taught)
     )
@@ -222,6 +222,7 @@ OPTIONS: list[tuple[str, dict]] = [
     ("sdpo", {"policy": 0.4, "divergence": {"top": 3}}),
     ("sdpo", {"divergence": {"support": "vocabulary", "alpha": 0.0}}),
     ("gkd", {"num_demonstrations": 1}),
+    ("hdpo", {"weight": 0.3, "divergence": {"top": 3}}),
 ]
 
 

@@ -62,7 +62,7 @@ def test_the_law_of_a_method() -> None:
 def test_what_a_method_needs() -> None:
     needs = {n for n in BUILT_IN if load(n).needs_demonstrations}
     alone = {"grpo", "dr_grpo", "dapo", "rloo", "cispo", "gspo", "self_sft", "pass_rate"}
-    alone |= {"opd", "rlsd", "gats", "sdar", "sdpo", "gkd"}
+    alone |= {"opd", "rlsd", "gats", "sdar", "sdpo", "gkd", "hdpo"}
     assert needs == set(BUILT_IN) - alone
     reference = {n for n in BUILT_IN if load(n).needs_reference}
     assert reference == {"uft", "r3", "iw_sft", "fdiv_sft", "discriminative", "irft"}
@@ -70,7 +70,7 @@ def test_what_a_method_needs() -> None:
     assert load("grpo", beta=0.1).needs_reference
     assert {n for n in BUILT_IN if not load(n).samples} == {"sft", "dft", "iw_sft", "fdiv_sft"}
     again = {n for n in BUILT_IN if load(n).groups.sampled_again}
-    assert again == {"bread", "dapo"}
+    assert again == {"bread", "dapo", "hdpo"}
 
 
 def test_what_a_method_refuses() -> None:

@@ -40,6 +40,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "adaback": {},
     "control": {},
     "discriminative": {},
+    "hdpo": {"method_options": {"teacher": {"template": "{context};{prompt}"}}},
     "opsd": {
         "method_options": {
             "teacher": {"context": "demonstration", "template": "{context};{prompt}"}

@@ -33,6 +33,7 @@ class Batch:
         weight_BT: detached factor on terms with an importance ratio: sampler/trainer correction.
         hinted_B: bool, rows whose prompt holds a part of a demonstration; None for none.
         context_B: bool, rows whose prefix is context in any method; None for none.
+        guided_B: bool, rows that were sampled from a teacher's prompt; None for none.
         truncated_B: bool, rows that ran into the length limit.
         dropped_B: bool, rows that take no part in the step: no stream acts on them and no
             normaliser counts them.
@@ -57,6 +58,7 @@ class Batch:
     weight_BT: Tensor | None = None
     hinted_B: Tensor | None = None
     context_B: Tensor | None = None
+    guided_B: Tensor | None = None
     truncated_B: Tensor | None = None
     dropped_B: Tensor | None = None
     teacher_logp_MBT: Tensor | None = None
@@ -77,7 +79,9 @@ class Batch:
                 raise UserError(f"{f.name} must have shape {shape}, got {tuple(x.shape)}")
             if x is not None and "mask" in f.name and x.dtype != torch.bool:
                 raise UserError(f"{f.name} must be bool, got {x.dtype}")
-        for name in ("hinted_B", "context_B", "truncated_B", "dropped_B", "taught_MB"):
+        for name in (
+            "hinted_B", "context_B", "guided_B", "truncated_B", "dropped_B", "taught_MB"
+        ):  # fmt: skip
             x = getattr(self, name)
             if x is not None and x.dtype != torch.bool:
                 raise UserError(f"{name} must be bool, got {x.dtype}")
@@ -93,6 +97,8 @@ class Batch:
             raise UserError("prefix_mask_BT and demo_mask_BT must lie inside response_mask_BT")
         if bool((self.hybrid_B & self.demo_B).any()):
             raise UserError("a row of demo_mask_BT has a prefix or a hint too: it has one kind")
+        if self.guided_B is not None and bool((self.guided_B & ~self._plain_B).any()):
+            raise UserError("a row of guided_B has a prefix, a hint or a demonstration too")
 
     @property
     def hybrid_B(self) -> Tensor:
@@ -106,9 +112,13 @@ class Batch:
         return self.demo_mask_BT.any(1)
 
     @property
+    def _plain_B(self) -> Tensor:
+        return ~self.hybrid_B & ~self.demo_B
+
+    @property
     def policy_B(self) -> Tensor:
         """On-policy rows."""
-        return ~self.hybrid_B & ~self.demo_B
+        return self._plain_B if self.guided_B is None else self._plain_B & ~self.guided_B
 
     def origin(self, origins: tuple[str, ...]) -> Tensor:
         """Mask (B, T) of the response tokens with one of these origins, dropped rows left out."""
@@ -118,6 +128,7 @@ class Batch:
             "continuation": sampled & self.hybrid_B[:, None],
             "prefix": self.prefix_mask_BT,
             "demonstration": self.demo_mask_BT,
+            "guided": sampled & (self._plain_B & ~self.policy_B)[:, None],
         }
         mask_BT = torch.stack([masks[o] for o in origins]).any(0)
         return mask_BT if self.dropped_B is None else mask_BT & ~self.dropped_B[:, None]
@@ -136,6 +147,7 @@ class Batch:
             "continuation": self.hybrid_B,
             "prefix": self.hybrid_B,
             "demonstration": self.demo_B,
+            "guided": self._plain_B & ~self.policy_B,
         }
         mask_B = torch.stack([kinds[o] for o in origins]).any(0)
         return mask_B if self.dropped_B is None else mask_B & ~self.dropped_B

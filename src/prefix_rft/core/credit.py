@@ -65,8 +65,14 @@ def with_sequence(method: Method, advantage_SB: Tensor, sequence_B: Tensor) -> T
     return torch.where(open_SB, sequence_B, advantage_SB)
 
 
-def dropped(method: Method, reward_B: Tensor, group_B: Tensor, demo_B: Tensor) -> Tensor:
-    """Rows of the flat groups that the method drops, shape (B,)."""
+def dropped(
+    method: Method,
+    reward_B: Tensor,
+    group_B: Tensor,
+    demo_B: Tensor,
+    guided_B: Tensor | None = None,
+) -> Tensor:
+    """Rows of the flat groups that the method drops, and guided ones that fail, shape (B,)."""
     rate_B = outcome.solve_rate(reward_B, group_B, ~demo_B, method.groups.solved_above)
     wrong, right = outcome.all_wrong(rate_B), outcome.all_right(rate_B)
     drop = torch.zeros_like(wrong)
@@ -74,6 +80,8 @@ def dropped(method: Method, reward_B: Tensor, group_B: Tensor, demo_B: Tensor) -
         drop |= wrong
     if method.groups.all_right in ("drop", "resample"):
         drop |= right
+    if guided_B is not None:
+        drop |= guided_B & ~outcome.solved(reward_B, method.groups.solved_above)
     return drop
 
 
@@ -85,6 +93,7 @@ def step_credit(
     demo_N: Tensor,
     length_N: Tensor,
     budget: int,
+    guided_N: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Advantages (S, N) and dropped rows (N,) of the rows of a generation, whole groups of them.
 
@@ -96,6 +105,7 @@ def step_credit(
         demo_N: bool, rows that are a whole demonstration.
         length_N: tokens of each row's completion.
         budget: the most that there may be.
+        guided_N: bool, rows that were sampled from a teacher's prompt; None for none.
     """
     priced_N = reward_N
     overlong = method.groups.overlong
@@ -104,4 +114,4 @@ def step_credit(
         price = outcome.overlong_penalty(length_N, budget, buffer, overlong.penalty)
         priced_N = reward_N + price.to(reward_N).where(~demo_N, 0.0)
     advantage_SN = advantages(method, priced_N, group_N, hybrid_N, demo_N)
-    return advantage_SN, dropped(method, reward_N, group_N, demo_N)
+    return advantage_SN, dropped(method, reward_N, group_N, demo_N, guided_N)

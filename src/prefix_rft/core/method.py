@@ -85,6 +85,18 @@ class Method:
                 f"method '{self.name}' trains tokens of demonstrations, so these cannot stand in "
                 "the prompt: leave out the hint"
             )
+        if (all_wrong == "guide") != (self.guide is not None) or (
+            self.trains("guided") and self.guide is None
+        ):
+            raise UserError(
+                f"method '{self.name}': all_wrong: guide, and a stream that trains guided tokens "
+                "and reads a teacher, go together"
+            )
+        if self.guide is not None and self.guide.weights != "live":
+            raise UserError(
+                f"method '{self.name}' samples guided rows from its own weights: use weights: live "
+                f"for teacher '{self.guide.name}'"
+            )
         if all_wrong == "lengthen" and not self.trains("continuation"):
             raise UserError(
                 f"method '{self.name}' trains no continuation, so it cannot lengthen a prefix: "
@@ -110,6 +122,12 @@ class Method:
     def teacher_of(self, stream: Stream) -> int:
         """Which of the teachers a stream reads."""
         return [t.name for t in self.teachers].index(stream.teacher)
+
+    @property
+    def guide(self) -> Teacher | None:
+        """The teacher from whose prompt rows of failed groups are sampled; None where none are."""
+        guided = [s for s in self.streams if "guided" in s.tokens and s.teacher]
+        return self.teachers[self.teacher_of(guided[0])] if guided else None
 
     @property
     def divergences(self) -> tuple[int, ...]:

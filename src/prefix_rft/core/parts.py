@@ -10,7 +10,7 @@ from prefix_rft.core.stream import AGGREGATIONS
 from prefix_rft.support.errors import UserError, choose
 
 TRUNCATED = ("keep", "mask")
-ALL_WRONG = ("keep", "drop", "resample", "lengthen", "demonstration")
+ALL_WRONG = ("keep", "drop", "resample", "lengthen", "demonstration", "guide")
 ALL_RIGHT = ("keep", "drop", "resample")
 SAMPLERS = ("policy", "reference")
 
@@ -114,7 +114,8 @@ class Groups:
         all_wrong: what becomes of a group in which no sampled row is solved: ``keep`` it; ``drop``
             it from the step and its normalisers; ``resample`` another prompt in its place (and drop
             it if that fails too); ``lengthen`` its prefixes and sample again; put a whole
-            ``demonstration`` in the place of its first row.
+            ``demonstration`` in the place of its first row; ``guide`` it: sample its rows from the
+            prompt of the teacher that its guided stream reads, and drop those that fail still.
         all_right: ``keep``, ``drop`` or ``resample`` a group in which every row is solved.
         attempts: how many times a group may be sampled again.
         solved_above: a row is solved if its reward exceeds this.

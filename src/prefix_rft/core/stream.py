@@ -10,9 +10,10 @@ from prefix_rft.core.select import MODES, SCOPES
 from prefix_rft.core.weights import Shape, Weight
 from prefix_rft.support.errors import UserError, choose
 
-ORIGINS = ("policy", "prefix", "continuation", "demonstration")
+ORIGINS = ("policy", "prefix", "continuation", "demonstration", "guided")
 """Where a token comes from: an on-policy row; the demonstration part of a hybrid row; the sampled
-part of a hybrid row; a row that is a whole demonstration."""
+part of a hybrid row; a row that is a whole demonstration; a row that was sampled from a teacher's
+prompt and is trained behind the policy's."""
 
 ROLLOUT = ("policy", "prefix", "continuation")
 SAMPLED = ("policy", "continuation")
@@ -108,6 +109,11 @@ class Stream:
             raise UserError(
                 f"stream '{self.name}': the name of a teacher, and a weight or a divergence that "
                 "reads one, go together"
+            )
+        if "guided" in self.tokens and self.surrogate in ("clip", "ratio", "cispo"):
+            raise UserError(
+                f"stream '{self.name}' trains guided rows, which the policy did not sample from "
+                "its own prompt: there is no ratio, choose another surrogate"
             )
         if self.gate is not None and self.gate[0] >= self.gate[1]:
             raise UserError(f"stream '{self.name}' has an empty gate {self.gate}")

@@ -35,6 +35,7 @@ class RowPlan:
         replaced: a demonstration stands in the place of the row that had been sampled.
         planned: the start of that row.
         guarded: it was to start from a longer prefix, beyond its group's limit.
+        guided: the ids of a teacher's prompt, from which it is sampled in place of its own.
     """
 
     example: int
@@ -53,6 +54,7 @@ class RowPlan:
     replaced: bool = False
     planned: Start | None = None
     guarded: bool = False
+    guided: tuple[int, ...] = ()
 
     @property
     def done(self) -> bool:
@@ -297,9 +299,10 @@ def replanned(
         example: the example which the row's group is to be of.
         moment: the point of the run at which the generation was planned first.
         attempt: number of the next attempt, from 1.
-        how: ``keep`` the group, ``resample`` it for another example, or see :func:`starts_again`.
+        how: ``keep`` the group, ``resample`` it for another example, ``guide`` it, which keeps a
+            row without a teacher's prompt, or see :func:`starts_again`.
     """
-    if how == "keep" or (how != "resample" and not example[IDS]):
+    if how in ("keep", "guide") or (how != "resample" and not example[IDS]):
         return None
     blank = RowPlan(int(example[EXAMPLE]), plan.group, plan.row, attempt=attempt)
     in_prompt = method.planner.hint is not None
@@ -313,6 +316,18 @@ def replanned(
     if how == "demonstration":
         blank = replace(blank, replaced=True, planned=plan.start)
     return starting(blank, moment.with_own(example), start, in_prompt)
+
+
+def guided(plan: RowPlan, prompt: Sequence[int], attempt: int) -> RowPlan:
+    """The row, sampled again from a teacher's prompt.
+
+    Args:
+        plan: the plan of the row in the attempt before.
+        prompt: the ids of the teacher's prompt.
+        attempt: number of the next attempt, from 1.
+    """
+    blank = RowPlan(plan.example, plan.group, plan.row, attempt=attempt)
+    return replace(blank, guided=tuple(prompt))
 
 
 def another_example(rows: Any, moment: RunPoint, attempt: int, group: int) -> dict[str, Any]:

@@ -23,7 +23,7 @@ BUILT_IN = (
     # rewards alone
     "grpo", "dr_grpo", "dapo", "rloo", "cispo", "gspo", "self_sft",
     # a teacher beside the rewards, or in their place
-    "opd", "rlsd", "gats", "sdar", "sdft", "opsd", "sdpo", "gkd",
+    "opd", "rlsd", "gats", "sdar", "sdft", "opsd", "sdpo", "gkd", "hdpo",
     # demonstrations alone
     "sft", "dft", "iw_sft", "fdiv_sft", "discriminative", "irft",
 )  # fmt: skip

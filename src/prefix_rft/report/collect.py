@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from prefix_rft.report.points import Point
 from prefix_rft.report.samples import ShownGroup, group_of
 from prefix_rft.runs.reader import RunFolder
-from prefix_rft.runs.rollouts import DEMONSTRATION, HYBRID, POLICY, Rollout, mean_reward
+from prefix_rft.runs.rollouts import DEMONSTRATION, GUIDED, HYBRID, POLICY, Rollout, mean_reward
 
 EXTREMES = 10
 """Worst and best groups to show."""
@@ -104,5 +104,6 @@ def mean_lengths(rollouts: Rollouts) -> dict[str, float]:
             lengths["prefix"].append(tokens)
             lengths["continuation"].append(tokens - rollout.prefix_length)
         else:
-            lengths["demonstration" if origin == DEMONSTRATION else "policy"].append(tokens)
+            names = {DEMONSTRATION: "demonstration", GUIDED: "guided"}
+            lengths[names.get(origin, "policy")].append(tokens)
     return {name: sum(values) / len(values) for name, values in lengths.items()}

@@ -19,6 +19,7 @@ ORIGIN_WORDS = {
     "policy": "on-policy",
     "prefix": "hybrid",
     "continuation": "continuation",
+    "guided": "guided",
     "demonstration": "demonstration",
 }
 """First or last part of a metric's name, and the rows or tokens it is about, in words."""
@@ -325,10 +326,10 @@ HEAD = """# Metrics
 What a line of a run's `metrics.jsonl` holds. This page is made by
 `python -m prefix_rft.runs.metric_names > docs/metrics.md`.
 
-`ORIGIN` is where tokens come from (`policy`, `prefix`, `continuation`, `demonstration`), `STREAM` a
-stream of the method, `SOURCE` a stream or an origin, `GRADER` a reward function and `STATUS` a
-verdict. A name appears only where it is observed. Before a name, `eval_` says that the rows are not
-trained on. On verl its own metrics stand beside these, under verl's names.
+`ORIGIN` is where tokens come from (`policy`, `prefix`, `continuation`, `demonstration`, `guided`),
+`STREAM` a stream of the method, `SOURCE` a stream or an origin, `GRADER` a reward function and
+`STATUS` a verdict. A name appears only where it is observed. Before a name, `eval_` says that the
+rows are not trained on. On verl its own metrics stand beside these, under verl's names.
 
 The progress line shows {shown}.
 """

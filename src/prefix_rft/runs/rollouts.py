@@ -22,7 +22,7 @@ from prefix_rft.support.writing import write_text
 ROLLOUTS = "rollouts"
 """The folder in a run's folder that holds them."""
 
-POLICY, HYBRID, DEMONSTRATION = "on-policy", "hybrid", "demonstration"
+POLICY, HYBRID, DEMONSTRATION, GUIDED = "on-policy", "hybrid", "demonstration", "guided"
 """Where a rollout's tokens are from, in words."""
 
 WRITTEN = re.compile(r"(step|kept)_([0-9]{6,})\.jsonl")
@@ -52,6 +52,7 @@ class Rollout:
         truncated: whether it ran into the length limit.
         images: the pictures in its prompt, by their places in the example's columns: ``image``, or
             ``images[0]``, ``images[1]``.
+        guided: whether it was sampled from a teacher's prompt, which is not ``prompt``.
         kept: the places in ``completion_ids`` of the prefix tokens that the first update on it has
             trained; None where that is not recorded. It stands in a file of its own.
     """
@@ -73,6 +74,7 @@ class Rollout:
     truncated: bool
     hint_length: int = 0
     images: Sequence[str] = ()
+    guided: bool = False
     kept: frozenset[int] | None = None
 
     @classmethod
@@ -108,13 +110,17 @@ class Rollout:
         del line["kept"]
         if not self.images:
             del line["images"]
+        if not self.guided:
+            del line["guided"]
         return line
 
     @property
     def origin(self) -> str:
-        """Where its tokens are from: ``on-policy``, ``hybrid`` or ``demonstration``."""
+        """Where its tokens are from, in one of the words above."""
         if self.demonstration:
             return DEMONSTRATION
+        if self.guided:
+            return GUIDED
         return HYBRID if self.prefix_length or self.hint_length else POLICY
 
 
@@ -173,6 +179,7 @@ FIELDS: Mapping[str, Callable[[Any], Any]] = {
     "truncated": _flag,
     "hint_length": count,
     "images": _texts,
+    "guided": _flag,
 }
 """What a line holds, and how each field is checked."""
 
@@ -186,6 +193,7 @@ OLDER: Mapping[str, Any] = {
     "truncated": False,
     "hint_length": 0,
     "images": [],
+    "guided": False,
 }
 """Fields that a line of an older version may lack, and what they are then."""
 

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 from prefix_rft.rewards.verdict import CORRECT, WRONG
 from prefix_rft.runs.reader import RunFolder
-from prefix_rft.runs.rollouts import DEMONSTRATION, HYBRID, POLICY, Rollout
+from prefix_rft.runs.rollouts import DEMONSTRATION, GUIDED, HYBRID, POLICY, Rollout
 from prefix_rft.runs.token_texts import KEPT, SAMPLED, Completion, marked, run_tokenizer
 from prefix_rft.show.groups import Place, load, solved, statuses
 from prefix_rft.support.untrusted import visible
@@ -31,7 +31,7 @@ UNMARKED = "  (prefix not marked: the tokens do not add up to the text)"
 BAR, INDENT = "  │ ", 7
 # As `inspect` has them.
 GREEN, YELLOW, SELECTED = "green", "yellow", "bold black on green"
-STYLES = {POLICY: YELLOW, DEMONSTRATION: GREEN, HYBRID: ""}
+STYLES = {POLICY: YELLOW, GUIDED: YELLOW, DEMONSTRATION: GREEN, HYBRID: ""}
 OUTCOMES = {CORRECT: "bold green", WRONG: "bold red"}
 
 

@@ -1,5 +1,7 @@
 """Divergences over the vocabulary in real steps: against plain torch, with dense distributions."""
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,11 @@ from test_teachers import RULES, TOLERANCE, options_of
 from prefix_rft import PrefixRFTTrainer
 from prefix_rft.core.divergence import Divergence
 from prefix_rft.engines.states import States, compared, factor_of
+from prefix_rft.runs.rollouts import ROLLOUTS, read_generation
 from prefix_rft.support.errors import UserError
 from second.step import trl_run
 from second.step.teachers import DIVERGENCES, divergence, tables_of
-from second.step.update import relative_error
+from second.step.update import advantage, ppo, relative_error, row_means
 from tables import rest_slow
 from tiny import make_tokenizer
 
@@ -38,11 +41,12 @@ def run(
     given: dict[str, Any],
     parts: int = 1,
     resume: str | None = None,
+    rules: Sequence[str] = RULES,
     **more: Any,
 ) -> Any:
     size = {"gradient_accumulation_steps": parts, "per_device_train_batch_size": 16 // parts}
     trainer, recorder = trl_run.start(
-        PrefixRFTTrainer, folder, method, trl_run.make_rewards(RULES), options=given,
+        PrefixRFTTrainer, folder, method, trl_run.make_rewards(rules), options=given,
         model=trl_run.attentive_model(),
         **{"max_steps": 4, **size, **more},
     )  # fmt: skip
@@ -171,6 +175,80 @@ def test_gradient_shares_know_a_divergence(tmp_path: Path) -> None:
 def test_no_divergence_of_compiled_models(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="whole distributions, which cannot be with torch_compile"):
         run(tmp_path, "opsd", options(("opsd", "live", "answer")), torch_compile=True)
+
+
+# ---- rows from a teacher's prompt ----------------------------------------------------------------
+
+
+def guided_run(folder: Path, context: str, parts: int = 1, **more: Any) -> Any:
+    case = ("hdpo", "live", context)
+    rules = ("mixed", "rare", "rare", "wrong", "patchy", "rare") * 2
+    return run(folder, "hdpo", options(case, attempts=2), parts, rules=rules, **more)
+
+
+@pytest.mark.parametrize("savings", [[], ["packing"]], ids=["whole rows", "packed"])
+@pytest.mark.parametrize("context", ["demonstration", "answer"])
+def test_rows_of_groups_that_fail_are_sampled_behind_the_teachers_prompt(
+    tmp_path: Path, context: str, savings: list[str]
+) -> None:
+    """Their loss is that of the plain prompt, against the teacher's; failed ones do not count."""
+    trainer, records = guided_run(tmp_path, context, 2, savings=savings, log_rollouts=True)
+    seen = []
+    for n, record in enumerate(records):
+        lines = read_generation(tmp_path / ROLLOUTS, n)
+        guided = {(r.group, r.row) for r in lines if r.guided}
+        seen += [r.reward for r in lines if r.guided]
+        told = tables_of(trainer.train_dataset, records, n, "live", context)
+        update = trl_run.update_of(record, step=n, total=4)
+        place = [(r.group, r.place) in guided for r in record.rows]
+        assert all(r.attempt for r in lines if r.guided)
+        value = plain_grpo(update, place)
+        right = [
+            q if g and r.reward > 0 else None
+            for r, q, g in zip(record.rows, told, place, strict=True)
+        ]
+        value = value + divergence(update, right, "tokens", 0.5)
+        assert record.loss == pytest.approx(value.item(), rel=TOLERANCE, abs=1e-6)
+        assert relative_error(record.gradient, update.gradient(value)) < TOLERANCE
+    assert 0.0 in seen
+    assert max(r for r in seen if r is not None) > 0.0  # some are right, some fail again
+
+
+def test_what_was_sampled_behind_another_prompt_is_not_known_of_this_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sampler gets the teacher's ids; the row keeps its own, and its scores are made anew."""
+    asked: dict[tuple[int, int], list[int]] = {}
+    original = PrefixRFTTrainer._sample
+
+    def sample(self: Any, prompt_ids: list[list[int]], plans: list[Any]) -> Any:
+        asked.update({(p.group, p.row): x for p, x in zip(plans, prompt_ids, strict=True)})
+        return original(self, prompt_ids, plans)
+
+    monkeypatch.setattr(PrefixRFTTrainer, "_sample", sample)
+    trainer, _ = guided_run(tmp_path, "demonstration", max_steps=1, log_rollouts=True)
+    lines = read_generation(tmp_path / ROLLOUTS, 0)
+    assert any(r.guided for r in lines)
+    for row in lines:
+        example, tokens = trainer.train_dataset[row.example], make_tokenizer()
+        own = tokens(example["prompt"])["input_ids"]
+        told = tokens(f"a:{example['demonstration'][0]};{example['prompt']}")["input_ids"]
+        assert row.prompt_ids == own
+        assert asked[row.group, row.row] == (told if row.guided else own)
+    line = next(x for x in trainer.state.log_history if "guided/logp" in x)
+    assert math.isfinite(line["guided/logp"])
+    # Of the rows that were sampled from their own prompt.
+    assert line["sampling/sampling_logp_difference/max"] < 1e-4
+
+
+def plain_grpo(u: Any, guided: Sequence[bool]) -> torch.Tensor:
+    """GRPO on the rows that are not guided; the others count in no mean."""
+    gains = [
+        ppo(u.ratio(i), advantage(r, u.mates(i, "own"), "std"))
+        for i, r in enumerate(u.rows)
+        if not guided[i]
+    ]
+    return row_means(gains)
 
 
 # ---- heads ---------------------------------------------------------------------------------------

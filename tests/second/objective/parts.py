@@ -13,11 +13,13 @@ from typing import Any
 from torch import Tensor
 
 PROMPT, PREFIX, SAMPLED, DEMO, PAD = "prompt", "prefix", "sampled", "demo", "pad"
+GUIDED = "guided"
 POLICY, HYBRID, WHOLE = "policy row", "hybrid row", "whole demonstration"
+TAUGHT = "row from a teacher's prompt"
 ROLLOUTS = (POLICY, HYBRID)
-ALL = (PREFIX, SAMPLED, DEMO)
+ALL = (PREFIX, SAMPLED, DEMO, GUIDED)
 OWN, ROLL = (SAMPLED,), (PREFIX, SAMPLED)
-ROWS_OF = {PREFIX: (HYBRID,), SAMPLED: ROLLOUTS, DEMO: (WHOLE,)}
+ROWS_OF = {PREFIX: (HYBRID,), SAMPLED: ROLLOUTS, DEMO: (WHOLE,), GUIDED: (TAUGHT,)}
 """The rows to which tokens of a kind belong; a rollout without any token is a policy row."""
 Gains = dict[tuple[int, int], Tensor]
 
@@ -70,6 +72,8 @@ class Step:
         self.zero = 0.0 * self.logp[0, 0].nan_to_num(0.0, 0.0, 0.0)
 
     def row_kind(self, i: int) -> str:
+        if GUIDED in self.kind[i]:
+            return TAUGHT
         return WHOLE if DEMO in self.kind[i] else HYBRID if PREFIX in self.kind[i] else POLICY
 
     def rows(self, *kinds: str) -> list[int]:

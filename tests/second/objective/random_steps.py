@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from second.objective.parts import DEMO, PAD, PREFIX, PROMPT, SAMPLED, Step
+from second.objective.parts import DEMO, GUIDED, PAD, PREFIX, PROMPT, SAMPLED, Step
 
 NAN = float("nan")
 REWARDS = (
@@ -32,6 +32,8 @@ WITH_PREFIX = {
     "everything": {0: 2, 1: 1, 3: 2, 5: 2},
     "micro": {0: 2, 1: 1, 2: 3, 3: 3, 5: 2},
 }
+TAUGHT = {"guided": (1, 3, 5)}
+"""Groups that have failed and been sampled again from a teacher's prompt."""
 CONTEXT = {"micro": (0, 3)}
 """Groups in which the first row's prefix is not trained."""
 
@@ -59,7 +61,8 @@ def make(layout: str, seed: int, old: bool = True, square: bool = False) -> Rand
         for n, reward in enumerate(rewards):
             prefix = [PREFIX] * length if n < hybrid else []
             shut = n == 0 and g in CONTEXT.get(layout, ())
-            rows.append(([*prefix, *[SAMPLED] * rng.randint(1, 5)], reward, g, shut))
+            sampled = GUIDED if g in TAUGHT.get(layout, ()) else SAMPLED
+            rows.append(([*prefix, *[sampled] * rng.randint(1, 5)], reward, g, shut))
         for _ in range(DEMOS.get(layout, {}).get(g, 0)):
             reward = rng.choice([1.0, 1.0, 0.5, NAN]) if g else 1.0
             rows.append(([DEMO] * rng.randint(2, 9), reward, g, False))

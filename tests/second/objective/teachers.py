@@ -9,8 +9,10 @@ from torch import Tensor
 from second.objective.parts import (
     ALL,
     DEMO,
+    GUIDED,
     ROLL,
     ROLLOUTS,
+    TAUGHT,
     WHOLE,
     Gains,
     Step,
@@ -146,6 +148,18 @@ def followed(
     """Minus the divergence on rows that are taught, whose tokens alone are counted."""
     kinds = {i: s.at(i, DEMO) for i in s.rows(WHOLE)} if s.o.get("num_demonstrations") else {}
     kinds |= {i: s.sampled(i) for i in s.rows(*ROLLOUTS)}
+    return mean_distance(s, kinds, own, how, skip, ratio_cap)
+
+
+def mean_distance(
+    s: Step,
+    kinds: dict[int, list[int]],
+    own: dict[str, Any],
+    how: str,
+    skip: int = 0,
+    ratio_cap: float | None = None,
+) -> Tensor:
+    """The mean over these places of rows, where the teacher teaches them."""
     gains: Gains = {}
     for i, places in kinds.items():
         if not s.taught[i] and s.wrong != "untaught rows":
@@ -200,6 +214,25 @@ def sdpo(s: Step) -> Tensor:
     if s.o.get("policy"):
         total = total + s.o["policy"] * over(s, policy_gradient(s, False), ROLL, "token_mean")
     return total
+
+
+@method("guided", "attached", "untaught rows", "failed rows", "std", "on all rows")
+def hdpo(s: Step) -> Tensor:
+    """arXiv 2603.23871: GRPO, and JS on the teacher's top 64 of guided rows that are right."""
+    own = {"alpha": 0.5, "support": "teacher", "top": 64}
+    total = over(s, policy_gradient(s, True), ROLL, SEQUENCE) + extras(s, ROLL, SEQUENCE)
+    right = [i for i in s.rows(TAUGHT) if s.reward[i] > 0 or s.wrong == "failed rows"]
+    places = {i: s.at(i, GUIDED) for i in right if not truncated(s, i)}
+    if s.wrong == "on all rows":
+        places |= {i: s.sampled(i) for i in s.rows(*ROLLOUTS)}
+    options, s.o = s.o, {k: v for k, v in s.o.items() if k not in ("aggregation", "const")}
+    guided = s.o.get("weight", 1.0) * mean_distance(s, places, own, "token_mean")
+    s.o = options
+    return total + guided
+
+
+def truncated(s: Step, i: int) -> bool:
+    return s.o.get("truncated") == "mask" and s.truncated[i]
 
 
 @method(*BASIC)

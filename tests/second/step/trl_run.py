@@ -28,8 +28,9 @@ def make_rewards(
     """One row for each rule; those in ``missing`` have no demonstration, others one, or two.
 
     A rule says what the reward of a rollout is: ``mixed`` (a hash of its text decides), ``right``,
-    ``wrong``, ``hint:N`` (mixed for a text that begins with N characters of the demonstration, else
-    wrong), ``never`` (it cannot be graded) or ``patchy`` (mixed, now and then it cannot be graded).
+    ``wrong``, ``rare`` (right for one text of six), ``hint:N`` (mixed for a text that begins with N
+    characters of the demonstration, else wrong), ``never`` (it cannot be graded) or ``patchy``
+    (mixed, now and then it cannot be graded).
     """
     rows = make_rows(len(rules)).to_dict()
     texts = [[d, d.replace("=", " ")] if several else [d] for d in rows["demonstration"]]
@@ -47,7 +48,8 @@ def reward_of(text: str, demonstrations: Sequence[str], rule: str) -> float | No
     if rule.startswith("hint:"):
         n = int(rule.removeprefix("hint:"))
         rule = "mixed" if any(text[:n] == d[:n] for d in demonstrations) else "wrong"
-    return {"right": 0.5 + number % 2 / 2, "wrong": 0.0}.get(rule, (0.0, 0.0, 0.5, 1.0)[number % 4])
+    known = {"right": 0.5 + number % 2 / 2, "wrong": 0.0, "rare": float(number % 6 == 0)}
+    return known.get(rule, (0.0, 0.0, 0.5, 1.0)[number % 4])
 
 
 def reward(

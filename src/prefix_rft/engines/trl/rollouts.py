@@ -150,6 +150,10 @@ class RolloutTrainer(GRPOTrainer):
     ) -> tuple[list[list[int]], list[list[float | None]] | None]:
         attempt = self._attempt
         plans = [RowPlan(0, 0, 0)] * len(prompt_ids) if attempt is None else attempt.plans
+        # A guided row is sampled from a teacher's prompt; TRL keeps its own, behind which it is
+        # trained.
+        both = zip(plans, prompt_ids, strict=True)
+        prompt_ids = [list(plan.guided) or ids for plan, ids in both]
         # Those of a stream, or of an evaluation.
         refuse_too_long(self.policy, map(len, prompt_ids), self.max_completion_length)
         training, our_sampler, sent = self.model.training, self._samples_itself(), open_rows(plans)

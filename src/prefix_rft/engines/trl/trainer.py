@@ -6,6 +6,7 @@ that have a gradient, packs and scores them, and hands what it has of them to ``
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from inspect import signature
 from typing import Any
 
@@ -16,6 +17,7 @@ from trl import GRPOTrainer
 from prefix_rft.data.demonstrations import DemonstrationReport
 from prefix_rft.data.render import Renderer
 from prefix_rft.engines.dropout import turn_off_dropout
+from prefix_rft.engines.plan import RowPlan, RunPoint
 from prefix_rft.engines.states import add_states
 from prefix_rft.engines.trl.clock import stop_clock, template_kwargs
 from prefix_rft.engines.trl.config import PrefixRFTConfig
@@ -140,7 +142,7 @@ class PrefixRFTTrainer(PacksRows, Watched, EvaluatesHeldOut, ResumesExactly, Rol
         self.made_of = made_of(self.model, processing, rows, *rest)
         self.leaks = Leaks(args, self.graders, renderer, processes, self.phases)
         parts = method, self.method_state, rows, processes, renderer.end, self.leaks.limits
-        self.rounds = Rounds(*parts)
+        self.rounds = Rounds(*parts, self._guide)
         self.rollouts = RolloutRecord(args.output_dir, method, renderer.spelled, processes)
         unfit = sharded or self.aux_loss_enabled
         beside = [m for m in (self.ref_model, *self.others.values()) if m is not None]
@@ -179,6 +181,12 @@ class PrefixRFTTrainer(PacksRows, Watched, EvaluatesHeldOut, ResumesExactly, Rol
         updates = steps * self.args.num_iterations
         parts = method, contexts, self.processes, self.forward, self.own_state.teachers
         return Teaching(*parts, forwards, updates)
+
+    def _guide(self, example: Mapping[str, Any], plan: RowPlan, moment: RunPoint) -> Any:
+        """The prompt from which a row of a group that failed is sampled."""
+        assert self.teaching is not None  # noqa: S101  (a guide is a teacher)
+        assert self.method.guide is not None  # noqa: S101
+        return self.teaching.contexts.prompt(self.method.guide, example, plan, moment, ())[0]
 
     # ---- loss ----------------------------------------------------------------------------------
 

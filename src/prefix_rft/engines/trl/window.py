@@ -85,8 +85,9 @@ def to_batch(rows: Rows) -> Batch:
     prefix = rows["prefix_mask"]
     weight = rows.get("importance_sampling_ratio")
     if weight is not None:
-        # The sampler never drew a demonstration's tokens: their correction is 1.
-        weight = weight.expand(prefix.shape).masked_fill(prefix | rows["demo_mask"], 1.0)
+        # Nobody drew a demonstration's tokens, nor a guided row's from this prompt: it is 1 there.
+        undrawn = prefix | rows["demo_mask"] | rows["row_guided"][:, None]
+        weight = weight.expand(prefix.shape).masked_fill(undrawn, 1.0)
     told_MBT, taught_MB = teachers_said(rows)
     return Batch(
         tokens_BT=rows["completion_ids"],
@@ -99,6 +100,7 @@ def to_batch(rows: Rows) -> Batch:
         ref_logp_BT=rows.get("ref_per_token_logps"),
         weight_BT=weight,
         hinted_B=rows["row_hinted"],
+        guided_B=rows["row_guided"],
         context_B=rows["row_context"],
         truncated_B=rows["row_truncated"],
         dropped_B=rows["row_dropped"],

@@ -118,6 +118,8 @@ def unsupported(method: Method) -> str | None:
         return "it never samples"
     if "resample" in again:
         return "another prompt cannot be sampled in a group's place (all_wrong, all_right: drop)"
+    if "guide" in again:
+        return "a group that fails cannot be sampled from a teacher's prompt yet"
     if method.groups.interleave is not None:
         return "it sets prompts aside for steps of their own"
     if method.planner.hint is not None:

@@ -49,6 +49,7 @@ def credited(
         "hint": column([len(p.hint) for p in plans]),
         "whole": column([int(p.whole) for p in plans]),
         "filler": column([int(p.filler) for p in plans]),
+        "guided": column([int(bool(p.guided)) for p in plans]),
         "without": column([int(not x[IDS]) for x in generation.inputs]),
     }
     everyone = dict(
@@ -58,15 +59,8 @@ def credited(
     demo_N = everyone["whole"].bool() & (length_N > 0)
     hybrid_N = (length_N + everyone["hint"] > 0) & ~demo_N
     size_N = processes.gather(rows["completion_mask"].sum(1))
-    advantage_SN, dropped_N = step_credit(
-        method,
-        reward_N,
-        everyone["group"],
-        hybrid_N,
-        demo_N,
-        size_N,
-        moment.max_completion_length,
-    )
+    parts = everyone["group"], hybrid_N, demo_N, size_N, moment.max_completion_length
+    advantage_SN, dropped_N = step_credit(method, reward_N, *parts, everyone["guided"].bool())
     dropped_N |= everyone["filler"].bool()
     own_rows, group = processes.own(len(plans)), own_columns["group"]
     position = torch.arange(rows["completion_ids"].size(1), device=device)
@@ -83,6 +77,7 @@ def credited(
         "row_advantages": advantage_SN[:, own_rows].T.contiguous(),
         "row_dropped": dropped_N[own_rows],
         "row_imitation": torch.full_like(group, generation.imitation, dtype=torch.bool),
+        "row_guided": own_columns["guided"].bool(),
         "row_hinted": own_columns["hint"] > 0,
         "row_context": column([int(p.context) for p in plans]).bool(),
         "row_truncated": _truncated(rows, eos_ids),

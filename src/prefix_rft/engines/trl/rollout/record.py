@@ -79,7 +79,7 @@ class RolloutRecord:
         prompt = rows["prompt_ids"][i][rows["prompt_mask"][i].bool()].tolist()
         completion = rows["completion_ids"][i][rows["completion_mask"][i].bool()].tolist()
         reward = rows["row_reward"][i].item()
-        stream = stream_of(self.method, plan.hybrid, plan.whole)
+        stream = stream_of(self.method, plan.hybrid, plan.whole, bool(plan.guided))
         prompt_text, text = self.spelled([prompt, completion])
         # A contrast gives its advantages at the update only.
         has_advantage = self.method.streams[stream].advantage != "sequence"
@@ -101,6 +101,7 @@ class RolloutRecord:
             advantage=rows["row_advantages"][i, stream].item() if has_advantage else None,
             truncated=bool(rows["row_truncated"][i]),
             images=images,
+            guided=bool(plan.guided),
         ).line()
 
     def kept(self, step: int, rows: Rows, keep_BT: Tensor) -> None:

@@ -24,6 +24,7 @@ from prefix_rft.engines.plan import (
     RowPlan,
     RunPoint,
     another_example,
+    guided,
     in_turn,
     plan_rows,
     replanned,
@@ -37,6 +38,9 @@ from prefix_rft.engines.trl.window import Rows
 
 Attempt = tuple[Inputs, list[RowPlan]]
 """What is to be sampled: an example and a plan for each row of this process."""
+
+Guide = Callable[[Mapping[str, Any], RowPlan, RunPoint], Sequence[int] | None]
+"""The ids of a teacher's prompt for a row; None where there are none."""
 
 Limits = Callable[[Sequence[Mapping[str, Any]]], Mapping[int, tuple[int, ...]] | None]
 """Of examples, how long a prefix of each of their sources may be; None where nothing is limited."""
@@ -72,7 +76,7 @@ class GroupResults:
         demo_N = whole_N.bool()
         rate_N = outcome.solve_rate(reward_N, group_N, ~demo_N, method.groups.solved_above)
         again_N = torch.zeros_like(demo_N)
-        if method.groups.all_wrong in ("resample", "lengthen"):
+        if method.groups.all_wrong in ("resample", "lengthen", "guide"):
             again_N |= outcome.all_wrong(rate_N)
         elif method.groups.all_wrong == "demonstration":  # one that is there settles the group
             again_N |= outcome.all_wrong(rate_N) & ~torch.isin(group_N, group_N[demo_N])
@@ -93,6 +97,7 @@ class Rounds:
         filler: id of the token that a row consists of which only fills a generation up.
         limits: says of examples, with all that rows of them may start from, how long a prefix may
             be; called by all processes together.
+        guide: gives the prompts from which rows of groups that fail are sampled.
     """
 
     def __init__(
@@ -103,9 +108,11 @@ class Rounds:
         processes: Processes,
         filler: int,
         limits: Limits,
+        guide: Guide,
     ) -> None:
         self.method, self.state, self.dataset = method, state, dataset
-        self.processes, self.filler, self.limits = processes, filler, limits
+        self.processes, self.filler = processes, filler
+        self.limits, self.guide = limits, guide
 
     def generate(self, moment: RunPoint, inputs: Inputs, sample: Sampler) -> Generation:
         """Plan and sample the rows, and change groups as the method's ``all_wrong`` asks.
@@ -206,7 +213,9 @@ class Rounds:
         moment = self._limited(moment, examples)
         fresh, changes = [], 0
         for i, (example, plan, how) in enumerate(zip(examples, plans, hows, strict=True)):
-            new = replanned(method, plan, example, moment, attempt, how)
+            ids = self.guide(example, plan, moment) if how == "guide" else None
+            again = (plan, example, moment, attempt, how)
+            new = guided(plan, ids, attempt) if ids else replanned(method, *again)
             changes += new is not None
             fresh.append(reused(plan, sampled.rows, i) if new is None else new)
         total = self.processes.sum(torch.tensor(changes, device=self.processes.device))

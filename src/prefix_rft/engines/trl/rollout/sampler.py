@@ -217,10 +217,17 @@ def assembled(
     if logps is None:
         return completions, None
     # None becomes NaN and then an importance ratio of exactly 1; 0 would be a lie.
-    return completions, [
-        [*(plan.kept_logps or [None] * len(plan.known)), *(() if plan.done else row)][:budget]
-        for plan, row in zip(plans, logps, strict=True)
-    ]
+    return (
+        completions,
+        [
+            [None] * len(ids)  # it was another prompt's
+            if plan.guided
+            else [*(plan.kept_logps or [None] * len(plan.known)), *(() if plan.done else row)][
+                :budget
+            ]
+            for plan, row, ids in zip(plans, logps, completions, strict=True)
+        ],
+    )
 
 
 def one_generation_each(args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 They are the columns ``policy_logp`` and ``policy_entropy`` of a generation's rows, float32 and of
 the shape of the completions. Nothing is known, and NaN stands there, of padding, of whole
-demonstrations, and of what another backend or the reference policy has sampled.
+demonstrations, and of what another backend, another prompt or the reference policy has sampled.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ def score_columns(
         width = min(scores_2BT.size(2), completion_ids.size(1))
         columns_2BT[:, :, :width] = scores_2BT[:, :, :width]
     for row, plan in enumerate(plans):
-        if plan.kept_scores is not None:
+        if plan.guided:  # what the sampler said is of another prompt
+            columns_2BT[:, row] = torch.nan
+        elif plan.kept_scores is not None:
             kept_2T = torch.tensor(plan.kept_scores)
             columns_2BT[:, row, : kept_2T.size(1)] = kept_2T.to(columns_2BT)
     return dict(zip(COLUMNS, columns_2BT, strict=True))
