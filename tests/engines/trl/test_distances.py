@@ -11,7 +11,10 @@ from test_teachers import RULES, TOLERANCE, options_of
 
 from prefix_rft import PrefixRFTTrainer
 from prefix_rft.core.divergence import Divergence
+from prefix_rft.engines.plan import RowPlan
 from prefix_rft.engines.states import States, compared, factor_of
+from prefix_rft.engines.trl.rollout.sampler import assembled
+from prefix_rft.engines.trl.window import to_batch
 from prefix_rft.runs.rollouts import ROLLOUTS, read_generation
 from prefix_rft.support.errors import UserError
 from second.step import trl_run
@@ -239,6 +242,26 @@ def test_what_was_sampled_behind_another_prompt_is_not_known_of_this_one(
     assert math.isfinite(line["guided/logp"])
     # Of the rows that were sampled from their own prompt.
     assert line["sampling/sampling_logp_difference/max"] < 1e-4
+
+
+def test_a_sampler_s_log_probs_of_another_prompt_count_for_nothing() -> None:
+    """An engine's are of the prompt that it was sent; a ratio to this prompt's would be a lie."""
+    plans = [RowPlan(0, 0, 0), RowPlan(0, 0, 1, guided=(5, 6))]
+    ids, logps = assembled(plans, [[3, 4], [7, 8, 9]], [[-0.1, -0.2], [-1.0, -2.0, -3.0]], 2)
+    assert (ids, logps) == ([[3, 4], [7, 8]], [[-0.1, -0.2], [None, None]])
+    no = torch.zeros(2, dtype=torch.bool)
+    rows = {
+        "completion_ids": torch.ones(2, 2, dtype=torch.int64),
+        "completion_mask": torch.ones(2, 2, dtype=torch.int64),
+        "importance_sampling_ratio": torch.tensor([[0.5, 0.6], [0.7, 0.8]]),
+        "row_reward": torch.zeros(2), "row_group": torch.zeros(2, dtype=torch.int64),
+        "row_guided": torch.tensor([False, True]),
+        **dict.fromkeys(("prefix_mask", "demo_mask"), torch.zeros(2, 2, dtype=torch.bool)),
+        **dict.fromkeys(("row_hinted", "row_context", "row_truncated", "row_dropped"), no),
+    }  # fmt: skip
+    weight = to_batch(rows).weight_BT
+    assert weight is not None
+    assert weight.tolist() == [[0.5, pytest.approx(0.6)], [1.0, 1.0]]
 
 
 def plain_grpo(u: Any, guided: Sequence[bool]) -> torch.Tensor:
