@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,13 @@ from test_teachers import RULES, TOLERANCE, options_of
 
 from prefix_rft import PrefixRFTTrainer
 from prefix_rft.core.divergence import Divergence
+from prefix_rft.core.divergence import divergence as dense
 from prefix_rft.engines.plan import RowPlan
 from prefix_rft.engines.states import States, compared, factor_of
 from prefix_rft.engines.trl.rollout.sampler import assembled
+from prefix_rft.engines.trl.update.distances import Distances, Heard
 from prefix_rft.engines.trl.window import to_batch
+from prefix_rft.methods import load
 from prefix_rft.runs.rollouts import ROLLOUTS, read_generation
 from prefix_rft.support.errors import UserError
 from second.step import trl_run
@@ -272,6 +276,37 @@ def plain_grpo(u: Any, guided: Sequence[bool]) -> torch.Tensor:
         if not guided[i]
     ]
     return row_means(gains)
+
+
+def test_two_streams_of_one_teacher_have_their_own_tokens() -> None:
+    """Solved rows one way, the others another, as SRPO routes them: each at its own places."""
+    told = load("opsd").streams[0]
+    ways = (("right", "solved", Divergence(0.0)), ("wrong", "unsolved", Divergence(1.0)))
+    streams = tuple(
+        replace(told, name=name, advantage=which, divergence=spec) for name, which, spec in ways
+    )
+    method = replace(load("opsd"), streams=streams)
+    rng = torch.Generator().manual_seed(0)
+    wanted = torch.tensor([[1, 1, 0], [1, 1, 1], [0, 1, 1]]).bool()
+    acts = torch.stack([wanted.clone(), wanted.clone()])
+    acts[0, 1], acts[1, 0], acts[1, 2] = False, False, False
+    acts[0, 2, 1] = False
+    where = acts.any(0)
+    head, p, q = (torch.randn(n, 4, generator=rng).double() for n in (9, 7, int(where.sum())))
+    own, theirs = (States(x, head, None, 1.0, None) for x in (p, q))
+    heard = {"teacher": Heard(where, torch.zeros(3, 3), theirs)}
+    found = Distances(method, acts, wanted, heard, 1.0)
+    placed = found.placed(found.beside(own))
+    at = {tuple(x): i for i, x in enumerate(wanted.nonzero().tolist())}
+    there = {tuple(x): i for i, x in enumerate(where.nonzero().tolist())}
+    for s, (_, _, spec) in enumerate(ways):
+        for i in range(3):
+            for t in range(3):
+                expected = 0.0
+                if acts[s, i, t]:
+                    one, other = p[at[i, t]] @ head.T, q[there[i, t]] @ head.T
+                    expected = dense(one[None], other[None], spec).item()
+                assert placed[s, i, t].item() == pytest.approx(expected)
 
 
 # ---- heads ---------------------------------------------------------------------------------------
