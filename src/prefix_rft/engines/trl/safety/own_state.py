@@ -16,10 +16,10 @@ from prefix_rft.data import load_rows
 from prefix_rft.data.forgetting import refuse_shared
 from prefix_rft.data.render import Renderer
 from prefix_rft.engines.adapters import copy_to_reference
+from prefix_rft.engines.kept_weights import KeptWeights
 from prefix_rft.engines.state import MethodState, hash_of_rows
 from prefix_rft.engines.trl.policy import refuse_frozen
 from prefix_rft.engines.trl.processes import Processes
-from prefix_rft.engines.trl.reference import KeptWeights
 from prefix_rft.engines.trl.update.example_gradients import drawn, example_gradients, retained
 from prefix_rft.engines.trl.update.mask_options import MaskOptions
 from prefix_rft.engines.trl.update.parameter_mask import LookAt, ParameterMask

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from prefix_rft.engines.trl.tensors import read_tensors, write_tensors
+from prefix_rft.engines.tensors import read_tensors, write_tensors
 from prefix_rft.support.errors import UserError
 from prefix_rft.support.writing import write_text
 
