@@ -134,6 +134,10 @@ def test_verl_is_set_up_for_the_method() -> None:
         ("reward.reward_model.enable=True", "enable_resource_pool=True"),
         ("actor_rollout_ref.rollout.calculate_log_probs=False", "weight_check=null"),
         ("prefix_rft.method=dapo", "'dapo' does not run on verl: another prompt cannot"),
+        (
+            "prefix_rft.method=sdft",
+            "'sdft' does not run on verl: its divergence over the vocabulary",
+        ),
         ("prefix_rft.method=gats", "another model: give its folder or Hub name as path"),
         ("prefix_rft.method=rlsd", "actor_rollout_ref.actor.strategy=fsdp2, got fsdp"),
     ],
@@ -154,14 +158,6 @@ def test_weights_that_a_teacher_cannot_have(override: str, words: str) -> None:
     configure(settings("prefix_rft.method=sdar"))
     with pytest.raises(UserError, match=words):
         configure(settings("prefix_rft.method=sdar", override))
-
-
-def test_a_divergence_over_the_vocabulary_is_refused() -> None:
-    method = load("sdar")
-    stream = replace(method.streams[0])
-    object.__setattr__(stream, "surrogate", "divergence")
-    object.__setattr__(method, "streams", (stream,))
-    assert unsupported(method) == "its divergence over the vocabulary is not there yet"
 
 
 @pytest.mark.parametrize(

@@ -184,14 +184,15 @@ class Teachers:
             kept.load(folder)
 
 
-def model_worker(config: Any, ref: dict[str, Any], path: str) -> TrainingWorker:
+def model_worker(config: Any, reference: Any, path: str) -> TrainingWorker:
     """A model on the actor's processes that only scores, built as verl builds its reference policy.
 
     Args:
         config: verl's ``actor_rollout_ref``.
-        ref: its ``ref`` as it is configured.
+        reference: its ``ref`` as it is configured.
         path: the model.
     """
+    ref: Any = OmegaConf.to_container(reference, resolve=True)
     batches = {k.removeprefix("log_prob_"): ref.pop(k) for k in list(ref) if k in LOG_PROB}
     ref |= {
         "ppo_mini_batch_size": config.actor.ppo_mini_batch_size,
@@ -200,17 +201,19 @@ def model_worker(config: Any, ref: dict[str, Any], path: str) -> TrainingWorker:
         "ppo_max_token_len_per_gpu": batches.get("max_token_len_per_gpu"),
         "use_dynamic_bsz": batches.get("use_dynamic_bsz", False),
     }
-    scores: Any = omega_conf_to_dataclass(OmegaConf.create(ref))
-    scores.model_config = omega_conf_to_dataclass(OmegaConf.create(model_settings(config, path)))
+    settings: Any = OmegaConf.create({"ref": ref, "model": model_settings(config, path)})
+    scores: Any = omega_conf_to_dataclass(settings.ref)
+    model: Any = omega_conf_to_dataclass(settings.model)
+    scores.model_config = model
     engine = scores.engine
     engine.use_dynamic_bsz = ref["use_dynamic_bsz"]
     engine.infer_max_token_len_per_gpu = ref["ppo_max_token_len_per_gpu"]
     engine.infer_micro_batch_size_per_gpu = ref["ppo_micro_batch_size_per_gpu"]
-    engine.use_remove_padding = scores.model_config.use_remove_padding
+    engine.use_remove_padding = model.use_remove_padding
     worker = TrainingWorker(
         TrainingWorkerConfig(
             model_type="language_model",
-            model_config=scores.model_config,
+            model_config=model,
             engine_config=engine,
             optimizer_config=scores.optim,
             checkpoint_config=scores.checkpoint,

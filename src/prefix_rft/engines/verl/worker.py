@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -58,12 +59,12 @@ class MethodActor(TrainingWorker):
     Attributes:
         method: set once the worker is made.
         seed: the seed of random selections.
-        teachers: the method's.
+        teachers: the method's; None where it has none.
     """
 
     method: Method
     seed: int
-    teachers: Teachers
+    teachers: Teachers | None = None
     moved = False
     """The policy has moved since the rollouts of this step were looked at."""
 
@@ -74,7 +75,8 @@ class MethodActor(TrainingWorker):
 
     def train_batch(self, data: Any) -> Any:
         """One optimizer step."""
-        self.teachers.begin(data)
+        if self.teachers is not None:
+            self.teachers.begin(data)
         batch = to_batch(data)
         targets = prepare(
             self.method,
@@ -141,12 +143,14 @@ class MethodActor(TrainingWorker):
     def save_checkpoint(self, local_path: str, *args: Any, **kwargs: Any) -> None:
         """As verl does; then what is kept for teachers."""
         super().save_checkpoint(local_path, *args, **kwargs)
-        self.teachers.save(Path(local_path))
+        if self.teachers is not None:
+            self.teachers.save(Path(local_path))
 
     def load_checkpoint(self, local_path: str, *args: Any, **kwargs: Any) -> None:
         """As verl does; then what is kept for teachers."""
         super().load_checkpoint(local_path, *args, **kwargs)
-        self.teachers.load(Path(local_path))
+        if self.teachers is not None:
+            self.teachers.load(Path(local_path))
 
 
 class MethodWorker(ActorRolloutRefWorker):
@@ -163,7 +167,7 @@ class MethodWorker(ActorRolloutRefWorker):
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)  # pyright: ignore[reportAttributeAccessIssue]
     def init_model(self) -> None:
         """As verl does; then the method, and its teachers that are other models."""
-        ref: Any = OmegaConf.to_container(self.config.ref, resolve=True)  # verl renames some of it
+        ref = deepcopy(self.config.get("ref"))  # verl renames some of it
         super().init_model()
         if self.actor is None:
             return
@@ -179,15 +183,25 @@ class MethodWorker(ActorRolloutRefWorker):
         for words in turn_off_dropout(*(module if isinstance(module, list) else [module])):
             if dist.get_rank() == 0:
                 logger.warning(words)
+        if actor.method.teachers:
+            actor.teachers = self.teachers_of(actor, ref)
+
+    def teachers_of(self, actor: MethodActor, ref: Any) -> Teachers:
+        """The teachers of the actor's method; a model of their own has those that are another.
+
+        Args:
+            actor: verl's worker that has the policy.
+            ref: verl's settings of a reference policy, as it is configured.
+        """
         models = {
-            t.name: model_worker(self.config, dict(ref), t.model)
+            t.name: model_worker(self.config, ref, t.model)
             for t in actor.method.teachers
             if t.weights == "model"
         }
         if models:  # their processes are one another's
             first = next(iter(models.values()))
             self.set_dispatch_collect(mesh_name="teacher", **first.get_dispatch_collect())
-        actor.teachers = Teachers(actor.method, actor, models)
+        return Teachers(actor.method, actor, models)
 
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
     def ask_teacher(self, data: Any) -> Any:
