@@ -29,6 +29,7 @@ from odd_tokenizers import characters
 from prefix_rft.cli import main
 from prefix_rft.core import Batch, loss, prepare
 from prefix_rft.core.planner import Group, Start
+from prefix_rft.core.schedules import linear
 from prefix_rft.core.store import Seen, Trace
 from prefix_rft.data.demonstrations import EXAMPLE, IDS
 from prefix_rft.engines.plan import RowPlan, RunPoint, replanned, starting, starts_of
@@ -65,11 +66,12 @@ from tiny import CHAT_TEMPLATE, make_chat_tokenizer
 METHODS = (
     *("prefix_rft", "dr_grpo", "luffy", "uft", "srft", "hpt", "chord", "grpo", "gspo"),
     *("cispo", "rloo", "superrl", "rl_sft", "adaback", "pope", "r3", "questa", "bread"),
-    *("control", "adaprefix", "prefixrl", "pass_rate", "trapo"),
+    *("control", "adaprefix", "prefixrl", "pass_rate", "trapo", "opd", "rlsd", "gats", "sdar"),
 )
 FOUR = {"sizes": [2, 1, 1], "shares": [0, 0.5, 1], "below": [0, 1, 3]}
-OPTIONS = {"trapo": FOUR}
-"""What a method wants to be told of groups of four rows."""
+TEACHER: dict[str, Any] = {"path": "org/teacher"}
+OPTIONS = {"trapo": FOUR, "opd": TEACHER, "gats": TEACHER}
+"""What a method wants to be told, of groups of four rows."""
 
 
 def settings(*more: str) -> Any:
@@ -132,11 +134,30 @@ def test_verl_is_set_up_for_the_method() -> None:
         ("reward.reward_model.enable=True", "enable_resource_pool=True"),
         ("actor_rollout_ref.rollout.calculate_log_probs=False", "weight_check=null"),
         ("prefix_rft.method=dapo", "'dapo' does not run on verl: another prompt cannot"),
+        (
+            "prefix_rft.method=sdft",
+            "'sdft' does not run on verl: its divergence over the vocabulary",
+        ),
+        ("prefix_rft.method=gats", "another model: give its folder or Hub name as path"),
+        ("prefix_rft.method=rlsd", "actor_rollout_ref.actor.strategy=fsdp2, got fsdp"),
     ],
 )
 def test_what_cannot_be_is_refused_at_the_start(override: str, words: str) -> None:
     with pytest.raises(UserError, match=words.replace("(", r"\(")):
         configure(settings(override))
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("actor_rollout_ref.actor.ulysses_sequence_parallel_size=2", "size above 1: use frozen"),
+        ("+prefix_rft.method_options.teacher.weights=adapter_off", "the model has no adapter"),
+    ],
+)
+def test_weights_that_a_teacher_cannot_have(override: str, words: str) -> None:
+    configure(settings("prefix_rft.method=sdar"))
+    with pytest.raises(UserError, match=words):
+        configure(settings("prefix_rft.method=sdar", override))
 
 
 @pytest.mark.parametrize(
@@ -211,7 +232,8 @@ def test_other_versions_are_refused(monkeypatch: pytest.MonkeyPatch, found: str)
 @pytest.mark.parametrize("name", METHODS)
 def test_methods_that_run(name: str) -> None:
     assert unsupported(load(name)) is None
-    assert MethodConfig(name).resolve_method(8, 64).name == name
+    options = None if name == "trapo" else OPTIONS.get(name)
+    assert MethodConfig(name, options).resolve_method(8, 64).name == name
 
 
 @pytest.mark.parametrize("nodes", [1, 4])
@@ -643,6 +665,14 @@ def test_both_engines_have_one_loss(name: str) -> None:
     if name == "trapo":
         data[columns.CONTEXT] = torch.arange(9) == 5
     add_graded(method, data, tags)
+    told_MBT = taught_MB = None
+    if method.teachers:
+        data[columns.taught(0)] = torch.arange(9) % 3 != 1
+        g = torch.Generator().manual_seed(4)
+        told = [-torch.rand(n, generator=g, dtype=torch.float64) for n in [*LENGTHS, 1]]
+        data[columns.said(0)] = nested(told)
+        told_MBT = torch.nn.utils.rnn.pad_sequence(told[:8], batch_first=True)[None]
+        taught_MB = data[columns.taught(0)][None, :8]
     T = max(LENGTHS)
     position = torch.arange(T)
     lengths = torch.tensor(LENGTHS)
@@ -660,6 +690,8 @@ def test_both_engines_have_one_loss(name: str) -> None:
         context_B=data[columns.CONTEXT][:8],
         truncated_B=columns.padded(data["responses"])[torch.arange(8), lengths - 1] != 8,
         dropped_B=data[columns.DROPPED][:8],
+        teacher_logp_MBT=told_MBT,
+        taught_MB=taught_MB,
     )
     g = torch.Generator().manual_seed(3)
     logps = [
@@ -699,6 +731,26 @@ def test_both_engines_have_one_loss(name: str) -> None:
         zero = torch.zeros((), dtype=torch.float64)
         torch.testing.assert_close(zero if a is None else a, zero if b is None else b)
     assert found[8] is None or not found[8].any()  # a row that fills the batch
+
+
+def test_where_no_stream_acts_there_is_a_gradient_of_0() -> None:
+    """As verl goes back through every micro-batch; here the only teacher is heard no more."""
+    method = MethodConfig("opd", {**TEACHER}).resolve_method(4, 16)
+    ended = replace(method.streams[0], coefficient=linear(1.0, 0.0, 2))
+    method = replace(method, streams=(ended,))
+    data, tags = rollouts()
+    add_graded(method, data, tags)
+    batch = columns.to_batch(data)
+    targets = prepare(
+        method, batch, None, 2, 10, advantage_SB=columns.padded(data[columns.ADVANTAGE]).T
+    )
+    columns.put_targets(data, targets)
+    logps = [torch.zeros(n + 3, dtype=torch.float64, requires_grad=True) for n in [*LENGTHS, 1]]
+    tu.assign_non_tensor(data, dp_size=2)
+    out = {"log_probs": nested(logps), "entropy": nested([x.detach() for x in logps])}
+    value, _ = method_loss(method, out, data)
+    assert value.item() == 0.0
+    assert not any(g.any() for g in torch.autograd.grad(value, logps))
 
 
 def test_a_prefix_that_is_context_is_not_kept() -> None:

@@ -26,6 +26,7 @@ class Beside(PrefixRFTTrainer):
         steps: list[dict[str, Any]],
         folder: Path,
         options: dict[str, Any] | None = None,
+        budget: int = cluster.BUDGET,
     ) -> None:
         model = AutoModelForCausalLM.from_pretrained(task / "base", dtype=torch.float32)
         optimizer = torch.optim.AdamW(
@@ -43,7 +44,7 @@ class Beside(PrefixRFTTrainer):
             method_options=options,
             num_generations=4,
             per_device_train_batch_size=16,
-            max_completion_length=cluster.BUDGET,
+            max_completion_length=budget,
             max_steps=len(steps),
             logging_steps=1,
             save_strategy="no",

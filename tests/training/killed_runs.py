@@ -26,7 +26,7 @@ from torch.optim.optimizer import (
 )
 from transformers import PreTrainedTokenizerFast
 
-import prefix_rft.engines.trl.tensors
+import prefix_rft.engines.tensors
 from prefix_rft import PrefixRFTTrainer
 from prefix_rft.training.train import train
 from tiny import make_model, make_rows, make_tokenizer
@@ -60,7 +60,7 @@ logging_steps: 2
 NATIVE = (
     (torch, "save"),
     (transformers.modeling_utils, "safe_save_file"),
-    (prefix_rft.engines.trl.tensors, "save_file"),
+    (prefix_rft.engines.tensors, "save_file"),
     (PreTrainedTokenizerFast, "_save_pretrained"),
 )
 FEW_BYTES = 20

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -15,9 +15,9 @@ from prefix_rft.core import Method
 from prefix_rft.engines.arguments import check_trackers, keys, trainer_arguments
 from prefix_rft.engines.options import SHARED, resolve
 from prefix_rft.engines.packages import check_packages
+from prefix_rft.engines.teachers import with_paths
 from prefix_rft.recipe.along import refuse_unreached
 from prefix_rft.recipe.batches import BatchPlan
-from prefix_rft.recipe.model_options import find_model
 from prefix_rft.recipe.recipe import ENGINES, Recipe, RecipeFile, refuse_unknown_keys
 from prefix_rft.recipe.rif_options import Filter
 from prefix_rft.rewards import BUILT_IN, close_all, load_rewards
@@ -143,7 +143,7 @@ def set_up(file: RecipeFile, stage: int = 0, folder: Path | None = None, **setti
         "under method",
         recipe.folder,
     )
-    method = beside_the_recipe(method, recipe)
+    method = with_paths(method, recipe.folder)
     refuse_unknown_keys(recipe, keys(method))
     engine = engine_of(recipe.engine)
     engine.refuse(recipe, method)
@@ -198,16 +198,3 @@ def refuse_weights(given: Any, weights: Sequence[float]) -> None:
             "with reward_learning the policy is trained on the learnt reward alone, and 'reward' "
             "grades held-out rows: leave out its weights"
         )
-
-
-def beside_the_recipe(method: Method, recipe: Recipe) -> Method:
-    """The method, whose teachers' folders may be named from the recipe's folder.
-
-    Raises:
-        UserError: one is not named, or can only be a folder, and there is none.
-    """
-    teachers = [
-        replace(t, path=find_model(t.model, recipe.folder)) if t.weights == "model" else t
-        for t in method.teachers
-    ]
-    return replace(method, teachers=tuple(teachers)) if teachers else method

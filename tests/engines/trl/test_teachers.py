@@ -13,9 +13,9 @@ from datasets import Dataset
 from prefix_rft import PrefixRFTTrainer
 from prefix_rft.core.teacher import Teacher
 from prefix_rft.data.render import Renderer
+from prefix_rft.engines.contexts import Contexts, Peer
+from prefix_rft.engines.kept_weights import KeptWeights
 from prefix_rft.engines.plan import RowPlan, RunPoint
-from prefix_rft.engines.trl.reference import KeptWeights
-from prefix_rft.engines.trl.rollout.contexts import Contexts, Peer
 from prefix_rft.support.errors import UserError
 from second.step import trl_run
 from second.step.teachers import FORMULAS, opd, told_of

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prefix_rft.engines.kept_weights import KeptWeights
 from prefix_rft.engines.states import States
 from prefix_rft.engines.trl.processes import Processes
-from prefix_rft.engines.trl.reference import KeptWeights
 from prefix_rft.engines.trl.scorer import Scorer, TokenScores
 from prefix_rft.engines.trl.window import Rows, few
 

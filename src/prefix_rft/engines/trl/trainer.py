@@ -16,9 +16,11 @@ from trl import GRPOTrainer
 
 from prefix_rft.data.demonstrations import DemonstrationReport
 from prefix_rft.data.render import Renderer
+from prefix_rft.engines.contexts import Contexts
 from prefix_rft.engines.dropout import turn_off_dropout
 from prefix_rft.engines.plan import RowPlan, RunPoint
 from prefix_rft.engines.states import add_states
+from prefix_rft.engines.teachers import check_columns, room_for
 from prefix_rft.engines.trl.clock import stop_clock, template_kwargs
 from prefix_rft.engines.trl.config import PrefixRFTConfig
 from prefix_rft.engines.trl.forward import Forward
@@ -26,7 +28,6 @@ from prefix_rft.engines.trl.held_out import EvaluatesHeldOut
 from prefix_rft.engines.trl.pictures import logs_pictures, refuse_pictures
 from prefix_rft.engines.trl.policy import prepared
 from prefix_rft.engines.trl.rollout.backend import Backend, server_errors
-from prefix_rft.engines.trl.rollout.contexts import Contexts
 from prefix_rft.engines.trl.rollout.dataset import tokenized
 from prefix_rft.engines.trl.rollout.leak import Leaks, check_leaks
 from prefix_rft.engines.trl.rollout.record import RolloutRecord
@@ -39,12 +40,7 @@ from prefix_rft.engines.trl.safety.made_of import made_of
 from prefix_rft.engines.trl.safety.own_state import OwnState
 from prefix_rft.engines.trl.safety.watch import Watched
 from prefix_rft.engines.trl.scorer import PacksRows, Scorer, packing
-from prefix_rft.engines.trl.teachers import (
-    check_columns,
-    refuse_divergences,
-    room_for,
-    teacher_models,
-)
+from prefix_rft.engines.trl.teachers import refuse_divergences, teacher_models
 from prefix_rft.engines.trl.token_counts import TokenCounts
 from prefix_rft.engines.trl.update.distances import Distances
 from prefix_rft.engines.trl.update.gradient_shares import GradientShares
@@ -167,7 +163,8 @@ class PrefixRFTTrainer(PacksRows, Watched, EvaluatesHeldOut, ResumesExactly, Rol
             raise ValueError(f"method '{method.name}' has teachers, which read no pictures yet")
         budget = self.max_completion_length
         limits = {
-            t.name: room_for(t, others.get(t.name, self.policy), budget) for t in method.teachers
+            t.name: room_for(t, others.get(t.name, self.policy).config, budget)
+            for t in method.teachers
         }
         check_columns(method, self.train_dataset)
         contexts = Contexts(self.renderer, self.train_dataset, limits)

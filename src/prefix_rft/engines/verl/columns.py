@@ -1,10 +1,11 @@
 """Names of the columns that this engine adds to verl's batches, and a micro-batch as a core batch.
 
-Letters as in core: B rows, T tokens, S streams.
+Letters as in core: B rows, T tokens, S streams, M teachers.
 """
 
 from __future__ import annotations
 
+from itertools import count, takewhile
 from typing import Any
 
 import torch
@@ -29,6 +30,25 @@ DROPPED = "prefix_rft_dropped"
 TRUNCATED = "prefix_rft_truncated"
 KEEP = "prefix_rft_keep"
 """Prefix tokens that keep their advantage, where they are ranked over all rows of a step."""
+
+
+def asked(teacher: int) -> str:
+    """The column with the prompt of one of the method's teachers; one token where it teaches not.
+
+    It is not there where the teacher is not heard in the step.
+    """
+    return f"prefix_rft_teacher{teacher}_prompt"
+
+
+def taught(teacher: int) -> str:
+    """The column that tells which rows the teacher teaches."""
+    return f"prefix_rft_teacher{teacher}_taught"
+
+
+def said(teacher: int) -> str:
+    """The column with log-probs of responses behind the teacher's prompts, once it has spoken."""
+    return f"prefix_rft_teacher{teacher}_logp"
+
 
 # Of a row of a mini-batch, once its update begins: the targets of core.
 TARGETS = {
@@ -56,6 +76,7 @@ def to_batch(data: Any) -> Batch:
         # The sampler never drew a demonstration's tokens: their correction is 1.
         weight = padded(weight).masked_fill(start_mask, 1.0)
     ref = data.get("ref_log_prob", None)
+    told_MBT, taught_MB = teachers_said(data)
     return Batch(
         tokens_BT=padded(data["responses"]),
         response_mask_BT=mask,
@@ -69,7 +90,27 @@ def to_batch(data: Any) -> Batch:
         context_B=data[CONTEXT].bool(),
         truncated_B=data[TRUNCATED].bool(),
         dropped_B=data[DROPPED].bool(),
+        teacher_logp_MBT=told_MBT,
+        taught_MB=taught_MB,
     )
+
+
+def teachers_said(data: Any) -> tuple[Tensor | None, Tensor | None]:
+    """What teachers said of the rows, shape (M, B, T), and which they teach, shape (M, B).
+
+    Args:
+        data: the rows; None is returned for what no teacher was asked.
+    """
+    known = set(data.keys())
+    teachers = list(takewhile(lambda m: taught(m) in known, count()))
+    if not teachers:
+        return None, None
+    taught_MB = torch.stack([data[taught(m)].bool() for m in teachers])
+    spoken = {m: padded(data[said(m)]) for m in teachers if said(m) in known}
+    if not spoken:
+        return None, taught_MB
+    silent_BT = torch.zeros_like(next(iter(spoken.values())))
+    return torch.stack([spoken.get(m, silent_BT) for m in teachers]), taught_MB
 
 
 def put_targets(data: Any, targets: Targets) -> None:

@@ -149,7 +149,7 @@ def settings(recipe: Recipe, args: Any, folder: Path, resume: bool) -> dict[str,
     verl_settings |= {
         f"{KEY}.method": recipe.method_name,
         f"{KEY}.method_options": args.method_options or None,
-        f"{KEY}.reward": recipe.reward,
+        f"{KEY}.reward": recipe.reward or [],  # none where the method reads none
         f"{KEY}.columns": dict(recipe.columns),
         f"{KEY}.system_prompt": recipe.system_prompt,
         f"{KEY}.max_demonstrations": recipe.max_demonstrations,

@@ -37,8 +37,10 @@ def method_loss(
         code = name.encode().hex()
         metrics[SUM + code] = Metric(AggregationType.SUM, s)
         metrics[COUNT + code] = Metric(AggregationType.SUM, n)
+    # Where no stream acts, since no teacher is heard, verl wants a gradient all the same: 0.
+    loss_of_rows = out.loss + logp_BT[:0].sum()
     # Data-parallel engines average gradients over processes; these are shares of one sum.
-    return out.loss * data["dp_size"], metrics
+    return loss_of_rows * data["dp_size"], metrics
 
 
 def means(metrics: dict[str, Any]) -> dict[str, float]:

@@ -10,6 +10,7 @@ from typing import Any
 from prefix_rft.core import Method
 from prefix_rft.data import Reading
 from prefix_rft.engines.options import SHARED, check_rows, parse_options, resolve, with_const
+from prefix_rft.engines.teachers import with_paths
 from prefix_rft.support.errors import UserError, check_range, check_types, refuse_unknown
 
 KEY = "prefix_rft"
@@ -107,7 +108,7 @@ class MethodConfig:
             check_rows(method, self.method, generations)
         except ValueError as error:
             raise UserError(str(error)) from error
-        return with_const(method, max_completion_length)
+        return with_const(with_paths(method, beside), max_completion_length)
 
 
 def unsupported(method: Method) -> str | None:
@@ -128,8 +129,10 @@ def unsupported(method: Method) -> str | None:
         return "its contrast compares rows of a whole step in one process"
     if method.reference.sampler != "policy" or method.needs_own_reference:
         return "it needs a reference policy for more than a KL term"
-    if method.teachers:
-        return "its teachers are not there yet"
+    if any(s.surrogate == "divergence" for s in method.streams):
+        return "its divergence over the vocabulary is not there yet"
+    if method.teachers and method.planner.waits:
+        return "its rows wait for others, and what its teachers show is not known of such rows"
     if chosen is not None and chosen.scope == "step" and chosen.source != "rollout":
         return "entropy_scope: step needs entropy_source: rollout here"
     return None

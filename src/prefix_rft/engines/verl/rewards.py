@@ -60,7 +60,12 @@ class Graders(RewardManagerBase):
 
 
 def combined(verdicts: Sequence[Verdict], weights: Sequence[float]) -> float:
-    """The weighted sum of the rewards; NaN where a grader could not judge, or none applies."""
+    """The weighted sum of the rewards; NaN where a grader could not judge, or none applies.
+
+    It is 0 where there are no graders, whose rewards then nobody reads.
+    """
+    if not verdicts:
+        return 0.0
     values = [v.reward for v in verdicts]
     if any(v.excluded for v in verdicts) or all(x is None for x in values):
         return math.nan

@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from prefix_rft.core import Method
+from prefix_rft.core.teacher import KEPT
 from prefix_rft.engines.verl.method_config import KEY, MethodConfig
 from prefix_rft.support.errors import UserError, choose
 
@@ -109,6 +110,7 @@ def configure(config: DictConfig) -> tuple[MethodConfig, Method]:
                     f"with {key} above 1 there are no entropies of a second update: give the "
                     "method entropy_source: rollout, or make one update a step"
                 )
+    check_teachers(config, method)
     apart = OmegaConf.select(config, "reward.reward_model.enable_resource_pool")
     if OmegaConf.select(config, "reward.reward_model.enable") and not apart:
         raise UserError(
@@ -135,3 +137,28 @@ def configure(config: DictConfig) -> tuple[MethodConfig, Method]:
             config.reward.reward_manager.name = REWARDS[1]
             config.reward.reward_manager.module.path = REWARDS[0]
     return block, method
+
+
+def check_teachers(config: DictConfig, method: Method) -> None:
+    """Look whether verl can give the method's teachers their weights.
+
+    Raises:
+        UserError: it cannot.
+    """
+    actor, model = config.actor_rollout_ref.actor, config.actor_rollout_ref.model
+    for teacher in method.teachers:
+        whose = f"teacher '{teacher.name}' has weights: {teacher.weights}"
+        if teacher.weights in KEPT and actor.strategy != "fsdp2":
+            raise UserError(
+                f"{whose}, which are kept as FSDP2 shards them: set "
+                f"actor_rollout_ref.actor.strategy=fsdp2, got {actor.strategy}"
+            )
+        lora = model.lora_rank > 0 or model.lora_adapter_path is not None
+        if teacher.weights == "adapter_off" and not lora:
+            raise UserError(f"{whose}, but the model has no adapter: use frozen")
+        for key in SHARED_ROWS if teacher.moves else ():
+            if (OmegaConf.select(config, f"actor_rollout_ref.actor.{key}") or 1) > 1:
+                raise UserError(
+                    f"{whose}, so it scores the rows of each update, which cannot be done with "
+                    f"{key} above 1: use frozen, or model"
+                )

@@ -7,13 +7,14 @@ reads them.
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
 import torch
-import transfer_queue as tq
 from omegaconf import open_dict
 from tensordict import NonTensorStack, TensorDict
 from torch import Tensor
@@ -52,9 +53,19 @@ from prefix_rft.engines.verl.dataset import Prompts
 from prefix_rft.engines.verl.loss import means
 from prefix_rft.engines.verl.memory import learn
 from prefix_rft.engines.verl.prompt_plan import PromptPlan
+from prefix_rft.engines.verl.queue import get, put
 from prefix_rft.engines.verl.rollouts import FIELDS, rollouts_of
 from prefix_rft.engines.verl.settings import MODES, configure
-from prefix_rft.engines.verl.worker import MOVED, STEP, TOTAL, DetachMethodWorker, MethodWorker
+from prefix_rft.engines.verl.teacher_prompts import TeacherPrompts
+from prefix_rft.engines.verl.teachers import TEACHER
+from prefix_rft.engines.verl.worker import (
+    FOLLOWED,
+    MOVED,
+    STEP,
+    TOTAL,
+    DetachMethodWorker,
+    MethodWorker,
+)
 from prefix_rft.runs.rollouts import cut_rollouts, write_generation
 from prefix_rft.support.errors import RunError
 
@@ -78,9 +89,12 @@ class MethodTrainer:
     mode: str
     config: Any
     train_dataset: Prompts
-    global_steps: int
+    global_steps: int = 0
     local_trigger_step: int
     total_training_steps: int
+    teacher_prompts: TeacherPrompts | None = None
+    tokenizer: Any
+    actor_rollout_wg: Any
 
     def __init__(self, config: Any) -> None:
         require_verl()
@@ -104,6 +118,9 @@ class MethodTrainer:
                 "name their column with prefix_rft.columns, or use dr_grpo"
             )
         self.method_state.dataset = hash_of_rows(self.train_dataset.rows)
+        if self.method.teachers:
+            rest = self.config, self.train_dataset, self.tokenizer, self.moment()
+            self.teacher_prompts = TeacherPrompts.of(self.method, *rest)
 
     def _init_resource_pool_mgr(self) -> None:
         super()._init_resource_pool_mgr()  # pyright: ignore[reportAttributeAccessIssue]
@@ -203,6 +220,7 @@ class MethodTrainer:
             REWARD,
             ATTEMPT,
             PLAN,
+            "index",
             "extra_fields",
         )
         rows = CreditedRows.of(
@@ -212,6 +230,8 @@ class MethodTrainer:
             int(self.config.data.max_response_length),
             self.train_dataset.renderer.eos_ids,
         )
+        plans = [PromptPlan.read(p) for p in data[PLAN]]
+        self.ask_teachers(batch, data, plans, rows, metrics)
         columns = {
             PREFIX: rows.prefix_N,
             WHOLE: rows.whole_N,
@@ -230,7 +250,6 @@ class MethodTrainer:
         batch = put(batch, **columns)
         metrics.update(rows.metrics(method))
         metrics.update(verdict_shares(list(data["extra_fields"]), rows.filler_N))
-        plans = [PromptPlan.read(p) for p in data[PLAN]]
         if method.rows.prefix is not None:
             # When these rows were planned, which was earlier where prompts wait.
             steps = [p.step for p, f in zip(plans, rows.filler_N, strict=True) if not f]
@@ -239,15 +258,46 @@ class MethodTrainer:
         metrics.update(learn(method, self.method_state, plans, batch.keys, rows, responses))
         return batch
 
+    def ask_teachers(
+        self,
+        batch: Any,
+        data: Any,
+        plans: Sequence[PromptPlan],
+        rows: CreditedRows,
+        metrics: dict[str, Any],
+    ) -> None:
+        """Write the prompts of the teachers that are heard, and have those that stand say all."""
+        if self.teacher_prompts is None:
+            return
+        followed = self.method_state.followed
+        lesson = self.teacher_prompts.lesson(data, batch.keys, plans, rows, self.moment(), followed)
+        metrics.update(lesson.metrics)
+        if not lesson.heard:
+            return
+        batch = put(batch, **lesson.columns)
+        for m in lesson.heard:
+            if not self.method.teachers[m].moves:
+                temperature = self.config.actor_rollout_ref.rollout.temperature
+                batch.extra_info = {TEACHER: m, "temperature": temperature}
+                other = self.method.teachers[m].weights == "model"
+                workers = self.actor_rollout_wg
+                (workers.ask_model if other else workers.ask_teacher)(batch)
+
     # ---- update --------------------------------------------------------------------------------
 
     def _update_actor(self, batch: Any, metrics: dict[str, Any]) -> Any:
         moved = self.local_trigger_step > 0  # an update of this batch's cycle came before
         batch.extra_info.update(
-            {STEP: self.global_steps - 1, TOTAL: self.total_training_steps, MOVED: moved}
+            {
+                STEP: self.global_steps - 1,
+                TOTAL: self.total_training_steps,
+                MOVED: moved,
+                FOLLOWED: json.dumps(self.method_state.followed),
+            }
         )
         batch = super()._update_actor(batch, metrics)  # pyright: ignore[reportAttributeAccessIssue]
         metrics.update(means(metrics))
+        self.method_state.follow(self.method, metrics)
         return batch
 
     def step(self, metrics: dict[str, Any], timing_raw: dict[str, Any]) -> Any:
@@ -285,19 +335,6 @@ class MethodTrainer:
             self.method_state.load(Path(where))
             if written := self.config.trainer.get("rollout_data_dir"):
                 cut_rollouts(Path(written), self.global_steps)
-
-
-def get(batch: Any, *fields: str) -> Any:
-    """Columns of a batch."""
-    return tq.kv_batch_get(
-        keys=batch.keys, partition_id=batch.partition_id, select_fields=list(fields)
-    )
-
-
-def put(batch: Any, **columns: Tensor) -> Any:
-    """The batch with more columns, or other ones."""
-    table = TensorDict(columns, batch_size=len(batch))  # pyright: ignore[reportArgumentType]
-    return tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=table)
 
 
 for name, mode in MODES.items():

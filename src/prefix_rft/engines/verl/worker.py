@@ -7,9 +7,12 @@ into micro-batches and processes changes nothing.
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
+from copy import deepcopy
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +20,11 @@ import torch.distributed as dist
 from omegaconf import OmegaConf
 from torch import Tensor
 from verl.experimental.separation.engine_workers import DetachActorWorker
-from verl.single_controller.base.decorator import Dispatch, register
+from verl.single_controller.base.decorator import (
+    Dispatch,
+    make_nd_compute_dataproto_dispatch_fn,
+    register,
+)
 from verl.utils import tensordict_utils as tu
 from verl.utils.device import get_device_id
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
@@ -25,13 +32,23 @@ from verl.workers.utils.padding import no_padding_2_padding
 
 from prefix_rft.core import Batch, Method, prepare, select_prefix, selection_seed
 from prefix_rft.engines.dropout import turn_off_dropout
-from prefix_rft.engines.verl.columns import ADVANTAGE, KEEP, padded, put_targets, to_batch
+from prefix_rft.engines.verl.columns import (
+    ADVANTAGE,
+    KEEP,
+    padded,
+    put_targets,
+    said,
+    to_batch,
+)
 from prefix_rft.engines.verl.loss import method_loss
 from prefix_rft.engines.verl.method_config import KEY, MethodConfig
+from prefix_rft.engines.verl.teachers import TEACHER, Teachers, model_worker
 
 logger = logging.getLogger("prefix_rft")
 
 STEP, TOTAL = "prefix_rft_step", "prefix_rft_total_steps"
+FOLLOWED = "prefix_rft_followed"
+"""What coefficients remember of the metrics that they follow, as JSON."""
 MOVED = "prefix_rft_moved"
 """The policy has been updated since it gave the batch its log-probs."""
 
@@ -42,10 +59,12 @@ class MethodActor(TrainingWorker):
     Attributes:
         method: set once the worker is made.
         seed: the seed of random selections.
+        teachers: the method's; None where it has none.
     """
 
     method: Method
     seed: int
+    teachers: Teachers | None = None
     moved = False
     """The policy has moved since the rollouts of this step were looked at."""
 
@@ -56,6 +75,8 @@ class MethodActor(TrainingWorker):
 
     def train_batch(self, data: Any) -> Any:
         """One optimizer step."""
+        if self.teachers is not None:
+            self.teachers.begin(data)
         batch = to_batch(data)
         targets = prepare(
             self.method,
@@ -65,6 +86,7 @@ class MethodActor(TrainingWorker):
             advantage_SB=padded(data[ADVANTAGE]).T,
             keep_BT=self.keep(data, batch),
             all_sum=self.all_sum,
+            followed=json.loads(tu.get(data, FOLLOWED, "{}")),
         )
         put_targets(data, targets)
         self.moved = True
@@ -118,6 +140,18 @@ class MethodActor(TrainingWorker):
             out = self.infer_batch(looked_at)
         return no_padding_2_padding(out["entropy"], data)
 
+    def save_checkpoint(self, local_path: str, *args: Any, **kwargs: Any) -> None:
+        """As verl does; then what is kept for teachers."""
+        super().save_checkpoint(local_path, *args, **kwargs)
+        if self.teachers is not None:
+            self.teachers.save(Path(local_path))
+
+    def load_checkpoint(self, local_path: str, *args: Any, **kwargs: Any) -> None:
+        """As verl does; then what is kept for teachers."""
+        super().load_checkpoint(local_path, *args, **kwargs)
+        if self.teachers is not None:
+            self.teachers.load(Path(local_path))
+
 
 class MethodWorker(ActorRolloutRefWorker):
     """verl's worker, whose actor trains by the method of our block."""
@@ -132,7 +166,8 @@ class MethodWorker(ActorRolloutRefWorker):
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)  # pyright: ignore[reportAttributeAccessIssue]
     def init_model(self) -> None:
-        """As verl does; then the method."""
+        """As verl does; then the method, and its teachers that are other models."""
+        ref = deepcopy(self.config.get("ref"))  # verl renames some of it
         super().init_model()
         if self.actor is None:
             return
@@ -148,6 +183,42 @@ class MethodWorker(ActorRolloutRefWorker):
         for words in turn_off_dropout(*(module if isinstance(module, list) else [module])):
             if dist.get_rank() == 0:
                 logger.warning(words)
+        if actor.method.teachers:
+            actor.teachers = self.teachers_of(actor, ref)
+
+    def teachers_of(self, actor: MethodActor, ref: Any) -> Teachers:
+        """The teachers of the actor's method; a model of their own has those that are another.
+
+        Args:
+            actor: verl's worker that has the policy.
+            ref: verl's settings of a reference policy, as it is configured.
+        """
+        models = {
+            t.name: model_worker(self.config, ref, t.model)
+            for t in actor.method.teachers
+            if t.weights == "model"
+        }
+        if models:  # their processes are one another's
+            first = next(iter(models.values()))
+            self.set_dispatch_collect(mesh_name="teacher", **first.get_dispatch_collect())
+        return Teachers(actor.method, actor, models)
+
+    @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
+    def ask_teacher(self, data: Any) -> Any:
+        """What a teacher that does not move says of these rows; its weights are the actor's."""
+        return self._said(data)
+
+    @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="teacher"))
+    def ask_model(self, data: Any) -> Any:
+        """What a teacher that is another model says of these rows."""
+        return self._said(data)
+
+    def _said(self, data: Any) -> Any:
+        """A column of its log-probs, None where another process has them."""
+        m = tu.get(data, TEACHER)
+        actor: Any = self.actor
+        logps = actor.teachers.of(m, data)
+        return None if logps is None else tu.get_tensordict({said(m): logps})
 
 
 class DetachMethodWorker(MethodWorker, DetachActorWorker):

@@ -17,12 +17,12 @@ from torch import Tensor
 from prefix_rft.core import Method
 from prefix_rft.core.targets import coefficients
 from prefix_rft.core.teacher import Teacher
+from prefix_rft.engines.contexts import Contexts, Peer
+from prefix_rft.engines.kept_weights import KeptWeights
 from prefix_rft.engines.plan import RunPoint
 from prefix_rft.engines.states import States
 from prefix_rft.engines.trl.forward import Forward
 from prefix_rft.engines.trl.processes import Processes
-from prefix_rft.engines.trl.reference import KeptWeights
-from prefix_rft.engines.trl.rollout.contexts import Contexts, Peer
 from prefix_rft.engines.trl.rollout.generation import Generation
 from prefix_rft.engines.trl.window import Rows
 

@@ -14,9 +14,9 @@ from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from prefix_rft.engines.kept_weights import KeptWeights
 from prefix_rft.engines.state import MethodState
 from prefix_rft.engines.trl.clock import date_in, refuse_date
-from prefix_rft.engines.trl.reference import KeptWeights
 from prefix_rft.engines.trl.safety.finite import Finite
 from prefix_rft.engines.trl.safety.own_state import OwnState
 from prefix_rft.engines.trl.safety.rates import Rates, inner

@@ -16,10 +16,10 @@ from prefix_rft.data import load_rows
 from prefix_rft.data.forgetting import refuse_shared
 from prefix_rft.data.render import Renderer
 from prefix_rft.engines.adapters import copy_to_reference
+from prefix_rft.engines.kept_weights import KeptWeights, move, precisions
 from prefix_rft.engines.state import MethodState, hash_of_rows
 from prefix_rft.engines.trl.policy import refuse_frozen
 from prefix_rft.engines.trl.processes import Processes
-from prefix_rft.engines.trl.reference import KeptWeights
 from prefix_rft.engines.trl.update.example_gradients import drawn, example_gradients, retained
 from prefix_rft.engines.trl.update.mask_options import MaskOptions
 from prefix_rft.engines.trl.update.parameter_mask import LookAt, ParameterMask
@@ -116,13 +116,7 @@ class OwnState:
             method: the method with its teachers.
             step: optimizer steps done.
         """
-        for teacher in method.teachers:
-            if teacher.name not in self.teachers or not step or step % teacher.every:
-                continue
-            if teacher.weights == "ema":
-                self.teachers[teacher.name].follow(teacher.rate)
-            elif teacher.weights == "snapshot":
-                self.teachers[teacher.name].renew()
+        move(self.teachers, method.teachers, step)
 
     def save(self, folder: Path) -> None:
         """Write all of it into the folder of a checkpoint.
@@ -170,9 +164,7 @@ def kept_for(method: Method, model: torch.nn.Module, sharded: bool) -> Mapping[s
                 "use frozen"
             )
     return {
-        t.name: KeptWeights(model, t.name, torch.float32 if t.weights == "ema" else None)
-        for t in method.teachers
-        if t.weights in KEPT
+        name: KeptWeights(model, name, dtype) for name, dtype in precisions(method.teachers).items()
     }
 
 

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from prefix_rft.engines.changes import refuse_changes, settings_of
+from prefix_rft.engines.tensors import read_tensors, write_tensors
 from prefix_rft.engines.trl.safety.made_of import refuse_others
-from prefix_rft.engines.trl.tensors import read_tensors, write_tensors
 from prefix_rft.support.errors import UserError
 from prefix_rft.support.writing import write_text
 

@@ -22,7 +22,7 @@ from prefix_rft.core.saliency import (
     salience,
     term,
 )
-from prefix_rft.engines.trl.tensors import read_tensors, write_tensors
+from prefix_rft.engines.tensors import read_tensors, write_tensors
 from prefix_rft.engines.trl.update.mask_options import MaskOptions
 from prefix_rft.engines.trl.update.mask_targets import targets
 from prefix_rft.support.errors import RunError, UserError

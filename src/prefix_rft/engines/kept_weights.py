@@ -8,14 +8,15 @@ is the policy of the start, a moving average of it, or a copy of some steps ago.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from prefix_rft.engines.trl.tensors import read_tensors, write_tensors
+from prefix_rft.core.teacher import KEPT, Teacher
+from prefix_rft.engines.tensors import read_tensors, write_tensors
 from prefix_rft.support.errors import UserError
 from prefix_rft.support.writing import write_text
 
@@ -42,7 +43,7 @@ class KeptWeights:
         self.weights: dict[str, Tensor] = {}
         self._copy()
 
-    def _parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    def _parameters(self) -> Iterator[tuple[str, Tensor]]:
         return ((n, p) for n, p in self.model.named_parameters() if p.requires_grad)
 
     def _copy(self) -> None:
@@ -118,3 +119,27 @@ class KeptWeights:
                 f"checkpoint '{folder}' was made with another {self.name} policy: give the trainer "
                 "the model that the run started from"
             )
+
+
+def precisions(teachers: Sequence[Teacher]) -> dict[str, torch.dtype | None]:
+    """The names of the teachers whose weights are kept, each with the precision that it takes."""
+    return {
+        t.name: torch.float32 if t.weights == "ema" else None for t in teachers if t.weights in KEPT
+    }
+
+
+def move(kept: Mapping[str, KeptWeights], teachers: Sequence[Teacher], step: int) -> None:
+    """Have the teachers that follow the policy do so, before its update that begins now.
+
+    Args:
+        kept: the weights that are kept for teachers, by their names.
+        teachers: the method's.
+        step: optimizer steps done.
+    """
+    for teacher in teachers:
+        if teacher.name not in kept or not step or step % teacher.every:
+            continue
+        if teacher.weights == "ema":
+            kept[teacher.name].follow(teacher.rate)
+        elif teacher.weights == "snapshot":
+            kept[teacher.name].renew()
