@@ -340,3 +340,11 @@ def test_refusals(task: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     total = ROWS * SAMPLES  # one of them is empty, and its grader does not mind
     assert f"nothing was shown: 1 of {total} samples of {ROWS} rows were right; 1 left out" in said
     assert not output.exists()
+
+
+def test_samples_of_who_was_told_something_else_are_refused(
+    task: Path, shown: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(shown.with_suffix(""), tmp_path / "shown")
+    assert main(command(task, tmp_path / "shown.jsonl", "--column", "answer")) == 2
+    assert "holds an evaluation with another 'sets'" in " ".join(capsys.readouterr().err.split())
