@@ -51,7 +51,7 @@ RUNS: dict[str, dict[str, Any]] = {
             "teacher": {
                 "weights": "ema",
                 "context": "demonstration",
-                "template": "{context};{prompt}",
+                "template": "it goes like {context};{prompt}",
             }
         }
     },

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from prefix_rft.cli.numbers import refuse_below_one
 from prefix_rft.support.console import say
 from prefix_rft.support.errors import UserError
 
@@ -111,10 +112,7 @@ def collect(args: argparse.Namespace) -> None:
     from prefix_rft.evaluation.samples import Request
     from prefix_rft.support.display import Display, by_job
 
-    for name in ("samples", "keep", "limit", "batch_size"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    refuse_below_one(args, "samples", "keep", "limit", "batch_size")
     if not 0 < args.temperature < math.inf:
         raise UserError(f"--temperature must be above 0, got {args.temperature}")
     output = _new_rows(args.output)
@@ -135,6 +133,13 @@ def collect(args: argparse.Namespace) -> None:
         f"{found.sampled:,} tokens were sampled and {found.prefilled:,} of prompts read: "
         f"{output.with_suffix('')}",
     )
+
+
+def demonstrate(args: argparse.Namespace) -> None:
+    """``prefix-rft demonstrate``."""
+    from prefix_rft.cli.demonstrate import run
+
+    run(args, Console(), _new_rows(args.output))
 
 
 def rollouts(args: argparse.Namespace) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
+from prefix_rft.cli.numbers import refuse_below_one
 from prefix_rft.engines.models import quiet
 from prefix_rft.engines.setup import configure
 from prefix_rft.evaluation.run import TEMPERATURES, EvalPlan, run_eval
@@ -52,10 +53,7 @@ def plan_of(args: argparse.Namespace) -> EvalPlan:
     Raises:
         UserError: they do not go together, or a value is out of range.
     """
-    for name in ("samples", "max_completion_length", "batch_size", "limit"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    refuse_below_one(args, "samples", "max_completion_length", "batch_size", "limit")
     temperatures = tuple(dict.fromkeys(args.temperature or TEMPERATURES))
     for temperature in temperatures:
         if not 0 <= temperature < math.inf:

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from prefix_rft import __version__
-from prefix_rft.cli import continual, influence, rollouts, task
+from prefix_rft.cli import continual, demonstrate, influence, rollouts, task
 from prefix_rft.rewards.registry import BUILT_IN
 
 EXAMPLES = """examples:
@@ -289,6 +289,7 @@ def parser() -> argparse.ArgumentParser:
     task.add(commands)
     continual.add(commands)
     influence.add(commands)
+    demonstrate.add(commands)
     rollouts.add(commands)
     return p
 

@@ -86,12 +86,10 @@ def _teacher_stats(
     logp_BT: Tensor,
 ) -> None:
     """How far a teacher is from the policy at sampled tokens, right and wrong rows apart."""
-    sampled_BT = batch.origin(("policy", "continuation"))
-    gap_BT = teacher_gap(batch, m, logp_BT, sampled_BT)
-    if gap_BT is None or batch.taught_MB is None:
+    found = _told_gap(batch, m, logp_BT)
+    if found is None or batch.taught_MB is None:
         return
-    # A divergence's teacher scores the tokens on which it acts alone.
-    told_BT = sampled_BT & batch.taught_MB[m][:, None] & ~gap_BT.isnan()
+    gap_BT, told_BT = found
     right_B = solved(batch.reward_B, method.groups.solved_above)
     wrong_B = ~right_B & ~batch.reward_B.isnan()
     add(f"{name}/taught", batch.taught_MB[m].to(logp_BT), batch.rows_with(("policy", "prefix")))
@@ -99,3 +97,27 @@ def _teacher_stats(
     add(f"{name}/gap_abs", gap_BT.abs(), told_BT)
     add(f"{name}/gap_right", gap_BT, told_BT & right_B[:, None])
     add(f"{name}/gap_wrong", gap_BT, told_BT & wrong_B[:, None])
+
+
+def _told_gap(batch: Batch, m: int, logp_BT: Tensor) -> tuple[Tensor, Tensor] | None:
+    """A teacher's log-probs less the policy's, and the sampled tokens of which it says something;
+    None where it is not heard."""
+    sampled_BT = batch.origin(("policy", "continuation"))
+    gap_BT = teacher_gap(batch, m, logp_BT, sampled_BT)
+    if gap_BT is None or batch.taught_MB is None:
+        return None
+    # A divergence's teacher scores the tokens on which it acts alone.
+    return gap_BT, sampled_BT & batch.taught_MB[m][:, None] & ~gap_BT.isnan()
+
+
+@torch.no_grad()
+def teacher_distances(method: Method, batch: Batch, logp_BT: Tensor) -> dict[str, Tensor]:
+    """What ``gap_abs`` is the mean of, token by token, by the names of the teachers.
+
+    Args:
+        method: the method with its teachers.
+        batch: the rows of this process.
+        logp_BT: the policy's log-probs.
+    """
+    found = {t.name: _told_gap(batch, m, single(logp_BT)) for m, t in enumerate(method.teachers)}
+    return {name: both[0].abs()[both[1]] for name, both in found.items() if both is not None}

@@ -9,7 +9,7 @@ read it in a weight (``core.weights``). The family: SDFT arXiv 2601.19897, OPSD 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -155,3 +155,34 @@ THINKING = re.compile(r"<think>.*?(?:</think>|\Z)\s*", re.DOTALL)
 def without_thinking(text: str) -> str:
     """A text without what stands between think tags; one that the text ends inside of goes too."""
     return THINKING.sub("", text)
+
+
+FEWEST_WORDS = 3
+_BETWEEN = re.compile(r"\{(?:prompt|context)\}|[.!?:;]+(?=\s|$)|\n")
+
+
+def phrases(template: str) -> tuple[str, ...]:
+    """A template's own sentences, as :func:`quotes` looks for them, of three words or more.
+
+    Shorter ones ("A solution:") stand in many a text that has seen no template.
+
+    Args:
+        template: a text with ``{prompt}`` and ``{context}``.
+    """
+    parts = (_plain(part) for part in _BETWEEN.split(template))
+    return tuple(dict.fromkeys(p for p in parts if len(p.split()) >= FEWEST_WORDS))
+
+
+def quotes(text: str, said: Sequence[str]) -> bool:
+    """Whether a text has one of some phrases in it, whatever its case and its blanks.
+
+    Args:
+        text: the text of a completion.
+        said: phrases, from :func:`phrases`.
+    """
+    plain = _plain(text)
+    return any(phrase in plain for phrase in said)
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split())

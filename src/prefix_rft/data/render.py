@@ -241,6 +241,11 @@ class Renderer:
         space = self.opening[len(self.opening.rstrip()) :]
         return start.removeprefix(space)
 
+    def with_opened_think(self, text: str) -> str:
+        """A completion with the opening think tag that its prompt ended with, for other prompts."""
+        _, tag, space = self.opening.rpartition(OPEN)
+        return f"{tag}{space}{text}" if tag and not space.strip() else text
+
     @property
     def adds_bos(self) -> bool:
         """Whether the tokenizer puts a BOS token in front of plain text."""

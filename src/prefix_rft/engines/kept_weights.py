@@ -3,6 +3,9 @@
 No second model: the weights are swapped for the duration of a forward or of sampling. With an
 adapter only its weights are kept twice. A reference policy is such a set, and so is a teacher that
 is the policy of the start, a moving average of it, or a copy of some steps ago.
+
+With FSDP2 each process keeps its own part of them: the parameters are DTensors, whose parts are
+what all else is made of, so weights are exchanged there, and what was gathered before is dropped.
 """
 
 from __future__ import annotations
@@ -13,7 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from prefix_rft.core.teacher import KEPT, Teacher
 from prefix_rft.engines.tensors import read_tensors, write_tensors
@@ -27,30 +33,49 @@ REFERENCE = "reference"
 class KeptWeights:
     """The policy as it was when this was made, or what it became since.
 
+    All processes of a sharded policy call its methods together.
+
     Args:
-        model: the policy, whose weights are neither sharded nor wrapped.
+        model: the policy, not wrapped; FSDP2 may shard it later.
         name: what its files in a checkpoint are called.
         dtype: the precision that the weights are kept in; None is the model's own. A moving average
             in bfloat16 stands still: a step is smaller than half of its last bit.
+
+    Attributes:
+        weights: the weights by name, of a sharded policy this process's parts of them.
+        sharded: they are parts.
     """
 
     def __init__(
         self, model: torch.nn.Module, name: str = REFERENCE, dtype: torch.dtype | None = None
     ) -> None:
         self.model, self.name, self.dtype = model, name, dtype
-        self.renewed = False
+        self.renewed = self.sharded = False
         self.hash: str | None = None
         self.weights: dict[str, Tensor] = {}
         self._copy()
 
-    def _parameters(self) -> Iterator[tuple[str, Tensor]]:
+    def _parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         return ((n, p) for n, p in self.model.named_parameters() if p.requires_grad)
 
     def _copy(self) -> None:
+        found = dict(self._settled())
         self.weights = {
-            name: p.detach().to(self.dtype or p.dtype, copy=True) for name, p in self._parameters()
+            name: _own(p).to(self.dtype or p.dtype, copy=True) for name, p in found.items()
         }
+        self.sharded = any(isinstance(p, DTensor) for p in found.values())
         self.hash = None
+
+    def _settled(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        """The policy's parameters, none of them gathered; the weights are those of their parts."""
+        for module in self.model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+        found = list(self._parameters())
+        if not self.sharded and self.weights and any(isinstance(p, DTensor) for _, p in found):
+            self.weights = {name: _part(self.weights[name], p) for name, p in found}
+            self.sharded, self.hash = True, None
+        return iter(found)
 
     def renew(self) -> None:
         """Keep the policy of now."""
@@ -63,22 +88,23 @@ class KeptWeights:
         Args:
             rate: the share of the policy, in (0, 1].
         """
-        for name, p in self._parameters():
+        for name, p in self._settled():
             kept = self.weights[name]
-            kept.lerp_(p.detach().to(kept.dtype), rate)
+            kept.lerp_(_own(p).to(kept.dtype), rate)
         self.renewed, self.hash = True, None
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
-        """The model has these weights inside this context."""
-        policy_weights = {name: p.data for name, p in self._parameters()}
-        for name, p in self._parameters():
-            p.data = self.weights[name].to(p.dtype)
+        """The model has these weights inside this context.
+
+        A forward inside it may stand between a forward of the policy and its backward.
+        """
+        policy_weights = {name: _give(p, self.weights[name]) for name, p in self._settled()}
         try:
             yield
         finally:
-            for name, p in self._parameters():
-                p.data = policy_weights[name]
+            for name, p in self._settled():
+                _give(p, policy_weights[name])
 
     def _fingerprint(self) -> str:
         """A hash of all weights, taken once for each reference."""
@@ -90,11 +116,27 @@ class KeptWeights:
             self.hash = digest.hexdigest()
         return self.hash
 
-    def save(self, folder: Path) -> None:
-        """Write the weights; of those that a run starts from only a fingerprint."""
+    def _files(self, folder: Path) -> tuple[Path, Path]:
+        """Where weights and fingerprint are, those of a part in files of its own."""
+        self._settled()
+        name = self.name
+        if self.sharded:
+            name += f"-{dist.get_rank() + 1:05d}-of-{dist.get_world_size():05d}"
+        return folder / f"{name}.safetensors", folder / f"{name}.sha256"
+
+    def save(self, folder: Path, main: bool = True) -> None:
+        """Write the weights; of those that a run starts from only a fingerprint.
+
+        Args:
+            folder: the folder of a checkpoint.
+            main: this process writes what all have alike.
+        """
+        weights, fingerprint = self._files(folder)
+        if not (self.sharded or main):
+            return
         if self.renewed:
-            write_tensors(folder / f"{self.name}.safetensors", self.weights)
-        write_text(folder / f"{self.name}.sha256", self._fingerprint() + "\n")
+            write_tensors(weights, self.weights)
+        write_text(fingerprint, self._fingerprint() + "\n")
 
     def load(self, folder: Path) -> None:
         """Read what :meth:`save` wrote; without weights it is the initial model.
@@ -102,10 +144,11 @@ class KeptWeights:
         Raises:
             UserError: a file is missing, or the run had started from another model.
         """
-        weights_file, fingerprint = (folder / f"{self.name}.{x}" for x in ("safetensors", "sha256"))
+        weights_file, fingerprint = self._files(folder)
         if not fingerprint.is_file():
             raise UserError(
-                f"checkpoint '{folder}' has no {fingerprint.name}: it had no {self.name}"
+                f"checkpoint '{folder}' has no {fingerprint.name}: it had no {self.name}, or its "
+                "weights were not sharded over as many processes"
             )
         if weights_file.is_file():
             weights = read_tensors(weights_file)
@@ -143,3 +186,29 @@ def move(kept: Mapping[str, KeptWeights], teachers: Sequence[Teacher], step: int
             kept[teacher.name].follow(teacher.rate)
         elif teacher.weights == "snapshot":
             kept[teacher.name].renew()
+
+
+@torch.no_grad()
+def _own(p: Tensor) -> Tensor:
+    """A parameter's weights, of one that is sharded this process's part of them."""
+    return p.to_local() if isinstance(p, DTensor) else p.detach()
+
+
+def _part(whole: Tensor, p: Tensor) -> Tensor:
+    """This process's part of a weight that the first process has, split as a parameter is."""
+    if not isinstance(p, DTensor):
+        return whole
+    there = torch.empty_like(whole, device=p.device) if whole.is_meta else whole.to(p.device)
+    return distribute_tensor(there, p.device_mesh, p.placements).to_local().clone()
+
+
+@torch.no_grad()
+def _give(p: torch.nn.Parameter, weight: Tensor) -> Tensor:
+    """Give a parameter another weight; the one that it had."""
+    if not isinstance(p, DTensor):  # nothing is copied
+        before, p.data = p.data, weight.to(p.dtype)
+        return before
+    part = _own(p)
+    before = part.clone()
+    part.copy_(weight)
+    return before

@@ -13,14 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefix_rft.data import Renderer, load_rows
+from datasets import Dataset
+
+from prefix_rft.data import Renderer
 from prefix_rft.data.moment import pinned
-from prefix_rft.data.pictures import asked
-from prefix_rft.engines.models import give_template, load_tokenizer
-from prefix_rft.engines.setup import configure
+from prefix_rft.data.render import end_of_text_ids
+from prefix_rft.engines.models import give_template, hub, load_configs, load_tokenizer
+from prefix_rft.engines.setup import Setup, configure
 from prefix_rft.evaluation.folder import begun
 from prefix_rft.evaluation.samples import Request, Sample, prefilled
+from prefix_rft.evaluation.scores import Problem
+from prefix_rft.evaluation.sets import EvalSet
 from prefix_rft.evaluation.start import sample_train_rows, train_rows
+from prefix_rft.evaluation.told import prompts_of
 from prefix_rft.rewards import visible
 from prefix_rft.support.errors import UserError
 from prefix_rft.support.writing import write_text
@@ -74,34 +79,102 @@ def collect(
     """
     setup = configure(recipe, overrides)
     setup.close()
-    own, folder = setup.recipe, output.with_suffix("")
-    rows_of = train_rows(setup, limit)
-    model = own.model_source()
-    problems = sample_train_rows(setup, model, rows_of, request, folder, progress)
-    rows = load_rows(own.train_data, folder=own.folder, reading=rows_of.reading, limit=limit)
-    lines, answers = [], 0
-    for row, problem in zip(plain_rows(rows), problems, strict=True):
-        if found := right_ones(problem.samples, keep):
-            answers += len(found)
-            lines.append(line_of({**row, "demonstration": found}))
-    if not lines:
+    model, folder = setup.recipe.model_source(), output.with_suffix("")
+    found = sampled_rows(setup, model, train_rows(setup, limit), request, folder, progress)
+    kept = [right_ones(problem.samples, keep) for problem in found.problems]
+    solved = sum(map(bool, kept))
+    if not solved:
         raise UserError(
-            f"none of {len(problems)} rows was solved in {request.samples} samples: sample more, "
+            f"none of {len(kept)} rows was solved in {request.samples} samples: sample more, "
             "or train on demonstrations first"
         )
-    write_text(output, "".join(lines))
-    sampled = sum(s.tokens for p in problems for s in p.samples)
+    write_text(output, "".join(lines_of(found.rows, kept)))
+    answers = sum(map(len, kept))
+    return OwnAnswers(len(kept), solved, answers, found.tokens, found.prefilled)
+
+
+@dataclass(frozen=True)
+class SampledRows:
+    """Rows that a model was sampled on.
+
+    Attributes:
+        rows: the rows.
+        problems: each with its samples.
+        render: how the model was given prompts.
+        tokens: tokens that were sampled.
+        prefilled: prompt tokens that were read, see :func:`.samples.prefilled`.
+    """
+
+    rows: Dataset
+    problems: list[Problem]
+    render: Renderer
+    tokens: int
+    prefilled: int
+
+
+def sampled_rows(
+    setup: Setup,
+    model: str,
+    rows_of: EvalSet,
+    request: Request,
+    folder: Path,
+    progress: Callable[[str, int, int], None],
+) -> SampledRows:
+    """Sample a model on rows that a recipe trains on, and say what that has cost.
+
+    Args:
+        setup: the recipe.
+        model: the model's folder or name.
+        rows_of: the rows, see :func:`.start.train_rows`.
+        request: how to sample.
+        folder: the folder of the samples.
+        progress: called with a job's name, the rows done, and those to do.
+
+    Raises:
+        UserError: see :func:`.start.sample_train_rows`.
+    """
+    problems = sample_train_rows(setup, model, rows_of, request, folder, progress)
+    rows = rows_of.rows()
+    render = _renderer(setup, load_tokenizer(model), rows[0]["prompt"], begun(folder))
+    prompts = [render.prompt(prompt) for prompt in prompts_of(rows)]
+    tokens = sum(s.tokens for p in problems for s in p.samples)
+    return SampledRows(rows, problems, render, tokens, prefilled(prompts, request))
+
+
+def policy_renderer(setup: Setup, prompt: Any, moment: Any) -> Renderer:
+    """How the recipe's own model is given prompts.
+
+    Args:
+        setup: the recipe.
+        prompt: a row's prompt, a text or a conversation.
+        moment: the moment that its template tells; None leaves the clock running.
+    """
+    own = setup.recipe
+    where = own.model_source(), own.folder
+    tokenizer = load_tokenizer(*where, **hub(own.model_options))
+    config = load_configs(*where, **hub(own.model_options))[1]
+    return _renderer(setup, tokenizer, prompt, moment, end_of_text_ids(tokenizer, config))
+
+
+def _renderer(
+    setup: Setup, tokenizer: Any, prompt: Any, moment: Any, ends: tuple[int, ...] = ()
+) -> Renderer:
+    give_template(tokenizer, prompt)
     template = getattr(setup.args, "chat_template_kwargs", None)
-    read = prefilled(_prompts(model, rows, template, begun(folder)), request)
-    return OwnAnswers(len(problems), len(lines), answers, sampled, read)
+    return Renderer(tokenizer, ends, pinned(tokenizer, template, moment))
 
 
-def _prompts(model: str, rows: Any, template: Any, moment: Any) -> list[list[int]]:
-    """Token ids of the rows' prompts, as the model was given them."""
-    tokenizer = load_tokenizer(model)
-    give_template(tokenizer, rows[0]["prompt"])
-    render = Renderer(tokenizer, (), pinned(tokenizer, template, moment))
-    return [render.prompt(asked(row)) for row in rows]
+def lines_of(rows: Dataset, kept: Sequence[Sequence[str]], others: bool = False) -> Iterator[str]:
+    """The rows as lines of a file, with texts in the place of their demonstrations.
+
+    Args:
+        rows: the rows.
+        kept: the texts of each.
+        others: rows without a text are written too, with the demonstrations that they have.
+    """
+    for row, texts in zip(plain_rows(rows, shown=others), kept, strict=True):
+        if texts or others:
+            yield line_of({**row, "demonstration": list(texts)} if texts else row)
 
 
 def plain_rows(rows: Any, shown: bool = False) -> Iterator[dict[str, Any]]:

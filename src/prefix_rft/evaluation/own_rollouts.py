@@ -11,13 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefix_rft.data import Renderer, load_rows
-from prefix_rft.data.moment import pinned
+from prefix_rft.data import load_rows
 from prefix_rft.data.pictures import asked
-from prefix_rft.data.render import end_of_text_ids
-from prefix_rft.engines.models import give_template, hub, load_configs, load_tokenizer
 from prefix_rft.engines.setup import configure
-from prefix_rft.evaluation.collect import line_of, plain_rows
+from prefix_rft.evaluation.collect import line_of, plain_rows, policy_renderer
 from prefix_rft.rewards.verdict import CORRECT
 from prefix_rft.runs.reader import RunFolder
 from prefix_rft.runs.rollouts import POLICY, Rollout
@@ -62,12 +59,8 @@ def write_solved(run: Path, recipe: str, output: Path, keep: int, from_step: int
     setup.close()
     own = setup.recipe
     rows = load_rows(own.train_data, folder=own.folder, reading=own.reading(setup.args.seed))
-    tokenizer = load_tokenizer(own.model_source(), own.folder, **hub(own.model_options))
-    give_template(tokenizer, rows[0]["prompt"])
-    told = (folder.recipe().get("trainer") or {}).get("chat_template_date")
-    template = pinned(tokenizer, getattr(setup.args, "chat_template_kwargs", None), told)
-    config = load_configs(own.model_source(), own.folder, **hub(own.model_options))[1]
-    render = Renderer(tokenizer, end_of_text_ids(tokenizer, config), template)
+    date = (folder.recipe().get("trainer") or {}).get("chat_template_date")
+    render = policy_renderer(setup, rows[0]["prompt"], date)
     places: dict[tuple[int, ...], list[int]] = {}
     row: Any
     for i, row in enumerate(rows):

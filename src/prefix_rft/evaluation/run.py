@@ -17,7 +17,6 @@ from prefix_rft.data import load_rows
 from prefix_rft.data.files import PLACE
 from prefix_rft.data.forgetting import refuse_shared
 from prefix_rft.data.moment import pinned
-from prefix_rft.data.pictures import asked
 from prefix_rft.data.render import Renderer
 from prefix_rft.engines.fingerprint import fingerprint
 from prefix_rft.engines.models import give_template, load_model
@@ -32,6 +31,7 @@ from prefix_rft.evaluation.folder import (
 from prefix_rft.evaluation.samples import Request, sample_and_grade
 from prefix_rft.evaluation.scores import Problem, difference, scores, split_by
 from prefix_rft.evaluation.sets import FORGET, RETAIN, EvalSet
+from prefix_rft.evaluation.told import TOLD, prompts_of
 from prefix_rft.rewards import close_all, load_rewards, missing_columns
 from prefix_rft.rewards.checked import name_of
 from prefix_rft.rewards.golds import unreadable_golds
@@ -39,7 +39,7 @@ from prefix_rft.rewards.source import decided_by
 from prefix_rft.runs.lines import read_lines
 from prefix_rft.runs.machine import describe_machine
 from prefix_rft.support.errors import UserError, choose
-from prefix_rft.support.writing import append_text, write_json
+from prefix_rft.support.writing import append_text, write_json, write_text
 
 SHORT = 200
 """Longer texts in a column are not worth repeating with the samples."""
@@ -126,12 +126,7 @@ def check_golds(eval_set: EvalSet) -> None:
     with ExitStack() as stack:
         stack.callback(close_all, rewards)
         if rewards and getattr(rewards[0], "tests_gold", False):
-            rows = load_rows(
-                eval_set.data,
-                folder=eval_set.folder,
-                reading=eval_set.reading,
-                limit=eval_set.limit,
-            )
+            rows = eval_set.rows()
             if not missing_columns(rewards[:1], rows.column_names) and len(
                 unreadable_golds(rewards[0], rows)
             ) == len(rows):
@@ -172,14 +167,12 @@ def _sample_set(
     progress: Any,
 ) -> None:
     model, tokenizer = loaded
-    rows = load_rows(
-        eval_set.data, folder=eval_set.folder, reading=eval_set.reading, limit=eval_set.limit
-    )
+    rows = eval_set.rows()
     for column in plan.by:
         choose(f"column of set '{eval_set.name}' to split by", column, rows.column_names)
     give_template(tokenizer, rows[0]["prompt"])
     kwargs = pinned(tokenizer, plan.request.template_kwargs, date)
-    _write_rendering(folder, role, eval_set, asked(rows[0]), tokenizer, kwargs)
+    _write_rendering(folder, role, eval_set, next(prompts_of(rows)), tokenizer, kwargs)
     rewards, _ = load_rewards(eval_set.reward, eval_set.folder)
     if not rewards:
         raise UserError(f"set '{eval_set.name}' has no reward to grade with")
@@ -242,10 +235,14 @@ def draw(
 ) -> Iterable[int]:
     """Append the problems that the file lacks, some at a time; yields how many it then has.
 
-    Between them ``tick`` is called with how many are sampled.
+    Between them ``tick`` is called with how many are sampled. Of those that are sampled together
+    all are stored or none: a batch has the rows that it would have had without an interruption.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     done = len(read_problems(path)) if path.is_file() else 0
+    if (more := done % request.together) and done < len(rows):
+        done -= more
+        write_text(path, "".join(path.read_text("utf-8").splitlines(keepends=True)[:done]))
     yield done
     left = range(done, len(rows))
     if not left:
@@ -270,7 +267,11 @@ def _short_columns(row: Mapping[str, Any]) -> dict[str, Any]:
     short = {
         name: value
         for name, value in row.items()
-        if isinstance(value, (bool, int, float)) or (isinstance(value, str) and len(value) <= SHORT)
+        if name != TOLD
+        and (
+            isinstance(value, (bool, int, float))
+            or (isinstance(value, str) and len(value) <= SHORT)
+        )
     }
     place = short.pop(PLACE, None)
     return short if place is None else {**short, "row": place}

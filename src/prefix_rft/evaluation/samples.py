@@ -11,8 +11,6 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from prefix_rft.data.files import PLACE
-from prefix_rft.data.pictures import IMAGE, IMAGES, asked
 from prefix_rft.data.render import Renderer, end_of_text_ids
 from prefix_rft.engines.pictures import prompt_inputs
 from prefix_rft.engines.positions import refuse_too_long
@@ -23,6 +21,7 @@ from prefix_rft.engines.sampling import (
     supported,
     uniforms_of,
 )
+from prefix_rft.evaluation.told import prompts_of
 from prefix_rft.rewards import checked, grade_texts, visible
 from prefix_rft.rewards.verdict import CORRECT, NO_ANSWER, Verdict
 from prefix_rft.support.errors import UserError
@@ -81,6 +80,11 @@ class Request:
     seed: int = 0
     batch_size: int = 64
     template_kwargs: Mapping[str, Any] | None = None
+
+    @property
+    def together(self) -> int:
+        """Problems that are sampled, graded and stored together."""
+        return max(1, self.batch_size // self.samples)
 
 
 def sample_and_grade(
@@ -154,13 +158,13 @@ def drawn(
     """
     if not len(rows):
         raise UserError("there is no problem to evaluate on")
-    lengths = (len(render.prompt(prompt)) for prompt in _prompts(rows))
+    lengths = (len(render.prompt(prompt)) for prompt in prompts_of(rows))
     refuse_too_long(model, lengths, request.max_completion_length)
     k = request.samples
     numbers = range(len(rows)) if numbers is None else numbers
     for places in _parts(len(rows), request):
         start, part = places[0], rows.select(places)
-        prompts = [shown for p in _prompts(part) for shown in repeat(prompt_inputs(render, p), k)]
+        prompts = [shown for p in prompts_of(part) for shown in repeat(prompt_inputs(render, p), k)]
         keys = [f"{request.seed}:{numbers[row]}:{i}" for row in places for i in range(k)]
         sampled: list[list[int]] = []
         for batch in _batches(len(prompts), request):
@@ -178,9 +182,8 @@ def drawn(
 
 def _parts(rows: int, request: Request) -> Iterator[range]:
     """The rows that are sampled and graded together."""
-    together = max(1, request.batch_size // request.samples)
-    for start in range(0, rows, together):
-        yield range(start, min(start + together, rows))
+    for start in range(0, rows, request.together):
+        yield range(start, min(start + request.together, rows))
 
 
 def _batches(rows: int, request: Request) -> Iterator[slice]:
@@ -203,14 +206,6 @@ def prefilled(prompts: Sequence[Sequence[int]], request: Request) -> int:
         ids = [tuple(prompts[row]) for row in part for _ in range(request.samples)]
         total += sum(len(p) for batch in _batches(len(ids), request) for p in set(ids[batch]))
     return total
-
-
-def _prompts(rows: Dataset) -> Iterator[Any]:
-    """The prompts with their pictures, read one by one."""
-    names = [n for n in ("prompt", IMAGE, IMAGES, PLACE) if n in rows.column_names]
-    row: Any
-    for row in rows.select_columns(names):
-        yield asked(row)
 
 
 @torch.no_grad()

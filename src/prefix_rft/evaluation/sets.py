@@ -9,12 +9,18 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from prefix_rft.data import Reading
+from datasets import Dataset
+
+from prefix_rft.core.teacher import Teacher
+from prefix_rft.data import Reading, load_rows
+from prefix_rft.evaluation.told import with_told
 from prefix_rft.recipe.strict_yaml import load
 from prefix_rft.support.errors import UserError, check_types, refuse_unknown
 
 FORGET, RETAIN = "forget", "retain"
 """Names of sets of which a table has the accuracies of unlearning."""
+NO_KEYS = ("folder", "told")
+"""Fields of a set that are no key of it in a suite."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,7 @@ class EvalSet:
             evaluation.
         limit: the first N problems only.
         folder: what paths are relative to.
+        told: a teacher, whose prompts tell a model more than the rows ask; None for the rows' own.
     """
 
     name: str
@@ -41,6 +48,7 @@ class EvalSet:
     max_completion_length: int | None = None
     limit: int | None = None
     folder: Path = Path()
+    told: Teacher | None = None
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[\w.-]+", self.name) or self.name.startswith("."):
@@ -55,9 +63,21 @@ class EvalSet:
 
     def settings(self) -> dict[str, Any]:
         """Everything that decides its samples and grades, as plain data."""
-        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "folder"}
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in NO_KEYS}
+        if self.told is not None:
+            own["told"] = {"column": self.told.column, "template": self.told.template}
         path = self.data if isinstance(self.data, str) else self.data.get("path")
         return {**own, "sha256": _digest(self.folder / str(path))}
+
+    def rows(self) -> Dataset:
+        """Its rows, with what a model is told of each where it is told more than they ask.
+
+        Raises:
+            DataError: a row that cannot be used.
+            UserError: there is nothing to tell.
+        """
+        rows = load_rows(self.data, folder=self.folder, reading=self.reading, limit=self.limit)
+        return rows if self.told is None else with_told(rows, self.told)
 
 
 def _digest(path: Path) -> str | None:
@@ -110,7 +130,7 @@ def read_suite(path: str) -> list[EvalSet]:
     if not isinstance(entries, list) or not entries:
         raise UserError(f"suite '{path}' needs 'sets': a list of mappings with name, data, reward")
     refuse_unknown(f"key of suite '{path}'", data, ["sets"])
-    kinds = {f.name: str(f.type) for f in fields(EvalSet) if f.name != "folder"}
+    kinds = {f.name: str(f.type) for f in fields(EvalSet) if f.name not in NO_KEYS}
     sets = []
     for number, entry in enumerate(entries, 1):
         what = f"key of set {number} in suite '{path}'"

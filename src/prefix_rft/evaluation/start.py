@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from prefix_rft.data import load_rows
 from prefix_rft.data.pictures import IMAGE, IMAGES
 from prefix_rft.engines.models import load_model
 from prefix_rft.engines.setup import Setup
@@ -132,7 +131,7 @@ def measure_start(
     eval_set, args = train_rows(setup, limit), setup.args
     request = replace(request, temperature=args.temperature)
     problems = sample_train_rows(setup, model, eval_set, request, folder, progress)
-    rows = load_rows(eval_set.data, folder=eval_set.folder, reading=eval_set.reading, limit=limit)
+    rows = eval_set.rows()
     kept = ["prompt", "demonstration", IMAGE, IMAGES]
     plain: Any = list(rows.select_columns([n for n in visible(rows.column_names) if n in kept]))
     shown = [row for row in plain if row.get("demonstration")]

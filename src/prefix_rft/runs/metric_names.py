@@ -179,11 +179,16 @@ METRICS = (
            "The rollouts that a teacher teaches: those for which its prompt has a context."),
     Metric("TEACHER/too_long", "Teacher's prompts too long", SHARE, TRAINING,
            "The rows that are not taught because the teacher's prompt is too long."),
+    Metric("TEACHER/leak", "Completions that quote the template", SHARE, TRAINING,
+           "The on-policy rollouts in which a sentence of the teacher's template stands, one of "
+           "three words or more: they speak of what the policy does not see."),
     Metric("TEACHER/gap", "Teacher less policy", NATS, TRAINING,
            "Mean of the teacher's log-probability less the policy's at sampled tokens of rows that "
            "are taught."),
     Metric("TEACHER/gap_abs", "Teacher and policy apart", NATS, TRAINING,
            "Mean distance of these log-probabilities."),
+    Metric("TEACHER/gap_p99", "Teacher and policy apart, 99 %", NATS, TRAINING,
+           "The distance that 99 % of these tokens do not exceed."),
     Metric("TEACHER/gap_right", "Teacher less policy, solved rows", NATS, TRAINING,
            "The same difference in solved rows: larger than in the others if the teacher knows."),
     Metric("TEACHER/gap_wrong", "Teacher less policy, unsolved rows", NATS, TRAINING,
@@ -246,6 +251,8 @@ METRICS = (
     Metric("tokens/trained", "Tokens in forward and backward", "tokens", TOKENS,
            "Tokens computed in forward and backward passes of the update: a prompt once for the "
            "rows that share it, and no row without gradient (savings)."),
+    Metric("tokens/teacher", "Tokens read by teachers", "tokens", TOKENS,
+           "Those of the forwards without gradient that teachers have read, prompts included."),
     Metric("num_tokens", "Tokens so far", "tokens", TOKENS,
            "Tokens of prompts and completions since the run began, as TRL counts them.",
            measured=False),

@@ -41,6 +41,11 @@ class Processes:
         """Where this process keeps its tensors."""
         return self._accelerator.device
 
+    @property
+    def fsdp2(self) -> bool:
+        """Whether weights are sharded by FSDP2, which leaves parameters their places and names."""
+        return bool(self._accelerator.is_fsdp2)
+
     def own(self, rows: int) -> slice:
         """Where this process's ``rows`` stand among those of all, if each holds as many."""
         first = self.index * rows

@@ -8,7 +8,8 @@ times the number of steps it spans is their true total.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from prefix_rft.engines.plan import RowPlan
 from prefix_rft.engines.trl.processes import Processes
 
 KINDS = ("sampled", "prefilled", "forward", "trained")
+TEACHER = "teacher"
 
 
 class TokenCounts:
@@ -31,17 +33,33 @@ class TokenCounts:
       that nothing else has scored. Reward models do not count.
     - ``trained``: in forward and backward. The backward passes of ``gradient_shares_every`` do not
       count.
+    - ``teacher``: those of ``forward`` that a teacher has read, of a method that has teachers.
 
-    Of both, what is computed counts: where rows are packed, a prompt that rows share once and
+    Of these, what is computed counts: where rows are packed, a prompt that rows share once and
     nothing behind the last token that is needed; where they are whole, prompts and completions.
+
+    Args:
+        device: where counts are added up.
+        teachers: the method has teachers.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, teachers: bool = False) -> None:
         self.device = device
+        self.kinds = (*KINDS, TEACHER) if teachers else KINDS
+        self._read_by_teacher = False
         self._clear()
 
     def _clear(self) -> None:
-        self.sums: dict[str, int | Tensor] = dict.fromkeys(KINDS, 0)
+        self.sums: dict[str, int | Tensor] = dict.fromkeys(self.kinds, 0)
+
+    @contextmanager
+    def by_teacher(self) -> Iterator[None]:
+        """What is scored inside this context is read by a teacher."""
+        self._read_by_teacher = True
+        try:
+            yield
+        finally:
+            self._read_by_teacher = False
 
     def draw(
         self,
@@ -58,6 +76,8 @@ class TokenCounts:
     def scored(self, tokens: int | Tensor) -> None:
         """Count what goes through the model, by whether there is a gradient."""
         self.count("trained" if torch.is_grad_enabled() else "forward", tokens)
+        if self._read_by_teacher:
+            self.count(TEACHER, tokens)
 
     def count(self, kind: str, tokens: int | Tensor) -> None:
         """Add a number of tokens; nothing waits for the device."""
@@ -65,7 +85,7 @@ class TokenCounts:
 
     def take(self, processes: Processes) -> dict[str, float]:
         """The counts of all processes since the last call, by the names of their metrics."""
-        own_counts = [torch.as_tensor(self.sums[k], device=self.device).long() for k in KINDS]
+        own_counts = [torch.as_tensor(n, device=self.device).long() for n in self.sums.values()]
         self._clear()
         total = processes.sum(torch.stack(own_counts)).tolist()
-        return {f"tokens/{k}": float(n) for k, n in zip(KINDS, total, strict=True)}
+        return {f"tokens/{k}": float(n) for k, n in zip(self.kinds, total, strict=True)}

@@ -126,7 +126,7 @@ class PrefixRFTTrainer(PacksRows, Watched, EvaluatesHeldOut, ResumesExactly, Rol
         args, method, rows, policy = self.args, self.method, self.train_dataset, self.policy
         renderer, processes = self.renderer, self.processes
         sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
-        self.tokens = TokenCounts(self.accelerator.device)
+        self.tokens = TokenCounts(self.accelerator.device, bool(method.teachers))
         self.gradient_shares = GradientShares.of(args, method, policy, sharded)
         data = lambda: (self.train_dataset, self.renderer)  # noqa: E731
         self.own_state = OwnState.of(method, args, policy, data, processes, sharded)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,6 @@ import torch
 import torch.distributed as dist
 from omegaconf import OmegaConf
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 from verl.utils import tensordict_utils as tu
 from verl.utils.config import omega_conf_to_dataclass
 from verl.workers.config import TrainingWorkerConfig
@@ -38,36 +36,6 @@ TEACHER = "prefix_rft_teacher"
 """Which of the method's teachers is asked."""
 
 
-class KeptShards(KeptWeights):
-    """This process's shards of a policy that FSDP2 shards, kept where verl keeps its own.
-
-    They trade places by copies: FSDP2 does not see a parameter that is given other data.
-    """
-
-    def _parameters(self) -> Iterator[tuple[str, Tensor]]:
-        for part in self.model.modules():
-            if isinstance(part, FSDPModule):  # verl leaves the root as a forward has gathered it
-                part.reshard()
-        for name, p in self.model.named_parameters():
-            if p.requires_grad:
-                own = p.detach()
-                yield name, own.to_local() if isinstance(own, DTensor) else own
-
-    @contextmanager
-    def swapped(self) -> Iterator[None]:
-        """The model has these weights inside this context."""
-        policy_weights = {name: shard.clone() for name, shard in self._parameters()}
-        self._put(self.weights)
-        try:
-            yield
-        finally:
-            self._put(policy_weights)
-
-    def _put(self, weights: Mapping[str, Tensor]) -> None:
-        for name, shard in self._parameters():
-            shard.copy_(weights[name])
-
-
 class Teachers:
     """A method's teachers on one of the actor's processes.
 
@@ -86,7 +54,7 @@ class Teachers:
         self.file = f"teachers_{own}.json"
         engine: Any = actor.engine
         self.kept = {
-            name: KeptShards(engine.module, f"{name}_{own}", dtype)
+            name: KeptWeights(engine.module, f"{name}_{own}", dtype)
             for name, dtype in precisions(method.teachers).items()
         }
 

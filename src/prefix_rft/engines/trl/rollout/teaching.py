@@ -7,8 +7,8 @@ the left), ``teacher0_taught`` and, once it has spoken, ``teacher0_logp``.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from prefix_rft.core import Method
 from prefix_rft.core.targets import coefficients
-from prefix_rft.core.teacher import Teacher
+from prefix_rft.core.teacher import Teacher, phrases, quotes
 from prefix_rft.engines.contexts import Contexts, Peer
 from prefix_rft.engines.kept_weights import KeptWeights
 from prefix_rft.engines.plan import RunPoint
@@ -81,6 +81,7 @@ class Teaching:
             columns |= self._columns(m, [ids for ids, _ in own])
             long = torch.tensor([float(long) for _, long in own], device=self.processes.device)
             metrics[f"{teacher.name}/too_long"] = self.processes.gather(long).mean().item()
+            metrics |= self._leak(teacher, generation)
             if not teacher.moves and self._weighs(teacher):
                 rows = {**generation.sampled.rows, **columns}
                 columns[f"teacher{m}_logp"] = self._said(m, teacher, rows)
@@ -118,7 +119,7 @@ class Teaching:
         """
         # The policy's backward reads the teacher's head when the policy has its own again.
         copy = teacher.name in self.kept
-        with self._weights(teacher):
+        with self._reading(teacher):
             return self._forward(teacher).states(self._asked(m, rows), wanted_BT, copy)
 
     def _weighs(self, teacher: Teacher) -> bool:
@@ -163,6 +164,20 @@ class Teaching:
             groups.setdefault(peer[0], []).append(Peer(*peer))
         return groups
 
+    def _leak(self, teacher: Teacher, generation: Generation) -> dict[str, float]:
+        """How many of the policy's own completions quote a sentence of the teacher's template; none
+        where it shows nothing, or its template has no sentence to look for."""
+        said = phrases(teacher.template)
+        if teacher.shown == "none" or not said:
+            return {}
+        rows, plans = generation.sampled.rows, generation.plans
+        own = [i for i, p in enumerate(plans) if not (p.filler or p.whole or p.hybrid)]
+        kept = [rows["completion_ids"][i][rows["completion_mask"][i].bool()].tolist() for i in own]
+        texts = self.contexts.renderer.completions(kept)
+        counts = [float(sum(quotes(t, said) for t in texts)), float(len(texts))]
+        total = self.processes.sum(torch.tensor(counts, device=self.processes.device)).tolist()
+        return {f"{teacher.name}/leak": total[0] / total[1]} if total[1] else {}
+
     def _columns(self, m: int, prompts: Sequence[list[int] | None]) -> Rows:
         """Prompts as tensors; one token stands where a row is not taught."""
         filler = [self.contexts.renderer.end]
@@ -183,7 +198,7 @@ class Teaching:
     def _said(self, m: int, teacher: Teacher, rows: Rows) -> Tensor:
         """Log-probs of the completions behind the teacher's prompt, 0 where it does not teach."""
         wanted_BT = rows["completion_mask"].bool() & rows[f"teacher{m}_taught"][:, None]
-        with self._weights(teacher):
+        with self._reading(teacher):
             return self._forward(teacher).of(self._asked(m, rows), wanted_BT, False).logp_BT
 
     def _forward(self, teacher: Teacher) -> Forward:
@@ -194,6 +209,12 @@ class Teaching:
         """The rows behind the prompt of a teacher."""
         own = {f"prompt_{x}": rows[f"teacher{m}_{x}"] for x in ("ids", "mask")}
         return {**rows, **own}
+
+    @contextmanager
+    def _reading(self, teacher: Teacher) -> Iterator[None]:
+        """Inside this context a teacher reads rows."""
+        with self._weights(teacher), self.forward.scorer.tokens.by_teacher():
+            yield
 
     def _weights(self, teacher: Teacher) -> AbstractContextManager[Any]:
         """Inside this context the policy has the teacher's weights."""

@@ -137,6 +137,7 @@ class ResumesExactly:
             finally:
                 self._writing = None
             self.run_state.save(new)
+            self.own_state.save(new, self.args.should_save)
             if self.args.should_save:
                 self._add(new, run)
         if self.args.should_save:
@@ -206,7 +207,6 @@ class ResumesExactly:
 
     def _add(self, new: Path, run: Path) -> None:
         """Add what the trainer itself remembers to a new checkpoint of a run."""
-        self.own_state.save(new)
         (new / PICKLE).unlink(missing_ok=True)
         best = run / f"checkpoint-{self.state.best_global_step}"
         if best.is_dir() or best.name == new.name:

@@ -25,6 +25,8 @@ from prefix_rft.engines.trl.update.mask_options import MaskOptions
 from prefix_rft.engines.trl.update.parameter_mask import LookAt, ParameterMask
 from prefix_rft.support.errors import UserError
 
+FSDP2 = "FSDP2 (fsdp_config: {version: 2})"
+
 
 @dataclass(frozen=True)
 class OwnState:
@@ -74,13 +76,14 @@ class OwnState:
             options = MaskOptions.read(args.parameter_mask).of(method.samples)
         rows = hash_of_rows(data()[0])
         state = MethodState(method.name, asdict(options) if options else None, rows)
-        if method.needs_own_reference and sharded:
+        keeps = not sharded or processes.fsdp2
+        if method.needs_own_reference and not keeps:
             raise UserError(
                 f"method '{method.name}' keeps a reference policy, which cannot be done with "
-                "sharded weights (FSDP, DeepSpeed) yet"
+                f"sharded weights of FSDP1 or DeepSpeed: use {FSDP2}"
             )
         reference = KeptWeights(model) if method.needs_own_reference else None
-        teachers = kept_for(method, model, sharded)
+        teachers = kept_for(method, model, sharded, keeps)
         if options is None:
             return cls(state, reference, None, teachers)
         if sharded:
@@ -118,14 +121,21 @@ class OwnState:
         """
         move(self.teachers, method.teachers, step)
 
-    def save(self, folder: Path) -> None:
-        """Write all of it into the folder of a checkpoint.
+    def save(self, folder: Path, main: bool) -> None:
+        """Write all of it into the folder of a checkpoint; called by all processes together.
+
+        Args:
+            folder: the folder.
+            main: this process writes what all have alike.
 
         Raises:
             UserError: a file cannot be written.
         """
         for part in self._parts():
-            part.save(folder)
+            if isinstance(part, KeptWeights):
+                part.save(folder, main)
+            elif main:
+                part.save(folder)
 
     def load(self, folder: Path) -> None:
         """Take over what :meth:`save` wrote.
@@ -141,28 +151,33 @@ class OwnState:
         return [p for p in parts if p is not None]
 
 
-def kept_for(method: Method, model: torch.nn.Module, sharded: bool) -> Mapping[str, KeptWeights]:
+def kept_for(
+    method: Method, model: torch.nn.Module, sharded: bool, keeps: bool
+) -> Mapping[str, KeptWeights]:
     """The weights that are kept for a method's teachers, by their names.
 
     Args:
         method: the method with its teachers.
         model: the policy, neither sharded nor wrapped.
-        sharded: the weights are spread over processes.
+        sharded: its weights are spread over processes.
+        keeps: weights can be kept beside them all the same.
 
     Raises:
-        UserError: the weights are sharded, or there is no adapter to do without.
+        UserError: they cannot, or there is no adapter to do without.
     """
     for teacher in method.teachers:
-        if teacher.weights in (*KEPT, "adapter_off") and sharded:
+        has = f"teacher '{teacher.name}' has weights: {teacher.weights}"
+        if teacher.weights in KEPT and not keeps:
             raise UserError(
-                f"teacher '{teacher.name}' has weights: {teacher.weights}, which cannot be done "
-                "with sharded weights (FSDP, DeepSpeed) yet: use live, or model"
+                f"{has}, which cannot be done with sharded weights of FSDP1 or DeepSpeed: use "
+                f"{FSDP2}, or live or model"
+            )
+        if teacher.weights == "adapter_off" and sharded:
+            raise UserError(
+                f"{has}, which cannot be done with sharded weights yet: use frozen, with {FSDP2}"
             )
         if teacher.weights == "adapter_off" and not hasattr(model, "disable_adapter"):
-            raise UserError(
-                f"teacher '{teacher.name}' has weights: adapter_off, but the model has no adapter: "
-                "use frozen"
-            )
+            raise UserError(f"{has}, but the model has no adapter: use frozen")
     return {
         name: KeptWeights(model, name, dtype) for name, dtype in precisions(method.teachers).items()
     }

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from prefix_rft.core import Batch, Method, Targets, prepare, share_of_loss, statistics
+from prefix_rft.core.statistics import teacher_distances
 from prefix_rft.engines.plan import RunPoint
 from prefix_rft.engines.state import MethodState
 from prefix_rft.engines.trl.forward import Forward
@@ -22,7 +23,7 @@ from prefix_rft.engines.trl.update.distances import Distances, live_streams
 from prefix_rft.engines.trl.update.gradient_shares import GradientShares
 from prefix_rft.engines.trl.update.micro_batches import acting, planned
 from prefix_rft.engines.trl.update.selection import selected
-from prefix_rft.engines.trl.update.stats import means
+from prefix_rft.engines.trl.update.stats import means, tails
 from prefix_rft.engines.trl.window import Rows, few, join, to_batch
 
 
@@ -265,4 +266,6 @@ class OptimizerStep:
         stats = statistics(self.method, batch, self._logp_BT, self._entropy_BT, self.targets)
         metrics = self._begun | means(stats, processes) | tokens.take(processes)
         metrics |= self._distances(processes) | self._corrections(processes)
+        far = tails(teacher_distances(self.method, batch, self._logp_BT), processes)
+        metrics |= {f"{name}/gap_p99": value for name, value in far.items()}
         return metrics if self._shares is None else metrics | self._shares.take(processes)
