@@ -37,25 +37,21 @@ class KeptWeights:
     def __init__(
         self, model: torch.nn.Module, name: str = REFERENCE, dtype: torch.dtype | None = None
     ) -> None:
-        self.model, self.name, self.dtype = model, name, dtype
+        self.model, self.name = model, name
         self.renewed = False
         self.hash: str | None = None
-        self.weights: dict[str, Tensor] = {}
-        self._copy()
+        self.weights: dict[str, Tensor] = {
+            n: p.detach().to(dtype or p.dtype, copy=True) for n, p in self._parameters()
+        }
 
     def _parameters(self) -> Iterator[tuple[str, Tensor]]:
         return ((n, p) for n, p in self.model.named_parameters() if p.requires_grad)
 
-    def _copy(self) -> None:
-        self.weights = {
-            name: p.detach().to(self.dtype or p.dtype, copy=True) for name, p in self._parameters()
-        }
-        self.hash = None
-
     def renew(self) -> None:
         """Keep the policy of now."""
-        self._copy()
-        self.renewed = True
+        for name, p in self._parameters():
+            self.weights[name].copy_(p.detach())
+        self.renewed, self.hash = True, None
 
     def follow(self, rate: float) -> None:
         """Move towards the policy of now: ``phi <- (1 - rate) phi + rate theta``.
@@ -65,7 +61,7 @@ class KeptWeights:
         """
         for name, p in self._parameters():
             kept = self.weights[name]
-            kept.lerp_(p.detach().to(kept.dtype), rate)
+            kept.lerp_(p.detach().to(kept), rate)  # which may lie elsewhere
         self.renewed, self.hash = True, None
 
     @contextmanager
