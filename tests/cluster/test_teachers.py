@@ -149,7 +149,9 @@ def agree(again: Again, folder: Path, step: int, ranks: int, updates: int) -> li
     logged = cluster.metrics(folder)[step]
     rows, loss, norm = again.step(step, ranks, updates)
     assert logged["actor/loss"] == pytest.approx(loss, rel=1e-5, abs=1e-6)
-    assert logged["actor/grad_norm"] == pytest.approx(norm, rel=1e-5)
+    # Behind a first update this test has other last bits, and 3e-7 in all weights move the norm of
+    # such a gradient by 1e-4.
+    assert logged["actor/grad_norm"] == pytest.approx(norm, rel=1e-5 if updates == 1 else 1e-4)
     assert again.weights_apart(step) < 1e-5
     return rows
 
