@@ -138,6 +138,7 @@ def test_verl_is_set_up_for_the_method() -> None:
             "prefix_rft.method=sdft",
             "'sdft' does not run on verl: its divergence over the vocabulary",
         ),
+        ("prefix_rft.method=hdpo", "a group that fails cannot be sampled from a teacher's prompt"),
         ("prefix_rft.method=gats", "another model: give its folder or Hub name as path"),
         ("prefix_rft.method=rlsd", "actor_rollout_ref.actor.strategy=fsdp2, got fsdp"),
     ],
@@ -594,6 +595,7 @@ def test_own_rollouts_are_kept_and_start_later_rows() -> None:
         ([1.0, None], 1.0),  # one that does not apply
         ([None, None], math.nan),
         (["error", 1.0], math.nan),  # one that could not judge
+        ([], 0.0),  # where nobody reads any
     ],
 )
 def test_rewards_add_up_as_in_trl(values: list[Any], expected: float) -> None:

@@ -149,7 +149,9 @@ def agree(again: Again, folder: Path, step: int, ranks: int, updates: int) -> li
     logged = cluster.metrics(folder)[step]
     rows, loss, norm = again.step(step, ranks, updates)
     assert logged["actor/loss"] == pytest.approx(loss, rel=1e-5, abs=1e-6)
-    assert logged["actor/grad_norm"] == pytest.approx(norm, rel=1e-5)
+    # Behind a first update this test has other last bits, and 3e-7 in all weights move the norm of
+    # such a gradient by 1e-4.
+    assert logged["actor/grad_norm"] == pytest.approx(norm, rel=1e-5 if updates == 1 else 1e-4)
     assert again.weights_apart(step) < 1e-5
     return rows
 
@@ -199,19 +201,18 @@ def test_the_trl_engine_takes_the_same_steps(task: Path, average: Path, tmp_path
 def test_a_killed_run_goes_on_with_the_same_average(
     task: Path, average: Path, tmp_path: Path
 ) -> None:
-    """Samples are new; the average that teaches step 2 is that of the run which went on."""
+    """Samples are new; the average that teaches step 3 is that of the run which went on."""
     shutil.copytree(average / "checkpoints", tmp_path / "checkpoints")
-    for later in (2, 3):
-        shutil.rmtree(tmp_path / f"checkpoints/global_step_{later}")
-    (tmp_path / "checkpoints/latest_checkpointed_iteration.txt").write_text("1")
-    goes_on = "trainer.resume_mode=auto", "trainer.save_freq=1", "trainer.total_training_steps=2"
+    shutil.rmtree(tmp_path / "checkpoints/global_step_3")
+    (tmp_path / "checkpoints/latest_checkpointed_iteration.txt").write_text("2")
+    goes_on = "trainer.resume_mode=auto", "trainer.save_freq=1", "trainer.total_training_steps=3"
     run(task, tmp_path, "rlsd", {"teacher": EMA}, *goes_on)
-    name = "checkpoints/global_step_2/actor/teacher_world_size_1_rank_0.safetensors"
-    kept, again = load_file(average / name), load_file(tmp_path / name)
+    name = "checkpoints/global_step_{}/actor/teacher_world_size_1_rank_0.safetensors"
+    before, kept = (load_file(average / name.format(n)) for n in (2, 3))
+    again = load_file(tmp_path / name.format(3))
     assert kept.keys() == again.keys()
     assert all(torch.equal(kept[k], w) for k, w in again.items())
-    first = load_file(average / name.replace("step_2", "step_1"))
-    assert any(not torch.equal(first[k], w) for k, w in kept.items())
+    assert any(not torch.equal(before[k], w) for k, w in kept.items())
 
 
 def test_another_model_teaches_until_it_withdraws(task: Path, tmp_path: Path) -> None:

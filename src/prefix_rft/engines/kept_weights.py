@@ -49,22 +49,16 @@ class KeptWeights:
     def __init__(
         self, model: torch.nn.Module, name: str = REFERENCE, dtype: torch.dtype | None = None
     ) -> None:
-        self.model, self.name, self.dtype = model, name, dtype
+        self.model, self.name = model, name
         self.renewed = self.sharded = False
         self.hash: str | None = None
         self.weights: dict[str, Tensor] = {}
-        self._copy()
+        found = dict(self._settled())
+        self.weights = {n: _own(p).to(dtype or p.dtype, copy=True) for n, p in found.items()}
+        self.sharded = any(isinstance(p, DTensor) for p in found.values())
 
     def _parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         return ((n, p) for n, p in self.model.named_parameters() if p.requires_grad)
-
-    def _copy(self) -> None:
-        found = dict(self._settled())
-        self.weights = {
-            name: _own(p).to(self.dtype or p.dtype, copy=True) for name, p in found.items()
-        }
-        self.sharded = any(isinstance(p, DTensor) for p in found.values())
-        self.hash = None
 
     def _settled(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         """The policy's parameters, none of them gathered; the weights are those of their parts."""
@@ -79,8 +73,9 @@ class KeptWeights:
 
     def renew(self) -> None:
         """Keep the policy of now."""
-        self._copy()
-        self.renewed = True
+        for name, p in self._settled():
+            self.weights[name].copy_(_own(p))
+        self.renewed, self.hash = True, None
 
     def follow(self, rate: float) -> None:
         """Move towards the policy of now: ``phi <- (1 - rate) phi + rate theta``.
@@ -90,7 +85,7 @@ class KeptWeights:
         """
         for name, p in self._settled():
             kept = self.weights[name]
-            kept.lerp_(_own(p).to(kept.dtype), rate)
+            kept.lerp_(_own(p).to(kept), rate)  # which may lie elsewhere
         self.renewed, self.hash = True, None
 
     @contextmanager
@@ -206,7 +201,7 @@ def _part(whole: Tensor, p: Tensor) -> Tensor:
 def _give(p: torch.nn.Parameter, weight: Tensor) -> Tensor:
     """Give a parameter another weight; the one that it had."""
     if not isinstance(p, DTensor):  # nothing is copied
-        before, p.data = p.data, weight.to(p.dtype)
+        before, p.data = p.data, weight.to(p.data)
         return before
     part = _own(p)
     before = part.clone()
