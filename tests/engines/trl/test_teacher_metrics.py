@@ -110,6 +110,7 @@ def test_completions_that_quote_the_template() -> None:
         ("7", RowPlan(0, 0, 3)),
         (quoting, RowPlan(0, 0, 4, prefix=(3, 4))),  # another's words
         (quoting, RowPlan(0, 0, 5, filler=True)),
+        (quoting, RowPlan(0, 0, 6, guided=(3, 4))),
     ]
     teacher = Teacher(context="column", column="answer", template=ANSWER)
     assert leak_of(teacher, texts, (0.0, 0.0)) == {"teacher/leak": 2 / 4}

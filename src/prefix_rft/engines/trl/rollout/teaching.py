@@ -171,7 +171,7 @@ class Teaching:
         if teacher.shown == "none" or not said:
             return {}
         rows, plans = generation.sampled.rows, generation.plans
-        own = [i for i, p in enumerate(plans) if not (p.filler or p.whole or p.hybrid)]
+        own = [i for i, p in enumerate(plans) if not (p.filler or p.whole or p.hybrid or p.guided)]
         kept = [rows["completion_ids"][i][rows["completion_mask"][i].bool()].tolist() for i in own]
         texts = self.contexts.renderer.completions(kept)
         counts = [float(sum(quotes(t, said) for t in texts)), float(len(texts))]
