@@ -215,9 +215,12 @@ def parser() -> argparse.ArgumentParser:
         epilog="examples:\n"
         "  prefix-rft compare data/countdown/recipe.yaml --jobs 2\n"
         "  prefix-rft compare recipe.yaml --methods sft,sft+dr_grpo,dr_grpo,prefix_rft --seeds 5\n"
+        "  prefix-rft compare recipe.yaml compare.controls=true --methods grpo,rlsd\n"
         "A+B is B from the model that A has left, at the compute of B alone. A recipe can have\n"
         "arms of its own under the key 'compare': recipe keys, start, match, sweep, and collect:\n"
-        "own right answers that an arm samples first and trains on, at its own cost.",
+        "own right answers that an arm samples first and trains on, at its own cost. With\n"
+        "'controls: true' each arm with teachers is run with another example's context and with\n"
+        "none, too, and the table says what remains of its gain without the demonstration.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     compare.add_argument("recipe", metavar="RECIPE.yaml")
