@@ -227,6 +227,22 @@ def test_without_a_gain_nothing_is_said_of_it(board: Board) -> None:
     )
 
 
+def test_a_seed_that_the_reference_lacks_is_paired_with_nothing(tmp_path: Path) -> None:
+    board = board_with(tmp_path)
+    grpo, rlsd, *controls = board.comparison.arms[:4]
+    finish(board, board.base, [1, 1, 0])
+    finish(board, board.job(grpo, 1), [2, 2, 2])
+    for seed in (0, 1):
+        for arm in (rlsd, *controls):
+            finish(board, board.job(arm, seed), [2 + seed, 2, 2])
+    found = remains(board, 1.0)
+    assert [(x.over, x.seeds) for x in found] == [("base", 2)] * 2 + [("grpo", 1)] * 2
+    assert found[-1].gain.mean == pytest.approx(1 / 12)
+    # Both controls say the same of a gain that is not shown: it is said once.
+    assert [found[i].share for i in (2, 3)] == [None, None]
+    assert sentences(board).count(found[-1].words) == 1
+
+
 def test_what_a_difference_that_holds_zero_says(tmp_path: Path) -> None:
     board = board_with(tmp_path, controls=["none"], seeds=1)
     finish(board, board.base, [0, 0, 0, 1])
@@ -282,6 +298,7 @@ def test_everything_that_is_shown_says_it(board: Board) -> None:
     page = write_page(board, arms).read_text(encoding="utf-8")
     assert "<h2>Controls</h2>" in page
     assert "rlsd, over base" in page
+    assert "recipe: grpo, rlsd, opd" in page
     assert page.count("<li>") >= len(words)
     assert "+8.3 remains without column" in page
     left = json.loads(json.dumps(plain(board)))

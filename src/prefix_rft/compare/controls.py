@@ -75,7 +75,7 @@ def _kinds(wanted: Any, block: str) -> Sequence[str]:
     kinds = (BY_THEMSELVES if wanted else ()) if isinstance(wanted, bool) else tuple(wanted)
     for kind in kinds:
         choose(f"control in 'controls' of '{block}'", kind, CONTROLS)
-    return tuple(dict.fromkeys(kinds))
+    return kinds
 
 
 def method_of(arm: Arm, data: Mapping[str, Any], folder: Path) -> Method:
