@@ -22,7 +22,7 @@ from prefix_rft.support.console import say
 
 FROM_GROUPS = ("peer", "wrong")
 """Contexts that are known once the row's group is sampled."""
-TAUGHT, TOO_LONG, ANOTHERS = "taught", "its prompt is too long", "it is another teacher's"
+TAUGHT, TOO_LONG, OF_ANOTHER = "taught", "its prompt is too long", "it is another teacher's"
 
 
 def why_untaught(teacher: Teacher, example: Any, too_long: bool) -> str:
@@ -36,7 +36,7 @@ def why_untaught(teacher: Teacher, example: Any, too_long: bool) -> str:
     if too_long:
         return TOO_LONG
     if any(example.get(column) != value for column, value in teacher.only.items()):
-        return ANOTHERS
+        return OF_ANOTHER
     if teacher.shown == "peer":
         return "no other row of its group is solved"
     if teacher.shown == "wrong":
@@ -118,10 +118,10 @@ class Taught:
                 ids, long = contexts.prompt(teacher, example, plan, moment, ())
                 why = TAUGHT if ids is not None else why_untaught(teacher, example, long)
                 self.counts[teacher.name][why] += 1
-                if why not in (TAUGHT, ANOTHERS):
+                if why not in (TAUGHT, OF_ANOTHER):
                     self._note(teacher, why, label)
                 whys.append(why)
-            if whys and set(whys) == {ANOTHERS}:
+            if whys and set(whys) == {OF_ANOTHER}:
                 self.findings.add("no teacher is for the row", row=label, serious=False)
 
     def _note(self, teacher: Teacher, why: str, label: str) -> None:
