@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from prefix_rft.compare.arm import Arm
-from prefix_rft.compare.arms import METHODS, overrides_of, read_comparison
+from prefix_rft.compare.arm import Arm, overrides_of
+from prefix_rft.compare.arms import METHODS, read_comparison
 from prefix_rft.support.errors import UserError
 
 RECIPE: dict[str, Any] = {

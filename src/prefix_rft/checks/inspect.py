@@ -41,6 +41,8 @@ from prefix_rft.support.untrusted import visible
 PROMPT, PREFIX, CHOSEN = "prompt", "prefix", "prefix, of highest entropy"
 CONTEXT, TRAINED, WHOLE = "prefix, as context", "prefix, all of it", "demonstration"
 SAMPLED, END, REST = "continuation", "EOS", "rest of the demonstration"
+SEEN, ANSWER = "what the teacher sees beside it", "answer"
+LIKELIER, UNLIKELIER = "answer, likelier to the teacher", "answer, less likely to it"
 STYLES = {
     PROMPT: "blue",
     PREFIX: "green",
@@ -51,9 +53,17 @@ STYLES = {
     SAMPLED: "yellow",
     END: "bold white on red",
     REST: "bright_black",
+    SEEN: "magenta",
+    ANSWER: "yellow",
+    LIKELIER: "bold green",
+    UNLIKELIER: "bold red",
 }
+MARKS = {CHOSEN: "«»", LIKELIER: "«»", UNLIKELIER: "»«"}
+"""What stands around some, for lack of colours."""
 
 
+NOTABLE = 0.5
+"""Nats: of a token that a teacher finds so much likelier, or less likely, it is said."""
 Prompt = tuple[list[int], dict[str, Tensor]]
 """Its token ids, and what a model is given of its pictures beside them."""
 
@@ -252,7 +262,14 @@ def continuation(
 
 
 def show(console: Console, tokens: list[Token], render: Renderer, ids: bool) -> None:
-    """The legend with counts, then the row; the selection is marked « » for lack of colours."""
+    """The legend with counts, then the row.
+
+    Args:
+        console: the console to print on.
+        tokens: the row.
+        render: how ids become texts.
+        ids: print token ids too.
+    """
     reasons = {
         PROMPT: "not trained",
         PREFIX: "not trained",
@@ -263,6 +280,10 @@ def show(console: Console, tokens: list[Token], render: Renderer, ids: bool) -> 
         SAMPLED: "sampled and trained",
         END: "trained where the row has it",
         REST: "not in the row: the policy goes on from the prefix",
+        SEEN: "the policy does not",
+        ANSWER: "the policy's own, which the teacher scores; log q - log p is near 0",
+        LIKELIER: f"log q - log p is above {NOTABLE:g} nats: «»",
+        UNLIKELIER: f"log q - log p is below -{NOTABLE:g} nats: »«",
     }
     roles = [t.role for t in tokens]
     if CHOSEN not in roles:
@@ -280,7 +301,8 @@ def show(console: Console, tokens: list[Token], render: Renderer, ids: bool) -> 
         # What this run adds to the text: alone, it could lose spaces or half a character.
         after: Any = render.tokenizer.decode([t.id for t in tokens[:done]])
         words = visible(after.removeprefix(before)).replace("\n", "↵\n")
-        text.append(f"«{words}»" if role == CHOSEN else words, style=STYLES[role])
+        left, right = MARKS.get(role, ("", ""))
+        text.append(f"{left}{words}{right}", style=STYLES[role])
         if ids:
             text.append(f"{run_ids}", style="dim")
         before = after

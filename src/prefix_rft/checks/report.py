@@ -22,6 +22,7 @@ from prefix_rft.checks.packing import advise_packing, why_whole
 from prefix_rft.checks.precision import advise_precision
 from prefix_rft.checks.rows import Checked, Scope, check_data
 from prefix_rft.checks.start import show_start
+from prefix_rft.checks.teaching import show_taught
 from prefix_rft.checks.weights import count_weights
 from prefix_rft.data.demonstrations import USABLE
 from prefix_rft.data.render import end_of_text_ids
@@ -112,6 +113,7 @@ def check_setup(
             )
         parts.append(checked)
         show_data(console, checked)
+        show_taught(console, setup, checked.taught)
     train = parts[0]
     if len(parts) > 1 and (both := len(train.prompts & parts[1].prompts)):
         parts[1].findings.add(

@@ -15,6 +15,7 @@ from typing import Any
 
 from prefix_rft.checks.findings import Findings
 from prefix_rft.checks.grading import Grading, Item, Kept
+from prefix_rft.checks.teaching import Taught
 from prefix_rft.checks.texts import Texts
 from prefix_rft.data import DataError, Renderer, find_source, read_rows
 from prefix_rft.data.demonstrations import (
@@ -52,6 +53,7 @@ class Checked:
         kept: what a run keeps of all that.
         whole: all rows were looked at.
         prompts: hashes of the prompts with the names of their pictures.
+        taught: the rows that teachers teach; None where there is no teacher.
         findings: everything that is wrong or worth a note.
     """
 
@@ -66,6 +68,7 @@ class Checked:
     kept: Kept = field(default_factory=Kept)
     whole: bool = True
     prompts: set[int] = field(default_factory=set)
+    taught: Taught | None = None
     findings: Findings = field(default_factory=Findings)
 
     def label(self, row: Row) -> str:
@@ -174,6 +177,8 @@ class RowChecker:
         checked.verdicts, checked.kept = self.grading.counts, self.grading.kept
         self.texts = Texts(self.render, checked.findings, scope.training)
         self.types = ColumnTypes()
+        if scope.training and setup.method.teachers and self.render.processor is None:
+            checked.taught = Taught(setup, self.render, max_length, checked.findings)
         if plain_template:
             self.findings.add(
                 "the tokenizer has no chat template: prompts are plain text with blank lines "
@@ -193,6 +198,11 @@ class RowChecker:
             self.findings.add(fault)
         batch = self._prompts(batch, conversation)
         kept = self._demonstrations(batch, conversation)
+        if self.found.taught is not None:
+            own: dict[int, list[list[int]]] = {id(row): [] for row, _ in batch}
+            for item in kept:
+                own[id(item.row)].append(item.ids or [])
+            self.found.taught.at([(self.found.label(r), v, own[id(r)]) for r, v in batch])
         self.found.rows += len(batch)
         # The graders' processes work on this batch while the next one is read and tokenised.
         self.grading.submit([Item(row, values) for row, values in batch], kept)
@@ -314,6 +324,8 @@ class RowChecker:
     def end(self) -> None:
         """The last verdicts, and findings about all rows together."""
         self.grading.take()
+        if self.found.taught is not None:
+            self.found.taught.end()
         if not self.training or not self.found.whole:
             return  # nothing to be said of rows that were not seen
         method, kept = self.setup.method, self.found.kept

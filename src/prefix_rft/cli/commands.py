@@ -60,7 +60,16 @@ def check(args: argparse.Namespace) -> int:
 
 def inspect(args: argparse.Namespace) -> None:
     """``prefix-rft inspect``."""
+    if args.teacher:
+        from prefix_rft.cli.teacher import run
+
+        run(args, Console())
+        return
     from prefix_rft.checks.inspect import run_inspect
+
+    for name in ("examples", "samples"):
+        if getattr(args, name) is not None:
+            raise UserError(f"--{name} has no effect without --teacher")
 
     run_inspect(args.recipe, args.overrides, Console(), args.row, args.step, args.model, args.ids)
 

@@ -88,8 +88,16 @@ def parser() -> argparse.ArgumentParser:
         "inspect",
         help="show one example token by token, coloured by role",
         description="One row of a group: prompt, prefix, continuation, EOS, and what of it is "
-        "trained. With --model, the prefix tokens of highest entropy and a sampled continuation.",
-        epilog="example: prefix-rft inspect recipe.yaml --row 3 --step 100 --model runs/x/model",
+        "trained. With --model, the prefix tokens of highest entropy and a sampled continuation. "
+        "With --teacher, what a teacher is shown beside the policy's prompt, which rows it does "
+        "not teach, and the solve rate of the start model behind the teacher's prompt less "
+        "without it: where that gap is near 0, do not train.",
+        epilog="examples:\n"
+        "  prefix-rft inspect recipe.yaml --row 3 --step 100 --model runs/x/model\n"
+        "  prefix-rft inspect recipe.yaml --teacher                 64 examples, a group of each\n"
+        "  prefix-rft inspect recipe.yaml --teacher --examples 0    the prompts alone\n"
+        "  prefix-rft inspect recipe.yaml --teacher method.control=unrelated",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     inspect.add_argument("recipe", metavar="RECIPE.yaml")
     inspect.add_argument("overrides", nargs="*", metavar="key=value", help="override recipe keys")
@@ -97,6 +105,13 @@ def parser() -> argparse.ArgumentParser:
     inspect.add_argument("--step", type=int, default=0, help="decides the prefix (default: 0)")
     inspect.add_argument("--model", metavar="MODEL", help="a model folder or a Hub name")
     inspect.add_argument("--ids", action="store_true", help="print token ids too")
+    inspect.add_argument("--teacher", action="store_true", help="show rows of the teachers")
+    inspect.add_argument(
+        "--examples", type=int, metavar="N", help="to sample for a teacher's gap (default: 64)"
+    )
+    inspect.add_argument(
+        "--samples", type=int, metavar="K", help="of each of them (default: as a group has rows)"
+    )
 
     convert = commands.add_parser(
         "convert",
@@ -215,9 +230,12 @@ def parser() -> argparse.ArgumentParser:
         epilog="examples:\n"
         "  prefix-rft compare data/countdown/recipe.yaml --jobs 2\n"
         "  prefix-rft compare recipe.yaml --methods sft,sft+dr_grpo,dr_grpo,prefix_rft --seeds 5\n"
+        "  prefix-rft compare recipe.yaml compare.controls=true --methods grpo,rlsd\n"
         "A+B is B from the model that A has left, at the compute of B alone. A recipe can have\n"
         "arms of its own under the key 'compare': recipe keys, start, match, sweep, and collect:\n"
-        "own right answers that an arm samples first and trains on, at its own cost.",
+        "own right answers that an arm samples first and trains on, at its own cost. With\n"
+        "'controls: true' each arm with teachers is run with another example's context and with\n"
+        "none, too, and the table says what remains of its gain without the demonstration.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     compare.add_argument("recipe", metavar="RECIPE.yaml")

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 from prefix_rft.compare.arm import Arm
 from prefix_rft.compare.collection import Collection, refuse_swept
+from prefix_rft.compare.controls import with_controls
 from prefix_rft.compare.prices import at_one_price, refuse_unlike_steps, refuse_unpriced
 from prefix_rft.engines.arguments import of_rollouts
 from prefix_rft.evaluation.run import TEMPERATURES
@@ -42,6 +43,8 @@ class Comparison:
         forgetting: a suite of other tasks that every model is evaluated on.
         trajectory: models saved and evaluated along training, 0 for none.
         further: where the best value of a sweep lies at its edge, try one further.
+        controls: whether arms with teachers are run with something else in the place of what these
+            are shown, too: true for ``unrelated`` and ``none``, or a list of controls.
     """
 
     arms: Sequence[Arm]
@@ -54,6 +57,7 @@ class Comparison:
     forgetting: str | None = None
     trajectory: int = 0
     further: bool = True
+    controls: bool | Sequence[str] = False
 
     def arm(self, name: str) -> Arm:
         """The arm of that name."""
@@ -66,6 +70,7 @@ def read_comparison(
     seeds: int | None = None,
     learning_rates: Sequence[float] | None = None,
     block: str = COMPARE,
+    folder: Path = Path(),
 ) -> Comparison:
     """The comparison that a recipe's mapping describes.
 
@@ -75,6 +80,7 @@ def read_comparison(
         seeds: the number of seeds in place of the recipe's.
         learning_rates: the learning rates that imitation methods choose from.
         block: the recipe key of these settings.
+        folder: the recipe's folder.
 
     Raises:
         UserError: anything that cannot be compared.
@@ -90,6 +96,7 @@ def read_comparison(
     if methods is not None:
         arms = _named_arms(methods, arms, data, learning_rates)
     arms = at_one_price(arms, data)
+    arms = with_controls(arms, settings.get("controls", False), data, folder, block)
     names = [a.name for a in arms]
     reference = settings.get("reference", "prefix_rft" if "prefix_rft" in names else names[0])
     choose(f"arm as 'reference' of '{block}'", reference, names)
@@ -204,8 +211,3 @@ def _method_arm(
         sweep = {"learning_rate": list(rates)}
     match = method if plus and method in names else None
     return Arm(name, keys, start or None, match, sweep)
-
-
-def overrides_of(keys: Mapping[str, Any]) -> list[str]:
-    """The keys as ``prefix-rft train`` takes them."""
-    return [k if k.startswith("~") else f"{k}={json.dumps(v)}" for k, v in keys.items()]

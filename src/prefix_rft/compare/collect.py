@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from prefix_rft.compare.arms import overrides_of
+from prefix_rft.compare.arm import overrides_of
 from prefix_rft.compare.collection import ROWS
 from prefix_rft.compare.costs import collecting_costs, computing_weights
 from prefix_rft.engines.models import quiet

@@ -10,9 +10,11 @@ from typing import Any
 
 from rich.console import Console
 
-from prefix_rft.compare.arms import overrides_of, read_comparison
+from prefix_rft.compare.arm import overrides_of
+from prefix_rft.compare.arms import read_comparison
 from prefix_rft.compare.jobs import Board
 from prefix_rft.compare.page import write_page
+from prefix_rft.compare.remains import CONTROLS, plain
 from prefix_rft.compare.results import arm_results
 from prefix_rft.compare.runner import check_at_once, run_all
 from prefix_rft.compare.view import as_csv, show
@@ -26,7 +28,7 @@ from prefix_rft.recipe.stages import STAGES
 from prefix_rft.support.console import say
 from prefix_rft.support.display import Display
 from prefix_rft.support.errors import UserError
-from prefix_rft.support.writing import check_folder, write_text
+from prefix_rft.support.writing import check_folder, write_json, write_text
 
 
 def run_compare(
@@ -70,8 +72,12 @@ def run_compare(
     show(console, board, arms)
     board.folder.mkdir(parents=True, exist_ok=True)
     write_text(board.folder / "comparison.csv", as_csv(arms))
+    controls = ""
+    if board.comparison.controls:
+        write_json(board.folder / CONTROLS, plain(board))
+        controls = f"; controls: {CONTROLS}"
     page = write_page(board, arms)
-    say(console, f"page: {page}; table: comparison.csv")
+    say(console, f"page: {page}; table: comparison.csv{controls}")
     return failed
 
 
@@ -147,7 +153,7 @@ def read_board(
     data = read_recipe(recipe, overrides)
     if STAGES in data:
         raise UserError("a comparison has arms, not stages: give 'start' to an arm")
-    comparison = read_comparison(data, methods, seeds, learning_rates)
+    comparison = read_comparison(data, methods, seeds, learning_rates, folder=Path(recipe).parent)
     shared = shared_keys(overrides)
     setup = configure(recipe, overrides)
     setup.close()

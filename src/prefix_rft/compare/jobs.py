@@ -60,14 +60,14 @@ class Board:
 
     def job(self, arm: Arm, seed: int, value: Any = None) -> Job:
         """An arm's run at a seed."""
-        folder = self.folder / "arms" / arm.name
+        folder = self.folder / "arms" / arm.place
         if arm.sweep:
             folder = folder / f"{next(iter(arm.sweep))}={written(value)}"
         return Job(arm, seed, value, folder / f"seed-{seed}")
 
     def collection(self, arm: Arm, seed: int) -> Job:
         """The run that samples what an arm trains on at a seed, whatever its swept value."""
-        folder = self.folder / "collected" / arm.name / f"seed-{seed}"
+        folder = self.folder / "collected" / arm.place / f"seed-{seed}"
         return Job(arm, seed, None, folder, collects=True)
 
     def swept(self, arm: Arm) -> list[Any]:

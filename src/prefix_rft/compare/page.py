@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
-from prefix_rft.compare import tables
+from prefix_rft.compare import remains, tables
 from prefix_rft.compare.job import BASE
 from prefix_rft.compare.jobs import Board
 from prefix_rft.compare.results import ArmResult, mean_path
@@ -43,8 +44,9 @@ def context(board: Board, arms: Sequence[ArmResult]) -> dict[str, Any]:
     colours = {line.name: i for i, line in enumerate(arms[:MOST_RUNS])}
     charts = [*_pass_charts(board, arms, colours), *_along_training(board, arms, colours)]
     missing = [line for line in arms if 0 < line.seeds < comparison.seeds and line.name != BASE]
+    own = [a.name for a in comparison.arms if a.control is None]
     return {
-        "title": Path(board.recipe).stem + ": " + ", ".join(a.name for a in comparison.arms[:6]),
+        "title": Path(board.recipe).stem + ": " + ", ".join(own[:6]),
         "arms": len(comparison.arms),
         "reference": comparison.reference,
         "seeds": comparison.seeds,
@@ -52,6 +54,10 @@ def context(board: Board, arms: Sequence[ArmResult]) -> dict[str, Any]:
         "problems": max(line.cells[HELD_OUT][first].problems for line in arms),
         "missing": [line.name for line in missing],
         "differences": _differences(board, arms),
+        "gains": forest(_gains(board)),
+        "controls": [
+            re.sub(r"(?<=[ \[(])-(?=\d)", MINUS, words) for words in remains.sentences(board)
+        ],
         "results": _grid(tables.results(board, arms), arms),
         "costs": _grid(tables.costs(board, arms), arms),
         "collected": [(line.name, line.collected) for line in arms if line.collected],
@@ -93,6 +99,16 @@ def _differences(board: Board, arms: Sequence[ArmResult]) -> list[dict[str, Any]
         return [(name, d) for name, d in pairs if d is not None and name != BASE]
 
     return forest([(at(t), cells(t)) for t in board.comparison.temperatures])
+
+
+def _gains(board: Board) -> list[tuple[str, list[tuple[str, Estimate]]]]:
+    """For each arm with controls, its gain and what remains of it, at the first temperature."""
+    blocks: dict[str, list[tuple[str, Estimate]]] = {}
+    for one in remains.remains(board, board.comparison.temperatures[0]):
+        rows = blocks.setdefault(f"{one.arm}, over {one.over}", [("gain", one.gain)])
+        rows.append((f"remains, control: {one.control.kind}", one.remains))
+        rows.append((f"difference, control: {one.control.kind}", one.difference))
+    return list(blocks.items())
 
 
 def forest(blocks: Sequence[tuple[str, Sequence[tuple[str, Estimate]]]]) -> list[dict[str, Any]]:

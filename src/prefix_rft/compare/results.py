@@ -86,19 +86,19 @@ class ArmResult:
 def arm_results(board: Board) -> list[ArmResult]:
     """The results of the base and of each arm with at least one finished run."""
     base = board.record(board.base)
-    reference = _runs(board, board.comparison.arm(board.comparison.reference))
+    reference = finished(board, board.comparison.arm(board.comparison.reference))
     arms = []
     if base is not None:
         arms.append(_arm_result(board, BASE, [board.base], None, None, reference))
     for arm in board.comparison.arms:
-        runs = _runs(board, arm)
+        runs = finished(board, arm)
         if runs:
             against = None if arm.name == board.comparison.reference else reference
             arms.append(_arm_result(board, arm.name, runs, arm, base, against))
     return arms
 
 
-def _runs(board: Board, arm: Arm) -> list[Job]:
+def finished(board: Board, arm: Arm) -> list[Job]:
     """The finished runs of an arm, by seed."""
     if arm.sweep and board.chosen(arm) is None:
         return []

@@ -47,6 +47,12 @@ def at(temperature: float) -> str:
     return f"T = {temperature:g}" if temperature else "greedy"
 
 
+def percents(share: Estimate) -> str:
+    """``82 % [60, 104]``."""
+    low, mean, high = (100 * x for x in (share.low, share.mean, share.high))
+    return f"{mean:.0f} % [{low:.0f}, {high:.0f}]"
+
+
 def results(board: Board, arms: Sequence[ArmResult], between: str = " ") -> Section:
     """Mean rewards on held-out problems; ``between`` stands between a mean and its interval."""
     comparison = board.comparison

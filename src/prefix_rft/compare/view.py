@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from prefix_rft.compare import tables
+from prefix_rft.compare import remains, tables
 from prefix_rft.compare.jobs import Board
 from prefix_rft.compare.results import ArmResult, Cell
 from prefix_rft.compare.tables import Section
@@ -22,9 +22,14 @@ from prefix_rft.support.console import say
 
 
 def show(console: Console, board: Board, arms: Sequence[ArmResult]) -> None:
-    """Two tables, results and costs, and what was chosen where something was swept."""
+    """Two tables, results and costs, what was chosen where something was swept, and controls."""
     for block in (tables.results(board, arms, "\n"), tables.costs(board, arms)):
         console.print(rich_table(block, [line.group for line in arms]))
+    first = board.comparison.temperatures[0]
+    if (block := remains.table(board, first, "\n")) is not None:
+        console.print(rich_table(block))
+    for sentence in remains.sentences(board):
+        say(console, sentence)
     for line in arms:
         for words in filter(None, (line.swept, line.collected)):
             say(console, f"{line.name}: {words}")
@@ -45,7 +50,8 @@ def rich_table(block: Section, groups: Sequence[str] = ()) -> Table:
     for number, cells in enumerate(block.rows):
         if number and groups and groups[number] != groups[number - 1]:
             table.add_section()
-        table.add_row(*map(Text, cells))
+        name, *numbers = cells
+        table.add_row(Text(name.replace(", control: ", ",\n  control: ")), *map(Text, numbers))
     return table
 
 
@@ -108,6 +114,11 @@ def as_markdown(board: Board, arms: Sequence[ArmResult]) -> str:
     own = [f"- {line.name}: {line.collected}" for line in arms if line.collected]
     if own:
         blocks.append("Collected, means over seeds:\n\n" + "\n".join(own))
+    for temperature in board.comparison.temperatures:
+        if (block := remains.table(board, temperature)) is not None:
+            blocks.append(markdown(block))
+    if words := remains.sentences(board):
+        blocks.append("\n".join(f"- {x}" for x in words))
     for make in (tables.parts, tables.other_sets, tables.pass_at, tables.along_training):
         blocks += map(markdown, make(board, arms))
     return "\n\n".join(blocks) + "\n"

@@ -19,7 +19,7 @@ from typing import Any
 from filelock import FileLock
 from rich.console import Console
 
-from prefix_rft.compare.arms import overrides_of
+from prefix_rft.compare.arm import overrides_of
 from prefix_rft.compare.collect import collect_rows
 from prefix_rft.compare.costs import Costs, costs_of, parameters_of
 from prefix_rft.compare.trajectory import measures, trajectory

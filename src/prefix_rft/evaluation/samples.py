@@ -165,19 +165,47 @@ def drawn(
     for places in _parts(len(rows), request):
         start, part = places[0], rows.select(places)
         prompts = [shown for p in prompts_of(part) for shown in repeat(prompt_inputs(render, p), k)]
-        keys = [f"{request.seed}:{numbers[row]}:{i}" for row in places for i in range(k)]
-        sampled: list[list[int]] = []
-        for batch in _batches(len(prompts), request):
-            sampled += _draw(
-                model,
-                render,
-                prompts[batch],
-                keys[batch],
-                request,
-                lambda ended, before=start * k + batch.start: tick((before + ended) // k),
-            )
+        keys = [key_of(request, numbers[row], i) for row in places for i in range(k)]
+        further = lambda ended, before=start * k: tick((before + ended) // k)  # noqa: E731
+        sampled = sampled_behind(model, render, prompts, keys, request, further)
         tick(start + len(part))
         yield part, sampled
+
+
+def key_of(request: Request, number: int, sample: int) -> str:
+    """What decides a sample: whatever is sampled by the same key gets the same random numbers.
+
+    Args:
+        request: how to sample.
+        number: the row's number.
+        sample: the number of the sample among the row's own.
+    """
+    return f"{request.seed}:{number}:{sample}"
+
+
+def sampled_behind(
+    model: Any,
+    render: Renderer,
+    prompts: Sequence[tuple[list[int], dict[str, Tensor]]],
+    keys: Sequence[str],
+    request: Request,
+    tick: Callable[[int], None] = lambda ended: None,
+) -> list[list[int]]:
+    """Ids of one completion behind each of some prompts.
+
+    Args:
+        model: causal language model; its mode and the global random state are left as they were.
+        render: how its prompts become ids.
+        prompts: for each its ids, and what the model is given of its pictures.
+        keys: what decides each completion, from :func:`key_of`.
+        request: how to sample.
+        tick: called now and then with how many have ended.
+    """
+    sampled: list[list[int]] = []
+    for batch in _batches(len(prompts), request):
+        further = lambda ended, before=batch.start: tick(before + ended)  # noqa: E731
+        sampled += _draw(model, render, prompts[batch], keys[batch], request, further)
+    return sampled
 
 
 def _parts(rows: int, request: Request) -> Iterator[range]:
@@ -243,10 +271,26 @@ def _grade(
     sampled: list[list[int]],
     k: int,
 ) -> list[Sample]:
-    texts = render.completions(sampled)
     columns = rows.select_columns(visible(rows.column_names))  # ours may be long, and cost reading
-    repeated = [dict(row) for row in columns for _ in range(k)]
-    verdicts = grade_texts(reward, repeated, texts, sampled)
+    return graded(render, [dict(row) for row in columns for _ in range(k)], reward, sampled)
+
+
+def graded(
+    render: Renderer,
+    rows: Sequence[Mapping[str, Any]],
+    reward: Callable[..., Any],
+    sampled: Sequence[list[int]],
+) -> list[Sample]:
+    """Sampled completions with verdicts on them.
+
+    Args:
+        render: how ids become the texts that graders see.
+        rows: the columns of each one's row.
+        reward: a reward function that was checked.
+        sampled: the completions' ids.
+    """
+    texts = render.completions(sampled)
+    verdicts = grade_texts(reward, rows, texts, sampled)
     return [
         Sample(text, len(ids), ids[-1] not in render.eos_ids, verdict)
         for text, ids, verdict in zip(texts, sampled, verdicts, strict=True)

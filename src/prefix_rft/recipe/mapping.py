@@ -35,15 +35,28 @@ def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
     data = load(text, f"recipe '{path}'", has_words)
     if not isinstance(data, dict):
         raise UserError(f"recipe '{path}' must be a mapping of keys to values")
-    for override in overrides:
-        if override.startswith("~"):
-            _take_away(data, override[1:].split("."), override)
-            continue
-        key, equals, _ = override.partition("=")
-        if not equals or not key:
-            raise UserError(f"'{override}' is not of the form key=value")
-        _assign(data, key.split("."), value_of(override), override)
+    apply_overrides(data, overrides)
     return data
+
+
+def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Change a recipe's mapping in place, as :func:`read_recipe` does.
+
+    Args:
+        data: the mapping.
+        overrides: ``key=value`` and ``~key`` strings, in their order.
+
+    Raises:
+        UserError: an override that is neither, or goes into what is no mapping.
+    """
+    for text in overrides:
+        if text.startswith("~"):
+            _take_away(data, text[1:].split("."), text)
+            continue
+        key, equals, _ = text.partition("=")
+        if not equals or not key:
+            raise UserError(f"'{text}' is not of the form key=value")
+        _assign(data, key.split("."), value_of(text), text)
 
 
 def has_words(keys: Keys) -> bool:

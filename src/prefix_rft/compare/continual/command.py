@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from prefix_rft.compare.arms import overrides_of
+from prefix_rft.compare.arm import overrides_of
 from prefix_rft.compare.command import folder_of, refuse_along, run_missing, shared_keys
 from prefix_rft.compare.continual import tables
 from prefix_rft.compare.continual.page import write_page

@@ -9,6 +9,7 @@ import torch
 from trl.trainer.utils import add_fused_lm_head
 
 from prefix_rft.core import Method
+from prefix_rft.core.teacher import Teacher
 from prefix_rft.engines.cached_model import base_of
 from prefix_rft.engines.dropout import turn_off_dropout
 from prefix_rft.engines.models import load_model
@@ -25,19 +26,33 @@ def teacher_models(method: Method, processing: Any, args: Any) -> Mapping[str, t
         args: the trainer's configuration.
 
     Raises:
-        UserError: a teacher has no path, there is no model, or it has another vocabulary.
+        UserError: see :func:`teacher_model`.
     """
     models: dict[str, torch.nn.Module] = {}
     for teacher in method.teachers:
         if teacher.weights != "model":
             continue
-        model, tokenizer = load_model(teacher.model)
-        check_vocabulary(teacher, processing, tokenizer)
-        turn_off_dropout(model)
+        model = teacher_model(teacher, processing)
         head = {"temperature": args.temperature, "cast_lm_head_to_fp32": args.cast_lm_head_to_fp32}
         add_fused_lm_head(base_of(model), outputs=("log_probs", "entropy"), **head)
-        models[teacher.name] = model.to(args.device).eval().requires_grad_(False)
+        models[teacher.name] = model.to(args.device)
     return models
+
+
+def teacher_model(teacher: Teacher, processing: Any) -> Any:
+    """The model of a teacher that is another one, ready to be asked.
+
+    Args:
+        teacher: the teacher, of weights ``model``.
+        processing: the policy's tokenizer, or its processor.
+
+    Raises:
+        UserError: it has no path, there is no model, or it has another vocabulary.
+    """
+    model, tokenizer = load_model(teacher.model)
+    check_vocabulary(teacher, processing, tokenizer)
+    turn_off_dropout(model)
+    return model.eval().requires_grad_(False)
 
 
 def refuse_divergences(method: Method, args: Any, sharded: bool) -> None:
