@@ -207,7 +207,7 @@ def test_a_killed_run_goes_on_with_the_same_average(
     (tmp_path / "checkpoints/latest_checkpointed_iteration.txt").write_text("2")
     goes_on = "trainer.resume_mode=auto", "trainer.save_freq=1", "trainer.total_training_steps=3"
     run(task, tmp_path, "rlsd", {"teacher": EMA}, *goes_on)
-    name = "checkpoints/global_step_{}/actor/teacher_world_size_1_rank_0.safetensors"
+    name = "checkpoints/global_step_{}/actor/teacher-00001-of-00001.safetensors"
     before, kept = (load_file(average / name.format(n)) for n in (2, 3))
     again = load_file(tmp_path / name.format(3))
     assert kept.keys() == again.keys()

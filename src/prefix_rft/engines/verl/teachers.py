@@ -50,11 +50,10 @@ class Teachers:
     ) -> None:
         self.method, self.actor, self.models = method, actor, models
         self.updates = 0
-        own = f"world_size_{dist.get_world_size()}_rank_{dist.get_rank()}"
-        self.file = f"teachers_{own}.json"
+        self.file = f"teachers-{dist.get_rank() + 1:05d}-of-{dist.get_world_size():05d}.json"
         engine: Any = actor.engine
         self.kept = {
-            name: KeptWeights(engine.module, f"{name}_{own}", dtype)
+            name: KeptWeights(engine.module, name, dtype)
             for name, dtype in precisions(method.teachers).items()
         }
 
