@@ -58,12 +58,12 @@ def limits_of(setup: Setup, positions: int | None) -> dict[str, int | None]:
     Raises:
         UserError: the model of a teacher is not there.
     """
-    own, budget = SimpleNamespace(max_position_embeddings=positions), setup.args
+    own = SimpleNamespace(max_position_embeddings=positions)
+    budget = setup.args.max_completion_length
     limits = {}
     for t in setup.method.teachers:
         config = load_configs(t.model)[0] if t.weights == "model" else own
-        room = room_for(t, config, budget.max_completion_length)
-        limits[t.name] = room
+        limits[t.name] = room_for(t, config, budget)
     return limits
 
 
