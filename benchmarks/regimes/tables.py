@@ -63,6 +63,8 @@ LABELS = {
     "sft+adaback_graded": "AdaBack, share of right steps as reward",
     "adaback": "AdaBack from the base",
     "control": "control from the base",
+    "prefix_rft": "Prefix-RFT from the base",
+    "dr_grpo": "RL from the base",
 }
 HEAD = ["arm", "solved [95 %]", "less the best RL", "lifted off", "pass@4", "kept", "FLOPs"]
 PAGES = (HERE / "README.md", HERE.parents[1] / "docs/choosing.md")
