@@ -81,7 +81,8 @@ def targets_of(
     method: Method, step: Step, batch: Batch, entropy: Tensor, memory: dict | None = None
 ) -> Targets:
     """The targets of a whole step, with the contrast's advantages if the method has one."""
-    given = advantages(method, batch.reward_B, batch.group_B, batch.hybrid_B, batch.demo_B)
+    kinds = batch.hybrid_B, batch.demo_B, batch.guided_B
+    given = advantages(method, batch.reward_B, batch.group_B, *kinds)
     if method.contrast is not None:
         memory = {} if memory is None else memory
         value, updates = method.contrast(sequences(step, batch), memory)

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from prefix_rft.checks.findings import Findings
-from prefix_rft.core.teacher import Teacher
+from prefix_rft.core.teacher import FROM_GROUPS, Teacher
 from prefix_rft.data.demonstrations import EXAMPLE, IDS
 from prefix_rft.data.render import Renderer
 from prefix_rft.engines.contexts import LOOKED_AT, Contexts
@@ -20,8 +20,6 @@ from prefix_rft.engines.setup import Setup
 from prefix_rft.engines.teachers import room_for
 from prefix_rft.support.console import say
 
-FROM_GROUPS = ("peer", "wrong")
-"""Contexts that are known once the row's group is sampled."""
 TAUGHT, TOO_LONG, OF_ANOTHER = "taught", "its prompt is too long", "it is another teacher's"
 
 

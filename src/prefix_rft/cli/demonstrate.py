@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from prefix_rft.cli.numbers import refuse_below_one
+from prefix_rft.cli.numbers import refuse_below_one, sampling_options
 from prefix_rft.support.errors import UserError
 
 POLICY = "policy"
@@ -51,17 +51,11 @@ def add(commands: Any) -> None:
         metavar="TEXT",
         help="how it is told, with {prompt} and {context} (default: the answer in a sentence)",
     )
-    p.add_argument("--samples", type=int, default=8, metavar="K", help="of each row (default: 8)")
-    p.add_argument(
-        "--keep", type=int, default=1, metavar="N", help="answers of a row at most (default: 1)"
-    )
+    sampling_options(p, 8)
     p.add_argument("--all-rows", action="store_true", help="write the other rows too, as they are")
-    p.add_argument("--limit", type=int, metavar="ROWS", help="the first rows only")
     p.add_argument(
         "--temperature", type=float, metavar="T", help="above 0 (default: the recipe's, else 1)"
     )
-    p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--batch-size", type=int, default=64, help="rows sampled at once")
 
 
 def told_by(args: argparse.Namespace) -> Any:

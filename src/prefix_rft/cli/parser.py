@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from prefix_rft import __version__
 from prefix_rft.cli import continual, demonstrate, influence, rollouts, task
+from prefix_rft.cli.numbers import sampling_options
 from prefix_rft.rewards.registry import BUILT_IN
 
 EXAMPLES = """examples:
@@ -139,14 +140,8 @@ def parser() -> argparse.ArgumentParser:
     collect.add_argument("recipe", metavar="RECIPE.yaml")
     collect.add_argument("overrides", nargs="*", metavar="key=value", help="override recipe keys")
     collect.add_argument("--output", required=True, metavar="FILE.jsonl", help="the rows to write")
-    collect.add_argument("--samples", type=int, default=64, help="of each row (default: 64)")
-    collect.add_argument(
-        "--keep", type=int, default=1, metavar="N", help="answers of a row at most (default: 1)"
-    )
-    collect.add_argument("--limit", type=int, metavar="ROWS", help="the first rows only")
+    sampling_options(collect, 64)
     collect.add_argument("--temperature", type=float, default=1.0, metavar="T", help="above 0")
-    collect.add_argument("--seed", type=int, default=0)
-    collect.add_argument("--batch-size", type=int, default=64, help="rows sampled at once")
 
     evaluate = commands.add_parser(
         "eval",

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from prefix_rft.checks.inspect import show
 from prefix_rft.checks.teacher_row import teacher_row
-from prefix_rft.checks.teaching import FROM_GROUPS
+from prefix_rft.core.teacher import FROM_GROUPS
 from prefix_rft.engines.contexts import LOOKED_AT
 from prefix_rft.engines.models import quiet
 from prefix_rft.engines.setup import Setup, configure

@@ -20,14 +20,18 @@ def advantages(
     group_B: Tensor,
     hybrid_B: Tensor,
     demo_B: Tensor,
+    guided_B: Tensor | None = None,
 ) -> Tensor:
     """The advantage of every stream and row, shape (S, B).
 
     Takes whole groups: call it where all rows of a group are known. Whole demonstrations enter a
-    group's baseline only for methods that plan such rows.
+    group's baseline only for methods that plan such rows; guided rows, which the policy did not
+    sample from its own prompt, never do.
     """
-    everyone = torch.ones_like(hybrid_B) if method.rows.num_demonstrations else ~demo_B
-    policy_B = ~hybrid_B & ~demo_B
+    own_B = torch.ones_like(hybrid_B) if guided_B is None else ~guided_B
+    sampled_B = own_B & ~demo_B
+    everyone = own_B if method.rows.num_demonstrations else sampled_B
+    policy_B = sampled_B & ~hybrid_B
     reward_B = reward_B if reward_B.device.type == "mps" else reward_B.double()
     graded = torch.nan_to_num(reward_B, nan=0.0)
     right = outcome.solved(reward_B, method.groups.solved_above)
@@ -40,7 +44,7 @@ def advantages(
     whole = torch.zeros_like(group_B)
     for kind, groups, include in (
         ("group", group_B, everyone),
-        ("sampled_group", group_B, ~demo_B),
+        ("sampled_group", group_B, sampled_B),
         ("policy_group", group_B, policy_B),
         ("hybrid_group", group_B, hybrid_B),
         ("batch", whole, everyone),
@@ -113,5 +117,5 @@ def step_credit(
         buffer = max(1, round(overlong.buffer * budget))
         price = outcome.overlong_penalty(length_N, budget, buffer, overlong.penalty)
         priced_N = reward_N + price.to(reward_N).where(~demo_N, 0.0)
-    advantage_SN = advantages(method, priced_N, group_N, hybrid_N, demo_N)
+    advantage_SN = advantages(method, priced_N, group_N, hybrid_N, demo_N, guided_N)
     return advantage_SN, dropped(method, reward_N, group_N, demo_N, guided_N)

@@ -19,7 +19,7 @@ from prefix_rft.core.parts import About, Clip, Groups, Normaliser, Reference
 from prefix_rft.core.planner import Lengthening, OnPolicy, Planner
 from prefix_rft.core.schedules import Following
 from prefix_rft.core.stream import REGULARISERS, ROLLOUT, Selection, Stream
-from prefix_rft.core.teacher import Teacher
+from prefix_rft.core.teacher import FROM_GROUPS, Teacher
 from prefix_rft.support.errors import UserError, choose
 
 
@@ -147,7 +147,7 @@ class Method:
             )
             or replace(self.groups, solved_above=0.0) != own
             or self.remembers
-            or any(t.shown in ("peer", "wrong") for t in self.teachers)
+            or any(t.shown in FROM_GROUPS for t in self.teachers)
         )
 
     @property

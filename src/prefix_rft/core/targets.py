@@ -104,9 +104,8 @@ def prepare(
     """
     coefficient_S = coefficients(method, step, total_steps, followed or {})
     if advantage_SB is None:
-        advantage_SB = advantages(
-            method, batch.reward_B, batch.group_B, batch.hybrid_B, batch.demo_B
-        )
+        kinds = batch.hybrid_B, batch.demo_B, batch.guided_B
+        advantage_SB = advantages(method, batch.reward_B, batch.group_B, *kinds)
     if keep_BT is None:
         keep_BT = select_prefix(method, batch.open_prefix_BT, entropy_BT, step)
 

@@ -20,6 +20,9 @@ CONTEXTS = ("demonstration", "prefix", "peer", "wrong", "column", "unrelated", "
 first solved, or first unsolved, other row of the group; a column of the row; the question and the
 demonstration of another example; nothing more than the policy sees."""
 
+FROM_GROUPS = ("peer", "wrong")
+"""Contexts that are known once the row's group is sampled."""
+
 KINDS = ("live", "frozen", "ema", "snapshot", "adapter_off", "model")
 """Whose weights: the policy's at the start of the optimizer step; of the start of the run; their
 moving average; theirs of some steps ago; the model without its adapter; another model's."""

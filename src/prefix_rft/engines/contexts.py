@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from prefix_rft.core import Method
 from prefix_rft.core.hint import in_last_text
 from prefix_rft.core.prefix import generator
-from prefix_rft.core.teacher import Teacher, without_thinking
+from prefix_rft.core.teacher import FROM_GROUPS, Teacher, without_thinking
 from prefix_rft.data.demonstrations import EXAMPLE, IDS
 from prefix_rft.data.render import Renderer
 from prefix_rft.engines.plan import RowPlan, RunPoint
@@ -59,7 +59,7 @@ class Contexts:
         """
         rows = [self.dataset[i] for i in range(min(LOOKED_AT, len(self.dataset)))]
         for teacher in method.teachers:
-            if teacher.shown in ("peer", "wrong") or teacher.only:
+            if teacher.shown in FROM_GROUPS or teacher.only:
                 continue
             plans = [RowPlan(i, 0, 0) for i in range(len(rows))]
             both = zip(rows, plans, strict=True)
@@ -124,7 +124,7 @@ class Contexts:
         shown = teacher.shown
         if shown == "none":
             return ""
-        if shown in ("peer", "wrong"):
+        if shown in FROM_GROUPS:
             others = [p for p in peers if p.row != plan.row and p.solved is (shown == "peer")]
             return self.renderer.completions([others[0].ids])[0] if others else None
         if shown == "unrelated":

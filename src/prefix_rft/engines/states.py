@@ -20,10 +20,9 @@ from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 from prefix_rft.core.chunked_divergence import ChunkedDivergence
 from prefix_rft.core.divergence import Divergence
 from prefix_rft.engines.cached_model import base_of
+from prefix_rft.engines.packed.head import TRITON
 from prefix_rft.support.errors import UserError
 
-TRITON = ("cuda", "xpu")
-"""Devices on which TRL's kernels do what our functions do."""
 FACTORS = ("logit_scale", "output_multiplier", "lm_head_multiplier")
 """What configs call the factor of their logits (Cohere, Muse Glimmer, Falcon-H1)."""
 

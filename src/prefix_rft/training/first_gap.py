@@ -11,8 +11,8 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
-from prefix_rft.checks.teaching import FROM_GROUPS, start_of, why_untaught
-from prefix_rft.core.teacher import Teacher
+from prefix_rft.checks.teaching import start_of, why_untaught
+from prefix_rft.core.teacher import FROM_GROUPS, Teacher
 from prefix_rft.engines.contexts import Peer
 from prefix_rft.engines.plan import RowPlan
 from prefix_rft.engines.setup import Setup

@@ -32,8 +32,9 @@ WITH_PREFIX = {
     "everything": {0: 2, 1: 1, 3: 2, 5: 2},
     "micro": {0: 2, 1: 1, 2: 3, 3: 3, 5: 2},
 }
-TAUGHT = {"guided": (1, 3, 5)}
-"""Groups that have failed and been sampled again from a teacher's prompt."""
+TAUGHT = {"guided": {0: 1, 1: 3, 3: 2, 5: 3}}
+"""Rows of groups, their last ones, that were sampled from a teacher's prompt; a row for which there
+is no such prompt stays as it was."""
 CONTEXT = {"micro": (0, 3)}
 """Groups in which the first row's prefix is not trained."""
 
@@ -61,7 +62,8 @@ def make(layout: str, seed: int, old: bool = True, square: bool = False) -> Rand
         for n, reward in enumerate(rewards):
             prefix = [PREFIX] * length if n < hybrid else []
             shut = n == 0 and g in CONTEXT.get(layout, ())
-            sampled = GUIDED if g in TAUGHT.get(layout, ()) else SAMPLED
+            guided = n >= len(rewards) - TAUGHT.get(layout, {}).get(g, 0)
+            sampled = GUIDED if guided else SAMPLED
             rows.append(([*prefix, *[sampled] * rng.randint(1, 5)], reward, g, shut))
         for _ in range(DEMOS.get(layout, {}).get(g, 0)):
             reward = rng.choice([1.0, 1.0, 0.5, NAN]) if g else 1.0

@@ -17,7 +17,7 @@ from verl.utils.fs import copy_to_local
 
 from prefix_rft.core import Method
 from prefix_rft.core.targets import coefficients
-from prefix_rft.core.teacher import Teacher
+from prefix_rft.core.teacher import FROM_GROUPS, Teacher
 from prefix_rft.data.demonstrations import EXAMPLE
 from prefix_rft.engines.adapters import find_adapter
 from prefix_rft.engines.contexts import Contexts, Peer
@@ -166,7 +166,7 @@ class TeacherPrompts:
     ) -> dict[int, list[Peer]]:
         """The sampled rows of each group in their order, where a teacher is shown some."""
         groups: dict[int, list[Peer]] = {}
-        if not any(t.shown in ("peer", "wrong") for t in self.method.teachers):
+        if not any(t.shown in FROM_GROUPS for t in self.method.teachers):
             return groups
         responses, above = data["responses"].unbind(), self.method.groups.solved_above
         for i in sorted(range(len(planned)), key=lambda i: planned[i].row):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from prefix_rft.core import Method
 from prefix_rft.core.targets import coefficients
-from prefix_rft.core.teacher import Teacher, phrases, quotes
+from prefix_rft.core.teacher import FROM_GROUPS, Teacher, phrases, quotes
 from prefix_rft.engines.contexts import Contexts, Peer
 from prefix_rft.engines.kept_weights import KeptWeights
 from prefix_rft.engines.plan import RunPoint
@@ -145,7 +145,7 @@ class Teaching:
 
     def _peers(self, generation: Generation) -> dict[int, list[Peer]]:
         """The rows of each group, of all processes, where a teacher is shown some."""
-        if not any(t.shown in ("peer", "wrong") for t in self.method.teachers):
+        if not any(t.shown in FROM_GROUPS for t in self.method.teachers):
             return {}
         rows, plans = generation.sampled.rows, generation.plans
         own = self.processes.own(len(plans))
